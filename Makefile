@@ -1,0 +1,96 @@
+# mammo_nb: `make reproduce` does everything, `make test` proves it, `make help` lists the rest
+SHELL  := bash
+SYSTEM ?= mammo
+RECIPE ?= demo
+MODE   ?= full
+RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full,$(MODE)),,-$(MODE))
+WEIGHTS ?=
+SET    ?=
+VENV   ?= .venv
+PYTHON ?= python3
+
+# the stages of a system, in order, and those that a mode needs (`partial` keeps a trained detector: until
+# there is one to train it equals `full`)
+stages_mammo_full    := 02_phantom 03_datasets 04_crops 05_folds 06_train 07_select 08_engines 10_submit 11_report
+stages_mammo_partial := $(stages_mammo_full)
+stages_mammo_trained := 02_phantom 10_submit 11_report
+
+STAGES := $(stages_$(SYSTEM)_$(MODE))
+NB     := $(VENV)/bin/mammo-nb
+PY     := $(VENV)/bin/python
+RUNDIR := $(or $(MAMMO_NB_RUNS),runs)/$(RUN)
+ARGS    = --system $(SYSTEM) --recipe $(RECIPE) --mode $(MODE) --run-dir $(RUNDIR) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(foreach s,$(SET),--set $(s))
+
+.PHONY: help reproduce test notebooks export sync lab check-export install clean FORCE
+.SECONDARY:
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@echo
+	@echo '  reproduce takes SYSTEM=mammo RECIPE=demo|tiny RUN=name MODE=full|partial|trained WEIGHTS=folder'
+	@echo '  and SET="train.epochs=8 folds.n_folds=5"; all targets take VENV=folder'
+
+# ---- environment ---------------------------------------------------------------------------------
+install: $(VENV)/.installed  ## create the environment
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f"mammo_nb needs Python 3.10 to 3.13, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	@echo "installing into $(VENV) (about 7 GB, a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+# ---- notebooks <-> package -----------------------------------------------------------------------
+SOURCES := $(shell find nbs -name '*.py' -not -path '*/.*')
+
+nbs/.exported: $(SOURCES) $(VENV)/.installed
+	@$(PY) -c 'from mammo_nb.core.notebooks import export; export(".")'
+	@touch $@
+
+notebooks: $(VENV)/.installed  ## build .ipynb from nbs/**/*.py
+	@$(PY) -c 'from mammo_nb.core.notebooks import build; print(*build("."), sep="\n")'
+
+export: $(VENV)/.installed  ## build the notebooks and write mammo_nb/ from them
+	@$(PY) -c 'from mammo_nb.core.notebooks import export; export(".")'
+	@touch nbs/.exported
+
+sync: $(VENV)/.installed  ## bring edits made in built .ipynb files back to the .py
+	@$(PY) -c 'from mammo_nb.core.notebooks import sync; print(*sync("."), sep="\n")'
+
+lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
+	@$(VENV)/bin/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer python
+	@$(VENV)/bin/jupyter lab --notebook-dir nbs
+
+check-export: export  ## fail if mammo_nb/ is not what the notebooks say
+	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; echo 'mammo_nb/ differs from a fresh export: edit nbs/, then make export'; exit 1; }
+
+# ---- a run ---------------------------------------------------------------------------------------
+reproduce: $(RUNDIR)/report.html  ## run every stage; runs/<run>/ gets submission.csv and report.html
+	@echo "$(RUNDIR): submission.csv, report.html, manifest.json and one executed notebook a stage"
+
+$(RUNDIR)/report.html: $(RUNDIR)/$(lastword $(STAGES)).ipynb
+	@$(VENV)/bin/jupyter nbconvert --log-level ERROR --to html --no-input --output report.html --output-dir $(RUNDIR) $<
+
+# Each executed notebook is a target. Its inputs file is looked at every time and rewritten only if
+# something in it has changed, so that a stage runs when it must and only then.
+define stage_rules
+$(RUNDIR)/inputs/$(1).json: nbs/.exported $(if $(2),$(RUNDIR)/$(2).ipynb) FORCE
+	@$(NB) stage-inputs $(1) $(if $(2),--before $(2)) $$(ARGS)
+$(RUNDIR)/$(1).ipynb: $(RUNDIR)/inputs/$(1).json
+	@$(NB) stage-run $(1) --stages "$(STAGES)" $$(ARGS)
+endef
+previous :=
+$(foreach s,$(STAGES),$(eval $(call stage_rules,$(s),$(previous)))$(eval previous := $(s)))
+
+$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo, the modes: full, partial, trained)))
+$(if $(filter trained,$(MODE)),$(if $(WEIGHTS),,$(error MODE=trained needs WEIGHTS=folder, such as WEIGHTS=runs/demo/weights)))
+
+# ---- tests ---------------------------------------------------------------------------------------
+test: nbs/.exported  ## the notebooks' own tests, then pytest
+	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing
+	@$(PY) -m pytest
+
+clean:  ## remove built notebooks, runs and scratch; the environment stays
+	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc
+	find nbs -name '*.ipynb' -delete

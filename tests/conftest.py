@@ -1,0 +1,33 @@
+"What several test files need: the checkout, real scans where there are any, and a copy of the checkout to run in."
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_scans():
+    "The folder of real mammograms; a test that asks for it is skipped where it is absent."
+    if not (SHARED / "mammo").is_dir(): pytest.skip("needs real scans in ../shared/data/mammo")
+    return SHARED / "mammo"
+
+
+def copy_checkout(to: Path) -> Path:
+    "The sources of the checkout in another folder, as git would see them, built notebooks left out."
+    for name in ("nbs", "mammo_nb", "assets"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__", "trained", ".exported", ".ipynb_checkpoints"))
+    for name in ("pyproject.toml", "settings.ini", "jupytext.toml", "Makefile", "requirements.lock", "README.md"): shutil.copy(ROOT / name, to / name)
+    return to
+
+
+def make(checkout: Path, *arguments: str, **popen) -> subprocess.CompletedProcess:
+    "Run make in a copy, with the environment that runs the tests; modules come from the copy."
+    venv = Path(sys.prefix)
+    return subprocess.run(["make", *arguments, f"VENV={venv}", "-o", f"{venv}/.installed"], cwd=checkout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={**os.environ, "PYTHONPATH": str(checkout)}, **popen)

@@ -1,0 +1,109 @@
+"The bridge between .py notebooks, .ipynb and the package."
+import json
+import shutil
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from conftest import ROOT, copy_checkout
+
+from mammo_nb.core.notebooks import NotebookConflict, build, export, sync
+
+SOURCES = sorted(p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.py"))
+
+
+def modules(root: Path) -> dict:
+    return {str(p.relative_to(root)): p.read_text() for p in sorted((root / "mammo_nb").rglob("*.py"))}
+
+
+@pytest.fixture
+def checkout(tmp_path): return copy_checkout(tmp_path)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_saving_in_jupyter_changes_nothing(source):
+    text = (ROOT / source).read_text()
+    assert jupytext.writes(jupytext.reads(text, fmt="py:percent"), fmt="py:percent") == text
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_notebook_has_title_subtitle_and_module(source):
+    nb = jupytext.reads((ROOT / source).read_text(), fmt="py:percent")
+    assert nb.cells[0].source.startswith("# ") and "\n> " in nb.cells[0].source
+    assert any("#| default_exp" in c.source for c in nb.cells)
+
+
+def test_package_is_a_fresh_export(checkout):
+    shutil.rmtree(checkout / "mammo_nb" / "core")
+    shutil.rmtree(checkout / "mammo_nb" / "mammo")
+    export(checkout)
+    assert modules(checkout) == modules(ROOT)
+
+
+def test_built_notebooks_are_the_same_elsewhere_and_twice(checkout, tmp_path_factory):
+    other = copy_checkout(tmp_path_factory.mktemp("other"))
+    first, second = build(checkout), build(other)
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second] and len(first) == len(SOURCES)
+    assert build(checkout) == []
+
+
+def edit(path: Path, old: str, new: str):
+    text = path.read_text()
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_editing_a_text_cell_leaves_the_package_alone(checkout):
+    export(checkout)
+    before = modules(checkout)
+    edit(checkout / "nbs/mammo/05_folds.py", "Four views of one patient look alike.", "Four views of one patient look much alike.")
+    export(checkout)
+    assert modules(checkout) == before
+
+
+def test_editing_an_exported_cell_changes_its_module_only(checkout):
+    export(checkout)
+    before = modules(checkout)
+    edit(checkout / "nbs/mammo/07_select.py", "share: float = 0.95", "share: float = 0.90")
+    export(checkout)
+    after = modules(checkout)
+    assert {p for p in after if after[p] != before[p]} == {"mammo_nb/mammo/select.py"}
+
+
+def test_a_module_goes_with_its_notebook(checkout):
+    export(checkout)
+    (checkout / "nbs/mammo/11_report.py").unlink()
+    export(checkout)
+    assert not (checkout / "mammo_nb/mammo/report.py").exists() and not (checkout / "nbs/mammo/11_report.ipynb").exists()
+
+
+def test_an_edit_in_jupyter_comes_back_to_the_source_only(checkout):
+    build(checkout)
+    sources = {s: (checkout / s).read_text() for s in SOURCES}
+    target = checkout / "nbs/mammo/05_folds.ipynb"
+    nb = nbformat.read(target, as_version=4)
+    cell = next(c for c in nb.cells if c.source.startswith("table.head()") or "table.head()" in c.source)
+    cell.source += "\nprint('added in Jupyter')"
+    cell.outputs = [nbformat.v4.new_output("stream", text="added in Jupyter\n")]
+    nb.metadata["language_info"] = {"name": "python", "version": "3.99"}  # as Jupyter does on saving
+    nbformat.write(nb, target)
+    with pytest.raises(NotebookConflict, match="make sync"): build(checkout)
+    assert sync(checkout) == [checkout / "nbs/mammo/05_folds.py"]
+    changed = {s for s in SOURCES if (checkout / s).read_text() != sources[s]}
+    assert changed == {Path("nbs/mammo/05_folds.py")}
+    assert (checkout / "nbs/mammo/05_folds.py").read_text() == sources[Path("nbs/mammo/05_folds.py")].replace(
+        "table = run(run_dir, recipe, overrides)\ntable.head()", "table = run(run_dir, recipe, overrides)\ntable.head()\nprint('added in Jupyter')")
+    assert build(checkout) == [] and sync(checkout) == []
+
+
+def test_edits_on_both_sides_are_a_conflict_and_lose_nothing(checkout):
+    build(checkout)
+    target = checkout / "nbs/mammo/05_folds.ipynb"
+    content = json.loads(target.read_text())
+    content["cells"][-1]["source"] = "1 + 1"
+    target.write_text(json.dumps(content))
+    edit(target.with_suffix(".py"), "# # Folds", "# # Folds again")
+    for action in (build, sync):
+        with pytest.raises(NotebookConflict): action(checkout)
+    assert "1 + 1" in target.read_text() and "Folds again" in target.with_suffix(".py").read_text()
