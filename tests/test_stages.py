@@ -4,8 +4,9 @@ import json
 import pytest
 from conftest import ROOT
 
-from mammo_nb.core.notebooks import build, write_atomic
-from mammo_nb.core.stages import (StageError, changed_files, code_digest, digest, execute, locate, modules_of, read_manifest,
+from mammo_nb.core.files import sha256, write_text
+from mammo_nb.core.notebooks import build
+from mammo_nb.core.stages import (StageError, changed_files, code_digest, execute, locate, modules_of, read_manifest,
                                   refresh_inputs, stage, stage_inputs)
 
 
@@ -36,7 +37,7 @@ def test_manifest_holds_digests_of_what_was_read_and_written(tmp_path):
     with stage(tmp_path, "x", reads=["a.csv"], writes=["b.csv"], parameters={"seed": 1}): (tmp_path / "b.csv").write_text("2")
     entry = read_manifest(tmp_path)["stages"]["x"]
     assert entry["reads"] == {"a.csv": "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"}  # sha256 of "1"
-    assert entry["writes"] == {"b.csv": digest(tmp_path / "b.csv")} and entry["parameters"] == {"seed": 1}
+    assert entry["writes"] == {"b.csv": sha256(tmp_path / "b.csv")} and entry["parameters"] == {"seed": 1}
     assert read_manifest(tmp_path)["environment"]["packages"]["torch"]
 
 
@@ -84,7 +85,7 @@ def test_inputs_file_keeps_its_date_until_something_changes(tmp_path):
 @pytest.fixture
 def notebook(tmp_path):
     source = tmp_path / "nbs/x/01_divide.py"
-    write_atomic(source, '# %% tags=["parameters"]\ndivisor = 2\n\n# %%\nprint("quotient", 10 / divisor)\n')
+    write_text(source, '# %% tags=["parameters"]\ndivisor = 2\n\n# %%\nprint("quotient", 10 / divisor)\n')
     build(tmp_path)
     return source
 

@@ -29,6 +29,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+from mammo_nb.core.files import write_text
+
 # %%
 #| hide
 import tempfile
@@ -81,19 +83,6 @@ def from_percent(
 
 # %%
 #| export
-def write_atomic(
-    path: Path,  # the file to write
-    text: str,   # its content, written as UTF-8
-):
-    "Write to a temporary name and rename: nobody ever sees half a file."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-# %%
-#| export
 def _sources(root: Path) -> list[Path]:
     "All notebook sources below `root`, in reading order."
     return sorted(p for p in (Path(root) / "nbs").rglob("*.py") if not any(part.startswith(".") for part in p.parts[len(Path(root).parts):]))
@@ -107,7 +96,7 @@ def _build_one(source: Path) -> bool:
         old = nbformat.read(target, as_version=4)
         if _was_edited(old): raise NotebookConflict(f"{target} was edited in Jupyter. `make sync` takes the edit over into {source.name}; deleting the .ipynb drops it.")
         if old.metadata["mammo_nb"]["source"] == _digest(text): return False  # keeps outputs that a reader has made
-    write_atomic(target, nbformat.writes(from_percent(text)))
+    write_text(target, nbformat.writes(from_percent(text)))
     return True
 
 def build(
@@ -127,7 +116,7 @@ def build(
 # %%
 root = Path(tempfile.mkdtemp())
 source = root / "nbs" / "00_hello.py"
-write_atomic(source, "# %% [markdown]\n# # Hello\n# > A greeting.\n\n# %% tags=[\"parameters\"]\nname = \"world\"\n\n# %%\nprint(name)\n")
+write_text(source, "# %% [markdown]\n# # Hello\n# > A greeting.\n\n# %% tags=[\"parameters\"]\nname = \"world\"\n\n# %%\nprint(name)\n")
 assert len(build(root)) == 1 and build(root) == []
 nb = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 [(c.cell_type, c.id, c.metadata) for c in nb.cells]
@@ -160,10 +149,10 @@ def sync(
         if not _was_edited(nb): continue
         if nb.metadata["mammo_nb"]["source"] != _digest(text): conflicts.append(source); continue
         text = to_percent(nb, text)
-        write_atomic(source, text)
+        write_text(source, text)
         nb.metadata["mammo_nb"] = {"source": _digest(text), "cells": _cells_digest(nb)}
         for cell, i in zip(nb.cells, cell_ids(nb.cells)): cell["id"] = i
-        write_atomic(target, nbformat.writes(nb))
+        write_text(target, nbformat.writes(nb))
         taken.append(source)
     if conflicts: raise NotebookConflict(f"Edited in Jupyter and in the .py: {', '.join(map(str, conflicts))}. Keep one: delete the .ipynb, or `git checkout` the .py, then `make sync`.")
     return taken

@@ -24,7 +24,6 @@
 import ast
 import fcntl
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -35,7 +34,13 @@ from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
+from mammo_nb.core.files import read_json, sha256, write_json
 from mammo_nb.core.settings import Paths, read_paths
+
+# %%
+#| hide
+from mammo_nb.core.files import write_text
+from mammo_nb.core.notebooks import build
 
 # %%
 #| export
@@ -56,29 +61,6 @@ def locate(
     first, _, rest = str(name).partition("/")
     if rest and first in {f.name for f in fields(Paths)}: return getattr(read_paths(run_dir), first) / rest
     return Path(run_dir).resolve() / name
-
-def digest(
-    path: Path,  # a file
-) -> str:        # sha256, hexadecimal
-    "The sha256 of a file's bytes."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) else hashlib.sha256(f.read()).hexdigest()
-
-def write_json(
-    path: Path,    # the file
-    content,       # anything JSON can hold
-):
-    "Write JSON to a temporary name, then rename."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-def read_json(
-    path: Path,  # the file
-):               # what JSON holds
-    "Read JSON."
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 def read_manifest(
     run_dir: Path,  # folder of the run
@@ -135,8 +117,8 @@ def stage(
         manifest = read_manifest(run_dir) or {"run": run_dir.name, "stages": {}}
         manifest["environment"] = environment()
         manifest["stages"][name] = {"parameters": parameters or {}, "seconds": seconds,
-                                    "reads": {r: digest(locate(run_dir, r)) for r in reads},
-                                    "writes": {w: digest(locate(run_dir, w)) for w in writes}}
+                                    "reads": {r: sha256(locate(run_dir, r)) for r in reads},
+                                    "writes": {w: sha256(locate(run_dir, w)) for w in writes}}
         write_json(run_dir / "manifest.json", manifest)
 
 # %%
@@ -145,7 +127,7 @@ with stage(run, "labels", writes=["processed/labels.csv"], parameters={"patients
     table = locate(run, "processed/labels.csv")
     table.parent.mkdir(parents=True)
     table.write_text("patient_id,cancer\n1,0\n2,1\n")
-print(json.dumps(read_manifest(run)["stages"], indent=1))
+read_manifest(run)["stages"]
 
 # %%
 try:
@@ -205,8 +187,7 @@ def modules_of(
 
 # %%
 root = Path(tempfile.mkdtemp())
-(root / "mammo_nb" / "core").mkdir(parents=True)
-(root / "mammo_nb" / "core" / "a.py").write_text("from .b import x\n")
+write_text(root / "mammo_nb" / "core" / "a.py", "from .b import x\n")
 (root / "mammo_nb" / "core" / "b.py").write_text("x = 1\n")
 (root / "nb.py").write_text("# %% [markdown]\n# Some text.\n\n# %%\nfrom mammo_nb.core.a import x\n")
 assert [p.name for p in modules_of(root / "nb.py", root)] == ["a.py", "b.py"]
@@ -232,7 +213,7 @@ def stage_inputs(
             "modules": {str(m.relative_to(root)): code_digest(m) for m in modules_of(notebook, root) if m.stem != "recipes"},
             "parameters": parameters, "recipe": section,
             "paths": {f.name: str(getattr(read_paths(run_dir), f.name)) for f in fields(Paths)},
-            "before": digest(before) if before else None}
+            "before": sha256(before) if before else None}
 
 def stage_name(
     notebook: Path,  # nbs/<system>/NN_word.py
@@ -247,7 +228,7 @@ def changed_files(
     "Files that differ from what the stage read when it ran, or that it wrote and that are gone."
     past = read_manifest(run_dir).get("stages", {}).get(name, {"reads": {}, "writes": {}})
     gone = [f"{f} is gone" for f in {**past["reads"], **past["writes"]} if not locate(run_dir, f).exists()]
-    return gone + [f"{f} changed" for f, sha in past["reads"].items() if locate(run_dir, f).exists() and digest(locate(run_dir, f)) != sha]
+    return gone + [f"{f} changed" for f, sha in past["reads"].items() if locate(run_dir, f).exists() and sha256(locate(run_dir, f)) != sha]
 
 def code_of(
     run_dir: Path,  # folder of the run
@@ -313,12 +294,8 @@ def execute(
     failed.unlink(missing_ok=True)
 
 # %%
-#| hide
-from mammo_nb.core.notebooks import build, write_atomic
-
-# %%
 source = root / "nbs" / "demo" / "01_divide.py"
-write_atomic(source, '# %% tags=["parameters"]\ndivisor = 2\n\n# %%\nprint(10 / divisor)\n')
+write_text(source, '# %% tags=["parameters"]\ndivisor = 2\n\n# %%\nprint(10 / divisor)\n')
 build(root)
 execute(source, root / "runs" / "01_divide.ipynb", {"divisor": 5, "unknown": 1})
 

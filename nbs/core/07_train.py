@@ -1,0 +1,355 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# LEAD: see /work/main/NOTE_FROM_LEAD.md before touching this file
+
+# %% [markdown]
+# # Train
+# > One loop for every system, that a power cut cannot change.
+#
+# The four systems differ in data, network and recipe; the loop is one. Its promise: the weights at the end depend on data, recipe and seed, and not on how often the machine was switched off, how many processes loaded the data, or what ran before in the same kernel. That holds because nothing random is carried along: the order of samples is a function of the epoch, a sample's augmentation of its seed, a step's dropout of its number.
+
+# %%
+#| default_exp core.train
+
+# %%
+#| export
+import copy
+import hashlib
+import json
+import math
+import os
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mammo_nb.core.files import read_json, replacing, write_csv, write_json
+from mammo_nb.core.networks import save_weights
+
+# %%
+#| hide
+import tempfile
+
+import matplotlib.pyplot as plt
+from torch.nn import functional as F
+
+from mammo_nb.core.files import sha256
+
+# %% tags=["parameters"]
+epochs, seed = 6, 42   # of the toy training below
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Optimisation:
+    "What the loop needs to know; a recipe fills it."
+    epochs: int
+    batch_size: int              # for the record: the batches themselves come ready-made
+    optimizer: str = "sgd"       # sgd (Nesterov) or adamw
+    lr: float = 3e-3
+    min_lr: float = 5e-5         # at the end of the cosine
+    warmup_epochs: int = 0
+    warmup_lr: float = 0.0       # at the start of the warm-up
+    weight_decay: float = 0.0    # on matrices and kernels only
+    momentum: float = 0.9        # of sgd
+    ema_decay: float = 0.0       # of the averaged weights, per step; 0 = off
+    precision: str = "amp"       # amp: 16 bit where the device has it; fp32
+    clip_norm: float = 0.0       # largest norm of the gradient; 0 = off
+    seed: int = 42
+    deterministic: bool = True   # refuse operations whose result may differ between runs
+    workers: int = 0             # data-loading processes
+    checkpoint_every: int = 200  # steps between checkpoints within an epoch
+
+# %% [markdown]
+# ## Learning rate
+# As in timm, whose schedule the winner used: set once an epoch, a straight warm-up, then a cosine that is counted from epoch 0, so that it does not start over when the warm-up ends.
+
+# %%
+#| export
+def learning_rate(
+    config: Optimisation,
+    epoch: int,                  # from 0
+    step_fraction: float = 0.0,  # of the epoch that has passed, 0..1
+) -> float:
+    "Linear warm-up, then cosine decay (Loshchilov & Hutter 2017) from `lr` to `min_lr`."
+    t = epoch + step_fraction
+    if t < config.warmup_epochs: return config.warmup_lr + t * (config.lr - config.warmup_lr) / config.warmup_epochs
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(t, config.epochs) / config.epochs))
+
+# %%
+winner = Optimisation(epochs=30, batch_size=8, lr=3e-3, min_lr=5e-5, warmup_epochs=4, warmup_lr=3e-5)
+assert learning_rate(winner, 0) == 3e-5 and math.isclose(learning_rate(winner, 15), (3e-3 + 5e-5) / 2) and math.isclose(learning_rate(winner, 30), 5e-5)
+plt.figure(figsize=(5, 2.4)); plt.step(range(31), [learning_rate(winner, e) for e in range(31)], where="post"); plt.xlabel("epoch"); plt.title("learning rate of the winner's folds 2 and 3");
+
+# %% [markdown]
+# ## Seeds
+# `deterministic` makes torch refuse what it cannot repeat. Two machines may still differ in the last bit; two runs on one do not.
+
+# %%
+#| export
+def seed_everything(
+    seed: int,
+    deterministic: bool = True,  # refuse operations whose result may differ between runs
+):
+    "Seed Python, NumPy and torch, and choose between repeatable and fastest kernels."
+    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    if deterministic: os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with a fixed workspace
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a write of every new tensor
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
+
+def _step_seed(seed: int, step: int) -> int:
+    "A seed for each step: dropout is the same whether or not the steps before it ran in this process."
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+# %% [markdown]
+# ## Averaged weights
+# An exponential moving average of the weights is what gets validated and kept. Early on it would remember mostly the random start, so the decay grows with the steps, `min(decay, (1 + step) / (10 + step))`, as TensorFlow's `ExponentialMovingAverage` does.
+
+# %%
+#| export
+@torch.no_grad()
+def update_ema(
+    average: dict[str, torch.Tensor],  # name -> tensor, changed in place
+    model: nn.Module,
+    decay: float,                      # the final decay
+    step: int,                         # from 0
+):
+    "Move the average a step towards the model; integer buffers are copied."
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, value in model.state_dict().items():
+        if value.is_floating_point(): average[name].lerp_(value.to(average[name].dtype), 1 - decay)
+        else: average[name].copy_(value)
+
+# %%
+toy = nn.Linear(1, 1, bias=False)
+average, path = {"weight": torch.zeros(1, 1)}, []
+with torch.no_grad(): toy.weight.fill_(1.0)
+for step in range(60): update_ema(average, toy, 0.9, step); path.append(average["weight"].item())
+assert math.isclose(path[0], 0.9, rel_tol=1e-6)   # decay 1/10 at the first step
+plt.figure(figsize=(5, 2.2)); plt.plot(path); plt.title("average of a weight that is 1 from the start, decay 0.9"); plt.ylim(0, 1.05);
+
+# %% [markdown]
+# ## Parts
+# Weight decay pulls kernels and matrices towards zero, never biases or normalisations.
+
+# %%
+#| export
+def make_optimizer(
+    model: nn.Module,
+    config: Optimisation,
+) -> torch.optim.Optimizer:
+    "SGD with Nesterov momentum or AdamW; one-dimensional parameters are not decayed."
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    if config.optimizer == "sgd": return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    if config.optimizer == "adamw": return torch.optim.AdamW(groups, lr=config.lr)
+    raise ValueError(f"no optimizer {config.optimizer!r}; there are sgd and adamw")
+
+def half_precision(
+    device: torch.device,
+    precision: str,          # amp or fp32
+) -> torch.dtype | None:     # None: everything in 32 bit
+    "The 16-bit type that pays on a device: bfloat16 on GPUs that have it and CPUs with AMX, float16 on older GPUs."
+    if precision == "fp32": return None
+    if precision != "amp": raise ValueError(f"no precision {precision!r}; there are amp and fp32")
+    if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else None
+
+# %% [markdown]
+# ## State
+# Everything that one step hands to the next is in one object, and the checkpoint is that object. It is read back as tensors and numbers only, no pickled code.
+
+# %%
+#| export
+class Training:
+    "Model, optimiser, average and position of a training in progress."
+    def __init__(self,
+        model: nn.Module,
+        config: Optimisation,
+        device: torch.device,
+    ):
+        self.config, self.device = config, device
+        self.model = model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are quickest in
+        self.optimizer = make_optimizer(self.model, config)
+        self.half = half_precision(device, config.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()} if config.ema_decay else None
+        self.epoch = self.step = self.total_steps = 0   # step counts within the epoch
+        self.loss_sum, self.history = 0.0, []
+
+    _numbers = ("epoch", "step", "total_steps", "loss_sum", "history")
+
+    def save(self, path: Path, key: str):
+        "Write the checkpoint of the training that `key` names."
+        state = {"key": key, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                 "average": self.average or {}, **{n: getattr(self, n) for n in self._numbers}}
+        with replacing(path) as temporary: torch.save(state, temporary)
+
+    def resume(self, path: Path, key: str) -> bool:
+        "Take up a checkpoint; False if there is none, or it belongs to another training."
+        if not path.exists(): return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["key"] != key: return False
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None: self.average = state["average"]
+        for n in self._numbers: setattr(self, n, state[n])
+        return True
+
+    def averaged(self) -> nn.Module:
+        "A copy to evaluate: averaged weights where there are any, evaluation mode."
+        model = copy.deepcopy(self.model)
+        if self.average is not None: model.load_state_dict(self.average)
+        return model.eval()
+
+    def train_step(self, inputs: torch.Tensor, targets: torch.Tensor, loss) -> float:
+        "One step; the loss of the batch."
+        torch.manual_seed(_step_seed(self.config.seed, self.total_steps))
+        inputs = inputs.to(self.device, non_blocking=True)
+        if inputs.ndim == 4: inputs = inputs.to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None): output = self.model(inputs)
+        value = loss(output.float(), targets.to(self.device, non_blocking=True))
+        if not torch.isfinite(value): raise FloatingPointError(f"the loss is {value.item()} at epoch {self.epoch}, step {self.step}: lower the learning rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(value).backward()
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None: update_ema(self.average, self.model, self.config.ema_decay, self.total_steps)
+        self.step += 1; self.total_steps += 1
+        return value.item()
+
+# %% [markdown]
+# ## The loop
+# Three files make the training restartable. `last.pt` is the position, written every so many steps and at the end of each epoch; `epoch_N.safetensors` the weights that epoch left; `done.json` says that there is nothing left to do. All carry a key made of the configuration and of what the caller says the training is about, so that a change of either starts anew instead of going on with the wrong thing.
+
+# %%
+#| export
+def _key(config: Optimisation, identity: dict | None) -> str:
+    "Names a training. How often it is saved and how many processes load its data do not change its result."
+    content = {k: v for k, v in asdict(config).items() if k not in ("workers", "checkpoint_every")}
+    return hashlib.sha256(json.dumps([content, identity], sort_keys=True).encode()).hexdigest()
+
+def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, key: str, label: str):
+    "Train from the current step to the end of the epoch."
+    config = state.config
+    for group in state.optimizer.param_groups: group["lr"] = learning_rate(config, state.epoch)
+    loader = DataLoader(dataset, batch_sampler=batches[state.step:], num_workers=config.workers, pin_memory=state.device.type == "cuda",
+                        generator=torch.Generator().manual_seed(0))  # one of its own: the global one stays untouched
+    state.model.train()
+    with tqdm(total=sum(map(len, batches)), initial=sum(map(len, batches[:state.step])), unit="img", desc=f"{label} epoch {state.epoch + 1}/{config.epochs}".strip(), mininterval=1) as bar:
+        for inputs, targets in loader:
+            state.loss_sum += state.train_step(inputs, targets, loss)
+            bar.update(len(inputs)); bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
+            if state.step % config.checkpoint_every == 0 and state.step < len(batches): state.save(last, key)
+
+def _end_epoch(state: Training, validate, folder: Path):
+    "Keep the averaged weights, validate them, and move on to the next epoch."
+    model = state.averaged()
+    save_weights(model, folder / f"epoch_{state.epoch}.safetensors", {"epoch": state.epoch, **asdict(state.config)})
+    row = {"epoch": state.epoch, "lr": learning_rate(state.config, state.epoch), "loss": state.loss_sum / state.step}
+    state.history.append({**row, **{k: float(v) for k, v in validate(model, state.epoch).items()}})
+    write_csv(folder / "history.csv", pd.DataFrame(state.history))
+    state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+
+def fit(
+    model: nn.Module,            # initial weights; trained in place
+    dataset,                     # dataset[(index, seed)] -> (input, target) tensors
+    batches,                     # epoch -> list of batches, each a list of (index, seed)
+    loss,                        # f(output, target) -> scalar tensor
+    validate,                    # f(model in evaluation mode, epoch) -> dict of numbers
+    config: Optimisation,
+    folder: Path,                # last.pt, epoch_N.safetensors, history.csv, done.json
+    device: torch.device | str | None = None,  # None: a GPU if there is one
+    label: str = "",             # beside the progress bar
+    identity: dict | None = None,  # what data and code this is; JSON-able
+) -> pd.DataFrame:               # one row an epoch: epoch, lr, loss and what `validate` gave
+    "Train, or go on where an interrupted training stopped; the weights at the end are the same."
+    folder, key = Path(folder), _key(config, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "done.json").exists() and read_json(folder / "done.json")["key"] == key:
+        return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    seed_everything(config.seed, config.deterministic)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    state = Training(model, config, device)
+    if state.resume(folder / "last.pt", key): tqdm.write(f"{label} goes on at epoch {state.epoch + 1}, step {state.step}".strip())
+    while state.epoch < config.epochs:
+        _train_epoch(state, dataset, batches(state.epoch), loss, folder / "last.pt", key, label)
+        _end_epoch(state, validate, folder)
+        state.save(folder / "last.pt", key)
+    write_json(folder / "done.json", {"key": key, "device": str(device), "threads": torch.get_num_threads(), "half_precision": str(state.half), "torch": torch.__version__})
+    return pd.DataFrame(state.history)
+
+# %% [markdown]
+# ## A toy
+# Two moons and a small network with dropout. Trained in one go, and again with a stop in the middle of an epoch: the weights are the same file.
+
+# %%
+#| hide
+class Moons(torch.utils.data.Dataset):
+    "Two half circles; a sample's noise comes from its seed."
+    def __init__(self, n=256):
+        angle, self.side = np.linspace(0, np.pi, n), np.arange(n) % 2
+        self.points = np.stack([np.cos(angle) + self.side, np.where(self.side, -np.sin(angle) + .5, np.sin(angle))], 1)
+    def __getitem__(self, at):
+        index, seed = at
+        noise = np.random.default_rng(seed).normal(0, .1, 2) if seed >= 0 else 0
+        return torch.tensor(self.points[index] + noise, dtype=torch.float32), torch.tensor([float(self.side[index])])
+    def batches(self, epoch):
+        rng = np.random.default_rng(epoch)
+        return [[(int(i), int(rng.integers(2**31))) for i in part] for part in np.split(rng.permutation(256), 16)]
+
+def toy_network():
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Dropout(.2), nn.Linear(32, 1))
+
+# %%
+moons, folder = Moons(), Path(tempfile.mkdtemp())
+config = Optimisation(epochs=epochs, batch_size=16, optimizer="adamw", lr=1e-2, min_lr=1e-4, ema_decay=.95, seed=seed, checkpoint_every=5)
+
+def accuracy(model, epoch):
+    points = torch.stack([moons[(i, -1)][0] for i in range(256)])
+    with torch.no_grad(): return {"accuracy": ((model(points)[:, 0] > 0).numpy() == moons.side).mean()}
+
+history = fit(toy_network(), moons, moons.batches, F.binary_cross_entropy_with_logits, accuracy, config, folder / "whole", label="in one go")
+assert history["accuracy"].iloc[-1] > .85 and history["loss"].is_monotonic_decreasing
+history.round(4)
+
+# %%
+class PowerCut(Exception): pass
+
+class CutMoons(Moons):
+    "The light goes out at sample 700."
+    seen = 0
+    def __getitem__(self, at):
+        CutMoons.seen += 1
+        if CutMoons.seen == 700: raise PowerCut
+        return super().__getitem__(at)
+
+try: fit(toy_network(), CutMoons(), moons.batches, F.binary_cross_entropy_with_logits, accuracy, config, folder / "cut", label="until the cut")
+except PowerCut: print("power cut")
+again = fit(toy_network(), moons, moons.batches, F.binary_cross_entropy_with_logits, accuracy, config, folder / "cut", label="afterwards")
+last = f"epoch_{epochs - 1}.safetensors"
+assert sha256(folder / "cut" / last) == sha256(folder / "whole" / last) and again.equals(history)
+sha256(folder / "cut" / last)[:16], sha256(folder / "whole" / last)[:16]

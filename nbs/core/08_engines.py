@@ -1,0 +1,268 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Engines
+# > Several networks as one file that needs none of the code that trained them.
+#
+# Between a trained network and a prediction on another machine lie small decisions: the division by 255, the mean, the order of the folds, the sigmoid. Each is one line that can be forgotten. Here they are all inside the graph: 8-bit pictures go in, one probability a network comes out, and a JSON beside the file says what it is.
+
+# %%
+#| default_exp core.engines
+
+# %% tags=["parameters"]
+architecture = "resnet10t"  # a timm network, a small one
+size = (96, 64)             # height, width of its input, pixels
+folds = 2                   # networks in the ensemble
+
+# %%
+#| export
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented
+from torch import nn
+
+from mammo_nb.core.files import read_json, replacing, sha256, write_json
+
+# %%
+#| hide
+import tempfile
+import time
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from mammo_nb.core.networks import create_network
+
+# %% [markdown]
+# ## One graph
+# The ensemble is a network like any other. Its input is a picture as it is stored: one channel, 8 bits, a quarter of what float32 would take on its way to the device.
+
+# %%
+#| export
+class EngineError(Exception):
+    "An engine that cannot be made, read or fed, with the remedy."
+
+class Ensemble(nn.Module):
+    "Several classifiers with the same input, from grey levels to probabilities."
+    def __init__(self,
+        models: Sequence[nn.Module],     # each (n, 3, H, W) -> one logit an image
+        mean: float | Sequence[float],   # of the normalisation, on the 0..1 scale
+        std: float | Sequence[float],
+    ):
+        super().__init__()
+        if not models: raise EngineError("An ensemble needs at least one network.")
+        self.models = nn.ModuleList(models).requires_grad_(False)
+        for name, values in ("mean", mean), ("std", std):
+            self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1))
+        self.eval()
+
+    def forward(self,
+        images: torch.Tensor,  # uint8 (n, 1, H, W)
+    ) -> torch.Tensor:         # float32 (n, networks), probabilities
+        x = (images.float() / 255).expand(-1, 3, -1, -1)
+        x = (x - self.mean) / self.std
+        return torch.sigmoid(torch.cat([model(x) for model in self.models], 1))
+
+# %% [markdown]
+# An untrained network says 0.5 to everything, and two that say 0.5 agree whatever is wrong with them. So the last layer is drawn wide here, and the pictures are bright spots of many sizes.
+
+# %%
+models = [create_network(architecture, seed=k) for k in range(folds)]
+for model in models: torch.nn.init.normal_(model.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(len(models)))
+ensemble = Ensemble(models, **models[0].normalization)
+rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size[0], :size[1]]
+spots = [np.exp(-((rows - r * size[0])**2 + (columns - c * size[1])**2) / (2 * w**2)) for r, c, w in zip(rng.random(24), rng.random(24), np.geomspace(2, 60, 24))]
+pictures = (255 * np.stack(spots)).round().astype(np.uint8)
+x = torch.from_numpy(pictures)[:, None]
+with torch.no_grad():
+    probabilities = ensemble(x)
+    by_hand = torch.sigmoid(models[1]((x.repeat(1, 3, 1, 1) / 255 - ensemble.mean) / ensemble.std))
+assert probabilities.shape == (24, folds) and torch.allclose(probabilities[:, 1:2], by_hand, atol=1e-6) and probabilities.std() > 0.1
+probabilities[:4]
+
+# %% [markdown]
+# ## Export
+# torch writes each operation's line of source code into the file, with the path of the machine it stood on. None of that belongs in a file that is handed out; without it, and with the bytes in a fixed order, the same weights give the same file.
+
+# %%
+#| export
+def strip_traces(
+    model: onnx.ModelProto,  # changed in place
+) -> None:
+    "Remove comments and source locations, which name folders of the machine."
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer,
+                 *model.functions, *(n for f in model.functions for n in f.node)):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+
+def weights_digest(
+    module: nn.Module,
+) -> str:               # 64 hexadecimal digits
+    "SHA-256 over names, types, shapes and bytes of all tensors, in order of name."
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+# %% [markdown]
+# The number of images stays open, their size does not. The JSON has the caller's entries and the engine's own side by side.
+
+# %%
+#| export
+def export_onnx(
+    ensemble: Ensemble,
+    path: Path,               # NAME.onnx
+    size: tuple[int, int],    # height, width of the input, pixels
+    metadata: dict,           # the caller's entries for NAME.json
+) -> dict:                    # NAME.json
+    "Write NAME.onnx and NAME.json, each complete or not at all."
+    path, ensemble = Path(path), ensemble.eval()
+    example = torch.zeros(2, 1, *size, dtype=torch.uint8, device=ensemble.mean.device)  # 2: a batch of 1 would be taken for a constant
+    quiet = logging.getLogger("torch.onnx")
+    level, _ = quiet.level, quiet.setLevel(logging.ERROR)
+    try:
+        program = torch.onnx.export(ensemble, (example,), dynamo=True, verbose=False, external_data=False, input_names=["images"],
+                                    output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},))
+    finally: quiet.setLevel(level)
+    model = program.model_proto
+    strip_traces(model)
+    own = {"format": "onnx", "opset": model.opset_import[0].version, "precision": "float32", "size": list(size), "folds": len(ensemble.models),
+           "input": f"images: uint8 (n, 1, {size[0]}, {size[1]})", "output": f"probabilities: float32 (n, {len(ensemble.models)})",
+           "weights_sha256": weights_digest(ensemble), "versions": {p: version(p) for p in ("torch", "timm", "onnx")}}
+    if taken := sorted({*own, "sha256"} & set(metadata)): raise EngineError(f"metadata may not set {', '.join(taken)}: the export does.")
+    with replacing(path) as temporary: temporary.write_bytes(model.SerializeToString(deterministic=True))
+    sidecar = {**metadata, **own, "sha256": sha256(path)}
+    write_json(path.with_suffix(".json"), sidecar)
+    return sidecar
+
+# %%
+folder = Path(tempfile.mkdtemp())
+started = time.monotonic()
+sidecar = export_onnx(ensemble, folder / "ensemble.onnx", size, {"architecture": architecture, "threshold": 0.31})
+print(f"{time.monotonic() - started:.0f} s, {(folder / 'ensemble.onnx').stat().st_size / 1e6:.1f} MB")
+assert str(Path.cwd()).encode() not in (folder / "ensemble.onnx").read_bytes() and b"site-packages" not in (folder / "ensemble.onnx").read_bytes()
+pd.Series(sidecar, name="ensemble.json").to_frame()
+
+# %% [markdown]
+# ## One way to run
+# Whatever computes behind it, an engine takes pictures as NumPy has them and gives probabilities. It is strict about its input: float pictures in 0..1, or a frame turned on its side, would give probabilities too, only wrong ones.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Engine:
+    "A runnable ensemble."
+    name: str                        # 'torch' or 'onnxruntime'
+    size: tuple[int, int] | None     # height, width of the input; None = any
+    metadata: dict                   # the JSON beside the file
+    compute: Callable = field(repr=False)  # uint8 (n, 1, H, W) -> float32 (n, folds)
+
+    def __call__(self,
+        images: np.ndarray,  # uint8 (n, H, W)
+    ) -> np.ndarray:         # float32 (n, folds), probabilities
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            raise EngineError(f"{self.name} takes uint8 grey levels, got {getattr(images, 'dtype', type(images).__name__)}. Window the image and scale it to 0..255 first.")
+        if images.ndim != 3 or self.size and images.shape[1:] != tuple(self.size):
+            raise EngineError(f"{self.name} takes (n, {', '.join(map(str, self.size or ('height', 'width')))}), got {images.shape}. Resize to this height and width, one channel.")
+        return np.asarray(self.compute(np.ascontiguousarray(images)[:, None]), np.float32)
+
+# %%
+#| export
+_UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented)
+
+def load_engine(
+    source: Path | nn.Module,     # NAME.onnx with NAME.json beside it, or an Ensemble
+    backend: str = "auto",        # 'torch' for a module, 'onnxruntime' for a file; 'auto' = whichever fits
+    threads: int | None = None,   # threads of onnxruntime; None = one a core
+) -> Engine:
+    "An engine from a file or from a network in memory."
+    fits = "torch" if isinstance(source, nn.Module) else "onnxruntime"
+    if backend not in ("auto", fits): raise EngineError(f"No backend {backend!r} for {'a module' if fits == 'torch' else Path(source).name}: it is 'auto' or {fits!r}.")
+    return _load_torch(source) if fits == "torch" else _load_onnx(Path(source), threads)
+
+def _load_torch(ensemble: nn.Module) -> Engine:
+    def compute(images):
+        with torch.inference_mode(): return ensemble(torch.from_numpy(images).to(next(ensemble.buffers()).device)).cpu().numpy()
+    ensemble.eval()
+    return Engine("torch", None, {}, compute)
+
+def _load_onnx(path: Path, threads: int | None) -> Engine:
+    sidecar = path.with_suffix(".json")
+    for needed in (path, sidecar):
+        if not needed.is_file(): raise EngineError(f"{needed.name} is not there. An engine is two files, {path.name} and {sidecar.name}: copy both.")
+    metadata = read_json(sidecar)
+    if metadata.get("sha256") != sha256(path):
+        raise EngineError(f"{path.name} differs from the checksum in {sidecar.name}. The two belong to different runs, or one was damaged: copy both again.")
+    options = onnxruntime.SessionOptions()
+    options.use_deterministic_compute = True
+    if threads: options.intra_op_num_threads = threads
+    wanted = {"CUDAExecutionProvider": {"use_tf32": 0}, "CPUExecutionProvider": {}}  # float32 means float32 on a GPU, too
+    providers = [(p, o) for p, o in wanted.items() if p in onnxruntime.get_available_providers()]
+    try: session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except _UNREADABLE as e: raise EngineError(f"{path.name} cannot be run by onnxruntime {onnxruntime.__version__} ({e}). Export it again with these versions.") from e
+    return Engine("onnxruntime", tuple(metadata["size"]), metadata, lambda images: session.run(None, {"images": images})[0])
+
+def parity(
+    a: Engine,
+    b: Engine,
+    images: np.ndarray,  # uint8 (n, H, W)
+) -> float:              # largest absolute difference of a probability
+    "How far two engines are apart on the same pictures."
+    return float(np.abs(a(images).astype(np.float64) - b(images)).max())
+
+# %% [markdown]
+# What does not fit is refused, with what would:
+
+# %%
+engine = load_engine(folder / "ensemble.onnx")
+for wrong in (pictures / 255, pictures[0], pictures.transpose(0, 2, 1)):
+    try: engine(wrong)
+    except EngineError as e: print(e)
+
+# %% [markdown]
+# ## Parity
+# The file has to say what torch says, for one picture as for many, and for pictures that are not noise: flat ones, and a gradient.
+
+# %%
+gradient = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8), size)
+tests = np.concatenate([pictures, np.zeros((1, *size), np.uint8), np.full((1, *size), 255, np.uint8), gradient[None], gradient[None, ::-1, ::-1]])
+reference, ours = load_engine(ensemble)(tests), engine(tests)
+one_by_one = np.concatenate([engine(t[None]) for t in tests])
+fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+axes[0].plot([0, 1], [0, 1], color="lightgrey"); axes[0].plot(reference, ours, "."); axes[0].set(xlabel="torch", ylabel="onnxruntime", title="probabilities")
+axes[1].plot(np.abs(ours - reference), "o", label=[f"network {k}" for k in range(folds)]); axes[1].set(xlabel="picture", ylabel="difference", title=f"largest {parity(load_engine(ensemble), engine, tests):.1e}"); axes[1].legend(); axes[1].ticklabel_format(axis="y", scilimits=(0, 0))
+fig.tight_layout()
+assert parity(load_engine(ensemble), engine, tests) <= 1e-4 and np.abs(one_by_one - ours).max() <= 1e-5
+
+# %% [markdown]
+# ## What came out
+# The same weights, exported again, are the same file; a file that was touched is not run.
+
+# %%
+again = export_onnx(ensemble, folder / "again.onnx", size, {})
+assert again["sha256"] == sidecar["sha256"] and again["weights_sha256"] == sidecar["weights_sha256"]
+damaged = bytearray((folder / "again.onnx").read_bytes()); damaged[-100] ^= 1
+(folder / "again.onnx").write_bytes(damaged)
+try: load_engine(folder / "again.onnx")
+except EngineError as e: print(e)

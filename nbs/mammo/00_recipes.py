@@ -1,0 +1,170 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Recipes
+# > Every number that makes one experiment differ from another, in one place, with a name.
+#
+# A recipe has one section for each stage, and a stage reads its own section only; so changing the number of epochs re-runs training and what follows, and leaves the crops alone. Recipes are frozen: what a run was made with is what its manifest says.
+
+# %%
+#| default_exp mammo.recipes
+
+# %%
+#| export
+from dataclasses import asdict, dataclass, fields, replace
+
+# %%
+#| hide
+import pandas as pd
+
+# %% tags=["parameters"]
+recipe = "demo"   # the recipe shown below
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Phantom:
+    "The synthetic competition; None in a recipe that reads a real one."
+    patients: int = 96          # in train.csv, four views each or more
+    test_patients: int = 12     # in test.csv
+    rows: int = 832             # frame height, pixels
+    columns: int = 640          # frame width, pixels
+    prevalence: float = 0.3     # share of patients with a cancer in one breast
+    seed: int = 2023
+    conspicuity: float = 1.0    # contrast of lesions, 1 = readable by an attentive eye
+
+@dataclass(frozen=True)
+class Datasets:
+    "The data set that is read."
+    name: str = "phantom"       # a folder below `raw`, or phantom
+
+@dataclass(frozen=True)
+class Crops:
+    "From frame to breast."
+    box_size: int = 416         # the frame is looked at in this size, pixels (facts: YOLOX input)
+    min_area: float = 0.04      # a box below this share of the frame is no breast
+    window: int = 0             # which of the header's windows; the winner took the first
+
+@dataclass(frozen=True)
+class Folds:
+    "The split into folds; a patient is in one only."
+    n_folds: int = 4
+    seed: int = 67              # the winner's
+
+@dataclass(frozen=True)
+class Train:
+    "Network, augmentation and optimisation of one classifier a fold."
+    network: str = "tf_efficientnet_lite0"   # a timm name
+    weights: str = "imagenet_lite0"          # initial weights: none, imagenet_lite0 or a file
+    global_pool: str = "avg"                 # the winner's ConvNeXt: max
+    height: int = 256                        # network input, pixels
+    width: int = 128
+    drop_rate: float = 0.2
+    drop_path_rate: float = 0.0
+    epochs: int = 5
+    batch_size: int = 16
+    positive_ratio: float = 0.3              # positives drawn per negative (the winner: 0.1429); never less than one a batch
+    soft_positive: float = 0.1               # a positive's target is 1 - this
+    augmentation: float = 0.9                # share of images that are augmented at all
+    optimizer: str = "adamw"                 # sgd or adamw
+    lr: float = 1e-3
+    min_lr: float = 5e-5
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-4
+    weight_decay: float = 1e-2
+    ema_decay: float = 0.99                  # 0 = off
+    precision: str = "amp"                   # amp where the device has it, else fp32
+    checkpoint_every: int = 20               # steps between checkpoints
+    workers: int = 0                         # data-loading processes
+    seed: int = 42
+
+@dataclass(frozen=True)
+class Select:
+    "Which epoch of a fold is kept, and the threshold."
+    metric: str = "pf1"         # binarised probabilistic F1 over breasts, the winner's
+
+@dataclass(frozen=True)
+class Engines:
+    "The ensemble as one graph."
+    tolerance: float = 1e-4     # largest allowed difference of a probability against torch, fp32
+
+@dataclass(frozen=True)
+class Recipe:
+    "One experiment: a section for each stage."
+    about: str
+    phantom: Phantom | None = Phantom()
+    datasets: Datasets = Datasets()
+    crops: Crops = Crops()
+    folds: Folds = Folds()
+    train: Train = Train()
+    select: Select = Select()
+    engines: Engines = Engines()
+
+# %% [markdown]
+# `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; it is what a stage notebook opened on its own practises on.
+
+# %%
+#| export
+RECIPES = {
+    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds"),
+    "tiny": Recipe("the same stages in seconds; its scores mean nothing",
+                   phantom=Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
+                   folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
+}
+
+class RecipeError(Exception):
+    "A recipe, section or field that does not exist, or a value of the wrong type."
+
+def get_recipe(
+    name: str,   # a key of RECIPES
+) -> Recipe:
+    "A recipe by its name."
+    if name not in RECIPES: raise RecipeError(f"No recipe {name!r}. There are {', '.join(sorted(RECIPES))}.")
+    return RECIPES[name]
+
+# %%
+#| export
+def _checked(where: str, kind: str, value):
+    "The value if it fits the field's type; an int is a fine float."
+    wanted = {"int": int, "float": float, "str": str}[kind]
+    if wanted is float and type(value) is int: value = float(value)
+    if type(value) is not wanted: raise RecipeError(f"{where} takes {kind}, got {value!r}.")
+    return value
+
+def get_section(
+    name: str,                      # a recipe
+    stage: str,                     # a stage with a section in it, as "train"
+    overrides: dict | None = None,  # field -> value, for this run only
+):                                  # the section, frozen; None if the recipe has none
+    "A stage's section of a recipe, with fields replaced."
+    whole = get_recipe(name)
+    if stage not in {f.name for f in fields(Recipe)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(Recipe)[1:])}.")
+    section = getattr(whole, stage)
+    if not overrides: return section
+    if section is None: raise RecipeError(f"Recipe {name} has no section {stage} to override.")
+    kinds = {f.name: f.type for f in fields(section)}
+    wrong = sorted(set(overrides) - set(kinds))
+    if wrong: raise RecipeError(f"{stage} has no {', '.join(wrong)}. It has {', '.join(kinds)}.")
+    return replace(section, **{k: _checked(f"{stage}.{k}", getattr(kinds[k], "__name__", kinds[k]), v) for k, v in overrides.items()})
+
+# %%
+pd.DataFrame({n: asdict(r.train) for n, r in RECIPES.items()})
+
+# %% [markdown]
+# A field can be changed for one run, `make reproduce SET="train.epochs=8"`. A slip is told before anything runs:
+
+# %%
+for overrides in ({"epoch": 8}, {"epochs": "8"}):
+    try: get_section(recipe, "train", overrides)
+    except RecipeError as e: print(e)
+assert get_section(recipe, "train", {"lr": 1}).lr == 1.0 and get_section(recipe, "train").epochs == RECIPES[recipe].train.epochs

@@ -1,0 +1,284 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train
+# > One classifier a fold, with a cancer in every batch and randomness that survives a power cut.
+#
+# In screening two images in a hundred show a cancer. A batch without one teaches only that the answer is no, and the winner found at least one positive per batch to be what made training stable. The rest is ordinary: a pretrained network, augmentation, and the loop of `core/train`.
+
+# %%
+#| default_exp mammo.train
+
+# %%
+#| export
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from mammo_nb.core.files import sha256, write_csv
+from mammo_nb.core.metrics import auc, best_threshold
+from mammo_nb.core.networks import create_network
+from mammo_nb.core.stages import code_of, locate, stage
+from mammo_nb.core.train import Optimisation, fit, seed_everything
+from mammo_nb.mammo.crops import crop_path, fit_resize
+from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.recipes import Train, get_section
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+
+from mammo_nb.core.stages import practice
+from mammo_nb.mammo import crops, datasets, folds, phantom
+
+# %% tags=["parameters"]
+run_dir = ""                                  # folder of the run; "" makes a small practice run
+recipe = "demo"                               # a name in mammo_nb.mammo.recipes
+overrides = {}                                # changes to the section `train`
+reads = ["folds.csv", "processed/crops.csv"]  # and processed/cleaned_images/
+writes = ["checkpoints/history.csv"]          # and checkpoints/fold_*/: weights and predictions of every epoch
+
+# %%
+#| hide
+if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run)
+settings = get_section(recipe, "train", overrides)
+table = read_table(locate(run_dir, reads[0]), ["fold"])
+images = locate(run_dir, "processed/cleaned_images")
+
+# %% [markdown]
+# ## A cancer in every batch
+# An epoch shows each negative once. Positives are dealt out of shuffled decks, one deck after another, so that each is seen equally often; the deck goes on from epoch to epoch. Every place in an epoch gets a seed of its own, from which its augmentation is drawn: order, worker count and an interruption change nothing.
+
+# %%
+#| export
+def _deck(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
+    "Cards `start` to `start + count` of an endless row of shuffled decks."
+    n = len(positives)
+    decks = [np.random.default_rng([seed, 1, d]).permutation(positives) for d in range(start // n, (start + count - 1) // n + 1)]
+    return np.concatenate(decks)[start % n:start % n + count]
+
+def one_positive_batches(
+    cancer: np.ndarray,  # 0 or 1 an image
+    batch_size: int,
+    ratio: float,        # positives per negative; one a batch if that is more
+    seed: int,
+):                       # epoch -> batches of (index, seed)
+    "Batches with at least one positive each, every negative once an epoch (facts, section 4)."
+    negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
+    if not len(positives) or not len(negatives): raise ValueError(f"training needs both classes, got {len(positives)} positives and {len(negatives)} negatives")
+    each = min(batch_size - 1, max(1, round(batch_size * ratio / (1 + ratio))))
+    count = -(-len(negatives) // (batch_size - each))
+
+    def batches(epoch: int) -> list[list[tuple[int, int]]]:
+        order = np.random.default_rng([seed, 0, epoch]).permutation(negatives)
+        dealt = _deck(positives, epoch * count * each, count * each, seed)
+        seeds = np.random.default_rng([seed, 2, epoch]).integers(2**31, size=(count, batch_size))
+        rows = [np.concatenate([dealt[b * each:(b + 1) * each], order[b * (batch_size - each):(b + 1) * (batch_size - each)]]) for b in range(count)]
+        return [[(int(i), int(s)) for i, s in zip(row, seeds[b])] for b, row in enumerate(rows)]
+    return batches
+
+# %%
+cancer = table["cancer"].to_numpy()
+deal = one_positive_batches(cancer, settings.batch_size, settings.positive_ratio, settings.seed)
+seen = [i for b in deal(0) for i, _ in b]
+assert all(cancer[[i for i, _ in b]].sum() >= 1 for e in range(3) for b in deal(e))
+assert sorted(i for i in seen if not cancer[i]) == np.flatnonzero(cancer == 0).tolist()
+print(f"{len(deal(0))} batches of {settings.batch_size}; the first has {cancer[[i for i, _ in deal(0)[0]]].sum()} positives")
+
+# %% [markdown]
+# ## Augmentation
+# A breast may be flipped, moved, turned and lit differently and is still the same breast. One matrix does all the geometry, so that a pixel is interpolated once.
+
+# %%
+#| export
+def augment(
+    image: np.ndarray,            # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                  # uint8, same shape
+    "Flips, shift, scale, rotation, brightness and contrast, holes."
+    h, w = image.shape
+    turn = rng.uniform(-30, 30) if rng.random() < .5 else 0.0
+    scale = rng.uniform(.85, 1.15) if rng.random() < .5 else 1.0
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), turn, scale)
+    if rng.random() < .5: matrix[:, 2] += rng.uniform(-.1, .1, 2) * (w, h)
+    if turn or scale != 1 or matrix[:, 2].any(): image = cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
+    if rng.random() < .5: image = image[:, ::-1]
+    if rng.random() < .5: image = image[::-1]
+    if rng.random() < .5:
+        contrast, brightness = 1 + rng.uniform(-.3, .3), rng.uniform(-.1, .1) * 255
+        image = cv2.LUT(np.ascontiguousarray(image), np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8))
+    if rng.random() < .25:
+        image = image.copy()
+        for _ in range(rng.integers(1, 4)):
+            hole_h, hole_w = int(h * rng.uniform(.05, .12)), int(w * rng.uniform(.08, .2))
+            y, x = rng.integers(0, h - hole_h + 1), rng.integers(0, w - hole_w + 1)
+            image[y:y + hole_h, x:x + hole_w] = 0
+    return np.ascontiguousarray(image)
+
+# %%
+#| export
+class BreastCrops(Dataset):
+    "Crops of a table as normalised tensors; `dataset[(index, seed)]`, seed -1 for no augmentation."
+    def __init__(self,
+        table: pd.DataFrame,         # patient_id, image_id, cancer
+        images: Path,                # cleaned_images/
+        settings: Train,             # height, width, soft_positive, augmentation
+        normalization: dict,         # mean and std of the network, on the scale 0..1
+    ):
+        self.paths = [crop_path(images, p, i) for p, i in zip(table["patient_id"], table["image_id"])]
+        self.targets = table["cancer"].to_numpy(np.float32) * (1 - settings.soft_positive)
+        self.settings = settings
+        self.mean, self.std = (torch.tensor(np.broadcast_to(normalization[k], 3).copy(), dtype=torch.float32).view(3, 1, 1) for k in ("mean", "std"))
+
+    def __len__(self): return len(self.paths)
+
+    def picture(self, index: int, seed: int) -> np.ndarray:
+        "uint8 (height, width), augmented unless the seed is negative."
+        stored = cv2.imread(str(self.paths[index]), cv2.IMREAD_GRAYSCALE)
+        if stored is None: raise FileNotFoundError(f"{self.paths[index]} cannot be read: run the crops stage again")
+        image = fit_resize(stored, self.settings.height, self.settings.width)
+        rng = np.random.default_rng(max(seed, 0))
+        return augment(image, rng) if seed >= 0 and rng.random() < self.settings.augmentation else image
+
+    def __getitem__(self, at: tuple[int, int]):
+        image = torch.from_numpy(self.picture(*at)).float().div(255).expand(3, -1, -1)
+        return (image - self.mean) / self.std, torch.tensor([self.targets[at[0]]])
+
+# %%
+data = BreastCrops(table, images, settings, {"mean": .5, "std": .5})
+fig, axes = plt.subplots(2, 8, figsize=(11, 5.5))
+for row, index in enumerate([int(np.argmax(cancer)), int(np.argmin(cancer))]):
+    for seed, ax in enumerate(axes[row], start=-1):
+        ax.imshow(data.picture(index, seed), cmap="gray", vmin=0, vmax=255); ax.axis("off")
+        ax.set_title("as it is" if seed < 0 else f"seed {seed}", fontsize=8)
+fig.suptitle("one image a row: what the network is shown"); fig.tight_layout()
+assert (data.picture(0, 5) == data.picture(0, 5)).all()
+
+# %% [markdown]
+# ## The network and its loss
+# A target of 0.9 instead of 1 keeps the network from being certain about labels that are not.
+
+# %%
+#| export
+def build_network(
+    settings: Train,          # network, global_pool, drop rates
+    weights: str = "none",    # initial weights
+) -> nn.Module:               # one logit an image
+    "The classifier of a recipe; pretrained, it starts undecided: a drawn last layer would shout before it has seen anything."
+    model = create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
+                           drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate)
+    if weights != "none":
+        for parameter in model.get_classifier().parameters(): nn.init.zeros_(parameter)
+    return model
+
+def predict_probabilities(
+    model: nn.Module,
+    dataset: BreastCrops,
+    batch_size: int = 32,
+) -> np.ndarray:              # float32, one an image
+    "Probabilities without augmentation."
+    device = next(model.parameters()).device
+    loader = DataLoader(dataset, batch_sampler=[[(i, -1) for i in range(s, min(s + batch_size, len(dataset)))] for s in range(0, len(dataset), batch_size)])
+    with torch.inference_mode():
+        return np.concatenate([torch.sigmoid(model(x.to(device)).float()).flatten().cpu().numpy() for x, _ in loader])
+
+def optimisation(
+    settings: Train,
+) -> Optimisation:
+    "The part of a recipe that concerns the loop."
+    shared = {f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)}
+    return Optimisation(**shared)
+
+# %% [markdown]
+# ## One fold
+# After each epoch the averaged weights predict the fold that was held back; the predictions are kept, since the selection wants them all.
+
+# %%
+#| export
+def train_fold(
+    table: pd.DataFrame,   # folds.csv
+    fold: int,             # held back
+    images: Path,          # cleaned_images/
+    folder: Path,          # checkpoints/fold_<fold>/
+    settings: Train,
+    identity: dict,        # what data and code this is; a training in progress of another is dropped
+) -> pd.DataFrame:         # history: one row an epoch
+    "Train on the other folds; after each epoch predict this one."
+    held, rest = table[table["fold"] == fold], table[table["fold"] != fold]
+    seed_everything(settings.seed + fold)  # the new layers of the network are drawn here
+    model = build_network(settings, settings.weights)
+    train_set, held_set = (BreastCrops(t, images, settings, model.normalization) for t in (rest, held))
+
+    def validate(eval_model: nn.Module, epoch: int) -> dict:
+        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(eval_model, held_set))
+        write_csv(folder / f"pred_{epoch}.csv", predictions)
+        breasts = per_breast(predictions)
+        threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"])
+        return {"auc": auc(breasts["cancer"], breasts["probability"]), "pf1": pf1, "threshold": threshold}
+
+    batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio, settings.seed + fold)
+    return fit(model, train_set, batches, F.binary_cross_entropy_with_logits, validate, optimisation(settings), folder,
+               label=f"fold {fold}", identity={**identity, "fold": fold})
+
+# %% [markdown]
+# ## Run the stage
+
+# %%
+#| export
+def run(
+    run_dir: Path,                   # folder of the run
+    recipe: str,                     # a recipe
+    overrides: dict | None = None,   # changes to the section `train`
+) -> pd.DataFrame:                   # history of all folds
+    "folds.csv and the crops -> checkpoints/fold_*/ and checkpoints/history.csv."
+    settings, reads = get_section(recipe, "train", overrides), ["folds.csv", "processed/crops.csv"]
+    with stage(run_dir, "train", reads=reads, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
+        table = read_table(locate(run_dir, "folds.csv"), ["fold"])
+        identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
+        images, folder = locate(run_dir, "processed/cleaned_images"), locate(run_dir, "checkpoints/history.csv").parent
+        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(table["fold"].unique())]
+        history = pd.concat(histories, ignore_index=True)
+        history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
+        write_csv(folder / "history.csv", history)
+    return history
+
+# %%
+history = run(run_dir, recipe, overrides)
+history.drop(columns=["weights_sha256"]).round(4)
+
+# %% [markdown]
+# ## What came out
+# The loss should fall and the score of the held-back fold rise, epoch by epoch, fold by fold.
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(11, 3))
+for fold, h in history.groupby("fold"):
+    for ax, column in zip(axes, ["loss", "auc", "pf1"]): ax.plot(h["epoch"], h[column], marker="o", label=f"fold {fold}")
+for ax, title in zip(axes, ["training loss", "AUC per breast, held-back fold", "pF1 per breast, best threshold"]): ax.set(title=title, xlabel="epoch")
+axes[0].legend(fontsize=8); fig.tight_layout()
+
+# %%
+# the images that the last epoch of fold 0 found most and least suspicious
+last = read_table(locate(run_dir, f"checkpoints/fold_0/pred_{history['epoch'].max()}.csv"), ["probability"]).sort_values("probability")
+fig, axes = plt.subplots(1, 8, figsize=(11, 3))
+for ax, row in zip(axes, pd.concat([last.tail(4)[::-1], last.head(4)]).itertuples()):
+    ax.imshow(cv2.imread(str(crop_path(images, row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
+    ax.set_title(f"{row.probability:.2f}\n{'cancer' if row.cancer else 'no cancer'}", fontsize=8); ax.axis("off")
+fig.tight_layout()

@@ -1,0 +1,327 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Predict
+# > Any folder of mammograms in, a probability for each image and breast out, and a picture of what was looked at.
+#
+# Competition data is tidy; a folder from a clinic is not. Files without a laterality tag, several patients in one folder, a tomosynthesis container, a PDF: each is either predicted or named with the reason why not. The submission of the competition goes through the same function.
+
+# %%
+#| default_exp mammo.predict
+
+# %%
+#| export
+import hashlib
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mammo_nb.core.dicom import Header, Image, read_header, read_image
+from mammo_nb.core.engines import Engine, load_engine
+from mammo_nb.core.files import read_json, write_csv
+from mammo_nb.core.parallel import map_files
+from mammo_nb.core.settings import SettingsError, read_paths
+from mammo_nb.mammo.crops import Box, crop, find_box, fit_resize, write_png
+from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.recipes import Crops
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+
+from mammo_nb.core.stages import locate, practice
+from mammo_nb.mammo import crops, datasets, engines, folds, phantom, select, train
+
+# %% tags=["parameters"]
+folder = ""    # mammograms in DICOM; "" takes the test images of a small practice run
+weights = ""   # folder with ensemble.onnx and ensemble.json; "" takes those of the practice run
+
+# %%
+#| hide
+if not folder:
+    run_dir, _ = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run, engines.run)
+    folder, weights = locate(run_dir, "competition/test_images"), locate(run_dir, "final_models/ensemble.onnx").parent
+output = Path(tempfile.mkdtemp()) / "out"
+
+# %%
+#| export
+class PredictError(Exception):
+    "Nothing can be predicted at all: no files, or no weights; says how to get some."
+
+# %% [markdown]
+# ## Which files
+# By content, not by name: DICOM has `DICM` after 128 bytes. A file that is called `.dcm` and is none is an error; a spreadsheet beside the scans is not.
+
+# %%
+#| export
+def find_files(
+    folder: Path,  # looked through to any depth
+) -> tuple[list[str], int]:  # paths relative to it, sorted; and how many other files were left out
+    "All DICOM files of a folder."
+    folder = Path(folder)
+    if not folder.is_dir(): raise PredictError(f"{folder} is not a folder.")
+    found, others = [], 0
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
+        with open(path, "rb") as f: magic = f.read(132)[128:]
+        if magic == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"): found.append(str(path.relative_to(folder)))
+        else: others += 1
+    if not found: raise PredictError(f"No DICOM file in {folder} ({others} other files).")
+    return found, others
+
+# %% [markdown]
+# ## Check
+# What is in the files, before anything is predicted from them.
+
+# %%
+#| export
+def _problems(header: Header) -> list[str]:
+    "What a person should know before trusting a prediction from this file."
+    found = {"multi-frame": header.frames > 1, "laterality unknown": not header.laterality, "view unknown": not header.view,
+             "no window": not header.windows, "for processing, not for presentation": header.intent == "FOR PROCESSING",
+             "burned-in annotation": header.burned_in == "YES", f"modality {header.modality}": header.modality not in ("", "MG", None),
+             f"{header.samples} samples a pixel": header.samples != 1}
+    return [what for what, is_so in found.items() if is_so]
+
+def check_file(
+    item: dict,  # folder, file
+) -> dict:       # a row of the check table
+    "Header, decoder and problems of one file; the pixels are decoded, since only that proves them readable."
+    path = Path(item["folder"]) / item["file"]
+    header = read_header(path)
+    image = read_image(path, frame=0)
+    return {"syntax": header.syntax_name, "decoder": image.decoder, "rows": header.rows, "columns": header.columns, "frames": header.frames,
+            "bits_stored": header.bits_stored, "photometric": header.photometric, "windows": len(header.windows), "voi_function": header.voi_function,
+            "laterality": header.laterality or "unknown", "view": header.view or "unknown", "problems": "; ".join(_problems(header))}
+
+def check_folder(
+    folder: Path,
+    workers: int | None = None,  # processes; None: one a core
+) -> pd.DataFrame:               # one row a file; `error` is empty where it can be read
+    "Read every DICOM file of a folder."
+    files, others = find_files(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        table = map_files(check_file, [{"file": f, "folder": str(folder)} for f in files], table=Path(scratch) / "check.csv", key="file", workers=workers, label="check")
+    table.attrs["others"] = others
+    return table
+
+def _failed(table: pd.DataFrame) -> pd.DataFrame: return table[table["error"].fillna("") != ""]
+
+def print_check(
+    table: pd.DataFrame,  # from `check_folder`
+) -> int:                 # 0 if every file can be read, else 1
+    "Print the table, the problems and a count."
+    failed = _failed(table)
+    shown = table.drop(failed.index).drop(columns=["error"], errors="ignore")
+    if len(shown): print(shown.to_string(index=False, max_colwidth=40))
+    for row in failed.itertuples(): print(f"{row.file}: {row.error}")
+    print(f"{len(table)} DICOM files, {len(failed)} cannot be read, {table.attrs.get('others', 0)} other files left out")
+    return int(len(failed) > 0)
+
+# %%
+table = check_folder(folder)
+table.head()
+
+# %% [markdown]
+# ## Weights
+# Named, kept, or of the newest finished run, in this order; which one it was is printed.
+
+# %%
+#| export
+DEMONSTRATION = "demonstration weights, not for clinical use"
+
+def _has_engine(folder: Path) -> bool: return (folder / "ensemble.onnx").is_file() and (folder / "ensemble.json").is_file()
+
+def find_weights(
+    weights: Path | None = None,  # a folder; None or "": look for one
+) -> Path:                        # a folder with ensemble.onnx and ensemble.json
+    "Weights from the argument, else assets/trained, else the newest finished run."
+    if weights:
+        for place in (Path(weights), Path(weights) / "weights"):
+            if _has_engine(place): return place
+        raise PredictError(f"{weights} has no ensemble.onnx with its ensemble.json. `make reproduce` writes such a folder: runs/demo/weights.")
+    try: paths = read_paths()
+    except SettingsError: raise PredictError("No weights given. Name a folder with --weights, or start from a checkout of mammo_nb.") from None
+    if _has_engine(paths.assets / "trained"): return paths.assets / "trained"
+    finished = [read_paths(report.parent).final_models for report in paths.runs.glob("*/report.html")]
+    ready = [f for f in finished if _has_engine(f)]
+    if not ready: raise PredictError("No weights yet. `make reproduce` trains demonstration weights in minutes; others go to assets/trained or are named with --weights.")
+    return max(ready, key=lambda f: (f / "ensemble.onnx").stat().st_mtime)
+
+@lru_cache(maxsize=1)
+def _engine(weights: str) -> Engine:
+    "One engine a process, on one thread: the processes share the cores."
+    return load_engine(Path(weights) / "ensemble.onnx", threads=1)
+
+# %% [markdown]
+# ## Who, which side, which view
+# The tags speak first, then a table of the user's, in the manner of a competition's `test.csv`; otherwise the answer is *unknown*, which is better than a guess.
+
+# %%
+#| export
+def read_sides(
+    folder: Path,               # of the scans; a competition's train.csv and test.csv may lie in it or above it
+    table: Path | None = None,  # a CSV with image_id, laterality, view, and patient_id if known
+) -> dict[str, dict]:           # image_id -> its row
+    "What tables say about images."
+    folder = Path(folder).resolve()
+    beside = [d / f"{d_images.removesuffix('_images')}.csv" for d, d_images in ((folder.parent, folder.name), (folder.parent.parent, folder.parent.name))]
+    tables = [Path(table)] if table else [t for t in (folder / "train.csv", folder / "test.csv", *beside) if t.is_file()]
+    rows = {}
+    for t in tables:
+        for row in read_table(t, ["image_id", "laterality", "view"]).to_dict("records"):
+            rows[row["image_id"]] = {k: row[k] for k in ("patient_id", "image_id", "laterality", "view") if pd.notna(row.get(k))}
+    return rows
+
+def _identify(header: Header, item: dict) -> dict:
+    "patient_id, image_id, laterality and view of one file."
+    row, path = item.get("row") or {}, Path(item["file"])
+    return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",
+            "image_id": row.get("image_id") or header.image_id or path.stem,
+            "laterality": header.laterality or row.get("laterality") or "unknown",
+            "view": header.view or row.get("view") or "unknown"}
+
+# %% [markdown]
+# ## One image
+# Decode, find, cut, window, resize, predict: the same functions that made the training crops, with the settings that the weights remember.
+
+# %%
+#| export
+def preview(
+    image: Image,         # the frame
+    box: Box,             # what was cut out
+    seen: np.ndarray,     # uint8 (height, width) the network's input
+    lines: list[str],     # text below
+) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
+    "The frame with its box, beside what the network saw."
+    height = 512
+    side = lambda grey: cv2.cvtColor(cv2.resize(grey, (max(1, round(grey.shape[1] * height / grey.shape[0])), height), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    whole = Box(0, 0, image.pixels.shape[1], image.pixels.shape[0], "full frame")
+    frame, scale = side(crop(image, whole)), height / image.pixels.shape[0]
+    cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1), (0, 165, 255), 2)
+    picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
+    width = max(picture.shape[1], 520)
+    picture = cv2.copyMakeBorder(picture, 0, 10 + 20 * len(lines), 0, width - picture.shape[1], cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    for i, line in enumerate(lines): cv2.putText(picture, line, (8, height + 20 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, .45, (255, 255, 255), 1, cv2.LINE_AA)
+    return picture
+
+def predict_file(
+    item: dict,  # folder, file, weights; row from a table; previews: folder or ""; name: of the preview
+) -> dict:       # a row of per_image.csv
+    "Predict one file."
+    engine = _engine(item["weights"])
+    image = read_image(Path(item["folder"]) / item["file"])
+    settings = Crops(**engine.metadata["crops"])
+    box = find_box(image, settings)
+    seen = fit_resize(crop(image, box, min(settings.window, max(0, len(image.header.windows) - 1))), *engine.size)
+    probability = float(engine(seen[None]).mean())
+    who = _identify(image.header, item)
+    if item.get("previews"):
+        lines = [f"{who['laterality']} {who['view']}   probability {probability:.3f}   box: {box.source}"] + [DEMONSTRATION] * bool(engine.metadata["demonstration"])
+        write_png(Path(item["previews"]) / f"{item['name']}.png", preview(image, box, seen, lines))
+    return {**who, "rows": image.pixels.shape[0], "columns": image.pixels.shape[1], "decoder": image.decoder,
+            "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source, "probability": round(probability, 6)}
+
+# %% [markdown]
+# ## A folder
+# Two tables come out, in the columns of the contract. Every row says what kind of weights spoke.
+
+# %%
+#| export
+PER_IMAGE = ["file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1", "box_source", "probability", "error"]
+
+def short_hash(
+    text: str,
+) -> str:       # 12 hexadecimal digits
+    "An id that tells nobody who it was, and is the same for the same text."
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+def _hide(table: pd.DataFrame) -> pd.DataFrame:
+    "Replace ids, and file names, which may contain them."
+    for column in ("patient_id", "image_id", "file"): table[column] = [short_hash(str(v)) if pd.notna(v) and v else v for v in table[column]]
+    table["error"] = [e.split(":")[0] if isinstance(e, str) else e for e in table["error"]]  # the message names the file
+    return table
+
+def predict_items(
+    items: list[dict],           # for `predict_file`
+    output: Path,                # per_image.csv, with its journal while it runs
+    workers: int | None = None,  # processes; None: one a core
+) -> pd.DataFrame:               # PER_IMAGE and `note`
+    "Predict files in parallel; a file that fails is a row with an error."
+    metadata = read_json(Path(items[0]["weights"]) / "ensemble.json")
+    table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
+    table = table.reindex(columns=PER_IMAGE)
+    table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
+    return table
+
+def predict_folder(
+    folder: Path,                 # DICOM files, nested or flat
+    output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
+    weights: Path | None = None,  # see `find_weights`
+    table: Path | None = None,    # see `read_sides`
+    hash_ids: bool = False,       # replace ids by digests
+    workers: int | None = None,   # processes; None: one a core
+) -> pd.DataFrame:                # the rows of per_image.csv
+    "Predict every mammogram of a folder."
+    folder, output, weights = Path(folder), Path(output), find_weights(weights)
+    files, _ = find_files(folder)
+    sides = read_sides(folder, table)
+    name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm")
+    items = [{"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem), "previews": str(output / "previews"), "name": name(f)} for f in files]
+    result = predict_items(items, output / "per_image.csv", workers)
+    if hash_ids: result = _hide(result)
+    write_csv(output / "per_image.csv", result)
+    breasts = per_breast(result[result["probability"].notna()])[["patient_id", "laterality", "images", "probability"]]
+    breasts["note"] = result["note"].iloc[0]
+    write_csv(output / "per_breast.csv", breasts)
+    result.attrs["weights"] = str(weights)
+    return result
+
+def print_predictions(
+    result: pd.DataFrame,  # from `predict_folder`
+    output: Path,
+) -> int:                  # how many files failed
+    "Print a line an image and a count."
+    failed = _failed(result)
+    for row in result.drop(failed.index).itertuples(): print(f"{row.probability:.3f}  {row.laterality} {row.view:8} {row.file}")
+    for row in failed.itertuples(): print(f"failed {row.file}: {row.error}")
+    print(f"{len(result) - len(failed)} of {len(result)} files predicted with {result.attrs['weights']} -> {output}")
+    if result["note"].iloc[0]: print(result["note"].iloc[0])
+    return len(failed)
+
+# %%
+result = predict_folder(folder, output, weights)
+assert print_predictions(result, output) == 0
+pd.read_csv(output / "per_breast.csv", dtype={"patient_id": str}).head()
+
+# %% [markdown]
+# A preview shows where the breast was found and what the network saw of it:
+
+# %%
+pictures = sorted((output / "previews").glob("*.png"))[:3]
+fig, axes = plt.subplots(1, len(pictures), figsize=(12, 5))
+for ax, p in zip(np.atleast_1d(axes), pictures): ax.imshow(cv2.imread(str(p))[..., ::-1]); ax.axis("off")
+fig.tight_layout()
+
+# %% [markdown]
+# A file that is none of ours fails alone:
+
+# %%
+(Path(folder) / "broken.dcm").write_bytes(b"not a scan")
+again = predict_folder(folder, output, weights)
+(Path(folder) / "broken.dcm").unlink()
+assert len(_failed(again)) == 1 and (again["probability"].dropna().values == result["probability"].values).all()
+print(_failed(again)["error"].iloc[0])

@@ -1,0 +1,165 @@
+"The mammography stages: tables, boxes, batches, selection, submission."
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from mammo_nb.core.dicom import Image
+from mammo_nb.mammo.crops import Box, crop, find_box, fit_resize, otsu_box
+from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table, unify
+from mammo_nb.mammo.recipes import RECIPES, RecipeError, get_section
+from mammo_nb.mammo.select import best_epochs, plateau
+from mammo_nb.mammo.submit import to_submission
+from mammo_nb.mammo.train import augment, one_positive_batches
+
+
+def table(**columns):
+    base = {"patient_id": ["007", "007"], "image_id": ["01", "02"], "laterality": ["L", "L"], "view": ["CC", "MLO"], "cancer": [1, 1]}
+    return pd.DataFrame({**base, **columns})
+
+
+# ---- datasets
+def test_ids_stay_text_and_order_stays(tmp_path):
+    table().to_csv(tmp_path / "train.csv", index=False)
+    unified = unify(read_table(tmp_path / "train.csv", ["cancer"]))
+    assert unified["patient_id"].tolist() == ["007", "007"] and unified["file"].tolist() == ["train_images/007/01.dcm", "train_images/007/02.dcm"]
+
+
+@pytest.mark.parametrize("columns, told", [({"image_id": ["01", "01"]}, "an image twice"), ({"laterality": ["L", "left"]}, "neither L nor R"),
+                                           ({"cancer": [1, 2]}, "neither 0 nor 1"), ({"cancer": [1, 0]}, "disagree")])
+def test_tables_that_make_no_sense_are_refused(columns, told):
+    with pytest.raises(DatasetError, match=told): unify(table(**columns))
+
+
+@pytest.mark.parametrize("image_id", ["../../etc/passwd", "..", "a/b", "a\\b", ""])
+def test_an_id_cannot_leave_its_folder(tmp_path, image_id):
+    table(image_id=[image_id, "02"]).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DatasetError, match="no file name"): read_table(tmp_path / "t.csv", [])
+
+
+def test_missing_column_lists_what_there_is(tmp_path):
+    table().drop(columns="cancer").to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DatasetError, match="no column cancer; it has patient_id"): read_table(tmp_path / "t.csv", ["cancer"])
+
+
+def test_breast_is_the_mean_of_its_images():
+    breasts = per_breast(pd.DataFrame({"patient_id": ["a", "a", "a", "b"], "laterality": ["L", "R", "L", "L"], "probability": [.2, .9, .4, .5]}))
+    assert breasts["probability"].round(9).tolist() == [.3, .9, .5] and breasts["images"].tolist() == [2, 1, 1]
+
+
+# ---- crops
+def disc_frame(header_of, rows=1600, columns=1200, photometric="MONOCHROME2"):
+    "A half disc of tissue at the left edge, a small bright marker on the right; 12 bits."
+    y, x = np.mgrid[:rows, :columns]
+    pixels = np.where((x / 700) ** 2 + ((y - 800) / 600) ** 2 < 1, 1500, 20).astype(np.uint16)
+    pixels[100:180, 1000:1120] = 4000
+    return Image(replace(header_of, rows=rows, columns=columns, photometric=photometric, windows=((2048.0, 4096.0),), voi_function="LINEAR"),
+                 pixels if photometric == "MONOCHROME2" else 4095 - pixels, "made")
+
+
+@pytest.fixture(scope="module")
+def header(tmp_path_factory):
+    from mammo_nb.core.dicom import read_header
+    from mammo_nb.mammo.phantom import make_competition
+    root = tmp_path_factory.mktemp("c")
+    make_competition(root, patients=2, test_patients=1, frame=(320, 256), prevalence=.5, seed=1, workers=1)
+    return read_header(next((root / "train_images").rglob("*.dcm")))
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_box_holds_the_breast_and_not_the_marker(header, photometric):
+    box = find_box(disc_frame(header, photometric=photometric))
+    pixel = 1600 / 416 * 3   # three pixels of the small view
+    assert box.source == "otsu"
+    assert np.allclose([box.x0, box.y0, box.x1, box.y1], [0, 200, 700, 1400], atol=pixel)
+
+
+def test_no_breast_is_the_full_frame_and_says_so(header):
+    image = disc_frame(header)
+    empty = Image(image.header, np.full((1600, 1200), 30, np.uint16), "made")
+    assert find_box(empty) == Box(0, 0, 1200, 1600, "full frame")
+
+
+def test_small_contour_is_refused():
+    view = np.zeros((400, 300), np.uint8)
+    cv2.circle(view, (150, 200), 20, 200, -1)   # 1 % of the view
+    assert otsu_box(view, .04) is None and otsu_box(view, .005) is not None
+
+
+def test_crop_is_windowed_from_stored_values_and_inverted(header):
+    both = [crop(disc_frame(header, photometric=p), Box(0, 700, 100, 800, "otsu")) for p in ("MONOCHROME2", "MONOCHROME1")]
+    # PS3.3 C.11.2.1.2.1 by hand: ((1500 - 2047.5) / 4095 + .5) * 255 = 93.4
+    assert abs(int(both[0][50, 50]) - 93) <= 1 and abs(int(both[1][50, 50]) - 93) <= 1
+
+
+@pytest.mark.parametrize("shape", [(900, 450), (300, 900), (37, 11), (384, 192), (1, 1)])
+def test_fit_resize_keeps_proportions_and_centres(shape):
+    fitted = fit_resize(np.full(shape, 200, np.uint8), 384, 192)
+    rows, columns = np.flatnonzero(fitted.any(1)), np.flatnonzero(fitted.any(0))
+    assert fitted.shape == (384, 192)
+    assert abs(rows[0] - (383 - rows[-1])) <= 1 and abs(columns[0] - (191 - columns[-1])) <= 1
+    h, w = len(rows), len(columns)
+    assert h == 384 or w == 192
+    assert abs(h / w - shape[0] / shape[1]) <= shape[0] / shape[1] * (1 / h + 1 / w) * 1.01
+
+
+# ---- training
+@pytest.mark.parametrize("ratio", [.01, .1429, 1.0, 100.0])
+def test_every_batch_has_a_positive_and_every_negative_comes_once(ratio):
+    cancer = np.array([1] * 7 + [0] * 93)
+    batches = one_positive_batches(cancer, 8, ratio, seed=3)
+    seen = np.zeros(100, int)
+    for epoch in range(4):
+        rows = [[i for i, _ in b] for b in batches(epoch)]
+        assert all(cancer[r].sum() >= 1 and len(r) <= 8 for r in rows)
+        assert sorted(i for r in rows for i in r if not cancer[i]) == list(range(7, 100))
+        for r in rows: np.add.at(seen, r, 1)
+    assert np.ptp(seen[:7]) <= 1     # the deck deals positives evenly, across epochs
+    assert batches(2) == one_positive_batches(cancer, 8, ratio, seed=3)(2) != batches(1)
+
+
+def test_training_without_one_class_is_refused():
+    with pytest.raises(ValueError, match="both classes"): one_positive_batches(np.zeros(9), 4, .5, 0)
+
+
+def test_augmentation_is_its_seed():
+    image = np.random.default_rng(0).integers(0, 256, (128, 64), dtype=np.uint8)
+    once, again, other = (augment(image.copy(), np.random.default_rng(s)) for s in (5, 5, 6))
+    assert (once == again).all() and (once != other).any() and once.shape == image.shape and once.dtype == np.uint8
+
+
+# ---- selection and submission
+def test_best_epoch_breaks_ties_by_auc_then_early():
+    history = pd.DataFrame({"fold": [0, 0, 0, 1, 1], "epoch": [1, 2, 3, 1, 2], "pf1": [.5, .7, .7, .6, .6], "auc": [.9, .8, .85, .7, .7]})
+    assert best_epochs(history)[["fold", "epoch"]].values.tolist() == [[0, 3], [1, 1]]
+
+
+def test_plateau_stops_at_the_first_fall():
+    curve = pd.DataFrame({"threshold": [.1, .2, .3, .4, .5, .6], "score": [.96, .5, .96, 1.0, .99, .2]})
+    assert plateau(curve, .4) == (.3, .5)
+
+
+def test_submission_follows_the_sample_and_a_lost_breast_is_zero():
+    predictions = pd.DataFrame({"prediction_id": ["b", "a", "a", "c"], "probability": [.7, .2, .9, np.nan]})
+    sample = pd.DataFrame({"prediction_id": ["c", "a", "b"], "cancer": .021})
+    assert to_submission(predictions, sample, .55).values.tolist() == [["c", 0], ["a", 0], ["b", 1]]   # a: mean .55 is not above
+
+
+def test_a_stranger_in_the_test_table_is_told():
+    with pytest.raises(DatasetError, match="such as z"):
+        to_submission(pd.DataFrame({"prediction_id": ["z"], "probability": [.5]}), pd.DataFrame({"prediction_id": ["a"], "cancer": 0}), .5)
+
+
+# ---- recipes
+@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are demo, tiny"), (("demo", "trian"), "There are phantom"),
+                                        (("demo", "train", {"epoch": 1}), "It has network"), (("demo", "train", {"epochs": 1.5}), "takes int"),
+                                        (("demo", "train", {"epochs": True}), "takes int")])
+def test_slips_in_a_recipe_are_told(call, told):
+    with pytest.raises(RecipeError, match=told): get_section(*call)
+
+
+def test_overrides_leave_the_recipe_alone():
+    assert get_section("demo", "train", {"lr": 1}).lr == 1.0 != RECIPES["demo"].train.lr
+    with pytest.raises(Exception, match="cannot assign"): RECIPES["demo"].train.lr = 1.0

@@ -1,0 +1,209 @@
+"core/parallel: order, error rows, and what survives a killed run or a killed worker."
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mammo_nb.core.parallel import map_files
+
+def square(item):
+    if item.get("bad"): raise ValueError(f"{item['file']} is bad")
+    return {"square": item["x"] ** 2, "half": np.float32(item["x"] / 2), "where": Path("a") / item["file"]}
+
+def things(n, **more):
+    return [{"file": f"{i:03}.dcm", "x": i, **more} for i in range(n)][::-1]  # not in alphabetical order
+
+def read(table):
+    return pd.read_csv(table, keep_default_na=False, dtype={"file": str})
+
+@pytest.mark.parametrize("workers", [1, 3, None])
+def test_order_columns_types_and_errors(tmp_path, workers):
+    items = things(20)
+    items[4]["bad"] = True
+    table = tmp_path / "new" / "t.csv"
+    frame = map_files(square, items, table=table, workers=workers)
+    assert frame.columns.tolist() == ["file", "square", "half", "where", "error"]
+    assert frame["file"].tolist() == [i["file"] for i in items]
+    assert frame["error"].tolist() == ["ValueError: 015.dcm is bad" if i.get("bad") else "" for i in items]
+    good = frame[frame["error"] == ""]
+    assert good["square"].tolist() == [i["x"] ** 2 for i in items if not i.get("bad")] and frame["square"].isna().sum() == 1
+    stored = read(table)
+    assert stored["file"].tolist() == frame["file"].tolist() and stored["error"].tolist() == frame["error"].tolist()
+    assert stored.loc[0].tolist() == ["019.dcm", "361", "9.5", "a/019.dcm", ""]  # whole numbers stay whole beside the empty field
+    assert os.listdir(table.parent) == ["t.csv"]  # neither journal nor temporary file
+
+def test_the_table_is_the_same_for_any_number_of_workers(tmp_path):
+    for workers in (1, 2): map_files(square, things(30), table=tmp_path / f"{workers}.csv", workers=workers)
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
+
+def test_no_items_and_repeated_keys(tmp_path):
+    assert map_files(square, [], table=tmp_path / "t.csv").columns.tolist() == ["file", "error"]
+    assert read(tmp_path / "t.csv").empty
+    with pytest.raises(ValueError, match="'file'"): map_files(square, things(3) + things(1), table=tmp_path / "t.csv")
+    with pytest.raises(KeyError): map_files(square, [{"x": 1}], table=tmp_path / "t.csv")
+
+def test_another_key_and_a_row_that_cannot_be_written(tmp_path):
+    frame = map_files(lambda item: {"what": object() if item["id"] else 1}, [{"id": 0}, {"id": 1}], table=tmp_path / "t.csv", key="id", workers=1)
+    assert frame["id"].tolist() == [0, 1] and frame["error"][0] == ""
+    assert frame["error"][1] == "TypeError: a object does not fit into a table"
+
+def interrupted_after(n, calls):
+    def fn(item):
+        calls.append(item["file"])
+        if len(calls) == n: raise KeyboardInterrupt
+        return square(item)
+    return fn
+
+def broken_off(tmp_path, params=None):
+    "A run of 10 broken off at the 6th; returns its journal."
+    with pytest.raises(KeyboardInterrupt): map_files(interrupted_after(6, []), things(10), table=tmp_path / "t.csv", workers=1, params=params)
+    assert not (tmp_path / "t.csv").exists()
+    return tmp_path / "t.csv.journal"
+
+def resume(tmp_path, items=None, params=None):
+    "The files that a second call works on."
+    calls = []
+    frame = map_files(interrupted_after(-1, calls), items or things(10), table=tmp_path / "t.csv", workers=1, params=params)
+    assert frame["square"].tolist() == [i["x"] ** 2 for i in items or things(10)] and (frame["error"] == "").all()
+    assert not (tmp_path / "t.csv.journal").exists()
+    return calls
+
+def test_resume_does_only_the_rest(tmp_path):
+    broken_off(tmp_path)
+    assert resume(tmp_path) == [i["file"] for i in things(10)][5:]
+    map_files(square, things(10), table=tmp_path / "whole.csv", workers=1)
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+def test_a_finished_run_starts_anew(tmp_path):
+    resume(tmp_path)
+    assert len(resume(tmp_path)) == 10
+
+def test_error_rows_are_kept_too(tmp_path):
+    items = things(10)
+    items[0]["bad"] = True
+    with pytest.raises(KeyboardInterrupt): map_files(interrupted_after(6, []), items, table=tmp_path / "t.csv", workers=1)
+    calls = []
+    frame = map_files(interrupted_after(-1, calls), items, table=tmp_path / "t.csv", workers=1)
+    assert len(calls) == 5 and frame["error"][0] == "ValueError: 009.dcm is bad"
+
+def test_other_params_start_anew_and_the_same_resume(tmp_path):
+    broken_off(tmp_path, params={"height": 2048, "window": (1, 2)})
+    assert len(resume(tmp_path, params={"window": [1, 2], "height": 2048})) == 5  # order and tuples do not matter
+    (tmp_path / "t.csv").unlink()
+    broken_off(tmp_path, params={"height": 2048})
+    assert len(resume(tmp_path, params={"height": 1024})) == 10
+
+def test_a_changed_item_is_worked_on_again(tmp_path):
+    broken_off(tmp_path)
+    items = things(10)
+    items[2]["x"] = 77
+    assert resume(tmp_path, items) == ["007.dcm"] + [i["file"] for i in items][5:]
+
+def test_items_may_be_added_removed_and_reordered(tmp_path):
+    broken_off(tmp_path)  # 009 to 005 are done
+    items = sorted(things(12), key=lambda i: i["file"])[1:]
+    assert resume(tmp_path, items) == ["001.dcm", "002.dcm", "003.dcm", "004.dcm", "010.dcm", "011.dcm"]
+
+@pytest.mark.parametrize("tear", [1, 7, 30])
+def test_a_torn_last_line_is_done_again(tmp_path, tear):
+    journal = broken_off(tmp_path)
+    journal.write_bytes(journal.read_bytes()[:-tear])
+    assert resume(tmp_path) == [i["file"] for i in things(10)][4:]
+
+def test_a_torn_journal_goes_on_being_one(tmp_path):
+    journal = broken_off(tmp_path)
+    journal.write_bytes(journal.read_bytes()[:-7])
+    with pytest.raises(KeyboardInterrupt): map_files(interrupted_after(3, []), things(10), table=tmp_path / "t.csv", workers=1)
+    assert [json.loads(line)["row"]["square"] for line in journal.read_text().splitlines()[1:]] == [81, 64, 49, 36, 25, 16]
+    assert len(resume(tmp_path)) == 4
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff garbage", b'{"params": nu', b'{"params": null}', b'{"params": null}\nnull\n', b'{"params": null}\n{"item": 3}\n{}\n'])
+def test_a_damaged_journal_costs_work_not_correctness(tmp_path, content):
+    (tmp_path / "t.csv.journal").write_bytes(content)
+    assert len(resume(tmp_path)) == 10
+
+
+# --- processes that die. Each runs as a script, where functions live in __main__ as they do in a notebook.
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from mammo_nb.core.parallel import map_files
+here, mode, parent = Path(sys.argv[1]), sys.argv[2], os.getpid()
+workers = int(sys.argv[3])
+scale = 3  # a global of the notebook
+
+def work(item):
+    with open(here / f"calls_{mode}", "a") as log: log.write(item["file"] + "\\n")
+    if mode == "kill_parent" and item["file"] == "030": os.kill(parent, signal.SIGKILL)
+    if mode == "exit_always" and item["file"] == "027": os._exit(3)
+    if mode == "killed_twice" and item["file"] in ("007", "021"): os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "exit_once" and item["file"] == "007" and not (here / "once").exists():
+        (here / "once").touch()
+        os._exit(3)
+    if mode == "raise" and item["file"] == "007": raise RuntimeError("no")
+    return {"value": item["x"] * scale, "root": np.sqrt(item["x"])}
+
+frame = map_files(work, [{"file": f"{i:03}", "x": i} for i in range(40)], table=here / "t.csv", params={"scale": scale}, workers=workers)
+"""
+
+def run(folder, mode, workers=2):
+    "Run the script; returns its exit status."
+    (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
+    with open(folder / "stderr", "w") as stderr:  # a file: workers of a killed run would hold a pipe open
+        done = subprocess.run([sys.executable, folder / "script.py", folder, mode, str(workers)], stderr=stderr, timeout=120)
+    assert done.returncode in (0, -signal.SIGKILL), (folder / "stderr").read_text()
+    return done.returncode
+
+def calls(folder, mode):
+    return (folder / f"calls_{mode}").read_text().split()
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_resumes_and_ends_the_same(tmp_path, workers):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.mkdir(), b.mkdir()
+    assert run(a, "kill_parent", workers) == -signal.SIGKILL
+    assert not (a / "t.csv").exists()
+    finished = len((a / "t.csv.journal").read_bytes().split(b"\n")) - 2
+    assert finished > 10  # by the thirtieth
+    assert run(a, "again", workers) == 0
+    assert len(calls(a, "again")) == 40 - finished  # nothing that was in the journal is done again
+    assert run(b, "again", workers) == 0
+    assert (a / "t.csv").read_bytes() == (b / "t.csv").read_bytes() and not (a / "t.csv.journal").exists()
+
+def test_a_worker_that_always_dies_costs_one_row(tmp_path):
+    assert run(tmp_path, "exit_always") == 0
+    table = read(tmp_path / "t.csv")
+    lost = table["error"] != ""
+    assert table.loc[lost, "file"].tolist() == ["027"] and table.loc[lost, "error"].item().startswith("WorkerLost: ")
+    assert table.loc[~lost, "value"].astype(float).tolist() == [i * 3 for i in range(40) if i != 27]
+    assert calls(tmp_path, "exit_always").count("027") == 2  # tried once more
+    assert len(calls(tmp_path, "exit_always")) <= 40 + 8  # of the others only those in flight
+
+def test_two_deaths_in_one_run(tmp_path):
+    assert run(tmp_path, "killed_twice", 3) == 0
+    table = read(tmp_path / "t.csv")
+    assert table.loc[table["error"] != "", "file"].tolist() == ["007", "021"] and len(table) == 40
+
+def test_a_worker_that_dies_once_costs_nothing(tmp_path):
+    assert run(tmp_path, "exit_once") == 0
+    table = read(tmp_path / "t.csv")
+    assert (table["error"] == "").all() and table["value"].tolist() == [i * 3 for i in range(40)]
+
+def test_an_exception_costs_one_row(tmp_path):
+    assert run(tmp_path, "raise") == 0
+    assert read(tmp_path / "t.csv")["error"].tolist() == ["RuntimeError: no" if i == 7 else "" for i in range(40)]
+
+def test_a_function_that_cannot_be_sent_is_an_error_at_once(tmp_path):
+    import threading
+    lock = threading.Lock()
+    with pytest.raises(Exception, match="pickle"): map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", workers=2)
+    assert not (tmp_path / "t.csv").exists()

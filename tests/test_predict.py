@@ -1,0 +1,135 @@
+"`mammo-nb check` and `mammo-nb predict`, as commands, on phantoms and on real scans."
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pandas as pd
+import pydicom
+import pytest
+import torch
+from conftest import ROOT
+
+from mammo_nb.core.engines import Ensemble, export_onnx
+from mammo_nb.core.networks import create_network
+from mammo_nb.mammo.phantom import make_competition
+from mammo_nb.mammo.predict import DEMONSTRATION, PER_IMAGE, PredictError, find_files, find_weights, predict_folder
+
+
+def mammo_nb(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([Path(sys.prefix) / "bin/mammo-nb", *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    "An untrained ensemble of two: what it says means nothing, how it is used does."
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    export_onnx(Ensemble([create_network("tf_efficientnet_lite0").eval() for _ in range(2)], .5, .5), folder / "ensemble.onnx", (128, 64),
+                metadata={"threshold": .5, "crops": {}, "demonstration": True, "recipe": "test"})
+    return folder
+
+
+@pytest.fixture
+def scans(tmp_path):
+    make_competition(tmp_path / "c", patients=2, test_patients=1, frame=(320, 256), prevalence=.5, seed=5, workers=1)
+    return tmp_path / "c"
+
+
+def test_kaggle_tree_gives_the_columns_of_the_contract(scans, weights, tmp_path):
+    done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", weights)
+    assert done.returncode == 0, done.stdout
+    assert DEMONSTRATION in done.stdout and str(weights) in done.stdout
+    table, truth = (pd.read_csv(p, dtype=str) for p in (tmp_path / "out/per_image.csv", scans / "train.csv"))
+    assert list(table.columns) == PER_IMAGE + ["note"] and (table["note"] == DEMONSTRATION).all()
+    both = table.merge(truth, on="image_id", suffixes=("", "_true"))
+    assert len(both) == len(truth) and all((both[c] == both[f"{c}_true"]).all() for c in ("patient_id", "laterality", "view"))
+    assert table["probability"].astype(float).between(0, 1).all()
+    breasts = pd.read_csv(tmp_path / "out/per_breast.csv", dtype={"patient_id": str})
+    assert list(breasts.columns) == ["patient_id", "laterality", "images", "probability", "note"] and breasts["images"].sum() == len(table)
+    mean = table.assign(probability=table["probability"].astype(float)).groupby(["patient_id", "laterality"])["probability"].mean()
+    assert breasts.set_index(["patient_id", "laterality"])["probability"].sub(mean).abs().max() < 1e-9
+    assert len(list((tmp_path / "out/previews").glob("*.png"))) == len(table)
+
+
+def test_one_bad_file_fails_alone_and_decides_the_exit_code(scans, weights, tmp_path):
+    good = predict_folder(scans / "train_images", tmp_path / "a", weights, workers=1)
+    victim = sorted((scans / "train_images").rglob("*.dcm"))[1]
+    victim.write_bytes(victim.read_bytes()[:3000])
+    (scans / "train_images" / "notes.txt").write_text("not a scan")
+    arguments = ["predict", scans / "train_images", "-o", tmp_path / "b", "--weights", weights]
+    assert mammo_nb(*arguments).returncode == 1 and mammo_nb(*arguments, "--allow-errors").returncode == 0
+    table = pd.read_csv(tmp_path / "b/per_image.csv", dtype={"patient_id": str})
+    assert table["error"].notna().sum() == 1 and victim.name in table.loc[table["error"].notna(), "file"].iloc[0]
+    others = table["error"].isna()
+    assert (table.loc[others, "probability"].values == good.loc[others.values, "probability"].values).all()
+
+
+def strip_sides(path: Path):
+    ds = pydicom.dcmread(path)
+    for tag in ("ImageLaterality", "Laterality", "ViewPosition", "PatientOrientation", "ViewCodeSequence"):
+        if tag in ds: delattr(ds, tag)
+    ds.save_as(path)
+
+
+def test_unknown_sides_are_said_to_be_unknown_or_come_from_a_table(scans, weights, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for p in sorted((scans / "train_images").rglob("*.dcm"))[:2]:
+        shutil.copy(p, flat)
+        strip_sides(flat / p.name)
+    table = predict_folder(flat, tmp_path / "a", weights, workers=1)
+    assert (table["laterality"] == "unknown").all() and (table["view"] == "unknown").all()
+    table = predict_folder(flat, tmp_path / "b", weights, table=scans / "train.csv", workers=1)
+    truth = pd.read_csv(scans / "train.csv", dtype=str).set_index("image_id")
+    assert all(truth.loc[r.image_id, "laterality"] == r.laterality and truth.loc[r.image_id, "view"] == r.view for r in table.itertuples())
+
+
+def test_hashed_ids_show_no_id_anywhere(scans, weights, tmp_path):
+    done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", weights, "--hash-ids")
+    ids = set(pd.read_csv(scans / "train.csv", dtype=str)[["patient_id", "image_id"]].values.ravel())
+    text = done.stdout + "".join(p.read_text() for p in (tmp_path / "out").glob("*.csv")) + " ".join(p.name for p in (tmp_path / "out/previews").iterdir())
+    assert done.returncode == 0 and not [i for i in ids if len(i) > 4 and i in text]
+
+
+def test_without_weights_or_files_the_message_says_what_to_do(scans, tmp_path, monkeypatch):
+    done = mammo_nb("predict", scans, "-o", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 2 and "--weights" in done.stdout and "Traceback" not in done.stdout
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PredictError, match="No DICOM file"): find_files(tmp_path / "empty")
+    with pytest.raises(PredictError, match="make reproduce"): find_weights(tmp_path / "empty")
+
+
+def test_weights_are_found_in_the_order_that_the_help_says(weights, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PredictError, match="No weights yet"): find_weights()
+    shutil.copytree(weights, tmp_path / "runs/old/weights")
+    with pytest.raises(PredictError, match="No weights yet"): find_weights()   # that run has not finished
+    (tmp_path / "runs/old/report.html").touch()
+    assert find_weights() == tmp_path / "runs/old/weights"
+    shutil.copytree(weights, tmp_path / "assets/trained")
+    assert find_weights() == tmp_path / "assets/trained" and find_weights(tmp_path / "runs/old") == tmp_path / "runs/old/weights"
+
+
+def test_check_names_syntax_decoder_and_problems(scans, tmp_path):
+    (scans / "train_images" / "broken.dcm").write_bytes(b"nothing")
+    done = mammo_nb("check", scans / "train_images", "-o", tmp_path / "check.csv")
+    table = pd.read_csv(tmp_path / "check.csv")
+    assert done.returncode == 1 and "1 cannot be read" in done.stdout
+    good = table[table["error"].isna()]
+    assert len(good) == len(table) - 1 and good["decoder"].notna().all() and good["syntax"].str.contains("JPEG|RLE|Explicit").all()
+
+
+def test_real_scans(real_scans, weights, tmp_path):
+    done = mammo_nb("predict", real_scans, "-o", tmp_path / "out", "--weights", weights)
+    table = pd.read_csv(tmp_path / "out/per_image.csv").set_index("file")
+    assert done.returncode == 1   # the container of four frames is no mammogram
+    assert set(table.index) == {"dbt_4frames_128.dcm", "ddsm_P_00173_benign_L_CC.dcm", "ge_senographe_RMLO_GH133.dcm"}
+    assert table.loc["dbt_4frames_128.dcm", "error"].startswith("MultiFrame")
+    ge, ddsm = table.loc["ge_senographe_RMLO_GH133.dcm"], table.loc["ddsm_P_00173_benign_L_CC.dcm"]
+    assert (ge["rows"], ge["columns"], ge["laterality"], ge["view"]) == (3062, 2394, "R", "MLO")
+    assert (ddsm["rows"], ddsm["columns"]) == (4432, 2864)
+    preview = cv2.imread(str(tmp_path / "out/previews/ge_senographe_RMLO_GH133.png"))
+    assert preview is not None and (preview == (0, 165, 255)).all(axis=2).sum() > 500   # the box is drawn
