@@ -84,8 +84,14 @@ def test_no_breast_is_the_full_frame_and_says_so(header):
 
 def test_small_contour_is_refused():
     view = np.zeros((400, 300), np.uint8)
-    cv2.circle(view, (150, 200), 20, 200, -1)   # 1 % of the view
-    assert otsu_box(view, .04) is None and otsu_box(view, .005) is not None
+    cv2.circle(view, (150, 200), 55, 200, -1)   # 8 % of the view
+    assert otsu_box(view, .10) is None and otsu_box(view, .04) is not None
+
+
+def test_a_bright_marker_alone_is_no_breast():
+    view = np.zeros((400, 300), np.uint8)
+    view[20:60, 220:280] = 255   # 2 % of the view, among the brightest twentieth
+    assert otsu_box(view, .005) is None
 
 
 def test_crop_is_windowed_from_stored_values_and_inverted(header):

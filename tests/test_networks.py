@@ -48,6 +48,13 @@ def test_a_new_head_or_one_channel_keeps_the_rest_of_imagenet():
     with torch.no_grad(): torch.testing.assert_close(grey.eval().forward_features(x), one.eval().forward_features(x.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_an_untrained_head_is_in_doubt(seed):
+    model = create_network("tf_efficientnet_lite0", weights="imagenet_lite0", seed=seed).eval()
+    photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None, :, :384, :192] / 255
+    with torch.no_grad(): assert model((photograph - 0.5) / 0.5).abs().item() < 1.5   # a loss near log 2, whatever the label
+
+
 def test_maximum_pooling_is_maximum_pooling():
     model = create_network("resnet10t", global_pool="max").eval()
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -45,7 +45,7 @@ def test_every_row_has_its_file_and_every_file_its_row(competition):
     for split in ("train", "test"):
         rows = pd.read_csv(root / f"{split}.csv", dtype=str)
         assert {f"{p}/{i}.dcm" for p, i in zip(rows["patient_id"], rows["image_id"])} == {str(f.relative_to(root / f"{split}_images")) for f in (root / f"{split}_images").rglob("*") if f.is_file()}
-    assert not list(root.rglob("*.part"))
+    assert not [p for p in root.rglob("*") if p.name.startswith(".")]
 
 def test_clinical_columns_agree_with_each_other():
     rows = pd.DataFrame(phantom.plan("train", 200, 0.3, 11))

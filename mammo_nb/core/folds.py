@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-# %% ../../nbs/core/04_folds.ipynb #81e803ee
+# %% ../../nbs/core/04_folds.ipynb #6266a21b
 class LeakageError(Exception):
     "A group on both sides of a split; names some of them."
 
@@ -33,9 +33,12 @@ def assign_folds(
     "scikit-learn's `StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)` in table order."
     carriers = labels.loc[labels[label] == 1, group].nunique()
     if carriers < n_folds: raise ValueError(f"{carriers} {group} with {label} = 1 cannot be spread over {n_folds} folds")
+    groups = labels[group]
+    # the splitter sorts groups before it shuffles them, and text puts "10" before "9": ids that are numbers are split as numbers
+    if groups.astype(str).str.fullmatch(r"\d{1,18}").all(): groups = groups.astype("int64")
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     fold = np.empty(len(labels), int)
-    for k, (_, held) in enumerate(splitter.split(labels, labels[label], labels[group])): fold[held] = k
+    for k, (_, held) in enumerate(splitter.split(labels, labels[label], groups)): fold[held] = k
     table = labels.assign(fold=fold)
     check_folds(table, group)
     return table

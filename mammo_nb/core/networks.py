@@ -150,7 +150,7 @@ def imagenet_lite0_state() -> dict[str, torch.Tensor]:  # 296 tensors, for 1000 
     state, _ = read_state(found[0])
     return {lite0_name(name): tensor for name, tensor in state.items()}
 
-# %% ../../nbs/core/06_networks.ipynb #8e563a67
+# %% ../../nbs/core/06_networks.ipynb #cc99a15b
 def create_network(
     name: str,                      # timm architecture, with or without a tag
     *,
@@ -180,6 +180,8 @@ def create_network(
 def _fill_lite0(model: nn.Module, num_classes: int, in_chans: int) -> None:
     state = imagenet_lite0_state()
     state["conv_stem.weight"] = adapt_input_conv(in_chans, state["conv_stem.weight"])
-    if num_classes != len(state["classifier.bias"]):
-        state.update({n: t for n, t in model.state_dict().items() if n.startswith("classifier.")})  # a fresh head
+    if num_classes != (published := len(state["classifier.bias"])):
+        # timm draws a head within 1/sqrt(classes): with one class, logits of 10 and more before the first step
+        state["classifier.weight"] = model.classifier.weight.detach() * (num_classes / published) ** 0.5
+        state["classifier.bias"] = torch.zeros(num_classes)
     load_state(model, state, LITE0_PACKAGE)

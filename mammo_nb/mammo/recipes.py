@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Crops', 'Folds', 'Train', 'Select'
 # %% ../../nbs/mammo/00_recipes.ipynb #785195bd
 from dataclasses import asdict, dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #2d8200ce
+# %% ../../nbs/mammo/00_recipes.ipynb #aa511c37
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -49,7 +49,7 @@ class Train:
     width: int = 128
     drop_rate: float = 0.2
     drop_path_rate: float = 0.0
-    epochs: int = 5
+    epochs: int = 4
     batch_size: int = 16
     positive_ratio: float = 0.3              # positives drawn per negative (the winner: 0.1429); never less than one a batch
     soft_positive: float = 0.1               # a positive's target is 1 - this

@@ -6,7 +6,7 @@
 __all__ = ['one_positive_batches', 'augment', 'BreastCrops', 'build_network', 'predict_probabilities', 'optimisation',
            'train_fold', 'run']
 
-# %% ../../nbs/mammo/06_train.ipynb #7a8d9dcd
+# %% ../../nbs/mammo/06_train.ipynb #74c96fed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..core.files import sha256, write_csv
 from ..core.metrics import auc, best_threshold
 from ..core.networks import create_network
 from ..core.stages import code_of, locate, stage
-from ..core.train import Optimisation, fit, seed_everything
+from ..core.train import Optimisation, fit
 from .crops import crop_path, fit_resize
 from .datasets import per_breast, read_table
 from .recipes import Train, get_section
@@ -107,17 +107,15 @@ class BreastCrops(Dataset):
         image = torch.from_numpy(self.picture(*at)).float().div(255).expand(3, -1, -1)
         return (image - self.mean) / self.std, torch.tensor([self.targets[at[0]]])
 
-# %% ../../nbs/mammo/06_train.ipynb #c7fa4a1b
+# %% ../../nbs/mammo/06_train.ipynb #c3a11040
 def build_network(
     settings: Train,          # network, global_pool, drop rates
     weights: str = "none",    # initial weights
+    seed: int = 0,            # of what the initial weights leave open: the last layer
 ) -> nn.Module:               # one logit an image
-    "The classifier of a recipe; pretrained, it starts undecided: a drawn last layer would shout before it has seen anything."
-    model = create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
-                           drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate)
-    if weights != "none":
-        for parameter in model.get_classifier().parameters(): nn.init.zeros_(parameter)
-    return model
+    "The classifier of a recipe."
+    return create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
+                          drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, seed=seed)
 
 def predict_probabilities(
     model: nn.Module,
@@ -137,7 +135,7 @@ def optimisation(
     shared = {f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)}
     return Optimisation(**shared)
 
-# %% ../../nbs/mammo/06_train.ipynb #25c72ab8
+# %% ../../nbs/mammo/06_train.ipynb #4089d299
 def train_fold(
     table: pd.DataFrame,   # folds.csv
     fold: int,             # held back
@@ -148,8 +146,7 @@ def train_fold(
 ) -> pd.DataFrame:         # history: one row an epoch
     "Train on the other folds; after each epoch predict this one."
     held, rest = table[table["fold"] == fold], table[table["fold"] != fold]
-    seed_everything(settings.seed + fold)  # the new layers of the network are drawn here
-    model = build_network(settings, settings.weights)
+    model = build_network(settings, settings.weights, settings.seed + fold)
     train_set, held_set = (BreastCrops(t, images, settings, model.normalization) for t in (rest, held))
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
@@ -163,7 +160,7 @@ def train_fold(
     return fit(model, train_set, batches, F.binary_cross_entropy_with_logits, validate, optimisation(settings), folder,
                label=f"fold {fold}", identity={**identity, "fold": fold})
 
-# %% ../../nbs/mammo/06_train.ipynb #a7d83118
+# %% ../../nbs/mammo/06_train.ipynb #97b576b3
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -175,7 +172,7 @@ def run(
         table = read_table(locate(run_dir, "folds.csv"), ["fold"])
         identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
         images, folder = locate(run_dir, "processed/cleaned_images"), locate(run_dir, "checkpoints/history.csv").parent
-        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(table["fold"].unique())]
+        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(table["fold"].unique().tolist())]
         history = pd.concat(histories, ignore_index=True)
         history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
         write_csv(folder / "history.csv", history)

@@ -220,7 +220,7 @@ for ax, photograph, p, i in zip(axes, photographs, top.values.tolist(), top.indi
 assert 698 in top.indices[0].tolist() and top.indices[1, 0] == 985
 
 # %% [markdown]
-# Now the one call that makes a network. Three things belong to it besides timm's name: how its images are to be normalised, which timm knows per set of weights and which is easily mixed up (Lite0 wants 0.5 where most want ImageNet's mean); the pooling, which leaves no trace in the weights; and a 1000-class head, which is dropped when another number of classes is asked for. The new head starts at random, but from a seed of its own: the same call gives the same network.
+# Now the one call that makes a network. Three things belong to it besides timm's name: how its images are to be normalised, which timm knows per set of weights and which is easily mixed up (Lite0 wants 0.5 where most want ImageNet's mean); the pooling, which leaves no trace in the weights; and a 1000-class head, which is dropped when another number of classes is asked for. The new head starts at random, but from a seed of its own, so that the same call gives the same network; and it starts as small as the head it replaces, so that an untrained network is in doubt instead of being sure and wrong.
 
 # %%
 #| export
@@ -253,13 +253,16 @@ def create_network(
 def _fill_lite0(model: nn.Module, num_classes: int, in_chans: int) -> None:
     state = imagenet_lite0_state()
     state["conv_stem.weight"] = adapt_input_conv(in_chans, state["conv_stem.weight"])
-    if num_classes != len(state["classifier.bias"]):
-        state.update({n: t for n, t in model.state_dict().items() if n.startswith("classifier.")})  # a fresh head
+    if num_classes != (published := len(state["classifier.bias"])):
+        # timm draws a head within 1/sqrt(classes): with one class, logits of 10 and more before the first step
+        state["classifier.weight"] = model.classifier.weight.detach() * (num_classes / published) ** 0.5
+        state["classifier.bias"] = torch.zeros(num_classes)
     load_state(model, state, LITE0_PACKAGE)
 
 # %%
 network = create_network(architecture, weights="imagenet_lite0" if architecture == "tf_efficientnet_lite0" else "none", drop_rate=0.2).eval()
 assert network(torch.zeros(2, 3, *size)).shape == (2, 1)
+with torch.no_grad(): assert network((inputs - 0.5) / 0.5).abs().max() < 2   # logits of an untrained head
 assert torch.equal(create_network(architecture).conv_stem.weight, create_network(architecture).conv_stem.weight)
 rows = []
 for name in ("tf_efficientnet_lite0", "resnet18", "convnext_tiny"):

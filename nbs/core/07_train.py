@@ -10,8 +10,6 @@
 #     name: python3
 # ---
 
-# LEAD: see /work/main/NOTE_FROM_LEAD.md before touching this file
-
 # %% [markdown]
 # # Train
 # > One loop for every system, that a power cut cannot change.
@@ -28,6 +26,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -179,6 +178,9 @@ def half_precision(
 
 # %%
 #| export
+class CheckpointError(Exception):
+    "A checkpoint that cannot be read."
+
 class Training:
     "Model, optimiser, average and position of a training in progress."
     def __init__(self,
@@ -187,7 +189,9 @@ class Training:
         device: torch.device,
     ):
         self.config, self.device = config, device
-        self.model = model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are quickest in
+        self.model = model.to(device)
+        for parameter in self.model.parameters():  # the layout that 2-D convolutions are quickest in
+            if parameter.ndim == 4: parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, config)
         self.half = half_precision(device, config.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
@@ -197,17 +201,18 @@ class Training:
 
     _numbers = ("epoch", "step", "total_steps", "loss_sum", "history")
 
-    def save(self, path: Path, key: str):
-        "Write the checkpoint of the training that `key` names."
-        state = {"key": key, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+    def save(self, path: Path):
+        "Write the checkpoint."
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                  "average": self.average or {}, **{n: getattr(self, n) for n in self._numbers}}
         with replacing(path) as temporary: torch.save(state, temporary)
 
-    def resume(self, path: Path, key: str) -> bool:
-        "Take up a checkpoint; False if there is none, or it belongs to another training."
+    def resume(self, path: Path) -> bool:
+        "Take up a checkpoint; False if there is none."
         if not path.exists(): return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["key"] != key: return False
+        try: state = torch.load(path, map_location=self.device, weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as e:
+            raise CheckpointError(f"{path.parent.name}/{path.name} is damaged ({type(e).__name__}): delete it to train this fold anew") from e
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -242,7 +247,7 @@ class Training:
 
 # %% [markdown]
 # ## The loop
-# Three files make the training restartable. `last.pt` is the position, written every so many steps and at the end of each epoch; `epoch_N.safetensors` the weights that epoch left; `done.json` says that there is nothing left to do. All carry a key made of the configuration and of what the caller says the training is about, so that a change of either starts anew instead of going on with the wrong thing.
+# Three files make the training restartable. `last.pt` is the position, written every so many steps and at the end of each epoch; `epoch_N.safetensors` the weights that epoch left; `done.json` says that there is nothing left to do. The folder belongs to one training, named in `training.json` by a key made of the configuration and of what the caller says the training is about, so that a change of either empties the folder instead of going on with the wrong thing.
 
 # %%
 #| export
@@ -251,7 +256,17 @@ def _key(config: Optimisation, identity: dict | None) -> str:
     content = {k: v for k, v in asdict(config).items() if k not in ("workers", "checkpoint_every")}
     return hashlib.sha256(json.dumps([content, identity], sort_keys=True).encode()).hexdigest()
 
-def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, key: str, label: str):
+def _take_folder(folder: Path, key: str) -> dict:
+    "Make the folder this training's own: nothing of another stays, nor of a write that was killed. What done.json says, {} if it is not there."
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "training.json"
+    mine = owner.exists() and read_json(owner) == key
+    stale = folder.glob(".*") if mine else [p for p in folder.iterdir() if p.is_file()]
+    for path in stale: path.unlink()
+    write_json(owner, key)
+    return read_json(folder / "done.json") if (folder / "done.json").exists() else {}
+
+def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, label: str):
     "Train from the current step to the end of the epoch."
     config = state.config
     for group in state.optimizer.param_groups: group["lr"] = learning_rate(config, state.epoch)
@@ -262,7 +277,7 @@ def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, key:
         for inputs, targets in loader:
             state.loss_sum += state.train_step(inputs, targets, loss)
             bar.update(len(inputs)); bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
-            if state.step % config.checkpoint_every == 0 and state.step < len(batches): state.save(last, key)
+            if state.step % config.checkpoint_every == 0 and state.step < len(batches): state.save(last)
 
 def _end_epoch(state: Training, validate, folder: Path):
     "Keep the averaged weights, validate them, and move on to the next epoch."
@@ -287,18 +302,17 @@ def fit(
 ) -> pd.DataFrame:               # one row an epoch: epoch, lr, loss and what `validate` gave
     "Train, or go on where an interrupted training stopped; the weights at the end are the same."
     folder, key = Path(folder), _key(config, identity)
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "done.json").exists() and read_json(folder / "done.json")["key"] == key:
-        return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    done = _take_folder(folder, key)
+    if done: return pd.DataFrame(done["history"])
     seed_everything(config.seed, config.deterministic)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = Training(model, config, device)
-    if state.resume(folder / "last.pt", key): tqdm.write(f"{label} goes on at epoch {state.epoch + 1}, step {state.step}".strip())
+    if state.resume(folder / "last.pt"): tqdm.write(f"{label} goes on at epoch {state.epoch + 1}, step {state.step}".strip())
     while state.epoch < config.epochs:
-        _train_epoch(state, dataset, batches(state.epoch), loss, folder / "last.pt", key, label)
+        _train_epoch(state, dataset, batches(state.epoch), loss, folder / "last.pt", label)
         _end_epoch(state, validate, folder)
-        state.save(folder / "last.pt", key)
-    write_json(folder / "done.json", {"key": key, "device": str(device), "threads": torch.get_num_threads(), "half_precision": str(state.half), "torch": torch.__version__})
+        state.save(folder / "last.pt")
+    write_json(folder / "done.json", {"key": key, "history": state.history, "device": str(device), "threads": torch.get_num_threads(), "half_precision": str(state.half), "torch": torch.__version__})
     return pd.DataFrame(state.history)
 
 # %% [markdown]

@@ -282,10 +282,11 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     accepted = _parameter_names(source)
     try:
-        papermill.execute_notebook(source.with_suffix(".ipynb"), running, {k: v for k, v in parameters.items() if k in accepted},
-                                   kernel_name="python3", cwd=str(source.parent), progress_bar=False, coalesce_streams=True,
-                                   config=Config(KernelManager={"transport": "ipc"}),  # a file socket: nothing else can listen in
-                                   stdout_file=sys.stdout, stderr_file=sys.stderr)
+        with tempfile.TemporaryDirectory() as sockets:  # files that only this user can open, where a port could be listened to
+            papermill.execute_notebook(source.with_suffix(".ipynb"), running, {k: v for k, v in parameters.items() if k in accepted},
+                                       kernel_name="python3", cwd=str(source.parent), progress_bar=False, coalesce_streams=True,
+                                       config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+                                       stdout_file=sys.stdout, stderr_file=sys.stderr)
     except papermill.PapermillExecutionError as e:
         os.replace(running, failed)
         trace = "\n".join(e.traceback[-12:]) if isinstance(e.traceback, list) else str(e.traceback)

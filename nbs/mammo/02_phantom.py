@@ -20,18 +20,20 @@
 #| default_exp mammo.phantom
 
 # %% tags=["parameters"]
-patients, test_patients = 6, 2   # patients in train.csv and in test.csv; four views each or more
-rows, columns = 512, 416         # frame, pixels; real frames are 2776 x 2082 or 5355 x 4915
-prevalence = 0.34                # share of patients with a cancer in one breast
-seed = 2023                      # same seed, same bytes
-conspicuity = 1.0                # contrast of lesions, 1 = readable by an attentive eye
+run_dir = ""                                  # folder of the run; "" makes a small practice run
+recipe = "demo"                               # a name in mammo_nb.mammo.recipes
+overrides = {}                                # changes to the section `phantom`, such as {"patients": 200}
+workers = 0                                   # processes; 0 = one a core
+writes = ["competition/train.csv", "competition/test.csv", "competition/sample_submission.csv"]  # and the images they name
 
 # %%
 #| export
 import json
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
 import cv2
 import imagecodecs
 import numpy as np
@@ -41,13 +43,17 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (DigitalMammographyXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1,
                          RLELossless, generate_uid)
-from tqdm.auto import tqdm
+from tqdm import tqdm
+
+from mammo_nb.core.files import replacing, write_csv, write_text
+from mammo_nb.core.stages import code_of, locate, stage
 from mammo_nb.mammo.anatomy import BREAST, KINDS, draw_anatomy, make_breast, mask_box, other_breast
+from mammo_nb.mammo.recipes import get_section
 
 # %%
 #| hide
 import tempfile
-from dataclasses import asdict
+
 import matplotlib.pyplot as plt
 import pydicom
 
@@ -102,16 +108,6 @@ pd.DataFrame([asdict(m) for m in MACHINES]).assign(syntax=[m.syntax.name.split("
 
 # %%
 #| export
-def replace_file(
-    path: Path,       # the file to write; its folder is made if need be
-    content: bytes,
-):
-    "Write under a temporary name in the same folder, then rename: a file is whole or absent."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
 def encode(
     pixels: np.ndarray,   # uint16, 2-D
     syntax: str,          # UID
@@ -168,15 +164,12 @@ def write_dicom(
     d.file_meta = FileMetaDataset()
     d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
     encode(pixels, syntax, bits_stored, d)
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     d.file_meta.ImplementationClassUID, d.file_meta.ImplementationVersionName = uid("mammo_nb"), "MAMMO_NB"
-    d.save_as(part, enforce_file_format=True)
-    os.replace(part, path)
+    with replacing(path) as temporary: d.save_as(temporary, enforce_file_format=True)
 
 # %%
 scratch = Path(tempfile.mkdtemp())
-b = make_breast(np.random.default_rng(seed), "L", "MLO", (rows, columns), "mass", conspicuity=conspicuity)
+b = make_breast(np.random.default_rng(7), "L", "MLO", (512, 416), "mass")
 fig, axes = plt.subplots(1, len(MACHINES), figsize=(12, 2.6))
 for ax, m in zip(axes, MACHINES):
     stored, windows = stored_values(b.pixels, m)
@@ -221,8 +214,8 @@ def add_marks(
 # %%
 fig, axes = plt.subplots(1, 5, figsize=(10, 2.8), facecolor="black")
 for i, ax in enumerate(axes):
-    rng = np.random.default_rng([seed, i])
-    b = make_breast(rng, "LR"[i % 2], "CC" if i < 3 else "MLO", (rows, columns))
+    rng = np.random.default_rng([2023, i])
+    b = make_breast(rng, "LR"[i % 2], "CC" if i < 3 else "MLO", (512, 416))
     marked = b.pixels.copy()
     burned_in = add_marks(rng, marked, b.breast_mask, f"{'LR'[i % 2]} {'CC' if i < 3 else 'MLO'}")
     assert np.array_equal(marked[b.breast_mask], b.pixels[b.breast_mask]) and (not burned_in or marked.max() > 0.75)
@@ -294,7 +287,7 @@ def plan(
     return [image | {"image_id": str(number), "entropy": (*entropy, k, 1), "split": split} for k, (image, number) in enumerate(zip(images, numbers))]
 
 # %%
-planned = plan("train", patients, prevalence, seed)
+planned = plan("train", 6, 0.34, 2023)
 pd.DataFrame(planned).drop(columns=["breast", "machine", "entropy"]).head(8)
 
 # %% [markdown]
@@ -328,7 +321,7 @@ def make_image(
         write_dicom(path, stored, **{k: image[k] for k in ("patient_id", "image_id", "laterality", "view", "flipped", "number")}, syntax=machine.syntax,
                     photometric=machine.photometric, bits_stored=machine.bits_stored, windows=windows, voi_function=machine.voi_function,
                     implant=bool(image["implant"]), burned_in=burned_in)
-        replace_file(truth, cv2.imencode(".png", mask)[1].tobytes())
+        with replacing(truth) as temporary: temporary.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
     else: mask = cv2.imread(str(truth), cv2.IMREAD_GRAYSCALE)
     return mask_box(mask > 0), [(kind, mask_box(mask == grey)) for kind, grey in KINDS.items() if (mask == grey).any()]
 
@@ -350,15 +343,16 @@ def make_competition(
     seed: int,
     conspicuity: float = 1.0,     # contrast of lesions
     workers: int | None = None,   # processes; None = one a core
+    identity: dict | None = None, # what else its pictures depend on, such as the code; JSON-able
 ) -> pd.DataFrame:                # one row an image: table columns, split, lesion, file, box
     "Write a competition; finished images of an earlier, interrupted call are kept."
     root = Path(root)
     about = json.dumps({"patients": patients, "test_patients": test_patients, "frame": list(frame), "prevalence": prevalence, "seed": seed,
-                        "conspicuity": conspicuity}, indent=1)
+                        "conspicuity": conspicuity, "identity": identity}, indent=1)
     note = root / "truth" / "parameters.json"
     if note.exists() and note.read_text() != about:
         raise CompetitionError(f"{root} holds a competition with other parameters ({note.relative_to(root)}). Remove the folder or choose another.")
-    replace_file(note, about.encode())
+    write_text(note, about)
     images = plan("train", patients, prevalence, seed) + plan("test", test_patients, prevalence, seed)
     jobs = (delayed(make_image)(root, image, tuple(frame), conspicuity) for image in images)
     truths = list(tqdm(Parallel(n_jobs=workers or os.cpu_count(), return_as="generator")(jobs), total=len(images), desc="phantoms", unit="img"))
@@ -374,31 +368,61 @@ def make_competition(
     for name, part in {"train.csv": train[TRAIN_COLUMNS], "test.csv": test[TEST_COLUMNS], "truth/boxes.csv": table[["patient_id", "image_id", *corners]],
                        "truth/lesions.csv": pd.DataFrame(lesions, columns=["patient_id", "image_id", "kind", *corners]), "truth/test_labels.csv": answers,
                        "sample_submission.csv": answers.assign(cancer=prevalence)}.items():
-        replace_file(root / name, part.to_csv(index=False, lineterminator="\n").encode())
+        write_csv(root / name, part)
     return table
 
 # %%
-table = make_competition(scratch / "competition", patients=patients, test_patients=test_patients, frame=(rows, columns), prevalence=prevalence,
-                         seed=seed, conspicuity=conspicuity)
-assert (table["split"] == "train").sum() >= 4 * patients
+size = dict(patients=6, test_patients=2, frame=(512, 416), prevalence=0.34)
+table = make_competition(scratch / "competition", **size, seed=2023)
+assert (table["split"] == "train").sum() >= 4 * size["patients"]
 table.head(3)
 
 # %% [markdown]
 # A call that finds its own files keeps them; one with other parameters refuses to mix two competitions in a folder.
 
 # %%
-same = make_competition(scratch / "competition", patients=patients, test_patients=test_patients, frame=(rows, columns), prevalence=prevalence, seed=seed,
-                        conspicuity=conspicuity, workers=1)
-assert same.equals(table)
-try: make_competition(scratch / "competition", patients=patients, test_patients=test_patients, frame=(rows, columns), prevalence=prevalence, seed=seed + 1)
+assert make_competition(scratch / "competition", **size, seed=2023, workers=1).equals(table)
+try: make_competition(scratch / "competition", **size, seed=2024)
 except CompetitionError as e: print(str(e).replace(str(scratch), "..."))
+
+# %% [markdown]
+# ## Run the stage
+# The competition of a run is its own: if the recipe or the code that draws has changed, it is drawn anew. A recipe that reads a real data set has no phantom, and then there is nothing to do.
+
+# %%
+#| export
+def run(
+    run_dir: Path,                   # folder of the run
+    recipe: str,                     # a recipe
+    overrides: dict | None = None,   # changes to the section `phantom`
+    workers: int | None = None,      # processes; None = one a core
+) -> pd.DataFrame | None:            # see `make_competition`; None if the recipe reads real data
+    "The recipe -> competition/."
+    settings, tables = get_section(recipe, "phantom", overrides), ["train.csv", "test.csv", "sample_submission.csv"]
+    writes = [f"competition/{t}" for t in tables] if settings else []
+    with stage(run_dir, "phantom", writes=writes, parameters=asdict(settings) if settings else None):
+        if not settings: return None
+        root, fields = locate(run_dir, "competition"), asdict(settings)
+        frame = fields.pop("rows"), fields.pop("columns")
+        make = lambda: make_competition(root, **fields, frame=frame, workers=workers, identity=code_of(run_dir, "phantom"))
+        try: return make()
+        except CompetitionError:
+            shutil.rmtree(root)
+            return make()
+
+# %%
+if not run_dir: run_dir, recipe = Path(tempfile.mkdtemp()) / "practice", "tiny"
+made = run(run_dir, recipe, overrides, workers or None)
+if made is None: print("no phantom: the recipe reads real data; below is the example from above")
+table, root = (table, scratch / "competition") if made is None else (made, locate(run_dir, "competition"))
+table.groupby(["split", "cancer"]).agg(patients=("patient_id", "nunique"), images=("image_id", "size"))
 
 # %% [markdown]
 # ## What came out
 # Three women as a radiographer hangs them: right breast on the left, chest walls together, CC above MLO. Lesions of cancers are framed in red, benign ones in green. A breast whose back is not in the middle is a file stored mirrored.
 
 # %%
-root, lesions = scratch / "competition", pd.read_csv(scratch / "competition" / "truth" / "lesions.csv", dtype={"image_id": str})
+lesions = pd.read_csv(root / "truth" / "lesions.csv", dtype={"image_id": str})
 order = table.sort_values("cancer", ascending=False)["patient_id"].drop_duplicates()
 fig, axes = plt.subplots(2, 6, figsize=(12, 5), facecolor="black")
 for i, ax in enumerate(axes.flat):

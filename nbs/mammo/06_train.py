@@ -36,7 +36,7 @@ from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import create_network
 from mammo_nb.core.stages import code_of, locate, stage
-from mammo_nb.core.train import Optimisation, fit, seed_everything
+from mammo_nb.core.train import Optimisation, fit
 from mammo_nb.mammo.crops import crop_path, fit_resize
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Train, get_section
@@ -180,13 +180,11 @@ assert (data.picture(0, 5) == data.picture(0, 5)).all()
 def build_network(
     settings: Train,          # network, global_pool, drop rates
     weights: str = "none",    # initial weights
+    seed: int = 0,            # of what the initial weights leave open: the last layer
 ) -> nn.Module:               # one logit an image
-    "The classifier of a recipe; pretrained, it starts undecided: a drawn last layer would shout before it has seen anything."
-    model = create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
-                           drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate)
-    if weights != "none":
-        for parameter in model.get_classifier().parameters(): nn.init.zeros_(parameter)
-    return model
+    "The classifier of a recipe."
+    return create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
+                          drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, seed=seed)
 
 def predict_probabilities(
     model: nn.Module,
@@ -222,8 +220,7 @@ def train_fold(
 ) -> pd.DataFrame:         # history: one row an epoch
     "Train on the other folds; after each epoch predict this one."
     held, rest = table[table["fold"] == fold], table[table["fold"] != fold]
-    seed_everything(settings.seed + fold)  # the new layers of the network are drawn here
-    model = build_network(settings, settings.weights)
+    model = build_network(settings, settings.weights, settings.seed + fold)
     train_set, held_set = (BreastCrops(t, images, settings, model.normalization) for t in (rest, held))
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
@@ -253,7 +250,7 @@ def run(
         table = read_table(locate(run_dir, "folds.csv"), ["fold"])
         identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
         images, folder = locate(run_dir, "processed/cleaned_images"), locate(run_dir, "checkpoints/history.csv").parent
-        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(table["fold"].unique())]
+        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(table["fold"].unique().tolist())]
         history = pd.concat(histories, ignore_index=True)
         history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
         write_csv(folder / "history.csv", history)
