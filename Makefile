@@ -27,6 +27,9 @@ export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := -1
 export MALLOC_TOP_PAD_ := 67108864
 
+# tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
+export PYTHONWARNINGS := ignore:IProgress not found
+
 .PHONY: help reproduce test notebooks export sync lab check-export install clean FORCE
 .SECONDARY:
 .DEFAULT_GOAL := help

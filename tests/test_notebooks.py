@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import ROOT, copy_checkout
 
-from mammo_nb.core.notebooks import NotebookConflict, build, export, sync
+from mammo_nb.core.notebooks import NotebookConflict, build, export, from_percent, sync, to_percent
 
 SOURCES = sorted(p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.py"))
 
@@ -21,10 +21,23 @@ def modules(root: Path) -> dict:
 def checkout(tmp_path): return copy_checkout(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def jupyter():
+    "What JupyterLab opens and saves files with after `make lab`."
+    from jupyter_server.services.contents.largefilemanager import LargeFileManager
+    from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
+    return build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(ROOT))
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=str)
-def test_saving_in_jupyter_changes_nothing(source):
+def test_saving_in_jupyter_changes_nothing(source, jupyter, tmp_path):
     text = (ROOT / source).read_text()
-    assert jupytext.writes(jupytext.reads(text, fmt="py:percent"), fmt="py:percent") == text
+    model = jupyter.get(str(source), type="notebook")
+    jupyter.root_dir = str(tmp_path)
+    shutil.copy(ROOT / "jupytext.toml", tmp_path)
+    jupyter.save({"type": "notebook", "format": "json", "content": model["content"]}, source.name)
+    jupyter.root_dir = str(ROOT)
+    assert (tmp_path / source.name).read_text() == text == to_percent(from_percent(text), text)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)

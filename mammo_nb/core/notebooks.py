@@ -78,7 +78,9 @@ def build(
         if "mammo_nb" in nb.metadata and not _was_edited(nb): stray.unlink()
     return [s.with_suffix(".ipynb") for s in sources if _build_one(s)]
 
-# %% ../../nbs/core/09_notebooks.ipynb #04068414
+# %% ../../nbs/core/09_notebooks.ipynb #2a1c092b
+_header = re.compile(r"\A# ---\n(?:#.*\n)*?# ---\n")
+
 def to_percent(
     nb: nbformat.NotebookNode,  # cells as edited
     text: str,                  # the `.py` as it was: its header is kept
@@ -86,8 +88,10 @@ def to_percent(
     "Put a notebook's cells back into percent format."
     old = jupytext.reads(text, fmt="py:percent")
     old.cells = nb.cells
-    for cell in old.cells: cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
-    return jupytext.writes(old, fmt="py:percent")
+    kept = "tags", "lines_to_next_cell"  # the second is jupytext's own note on blank lines
+    for cell in old.cells: cell.metadata = nbformat.from_dict({k: cell.metadata[k] for k in kept if cell.metadata.get(k) not in (None, [])})
+    header = _header.match(text)
+    return (header[0] if header else "") + _header.sub("", jupytext.writes(old, fmt="py:percent"))
 
 def sync(
     root: Path,      # a checkout

@@ -22,7 +22,7 @@ KEPT = ["site_id", "age", "density", "BIRADS", "machine_id", "implant"]  # where
 class DatasetError(Exception):
     "A table that cannot be used: file, what is wrong with it, and where."
 
-# %% ../../nbs/mammo/03_datasets.ipynb #5582f3b8
+# %% ../../nbs/mammo/03_datasets.ipynb #4b22fca5
 def read_table(
     path: Path,        # a CSV
     required: list,    # columns that must be there
@@ -30,7 +30,7 @@ def read_table(
     "Read a table and refuse it if a column is missing or an id is no file name."
     path = Path(path)
     if not path.exists(): raise DatasetError(f"{path} is not there. A competition goes below `raw` of settings.ini, in the layout of the README.")
-    table = pd.read_csv(path, dtype={c: str for c in ("patient_id", "image_id", "prediction_id", "site_id", "machine_id")}, keep_default_na=True)
+    table = pd.read_csv(path, dtype={c: str for c in ("patient_id", "image_id", "prediction_id", "site_id", "machine_id", "error")}, keep_default_na=True)
     missing = [c for c in required if c not in table]
     if missing: raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
     for c in {"patient_id", "image_id"} & set(table.columns):

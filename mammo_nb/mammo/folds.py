@@ -17,7 +17,7 @@ from ..core.stages import locate, stage
 from .datasets import REQUIRED, read_table
 from .recipes import get_section
 
-# %% ../../nbs/mammo/05_folds.ipynb #d087e101
+# %% ../../nbs/mammo/05_folds.ipynb #209e0f82
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -30,7 +30,7 @@ def run(
         labels, crops = (read_table(locate(run_dir, r), []) for r in reads)
         table = assign_folds(labels[[*REQUIRED, *(c for c in labels if c not in REQUIRED)]], settings.n_folds, settings.seed)
         check_folds(table)
-        failed = crops.loc[crops["error"].fillna("") != "", ["patient_id", "image_id"]]
+        failed = crops.loc[crops["error"].fillna("").ne(""), ["patient_id", "image_id"]]
         table = table.merge(failed.assign(failed=True), how="left", on=["patient_id", "image_id"])
         table = table[table.pop("failed").isna()].drop(columns=["file"])
         write_csv(locate(run_dir, "folds.csv"), table)

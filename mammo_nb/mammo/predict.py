@@ -7,10 +7,9 @@ __all__ = ['DEMONSTRATION', 'PER_IMAGE', 'PredictError', 'find_files', 'check_fi
            'find_weights', 'read_sides', 'preview', 'predict_file', 'short_hash', 'predict_items', 'predict_folder',
            'print_predictions']
 
-# %% ../../nbs/mammo/09_predict.ipynb #596292b4
+# %% ../../nbs/mammo/09_predict.ipynb #5bc10a9a
 import hashlib
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.dicom import Header, Image, read_header, read_image
-from ..core.engines import Engine, load_engine
+from ..core.engines import process_engine
 from ..core.files import read_json, write_csv
 from ..core.parallel import map_files
 from ..core.settings import SettingsError, read_paths
@@ -45,7 +44,7 @@ def find_files(
     if not found: raise PredictError(f"No DICOM file in {folder} ({others} other files).")
     return found, others
 
-# %% ../../nbs/mammo/09_predict.ipynb #24df507c
+# %% ../../nbs/mammo/09_predict.ipynb #f7490c83
 def _problems(header: Header) -> list[str]:
     "What a person should know before trusting a prediction from this file."
     found = {"multi-frame": header.frames > 1, "laterality unknown": not header.laterality, "view unknown": not header.view,
@@ -76,7 +75,7 @@ def check_folder(
     table.attrs["others"] = others
     return table
 
-def _failed(table: pd.DataFrame) -> pd.DataFrame: return table[table["error"].fillna("") != ""]
+def _failed(table: pd.DataFrame) -> pd.DataFrame: return table[table["error"].fillna("").ne("")]
 
 def print_check(
     table: pd.DataFrame,  # from `check_folder`
@@ -89,7 +88,7 @@ def print_check(
     print(f"{len(table)} DICOM files, {len(failed)} cannot be read, {table.attrs.get('others', 0)} other files left out")
     return int(len(failed) > 0)
 
-# %% ../../nbs/mammo/09_predict.ipynb #a22d5282
+# %% ../../nbs/mammo/09_predict.ipynb #e4cf0c12
 DEMONSTRATION = "demonstration weights, not for clinical use"
 
 def _has_engine(folder: Path) -> bool: return (folder / "ensemble.onnx").is_file() and (folder / "ensemble.json").is_file()
@@ -109,11 +108,6 @@ def find_weights(
     ready = [f for f in finished if _has_engine(f)]
     if not ready: raise PredictError("No weights yet. `make reproduce` trains demonstration weights in minutes; others go to assets/trained or are named with --weights.")
     return max(ready, key=lambda f: (f / "ensemble.onnx").stat().st_mtime)
-
-@lru_cache(maxsize=1)
-def _engine(weights: str) -> Engine:
-    "One engine a process, on one thread: the processes share the cores."
-    return load_engine(Path(weights) / "ensemble.onnx", threads=1)
 
 # %% ../../nbs/mammo/09_predict.ipynb #187ea973
 def read_sides(
@@ -138,7 +132,7 @@ def _identify(header: Header, item: dict) -> dict:
             "laterality": header.laterality or row.get("laterality") or "unknown",
             "view": header.view or row.get("view") or "unknown"}
 
-# %% ../../nbs/mammo/09_predict.ipynb #daae01ec
+# %% ../../nbs/mammo/09_predict.ipynb #870d7222
 def preview(
     image: Image,         # the frame
     box: Box,             # what was cut out
@@ -161,7 +155,7 @@ def predict_file(
     item: dict,  # folder, file, weights; row from a table; previews: folder or ""; name: of the preview
 ) -> dict:       # a row of per_image.csv
     "Predict one file."
-    engine = _engine(item["weights"])
+    engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     image = read_image(Path(item["folder"]) / item["file"])
     settings = Crops(**engine.metadata["crops"])
     box = find_box(image, settings)

@@ -30,6 +30,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -222,6 +223,13 @@ def _load_onnx(path: Path, threads: int | None) -> Engine:
     try: session = onnxruntime.InferenceSession(path, options, providers=providers)
     except _UNREADABLE as e: raise EngineError(f"{path.name} cannot be run by onnxruntime {onnxruntime.__version__} ({e}). Export it again with these versions.") from e
     return Engine("onnxruntime", tuple(metadata["size"]), metadata, lambda images: session.run(None, {"images": images})[0])
+
+@lru_cache(maxsize=1)
+def process_engine(
+    path: str,    # NAME.onnx
+) -> Engine:
+    "The one engine of a process, loaded once and on one thread: where work is spread over processes, they share the cores."
+    return load_engine(Path(path), threads=1)
 
 def parity(
     a: Engine,

@@ -23,7 +23,7 @@
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `phantom`, such as {"patients": 200}
-workers = 0                                   # processes; 0 = one a core
+workers = 0                                   # processes; 0: one a core
 writes = ["competition/train.csv", "competition/test.csv", "competition/sample_submission.csv"]  # and the images they name
 
 # %%

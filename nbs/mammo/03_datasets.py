@@ -69,7 +69,7 @@ def read_table(
     "Read a table and refuse it if a column is missing or an id is no file name."
     path = Path(path)
     if not path.exists(): raise DatasetError(f"{path} is not there. A competition goes below `raw` of settings.ini, in the layout of the README.")
-    table = pd.read_csv(path, dtype={c: str for c in ("patient_id", "image_id", "prediction_id", "site_id", "machine_id")}, keep_default_na=True)
+    table = pd.read_csv(path, dtype={c: str for c in ("patient_id", "image_id", "prediction_id", "site_id", "machine_id", "error")}, keep_default_na=True)
     missing = [c for c in required if c not in table]
     if missing: raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
     for c in {"patient_id", "image_id"} & set(table.columns):

@@ -49,7 +49,7 @@ from mammo_nb.mammo import datasets, phantom
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `crops`
-workers = 0                                   # processes; 0 = one a core
+workers = 0                                   # processes; 0: one a core
 reads = ["processed/cleaned_label.csv"]       # and the DICOM files that it names
 writes = ["processed/crops.csv"]              # one row an image, beside cleaned_images/
 
@@ -238,7 +238,7 @@ def run(
 
 # %%
 crops = run(run_dir, recipe, overrides, workers or None)
-failed = crops[crops["error"].fillna("") != ""]
+failed = crops[crops["error"].fillna("").ne("")]
 print(f"{len(crops)} files, {len(failed)} failed")
 crops.drop(columns=["sha256"]).head()
 

@@ -69,7 +69,7 @@ def run(
         labels, crops = (read_table(locate(run_dir, r), []) for r in reads)
         table = assign_folds(labels[[*REQUIRED, *(c for c in labels if c not in REQUIRED)]], settings.n_folds, settings.seed)
         check_folds(table)
-        failed = crops.loc[crops["error"].fillna("") != "", ["patient_id", "image_id"]]
+        failed = crops.loc[crops["error"].fillna("").ne(""), ["patient_id", "image_id"]]
         table = table.merge(failed.assign(failed=True), how="left", on=["patient_id", "image_id"])
         table = table[table.pop("failed").isna()].drop(columns=["file"])
         write_csv(locate(run_dir, "folds.csv"), table)

@@ -23,7 +23,6 @@
 #| export
 import hashlib
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -31,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom import Header, Image, read_header, read_image
-from mammo_nb.core.engines import Engine, load_engine
+from mammo_nb.core.engines import process_engine
 from mammo_nb.core.files import read_json, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.settings import SettingsError, read_paths
@@ -118,7 +117,7 @@ def check_folder(
     table.attrs["others"] = others
     return table
 
-def _failed(table: pd.DataFrame) -> pd.DataFrame: return table[table["error"].fillna("") != ""]
+def _failed(table: pd.DataFrame) -> pd.DataFrame: return table[table["error"].fillna("").ne("")]
 
 def print_check(
     table: pd.DataFrame,  # from `check_folder`
@@ -160,11 +159,6 @@ def find_weights(
     ready = [f for f in finished if _has_engine(f)]
     if not ready: raise PredictError("No weights yet. `make reproduce` trains demonstration weights in minutes; others go to assets/trained or are named with --weights.")
     return max(ready, key=lambda f: (f / "ensemble.onnx").stat().st_mtime)
-
-@lru_cache(maxsize=1)
-def _engine(weights: str) -> Engine:
-    "One engine a process, on one thread: the processes share the cores."
-    return load_engine(Path(weights) / "ensemble.onnx", threads=1)
 
 # %% [markdown]
 # ## Who, which side, which view
@@ -222,7 +216,7 @@ def predict_file(
     item: dict,  # folder, file, weights; row from a table; previews: folder or ""; name: of the preview
 ) -> dict:       # a row of per_image.csv
     "Predict one file."
-    engine = _engine(item["weights"])
+    engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     image = read_image(Path(item["folder"]) / item["file"])
     settings = Crops(**engine.metadata["crops"])
     box = find_box(image, settings)

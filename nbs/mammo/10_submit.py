@@ -42,7 +42,7 @@ from mammo_nb.mammo import crops, datasets, engines, folds, phantom, select, tra
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 weights = ""                                  # folder with ensemble.onnx; "" takes the run's own
-workers = 0                                   # processes; 0 = one a core
+workers = 0                                   # processes; 0: one a core
 reads = ["final_models/ensemble.onnx"]        # and the competition's test.csv, sample_submission.csv and test_images/
 writes = ["submissions/submission.csv", "test_per_image.csv"]
 
