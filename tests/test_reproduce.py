@@ -101,10 +101,10 @@ def _descendants(pid: int) -> list[int]:
 
 
 def test_a_failing_stage_names_notebook_cell_and_error(checkout, first):
-    done = make(checkout, "reproduce", "RECIPE=tiny", "RUN=failing", "SET=train.network=no_such_network")
+    done = make(checkout, "reproduce", "RECIPE=tiny", "RUN=failing", "SET=folds.n_folds=50")
     assert done.returncode != 0
-    assert "06_train.py, cell" in done.stdout and "no_such_network" in done.stdout
-    assert (checkout / "runs/failing/06_train.failed.ipynb").exists()
+    assert "05_folds.py, cell" in done.stdout and "cannot be spread over 50 folds" in done.stdout
+    assert (checkout / "runs/failing/05_folds.failed.ipynb").exists()
 
 
 @pytest.mark.parametrize("arguments, told", [(["RECIPE=tinny"], "There are demo, tiny"), (["SET=train.epoch=3"], "train has no epoch"),

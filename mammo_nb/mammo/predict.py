@@ -7,7 +7,7 @@ __all__ = ['DEMONSTRATION', 'PER_IMAGE', 'PredictError', 'find_files', 'check_fi
            'find_weights', 'read_sides', 'preview', 'predict_file', 'short_hash', 'predict_items', 'predict_folder',
            'print_predictions']
 
-# %% ../../nbs/mammo/09_predict.ipynb #5bc10a9a
+# %% ../../nbs/mammo/09_predict.ipynb #37788ef8
 import hashlib
 import tempfile
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..core.engines import process_engine
 from ..core.files import read_json, write_csv
 from ..core.parallel import map_files
 from ..core.settings import SettingsError, read_paths
-from .crops import Box, crop, find_box, fit_resize, write_png
+from .crops import WHOLE, Box, crop, find_box, fit_resize, write_png
 from .datasets import per_breast, read_table
 from .recipes import Crops
 
@@ -168,7 +168,7 @@ def predict_file(
     return {**who, "rows": image.pixels.shape[0], "columns": image.pixels.shape[1], "decoder": image.decoder,
             "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source, "probability": round(probability, 6)}
 
-# %% ../../nbs/mammo/09_predict.ipynb #4db9a51e
+# %% ../../nbs/mammo/09_predict.ipynb #a1f0cecc
 PER_IMAGE = ["file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1", "box_source", "probability", "error"]
 
 def short_hash(
@@ -191,7 +191,7 @@ def predict_items(
     "Predict files in parallel; a file that fails is a row with an error."
     metadata = read_json(Path(items[0]["weights"]) / "ensemble.json")
     table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
-    table = table.reindex(columns=PER_IMAGE)
+    table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
     table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
     return table
 

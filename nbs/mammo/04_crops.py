@@ -196,6 +196,8 @@ def write_png(
     with replacing(path) as temporary: temporary.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
+WHOLE = ["rows", "columns", "x0", "y0", "x1", "y1"]  # columns of whole numbers, empty where a file failed
+
 def crop_file(
     item: dict,  # file, patient_id, image_id, and folder, images, settings as set by `run`
 ) -> dict:       # a row of crops.csv
@@ -233,6 +235,7 @@ def run(
         items = [{**row, **place} for row in labels[["file", "patient_id", "image_id"]].to_dict("records")]
         work = map_files(crop_file, items, table=locate(run_dir, "processed/crops_seconds.csv"), key="file", params={**place, "code": code_of(run_dir, "crops")}, workers=workers, label="crops")
         for column in ("patient_id", "image_id"): work[column] = labels[column].values  # an error row has them too
+        work = work.astype({c: "Int64" for c in WHOLE if c in work})
         write_csv(locate(run_dir, "processed/crops.csv"), work.drop(columns=["seconds"], errors="ignore"))
     return work
 

@@ -34,7 +34,7 @@ from mammo_nb.core.engines import process_engine
 from mammo_nb.core.files import read_json, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.settings import SettingsError, read_paths
-from mammo_nb.mammo.crops import Box, crop, find_box, fit_resize, write_png
+from mammo_nb.mammo.crops import WHOLE, Box, crop, find_box, fit_resize, write_png
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Crops
 
@@ -257,7 +257,7 @@ def predict_items(
     "Predict files in parallel; a file that fails is a row with an error."
     metadata = read_json(Path(items[0]["weights"]) / "ensemble.json")
     table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
-    table = table.reindex(columns=PER_IMAGE)
+    table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
     table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
     return table
 
