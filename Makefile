@@ -18,7 +18,7 @@ stages_mammo_trained := 02_phantom 10_submit 11_report
 STAGES := $(stages_$(SYSTEM)_$(MODE))
 NB     := $(VENV)/bin/mammo-nb
 PY     := $(VENV)/bin/python
-RUNDIR := $(or $(MAMMO_NB_RUNS),runs)/$(RUN)
+RUNDIR := $(or $(MAMMO_NB_RUNS),$(shell sed -n 's/^runs *= *//p' settings.ini))/$(RUN)
 ARGS    = --system $(SYSTEM) --recipe $(RECIPE) --mode $(MODE) --run-dir $(RUNDIR) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(foreach s,$(SET),--set $(s))
 
 # glibc hands freed tensors back to the system and fetches them again page by page; keeping them makes training

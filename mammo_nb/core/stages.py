@@ -91,13 +91,15 @@ def stage(
                                     "writes": {w: sha256(locate(run_dir, w)) for w in writes}}
         write_json(run_dir / "manifest.json", manifest)
 
-# %% ../../nbs/core/10_stages.ipynb #c793c193
+# %% ../../nbs/core/10_stages.ipynb #c909734d
 def practice(
     *stages,             # functions f(run_dir, recipe), in order
     recipe: str = "tiny",
 ) -> tuple[Path, str]:   # the folder of the practice run and the name of its recipe
-    "A small run in a temporary folder, up to the stage that is being read."
-    run_dir = Path(tempfile.mkdtemp(prefix="mammo_nb_")) / "practice"
+    "A small run in the `temp` folder of the settings, up to the stage that is being read."
+    scratch = read_paths().temp
+    scratch.mkdir(parents=True, exist_ok=True)
+    run_dir = Path(tempfile.mkdtemp(dir=scratch)) / "practice"
     for f in stages: f(run_dir, recipe)
     return run_dir, recipe
 

@@ -135,7 +135,7 @@ try:
 except StageError as e: print(e)
 
 # %% [markdown]
-# A stage notebook opened on its own has no run behind it. `practice` makes one in a temporary folder by running the stages before it, small.
+# A stage notebook opened on its own has no run behind it. `practice` makes one, small, in the folder for scratch, by running the stages before it.
 
 # %%
 #| export
@@ -143,8 +143,10 @@ def practice(
     *stages,             # functions f(run_dir, recipe), in order
     recipe: str = "tiny",
 ) -> tuple[Path, str]:   # the folder of the practice run and the name of its recipe
-    "A small run in a temporary folder, up to the stage that is being read."
-    run_dir = Path(tempfile.mkdtemp(prefix="mammo_nb_")) / "practice"
+    "A small run in the `temp` folder of the settings, up to the stage that is being read."
+    scratch = read_paths().temp
+    scratch.mkdir(parents=True, exist_ok=True)
+    run_dir = Path(tempfile.mkdtemp(dir=scratch)) / "practice"
     for f in stages: f(run_dir, recipe)
     return run_dir, recipe
 
