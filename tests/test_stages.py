@@ -101,3 +101,11 @@ def test_a_failed_notebook_is_kept_beside_and_named(notebook, tmp_path):
     assert not output.exists() and output.with_suffix(".failed.ipynb").exists()
     execute(notebook, output, {"divisor": 1})
     assert output.exists() and not output.with_suffix(".failed.ipynb").exists()
+
+
+def test_a_killed_kernel_is_told_in_words(tmp_path):
+    source = tmp_path / "nbs/x/01_die.py"
+    write_text(source, "# %%\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    build(tmp_path)
+    with pytest.raises(StageError, match="01_die.py: its process was ended from outside"): execute(source, tmp_path / "r/01_die.ipynb", {})
+    assert not (tmp_path / "r/01_die.ipynb").exists()

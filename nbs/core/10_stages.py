@@ -278,6 +278,7 @@ def execute(
 ):
     "Run a notebook through papermill; raise `StageError` naming notebook, cell and error if it fails."
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
     source, output = Path(source), Path(output)
     running, failed = output.with_name(f".{output.name}"), output.with_suffix(".failed.ipynb")
@@ -293,6 +294,7 @@ def execute(
         os.replace(running, failed)
         trace = "\n".join(e.traceback[-12:]) if isinstance(e.traceback, list) else str(e.traceback)
         raise StageError(f"{trace}\n{source.name}, cell {e.cell_index}: {e.ename}: {e.evalue}\nThe notebook up to that cell: {failed}") from None
+    except DeadKernelError: raise StageError(f"{source.name}: its process was ended from outside, most often for lack of memory; run again to go on where it stopped") from None
     os.replace(running, output)
     failed.unlink(missing_ok=True)
 
