@@ -167,8 +167,8 @@ def fit_resize(
 
 # %%
 grey = crop(image, box)
-fitted = fit_resize(grey, 384, 192)
-assert fitted.shape == (384, 192) and fitted.dtype == np.uint8
+fitted = fit_resize(grey, 256, 128)
+assert fitted.shape == (256, 128) and fitted.dtype == np.uint8
 fig, axes = plt.subplots(1, 2, figsize=(5, 4))
 for ax, (picture, title) in zip(axes, [(grey, f"crop {grey.shape}"), (fitted, f"as the network sees it {fitted.shape}")]):
     ax.imshow(picture, cmap="gray", vmin=0, vmax=255); ax.set_title(title, fontsize=9); ax.axis("off")

@@ -89,6 +89,6 @@ balance(table, ["cancer", "site_id", "view", "laterality"])
 # %%
 breasts = table.drop_duplicates(["patient_id", "laterality"])
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
-breasts.groupby("fold")["cancer"].agg(["size", "sum"]).set_axis(["breasts", "with cancer"], axis=1).plot.bar(ax=axes[0], rot=0)
+breasts.groupby("fold")["cancer"].agg(["size", "sum"]).set_axis(["breasts", "with cancer"], axis=1).plot.bar(ax=axes[0], rot=0).legend(loc="lower center", bbox_to_anchor=(.5, 1), ncol=2)
 table.drop_duplicates("patient_id").boxplot("age", by="fold", ax=axes[1]); fig.suptitle(""); axes[1].set(title="age", xlabel="fold")
 fig.tight_layout()
