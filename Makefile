@@ -21,8 +21,8 @@ PY     := $(VENV)/bin/python
 RUNDIR := $(or $(MAMMO_NB_RUNS),$(shell sed -n 's/^runs *= *//p' settings.ini))/$(RUN)
 ARGS    = --system $(SYSTEM) --recipe $(RECIPE) --mode $(MODE) --run-dir $(RUNDIR) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(foreach s,$(SET),--set $(s))
 
-# glibc hands freed tensors back to the system and fetches them again page by page; keeping them makes training
-# on a CPU about a third quicker and changes no result (other systems ignore these)
+# glibc hands freed tensors back to the system and fetches them again page by page; kept, a training
+# step on a CPU takes about a third less time and gives the same result (tests/bench/malloc.py; other systems ignore these)
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := -1
 export MALLOC_TOP_PAD_ := 67108864
