@@ -43,18 +43,6 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 # %%
 #| export
 @app.command()
-def check(
-    folder: Path = typer.Argument(..., help="looked through to any depth"),
-    output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
-    workers: int = typer.Option(0, help="processes; 0: one a core"),
-):
-    "Read every DICOM file of a folder: syntax, decoder, photometric, windows, problems."
-    from mammo_nb.mammo.predict import check_folder, print_check
-    table = check_folder(folder, workers=workers or None)
-    if output: table.to_csv(output, index=False)
-    raise typer.Exit(print_check(table))
-
-@app.command()
 def predict(
     folder: Path = typer.Argument(..., help="mammograms in DICOM, nested or flat, any number of patients"),
     output: Path = typer.Option(..., "--output", "-o", help="per_image.csv, per_breast.csv and previews/ go here"),
@@ -69,6 +57,60 @@ def predict(
     result = predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids, workers=workers or None)
     failed = print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
+
+# %%
+#| export
+def _size(
+    text: str,   # "2048x1024", or "" for none
+) -> tuple[int, int]:  # height, width; 0, 0 for none
+    "A size in pixels."
+    height, _, width = text.partition("x")
+    if text and not (height.isdecimal() and width.isdecimal() and int(height) and int(width)): raise typer.BadParameter(f"{text!r} is not of the form 2048x1024")
+    return (int(height), int(width)) if text else (0, 0)
+
+@app.command()
+def check(
+    folder: Path = typer.Argument(..., help="a competition, or any folder with DICOM files"),
+    table: Path = typer.Option(None, help="CSV that names the files; default: train.csv and test.csv of the competition"),
+    output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
+    sample: int = typer.Option(32, min=0, help="how many files are decoded, and timed for the estimate"),
+    everything: bool = typer.Option(False, "--all", help="decode every file"),
+    size: str = typer.Option("", help="HEIGHTxWIDTH of the crops that are estimated; default: as the detector made them"),
+    workers: int = typer.Option(0, help="processes; 0: one a core"),
+):
+    "Is a data set whole? Missing, doubled and unreadable files, wrong sides, time and disk that cropping will need."
+    from mammo_nb.core.files import write_csv
+    from mammo_nb.mammo.check import check_folder, print_check
+    from mammo_nb.mammo.recipes import Crops
+    height, width = _size(size)
+    found = check_folder(folder, table, sample, everything, Crops(height=height, width=width), workers=workers or None)
+    if output: write_csv(output, found)
+    raise typer.Exit(print_check(found))
+
+@app.command()
+def crops(
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, nested or flat"),
+    output: Path = typer.Option(..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"),
+    size: str = typer.Option("", help="HEIGHTxWIDTH that a crop is made to fit into, as 2048x1024; default: as the detector made it"),
+    faithful: bool = typer.Option(False, help="the winner's preparation to the bit"),
+    allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
+    workers: int = typer.Option(0, help="processes; 0: one a core"),
+    backend: str = typer.Option("loky", help="loky: processes of this machine; dask: a cluster"),
+    scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
+):
+    "Find the breast in every DICOM file and write it as an 8-bit PNG. A killed run goes on where it was."
+    from mammo_nb.mammo.crops import crop_folder
+    from mammo_nb.mammo.recipes import Crops
+    height, width = _size(size)
+    if faithful and size: raise typer.BadParameter("the winner's crops have the size of the detector; leave --size out")
+    table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), workers=workers or None, backend=backend, scheduler=scheduler)
+    failed = table.loc[table["error"] != "", ["file", "error"]]
+    for row in failed.head(20).itertuples(): print(f"failed {row.file}: {row.error}")
+    print(f"{len(table) - len(failed)} of {len(table)} files cropped -> {output}" + f"; {len(failed)} failed, see {output / 'crop_errors.csv'}" * bool(len(failed)))
+    raise typer.Exit(int(bool(len(failed)) and not allow_errors))
+
+# %%
+assert _size("2048x1024") == (2048, 1024) and _size("") == (0, 0)
 
 # %% [markdown]
 # ## What make calls
@@ -136,6 +178,25 @@ def stage_run_command(stage: str, stages: str = typer.Option(""), system: str = 
     execute(source, run_dir / f"{stage}.ipynb", {**parameters, "run_dir": str(run_dir.resolve())})
 
 # %% [markdown]
+# A run goes on when a file fails, and says so at its end: with a count, and an exit code that a script will notice.
+
+# %%
+#| export
+FAILURES = {"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"}  # tables of a run with a column `error`
+
+@app.command("run-end", hidden=True)
+def run_end_command(run_dir: Path = _run_dir, allow_errors: bool = typer.Option(False)):
+    "Say what a run has made and what failed."
+    import pandas as pd
+    from mammo_nb.core.stages import locate
+    print(f"{run_dir}: submission.csv, report.html, manifest.json and one executed notebook a stage")
+    tables = {what: locate(run_dir, name) for name, what in FAILURES.items() if locate(run_dir, name).exists()}
+    counts = {what: int(pd.read_csv(path)["error"].notna().sum()) for what, path in tables.items()}
+    for what, failed in counts.items():
+        if failed: print(f"{failed} {what} could not be used: see the column error of {tables[what]}")
+    if any(counts.values()) and not allow_errors: raise typer.Exit(1)
+
+# %% [markdown]
 # ## Entry
 # An error that the package foresaw is one sentence, not a traceback.
 
@@ -144,7 +205,7 @@ def stage_run_command(stage: str, stages: str = typer.Option(""), system: str = 
 def _foreseen() -> tuple:
     "Errors whose text says what to do."
     names = {"core.settings": "SettingsError", "core.stages": "StageError", "core.notebooks": "NotebookConflict", "mammo.recipes": "RecipeError",
-             "core.dicom": "DicomError", "mammo.predict": "PredictError"}
+             "core.headers": "DicomError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
     loaded = {m: sys.modules.get(f"mammo_nb.{m}") for m in names}
     return tuple(getattr(module, names[m]) for m, module in loaded.items() if module)
 

@@ -185,7 +185,7 @@ def test_laterality(tmp_path, ramp, tags, side, source):
 
 def test_view_from_its_code_agrees_with_the_dictionary(tmp_path, ramp):
     from pydicom.sr.codedict import codes
-    from mammo_nb.core.dicom import VIEWS
+    from mammo_nb.core.headers import VIEWS
     names = {"CranioCaudal": "CC", "MedioLateralObliqueProjection": "MLO", "MedioLateralProjection": "ML", "LateroMedial": "LM",
              "LateroMedialOblique": "LMO", "CaudoCranial": "FB", "SuperolateralToInferomedialOblique": "SIO",
              "InferomedialToSuperolateralOblique": "ISO", "CranioCaudalExaggeratedLaterally": "XCCL", "CranioCaudalExaggeratedMedially": "XCCM"}

@@ -2,16 +2,20 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core import parallel
+from mammo_nb.core.parallel import BackendError, map_files
 
 def square(item):
     if item.get("bad"): raise ValueError(f"{item['file']} is bad")
@@ -138,7 +142,7 @@ from pathlib import Path
 import numpy as np
 from mammo_nb.core.parallel import map_files
 here, mode, parent = Path(sys.argv[1]), sys.argv[2], os.getpid()
-workers = int(sys.argv[3])
+place = {"workers": int(sys.argv[3])} if sys.argv[3].isdigit() else {"backend": "dask", "scheduler": sys.argv[3]}
 scale = 3  # a global of the notebook
 
 def work(item):
@@ -152,7 +156,7 @@ def work(item):
     if mode == "raise" and item["file"] == "007": raise RuntimeError("no")
     return {"value": item["x"] * scale, "root": np.sqrt(item["x"])}
 
-frame = map_files(work, [{"file": f"{i:03}", "x": i} for i in range(40)], table=here / "t.csv", params={"scale": scale}, workers=workers)
+frame = map_files(work, [{"file": f"{i:03}", "x": i} for i in range(40)], table=here / "t.csv", params={"scale": scale}, **place)
 """
 
 def run(folder, mode, workers=2):
@@ -176,7 +180,7 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path, workers):
     assert finished > 10  # by the thirtieth
     assert run(a, "again", workers) == 0
     assert len(calls(a, "again")) == 40 - finished  # nothing that was in the journal is done again
-    assert run(b, "again", workers) == 0
+    assert run(b, "again", 1) == 0
     assert (a / "t.csv").read_bytes() == (b / "t.csv").read_bytes() and not (a / "t.csv.journal").exists()
 
 def test_a_worker_that_always_dies_costs_one_row(tmp_path):
@@ -186,7 +190,7 @@ def test_a_worker_that_always_dies_costs_one_row(tmp_path):
     assert table.loc[lost, "file"].tolist() == ["027"] and table.loc[lost, "error"].item().startswith("WorkerLost: ")
     assert table.loc[~lost, "value"].astype(float).tolist() == [i * 3 for i in range(40) if i != 27]
     assert calls(tmp_path, "exit_always").count("027") == 2  # tried once more
-    assert len(calls(tmp_path, "exit_always")) <= 40 + 8  # of the others only those in flight
+    assert len(calls(tmp_path, "exit_always")) <= 40 + 20  # of the others those in flight, and those that a busy machine had not fetched yet
 
 def test_two_deaths_in_one_run(tmp_path):
     assert run(tmp_path, "killed_twice", 3) == 0
@@ -203,7 +207,156 @@ def test_an_exception_costs_one_row(tmp_path):
     assert read(tmp_path / "t.csv")["error"].tolist() == ["RuntimeError: no" if i == 7 else "" for i in range(40)]
 
 def test_a_function_that_cannot_be_sent_is_an_error_at_once(tmp_path):
-    import threading
     lock = threading.Lock()
     with pytest.raises(Exception, match="pickle"): map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", workers=2)
     assert not (tmp_path / "t.csv").exists()
+
+
+# --- a cluster. Its processes start with the first test that asks for it: the tests above have the machine to themselves.
+
+@pytest.fixture(scope="module")
+def cluster():
+    "Two worker processes, which nannies start again when they die."
+    distributed = pytest.importorskip("distributed")
+    import dask
+    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):  # not 30 for a result in a process that has just been killed
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster: yield cluster
+
+@pytest.fixture
+def kill(cluster, tmp_path):
+    "A function for items: has their process killed, once all workers are up. Dask gives up a worker that dies while it starts."
+    asked, over = tmp_path / "asked", threading.Event()
+    asked.mkdir()
+    def executioner():
+        while not over.is_set():
+            up = all(nanny.process and nanny.process.status.name == "running" for nanny in cluster.workers.values())
+            for pid in os.listdir(asked) if up else []:
+                os.remove(asked / pid)
+                os.kill(int(pid), signal.SIGKILL)
+            over.wait(0.01)
+    def kill(pid=None):
+        (asked / str(pid or os.getpid())).touch()
+        while pid is None: time.sleep(1)
+    thread = threading.Thread(target=executioner)
+    thread.start()
+    yield kill
+    over.set()
+    thread.join()
+
+def on(cluster):
+    return {"backend": "dask", "scheduler": cluster.scheduler_address}
+
+def same_as_here(fn, items, table, cluster):
+    "The rows from the cluster, after a look at the bytes of those from processes of this machine."
+    map_files(fn, items, table=table.with_name("cluster.csv"), **on(cluster))
+    map_files(fn, items, table=table.with_name("here.csv"), workers=2)
+    assert table.with_name("cluster.csv").read_bytes() == table.with_name("here.csv").read_bytes()
+    assert not list(table.parent.glob("*.journal"))
+    return read(table.with_name("cluster.csv"))
+
+def test_a_cluster_writes_the_same_table(tmp_path, cluster):
+    items = things(30)
+    items[4]["bad"] = True
+    found = same_as_here(square, items, tmp_path / "t.csv", cluster)  # by name
+    assert found["file"].tolist() == [i["file"] for i in items] and found["error"][4] == "ValueError: 025.dcm is bad"
+    here = tmp_path / "pids"
+    here.mkdir()
+    def of_a_notebook(item):  # by value
+        (here / str(os.getpid())).touch()
+        return {"double": 2 * item["x"]}
+    map_files(of_a_notebook, items, table=tmp_path / "t.csv", **on(cluster))
+    assert {int(f.name) for f in here.iterdir()} <= {w.pid for w in cluster.workers.values()}
+
+def test_a_killed_run_on_a_cluster_resumes_and_ends_the_same(tmp_path, cluster):
+    test_a_killed_run_resumes_and_ends_the_same(tmp_path, cluster.scheduler_address)
+
+def test_items_of_a_killed_worker_run_elsewhere(tmp_path, cluster, kill):
+    marker = tmp_path / "died"
+    def kills_once(item):
+        if item["x"] == 7 and not marker.exists():
+            marker.touch()
+            kill()
+        return square(item)
+    found = same_as_here(kills_once, things(20), tmp_path / "t.csv", cluster)
+    assert marker.exists() and (found["error"] == "").all() and len(found) == 20
+
+def test_an_item_that_always_kills_its_worker_costs_one_row(tmp_path, cluster, kill, monkeypatch):
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)  # 3 by default: three more deaths, two seconds each
+    log = tmp_path / "log"
+    def kills(item):
+        with open(log, "a") as f: f.write(item["file"] + "\n")
+        if item["x"] == 7: kill()
+        return square(item)
+    found = map_files(kills, things(20), table=tmp_path / "t.csv", **on(cluster))
+    assert found["file"].tolist() == [i["file"] for i in things(20)]
+    assert {f: e for f, e in zip(found["file"], found["error"]) if e} == {"007.dcm": json.loads(parallel.LOST)["error"]}
+    assert found["square"].dropna().tolist() == [i["x"] ** 2 for i in things(20) if i["x"] != 7]
+    assert log.read_text().split().count("007.dcm") == 2  # the second time alone
+
+def test_a_bystander_of_a_death_gets_its_row(tmp_path, cluster, kill, monkeypatch):
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
+    victim, log = tmp_path / "victim", tmp_path / "log"
+    def work(item):
+        with open(log, "a") as f: f.write(item["file"] + "\n")
+        if item["x"] == 1 and not os.path.lexists(victim):
+            os.symlink(str(os.getpid()), victim)  # appears whole
+            while True: time.sleep(1)
+        if item["x"] == 0:
+            while not os.path.lexists(victim): time.sleep(0.01)
+            kill(os.readlink(victim))
+        return square(item)
+    found = map_files(work, things(2), table=tmp_path / "t.csv", **on(cluster))
+    assert (found["error"] == "").all() and found["square"].tolist() == [1, 0]
+    assert sorted(log.read_text().split()) == ["000.dcm", "001.dcm", "001.dcm"]
+
+def test_a_function_that_cannot_be_sent_to_a_cluster_is_an_error_at_once(tmp_path, cluster):
+    lock = threading.Lock()
+    with pytest.raises(Exception, match="serialize"): map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", **on(cluster))
+
+def test_a_run_waits_for_the_first_worker_and_says_so(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=0, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0") as cluster:
+        said = []
+        monkeypatch.setattr(parallel.tqdm, "write", lambda text: (said.append(text), cluster.scale(1)))
+        assert map_files(square, things(3), table=tmp_path / "t.csv", **on(cluster))["square"].tolist() == [4, 1, 0]
+    assert len(said) == 1 and "no workers at" in said[0]
+
+def test_a_scheduler_that_goes_away_leaves_the_journal(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0")
+    monkeypatch.setattr(parallel, "_PATIENCE", 1)  # the client tries for so long to find it again
+    add, added = parallel._Journal.add, []
+    def add_and_close(self, item, row):
+        add(self, item, row)
+        added.append(item)
+        if len(added) == 3: cluster.close()
+    with monkeypatch.context() as patch, pytest.raises(BackendError, match="scheduler is gone"):
+        patch.setattr(parallel._Journal, "add", add_and_close)
+        map_files(square, things(10), table=tmp_path / "t.csv", **on(cluster))
+    kept = len((tmp_path / "t.csv.journal").read_text().splitlines()) - 1
+    assert kept >= 3 and len(resume(tmp_path)) == 10 - kept
+
+def test_errors_of_a_backend_say_what_to_do(tmp_path, monkeypatch):
+    before = broken_off(tmp_path, params={"height": 2048}).read_bytes()
+    def message(**place):
+        with pytest.raises(BackendError) as e: map_files(square, things(10), table=tmp_path / "t.csv", **place)  # other params: would start anew
+        return str(e.value)
+    assert "'loky'" in message(backend="ray") and "'dask'" in message(backend="ray")
+    assert "tcp://10.0.0.5:8786" in message(backend="dask")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "distributed", None)
+        assert "pip install distributed" in message(backend="dask", scheduler="tcp://127.0.0.1:8786")
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(parallel, "_PATIENCE", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = "tcp://127.0.0.1:{}".format(silent.getsockname()[1])
+        assert f"no Dask scheduler answers at {address}" in message(backend="dask", scheduler=address)  # refused
+        silent.listen()
+        assert f"no Dask scheduler answers at {address}" in message(backend="dask", scheduler=address)  # taken, and nothing said
+    assert "missing port" in message(backend="dask", scheduler="somewhere")
+    assert (tmp_path / "t.csv.journal").read_bytes() == before
+
+def test_nothing_of_dask_is_imported_without_need(tmp_path):
+    code = "import sys; from mammo_nb.core.parallel import map_files; map_files(dict, [{'file': 'a'}, {'file': 'b'}], table=sys.argv[1], workers=2); assert not {'dask', 'distributed'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "t.csv"], check=True, timeout=120)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import ROOT
 
+from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import Ensemble, export_onnx
+from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
 from mammo_nb.mammo.phantom import make_competition
-from mammo_nb.mammo.predict import DEMONSTRATION, PER_IMAGE, PredictError, find_files, find_weights, predict_folder
+from mammo_nb.mammo.predict import DEMONSTRATION, PER_IMAGE, PredictError, find_weights, predict_folder
 
 
 def mammo_nb(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -97,7 +99,7 @@ def test_without_weights_or_files_the_message_says_what_to_do(scans, tmp_path, m
     done = mammo_nb("predict", scans, "-o", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2 and "--weights" in done.stdout and "Traceback" not in done.stdout
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PredictError, match="No DICOM file"): find_files(tmp_path / "empty")
+    with pytest.raises(NotDicom, match="no DICOM file"): find_files(tmp_path / "empty")
     with pytest.raises(PredictError, match="make reproduce"): find_weights(tmp_path / "empty")
 
 

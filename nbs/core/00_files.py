@@ -25,7 +25,7 @@ import hashlib
 import json
 import os
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Iterator
 
 # %%
@@ -72,6 +72,30 @@ except OSError as e: print(e)
 assert note.read_text() == "abc" and os.listdir(folder) == ["note.txt"]
 assert sha256(note).startswith("ba7816bf")   # the standard's own example
 sha256(note)
+
+# %% [markdown]
+# A table or a header may name a file, but not any file: what it names must lie in the folder that was given. The name alone is judged; a link that the owner of the folder has put there is theirs.
+
+# %%
+#| export
+class PathError(ValueError):
+    "A name in a table or a header that leads out of its folder."
+
+def inside(
+    root: Path | str,  # the folder
+    name: str,         # a path below it, parts separated by /
+) -> Path:             # root / name
+    "A path below a folder, or an error."
+    if not name or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in name.split("/") or any(c in name for c in "\\\0"):
+        raise PathError(f"{name!r} is no path below a folder; correct the table that names it.")
+    return Path(root) / name
+
+# %%
+assert inside("raw", "10006/1.dcm") == Path("raw/10006/1.dcm")
+for name in ("../weights", "a/../../b", "/etc/passwd", "C:/x", "a\\b", "a\0b", ""):
+    try: inside("raw", name)
+    except PathError as e: print(e)
+    else: raise AssertionError(name)
 
 # %% [markdown]
 # Most small files are JSON or tables.

@@ -203,7 +203,10 @@ def _look_up(
     if x.dtype.kind not in "iu" or x.dtype.itemsize > 2 or x.size < 256**x.dtype.itemsize: return f(x)
     unsigned = np.dtype(f"u{x.dtype.itemsize}")
     table = f(np.arange(256**unsigned.itemsize).astype(unsigned).view(x.dtype))
-    return table[x.view(unsigned)]  # found by its two bytes: negative and big-endian values too
+    found = np.empty(x.shape, table.dtype)
+    for start in range(0, len(x), 64):  # numpy makes 8 bytes of each place to look at: not for the whole picture at once
+        table.take(x[start:start + 64].view(unsigned), mode="clip", out=found[start:start + 64])  # found by its two bytes: negative and big-endian values too
+    return found
 
 def _window(
     x: np.ndarray,    # stored values: their range counts when there is no window

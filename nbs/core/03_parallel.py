@@ -25,9 +25,12 @@ workers = 2    # processes
 
 # %%
 #| export
+import asyncio
 import json
 import os
-from contextlib import closing
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import joblib
@@ -118,11 +121,11 @@ assert _Journal(folder / "t.journal", {"height": 1024}).rows == {}
 
 # %% [markdown]
 # ## Processes
-# joblib's processes take functions defined in a notebook as well as imported ones; `joblib.parallel_config(backend="dask")` sends the same call to a cluster. Python cannot survive everything: a codec's crash, or the system's out-of-memory killer, ends the whole process with no exception. All items that were in flight are then suspects; each is tried once more, alone in the machine. Most then finish. The one that ends its process again gets a row that says so.
+# joblib's processes take functions defined in a notebook as well as imported ones. Python cannot survive everything: a codec's crash, or the system's out-of-memory killer, ends the whole process with no exception. All items that were in flight are then suspects; each is tried once more, alone in the machine. Most then finish. The one that ends its process again gets a row that says so.
 
 # %%
 #| export
-LOST = json.dumps({"error": "WorkerLost: the process ended without an error message, twice, the second time alone; "
+LOST = json.dumps({"error": "WorkerLost: the process ended without an error message, and did so again with this item alone; "
                             "look for a lack of memory, or a crash in a codec"})
 
 def _named_row(
@@ -168,6 +171,71 @@ def _in_processes(
         todo = {name: item for name, item in todo.items() if name not in done}
 
 # %% [markdown]
+# ## A cluster
+# The same rows from many machines: a [Dask](https://distributed.dask.org) scheduler hands the items to its workers, table and journal stay here. Functions of installed modules go there by name, so every worker needs the same mammo_nb installed; those of a notebook go by value. Files stay where they are: every worker must see them under the same path.
+#
+# An address at which nobody answers should cost seconds, not the night. Nothing of Dask is imported before a cluster is asked for.
+
+# %%
+#| export
+class BackendError(Exception):
+    "The processes or machines asked for are not to be had; says what to do."
+
+_PATIENCE = 10  # seconds in which a scheduler must answer
+
+def _client(
+    backend: str,    # "loky" or "dask"
+    scheduler: str,  # address, with "dask"
+):                   # a distributed.Client, to be closed; this machine: None
+    "The way to the cluster, if there is to be one."
+    if backend not in ("loky", "dask"): raise BackendError(f"backend is {backend!r}; use 'loky' for processes of this machine or 'dask' for a cluster")
+    if backend == "loky": return nullcontext()
+    if not scheduler: raise BackendError("backend 'dask' needs the scheduler's address, such as scheduler='tcp://10.0.0.5:8786'; `dask scheduler` prints it when it starts")
+    try: from distributed import Client, Security, comm
+    except ImportError as e: raise BackendError("backend 'dask' needs distributed, here and on the workers: pip install distributed") from e
+    async def greet():  # Client alone would wait for ever at a port that is open but silent
+        line = await asyncio.wait_for(comm.connect(scheduler, **Security().get_connection_args("client")), _PATIENCE)
+        await line.close()
+    try:
+        with ThreadPoolExecutor(1) as thread: thread.submit(lambda: asyncio.run(greet())).result()  # in a notebook this thread has a loop of its own
+        return Client(scheduler, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TypeError, asyncio.TimeoutError) as e:  # TypeError: tls:// without certificates
+        raise BackendError(f"no Dask scheduler answers at {scheduler} ({str(e) or f'silent for {_PATIENCE} s'}); is `dask scheduler` running, and is this the address it printed?") from e
+
+# %% [markdown]
+# When a worker dies, Dask has its items done elsewhere; one that was in flight at four deaths (`distributed.scheduler.allowed-failures`, and one more) comes back as `KilledWorker`. With many threads in a worker, or many deaths, that may be a bystander, so as above such an item is tried again alone before its row says so. Workers of one thread each keep bystanders few.
+
+# %%
+#| export
+def _on_cluster(
+    client,      # distributed.Client
+    fn,          # item -> row
+    todo: dict,  # hash -> item
+):               # yields (hash, row as JSON) in the order they finish
+    "Rows of all items; outlives the death of workers."
+    # not joblib's dask backend (1.6): it never returns from an item that Dask gave up, nor from a function that cannot be pickled
+    from distributed import KilledWorker, as_completed
+    finished, names, suspects = as_completed(loop=client.loop), {}, []  # its with_results would wait for ever for a result that is lost on the way here
+    try:
+        for alone, rest in (False, iter(todo)), (True, iter(suspects)):
+            while True:
+                threads = sum(client.nthreads().values())  # workers come and go
+                if not threads: tqdm.write(f"no workers at {client.scheduler.address}, waiting for one: dask worker {client.scheduler.address} --nthreads 1")
+                for name in islice(rest, max(0, (1 if alone else 2 * max(1, threads)) - len(names))):  # a second item per thread waits there
+                    future = client.submit(_row, fn, todo[name], pure=False)  # pure: an equal call of another run would be taken for this one
+                    names[future] = name
+                    finished.add(future)
+                if not names: break
+                future = next(finished)
+                try: row = future.result()
+                except KilledWorker: row = LOST
+                name = names.pop(future)
+                if row is LOST and not alone: suspects.append(name)
+                else: yield name, row
+    except (CancelledError, OSError) as e:
+        raise BackendError(f"the scheduler is gone ({e}); start it again and repeat the call: finished rows are in the journal") from e
+
+# %% [markdown]
 # ## One call
 # The table has one row per item, in the order of the items, with their key first and the error last. It is written under another name and renamed, so that it is there whole or not at all; then the journal goes.
 
@@ -180,8 +248,10 @@ def map_files(
     table: Path | str,     # csv to write; `<table>.journal` beside it while running
     key: str = "file",     # name of what identifies an item
     params=None,           # json-able: what the rows depend on besides their items; others start anew
-    workers: int | None = None,  # processes; 1: in this process, for debugging; None: one per core
+    workers: int | None = None,  # processes of this machine; 1: in this process, for debugging; None: one per core; a cluster uses all of its own
     label: str = "",       # beside the progress bar
+    backend: str = "loky", # "loky": processes of this machine; "dask": a cluster
+    scheduler: str = "",   # with "dask": its address, such as tcp://10.0.0.5:8786
 ) -> pd.DataFrame:         # key, the rows' columns, error ('' or 'Class: message'), in the order of `items`; read the csv with keep_default_na=False
     "Run `fn` on every item, resume where a killed run stopped, and write the table."
     items, table = list(items), Path(table)
@@ -190,14 +260,16 @@ def map_files(
     table.parent.mkdir(parents=True, exist_ok=True)
     hashed = {joblib.hash((name, item)): item for name, item in zip(keys, items)}
     path = table.with_name(table.name + ".journal")
-    journal = _Journal(path, params)
-    todo = {name: item for name, item in hashed.items() if name not in journal.rows}
-    workers = max(1, min(workers or joblib.cpu_count(), len(todo)))
-    finished = _in_processes(fn, todo, workers) if workers > 1 else ((name, _row(fn, item)) for name, item in todo.items())
-    with journal.file, closing(finished), tqdm(total=len(items), initial=len(items) - len(todo), desc=label or table.stem) as bar:
-        for name, row in finished:
-            journal.add(name, row)
-            bar.update()
+    with _client(backend, scheduler) as client:  # before the journal is touched
+        journal = _Journal(path, params)
+        todo = {name: item for name, item in hashed.items() if name not in journal.rows}
+        workers = max(1, min(workers or joblib.cpu_count(), len(todo)))
+        if client: finished = _on_cluster(client, fn, todo)
+        else: finished = _in_processes(fn, todo, workers) if workers > 1 else ((name, _row(fn, item)) for name, item in todo.items())
+        with journal.file, closing(finished), tqdm(total=len(items), initial=len(items) - len(todo), desc=label or table.stem) as bar:
+            for name, row in finished:
+                journal.add(name, row)
+                bar.update()
     rows = [{key: name, **journal.rows[h]} for name, h in zip(keys, hashed)]
     columns = list(dict.fromkeys(c for row in rows for c in row if c != "error")) + ["error"]
     result = pd.DataFrame(rows, columns=columns if rows else [key, "error"], dtype=object)  # object: whole numbers stay whole beside an empty field
@@ -254,3 +326,17 @@ def deadly(item):
 survived = map_files(deadly, files, table=folder / "deadly.csv", workers=workers)
 assert survived["error"].str.startswith("WorkerLost").sum() == 1 and survived["rows"].notna().sum() == n_files - 2
 survived.loc[survived["error"] != "", ["error"]].assign(file=lambda t: [Path(files[i]["file"]).name for i in t.index])
+
+# %% [markdown]
+# ## The same on a cluster
+# Two arguments more. Here the cluster is two processes of this machine; elsewhere it is what `dask scheduler` and `dask worker ADDRESS --nworkers 8 --nthreads 1` have started.
+
+# %%
+from distributed import LocalCluster
+with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+    map_files(summary, files, table=folder / "cluster.csv", backend="dask", scheduler=cluster.scheduler_address)
+assert (folder / "cluster.csv").read_bytes() == (folder / "summary.csv").read_bytes()
+
+# %%
+try: map_files(summary, files, table=folder / "cluster.csv", backend="dask")
+except BackendError as e: print(e)

@@ -54,6 +54,10 @@ class Crops:
     box_size: int = 416         # the frame is looked at in this size, pixels (facts: YOLOX input)
     min_area: float = 0.04      # a box below this share of the frame is no breast
     window: int = 0             # which of the header's windows; the winner took the first
+    height: int = 0             # the crop is made to fit into height x width pixels, and no more than that
+    width: int = 0              # is decoded; 0: as large as the detector made it
+    scaling: str = "window"     # to grey levels: window, or percentile for pictures that have none (MiniDDSM, CDD-CESM)
+    faithful: bool = False      # the winner's preparation to the bit, its defects included
 
 @dataclass(frozen=True)
 class Folds:
@@ -116,10 +120,10 @@ class Recipe:
 # %%
 #| export
 RECIPES = {
-    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds"),
+    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    phantom=Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
-                   folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
+                   crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
 }
 
 class RecipeError(Exception):
@@ -136,7 +140,7 @@ def get_recipe(
 #| export
 def _checked(where: str, kind: str, value):
     "The value if it fits the field's type; an int is a fine float."
-    wanted = {"int": int, "float": float, "str": str}[kind]
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}[kind]
     if wanted is float and type(value) is int: value = float(value)
     if type(value) is not wanted: raise RecipeError(f"{where} takes {kind}, got {value!r}.")
     return value

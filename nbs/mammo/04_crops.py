@@ -12,9 +12,9 @@
 
 # %% [markdown]
 # # Crops
-# > From a frame of twenty million pixels to the breast, windowed as the header says.
+# > From a file of twenty million pixels to the breast in grey levels: one pass, no more decoded than is needed, nothing lost.
 #
-# Half of a mammogram is air, and a network fed with air learns about collimators. So the breast is found, cut out of the stored values, and only then windowed to 8 bits, in this order, as the winning system did: a window of the whole frame would spend its grey levels on markers.
+# Half of a mammogram is air, and a network fed with air learns about collimators. So the breast is found in a small picture of the frame, cut out of the stored values, and only then windowed to 8 bits, in this order, as the winning system did: a window of the whole frame would spend its grey levels on markers. What the consumer does not need is not even decoded: a JPEG 2000 file holds its picture in a quarter and in half the size too.
 
 # %%
 #| default_exp mammo.crops
@@ -23,19 +23,21 @@
 #| export
 import hashlib
 import time
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.dicom import Image, read_image
-from mammo_nb.core.files import replacing, write_csv
+from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
+from mammo_nb.core.files import inside, replacing, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.stages import code_of, locate, stage
-from mammo_nb.core.windows import minmax, to_grey
-from mammo_nb.mammo.datasets import competition, read_table
+from mammo_nb.core.windows import minmax, percentile, to_grey
+from mammo_nb.mammo import faithful
+from mammo_nb.mammo.datasets import DatasetError, competition, read_table
 from mammo_nb.mammo.recipes import Crops, get_section
 
 # %%
@@ -51,14 +53,48 @@ recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `crops`
 workers = 0                                   # processes; 0: one a core
 reads = ["processed/cleaned_label.csv"]       # and the DICOM files that it names
-writes = ["processed/crops.csv"]              # one row an image, beside cleaned_images/
+writes = ["processed/crops.csv", "processed/crop_errors.csv"]  # one row an image, beside cleaned_images/; those that failed once more
 
 # %%
 #| hide
 if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run)
 labels = read_table(locate(run_dir, reads[0]), ["file"])
 folder = locate(run_dir, competition(recipe))
-image = read_image(folder / labels["file"][0])
+frame = read_frame(folder / labels["file"][0])
+image = frame.decode()
+
+# %% [markdown]
+# ## Making small
+# Pictures are halved by means of four pixels while they can be, and the rest is bilinear: quick, and no pixel is passed over. A wavelet's halves continue the same series.
+
+# %%
+#| export
+def shrink(
+    pixels: np.ndarray,  # (rows, columns) uint8, uint16, int16 or floats
+    rows: int,           # of the result
+    columns: int,
+) -> np.ndarray:         # same dtype; larger than `pixels` where the numbers are
+    "Resize: halve while it may, then bilinear."
+    while pixels.shape[0] >= 2 * rows and pixels.shape[1] >= 2 * columns:
+        even = pixels[:pixels.shape[0] // 2 * 2, :pixels.shape[1] // 2 * 2]
+        pixels = cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    return pixels if pixels.shape == (rows, columns) else cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+def fit_resize(
+    grey: np.ndarray,  # uint8 (rows, columns)
+    height: int,       # of the result, pixels
+    width: int,
+) -> np.ndarray:       # uint8 (height, width)
+    "Resize to fit, keep the proportions, pad with black on both sides."
+    ratio = min(height / grey.shape[0], width / grey.shape[1])
+    h, w = max(1, round(grey.shape[0] * ratio)), max(1, round(grey.shape[1] * ratio))
+    top, left = (height - h) // 2, (width - w) // 2
+    return cv2.copyMakeBorder(shrink(grey, h, w), top, height - h - top, left, width - w - left, cv2.BORDER_CONSTANT, value=0)
+
+# %%
+checks = np.indices((64, 48)).sum(0).astype(np.uint16) % 2 * 1000
+assert (shrink(checks, 16, 12) == 500).all()  # by picking pixels it would be black or white
+assert fit_resize(np.full((50, 60), 9, np.uint8), 100, 40).sum(0).tolist() == [33 * 9] * 40
 
 # %% [markdown]
 # ## Seeing the frame
@@ -67,19 +103,17 @@ image = read_image(folder / labels["file"][0])
 # %%
 #| export
 def frame_view(
-    image: Image,     # a frame as stored
+    image: Image,     # a frame as stored, at any scale
     size: int = 416,  # longest side of the result, pixels
-) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), and result pixels per frame pixel
+) -> np.ndarray:      # uint8 (rows, columns)
     "The whole frame, small, minimum to maximum, tissue bright."
     rows, columns = image.pixels.shape
     scale = min(1.0, size / max(rows, columns))
-    small = cv2.resize(image.pixels, (max(1, round(columns * scale)), max(1, round(rows * scale))), interpolation=cv2.INTER_AREA)
-    grey = minmax(small)
-    if image.header.photometric == "MONOCHROME1": grey = 1 - grey
-    return (grey * 255).astype(np.uint8), scale
+    grey = minmax(shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale))))
+    return ((1 - grey if image.header.photometric == "MONOCHROME1" else grey) * 255).astype(np.uint8)
 
 # %%
-view, scale = frame_view(image)
+view = frame_view(image)
 plt.figure(figsize=(3, 4)); plt.imshow(view, cmap="gray"); plt.title(f"{image.pixels.shape} -> {view.shape}"); plt.axis("off");
 
 # %% [markdown]
@@ -115,22 +149,25 @@ def otsu_box(
     return x, y, x + w, y + h
 
 def find_box(
-    image: Image,               # a frame as stored
-    settings: Crops = Crops(),  # box_size, min_area
+    image: Image,               # a frame as stored, at any scale
+    settings: Crops = Crops(),  # box_size, min_area, scaling; `faithful` is read here
 ) -> Box:                       # the full frame if no breast was found, and it says so
     "Where the breast is, in frame pixels."
-    rows, columns = image.pixels.shape
-    view, scale = frame_view(image, settings.box_size)
+    rows, columns = image.header.rows, image.header.columns
+    if settings.faithful: view, _ = faithful.detector_view(faithful.as_cast(image.pixels, settings.scaling), image.header, settings.scaling, settings.box_size)
+    else: view = frame_view(image, settings.box_size)
     found = otsu_box(view, settings.min_area)
     if found is None: return Box(0, 0, columns, rows, "full frame")
-    x0, y0, x1, y1 = found
-    return Box(int(x0 / scale), int(y0 / scale), min(columns, int(np.ceil(x1 / scale))), min(rows, int(np.ceil(y1 / scale))), "otsu")
+    (x0, y0, x1, y1), down, across = found, rows / view.shape[0], columns / view.shape[1]
+    end = int if settings.faithful else lambda v: int(np.ceil(v))  # the winner cut off all four
+    return Box(int(x0 * across), int(y0 * down), min(columns, end(x1 * across)), min(rows, end(y1 * down)), "otsu")
 
 # %%
 box = find_box(image)
 fig, ax = plt.subplots(figsize=(3, 4))
 ax.imshow(view, cmap="gray"); ax.axis("off"); ax.set_title(f"{box.source}: {astuple(box)[:4]}", fontsize=9)
-ax.add_patch(plt.Rectangle((box.x0 * scale, box.y0 * scale), (box.x1 - box.x0) * scale, (box.y1 - box.y0) * scale, fill=False, edgecolor="orange"));
+small = view.shape[0] / image.pixels.shape[0]
+ax.add_patch(plt.Rectangle((box.x0 * small, box.y0 * small), (box.x1 - box.x0) * small, (box.y1 - box.y0) * small, fill=False, edgecolor="orange"));
 
 # %% [markdown]
 # An empty frame has no breast, and says so instead of inventing one:
@@ -142,28 +179,31 @@ find_box(empty)
 
 # %% [markdown]
 # ## Cutting and windowing
+# The crop is cut out of the stored values, brought to the size that is wanted, and windowed last: fewer pixels, and no level is rounded twice.
 
 # %%
 #| export
-def crop(
-    image: Image,     # a frame as stored
+def crop_size(
     box: Box,
-    window: int = 0,  # which of the header's windows
-) -> np.ndarray:      # uint8 (rows, columns) of the box, tissue bright
-    "Cut the box out of the stored values, then window it."
-    return to_grey(image.pixels[box.y0:box.y1, box.x0:box.x1], image.header, which=window)
+    settings: Crops,  # height and width to fit into, 0: as large as it is
+) -> tuple[int, int, float]:  # rows and columns of the crop; and its pixels per frame pixel, at most 1
+    "How large the crop is to be."
+    rows, columns = box.y1 - box.y0, box.x1 - box.x0
+    ratio = min(1.0, (settings.height or rows) / rows, (settings.width or columns) / columns)
+    return max(1, round(rows * ratio)), max(1, round(columns * ratio)), ratio
 
-def fit_resize(
-    grey: np.ndarray,  # uint8 (rows, columns)
-    height: int,       # of the result, pixels
-    width: int,
-) -> np.ndarray:       # uint8 (height, width)
-    "Resize to fit, keep the proportions, pad with black on both sides."
-    ratio = min(height / grey.shape[0], width / grey.shape[1])
-    h, w = max(1, int(grey.shape[0] * ratio)), max(1, int(grey.shape[1] * ratio))
-    small = cv2.resize(grey, (w, h), interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR)
-    top, left = (height - h) // 2, (width - w) // 2
-    return cv2.copyMakeBorder(small, top, height - h - top, left, width - w - left, cv2.BORDER_CONSTANT, value=0)
+def crop(
+    image: Image,        # a frame as stored, at any scale
+    box: Box,
+    settings: Crops = Crops(),  # height, width, window, scaling
+) -> np.ndarray:         # uint8, of `crop_size`, tissue bright
+    "Cut the box out of the stored values, resize, window."
+    rows, columns, _ = crop_size(box, settings)
+    down, across = (have / whole for have, whole in zip(image.pixels.shape, (image.header.rows, image.header.columns)))
+    cut = image.pixels[int(box.y0 * down):int(np.ceil(box.y1 * down)), int(box.x0 * across):int(np.ceil(box.x1 * across))]
+    cut = shrink(cut, rows, columns)
+    if settings.scaling == "percentile": return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
+    return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
 
 # %%
 grey = crop(image, box)
@@ -174,8 +214,56 @@ for ax, (picture, title) in zip(axes, [(grey, f"crop {grey.shape}"), (fitted, f"
     ax.imshow(picture, cmap="gray", vmin=0, vmax=255); ax.set_title(title, fontsize=9); ax.axis("off")
 
 # %% [markdown]
+# ## One pass
+# A quarter of the frame is enough to find the box, where the file has one; the box then says how much of the frame is needed for the crop. A file without smaller pictures is decoded once, for both.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Breast:
+    "A breast cut out of its frame."
+    image: Image      # what it was cut from, possibly at a smaller scale
+    box: Box          # frame pixels
+    grey: np.ndarray  # uint8 (rows, columns), of `crop_size`
+
+def cut_breast(
+    frame: Frame,               # as the file holds it
+    settings: Crops = Crops(),  # `faithful` is read here: the frame in full, its own grey levels, no size
+) -> Breast:
+    "Decode, find the breast, cut, window."
+    if settings.faithful:
+        image = frame.decode()
+        box = find_box(image, settings)
+        return Breast(image, box, faithful_floats(image, box, settings).astype(np.uint8))
+    image = frame.decode(min(1.0, settings.box_size / max(frame.header.rows, frame.header.columns)))
+    box = find_box(image, settings)
+    needed = crop_size(box, settings)[2]
+    if image.scale < needed: image = frame.decode(needed)
+    return Breast(image, box, crop(image, box, settings))
+
+def faithful_floats(
+    image: Image,     # the whole frame
+    box: Box,
+    settings: Crops,  # scaling
+) -> np.ndarray:      # float32 (rows, columns) of the box, 0 to 255
+    "The crop as the winner had it, before it was cut off to whole levels."
+    cut = faithful.as_cast(image.pixels, settings.scaling)[box.y0:box.y1, box.x0:box.x1]
+    return faithful.grey_floats(cut, image.header, settings.scaling)
+
+# %% [markdown]
+# The same file in full size, and made to fit into 128 x 64 from a quarter of its rows and columns. (The practice frames are so small that the box must be looked for in a smaller picture than usual for this to happen.)
+
+# %%
+j2k = next(f for f in labels["file"] if read_frame(folder / f).header.syntax_name.startswith("JPEG 2000"))
+both = [cut_breast(read_frame(folder / j2k), Crops(box_size=80, height=h, width=w)) for h, w in ((0, 0), (64, 32))]
+assert both[1].image.scale < both[0].image.scale == 1 and both[0].box == both[1].box
+assert np.abs(fit_resize(both[0].grey, 64, 32).astype(int) - fit_resize(both[1].grey, 64, 32)).mean() < 4
+fig, axes = plt.subplots(1, 2, figsize=(5, 4))
+for ax, breast in zip(axes, both): ax.imshow(breast.grey, cmap="gray", vmin=0, vmax=255); ax.set_title(f"{breast.grey.shape} of {breast.image.pixels.shape}", fontsize=9); ax.axis("off")
+
+# %% [markdown]
 # ## One file
-# The worker of the stage. The PNG appears under its name only when it is whole, and its sha256 goes into the table, so that two runs can be compared without comparing pictures.
+# The worker of the stage. The PNG appears under its name only when it is whole, and its sha256 goes into the table, so that two runs can be compared without comparing pictures. Run-length coding after a difference filter is quicker than zlib's own search and, on mammograms, smaller.
 
 # %%
 #| export
@@ -187,36 +275,81 @@ def crop_path(
     "`{patient_id}@{image_id}.png`, the name that the contract gives."
     return Path(images) / f"{patient_id}@{image_id}.png"
 
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
+
 def write_png(
     path: Path,          # the file
     picture: np.ndarray, # uint8 (rows, columns) or (rows, columns, 3) in BGR
 ) -> str:                # sha256 of the file
     "Encode and write, whole or not at all."
-    data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+    data = cv2.imencode(".png", picture, PNG)[1].tobytes()
     with replacing(path) as temporary: temporary.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 WHOLE = ["rows", "columns", "x0", "y0", "x1", "y1"]  # columns of whole numbers, empty where a file failed
 
 def crop_file(
-    item: dict,  # file, patient_id, image_id, and folder, images, settings as set by `run`
-) -> dict:       # a row of crops.csv
+    item: dict,  # file, patient_id, image_id, and folder, images, settings as set by `crop_files`
+) -> dict:       # a row of crops.csv, and seconds
     "Decode, find the breast, cut, window, write."
-    started = time.perf_counter()
-    image = read_image(Path(item["folder"]) / item["file"])
-    settings = Crops(**item["settings"])
-    box = find_box(image, settings)
-    windows = image.header.windows
-    center, width = windows[min(settings.window, len(windows) - 1)] if windows else (None, None)
-    sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), crop(image, box, min(settings.window, max(0, len(windows) - 1))))
-    return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": image.pixels.shape[0], "columns": image.pixels.shape[1],
-            "decoder": image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source,
-            "window_center": center, "window_width": width, "voi_function": image.header.voi_function, "sha256": sha,
+    cv2.setNumThreads(1)  # the processes share the cores already
+    started, settings = time.perf_counter(), Crops(**item["settings"])
+    frame = read_frame(inside(item["folder"], item["file"]))
+    breast = cut_breast(frame, settings)
+    sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), breast.grey)
+    header, box = frame.header, breast.box
+    center, width = header.windows[min(settings.window, len(header.windows) - 1)] if header.windows and settings.scaling == "window" else (None, None)
+    return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
+            "decoder": breast.image.decoder, "scale": breast.image.scale, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
+            "box_source": box.source, "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
             "seconds": round(time.perf_counter() - started, 3)}
 
 # %% [markdown]
+# ## Many files
+# Every file becomes a row, a crop or an error, and the errors stand in a table of their own once more. The seconds of each file are kept apart, in `crops_seconds.csv`, since they differ from run to run and nothing else here does. A killed run leaves finished crops, rows in the journal, and perhaps a picture under a temporary name, which goes when the next run ends.
+
+# %%
+#| export
+def crop_files(
+    files: pd.DataFrame,      # file, relative to `folder`; patient_id, image_id
+    folder: Path,             # of the DICOM files; no name in `files` leads out of it
+    output: Path,             # gets cleaned_images/, crops.csv, crop_errors.csv, crops_seconds.csv
+    settings: Crops = Crops(),
+    version: str = "",        # of the code, where it is known: another one starts anew
+    **machine,                # workers, backend, scheduler of `map_files`
+) -> pd.DataFrame:            # crops.csv with seconds
+    "Crop all files, on this machine or a cluster; resumes where it was killed."
+    output = Path(output)
+    place = {"folder": str(Path(folder).resolve()), "images": str((output / "cleaned_images").resolve()), "settings": asdict(settings)}
+    items = [{**row, **place} for row in files[["file", "patient_id", "image_id"]].to_dict("records")]
+    work = map_files(crop_file, items, table=output / "crops_seconds.csv", params={**place, "code": version}, label="crops", **machine)
+    for left in (output / "cleaned_images").glob(".*.png"): left.unlink()
+    for column in ("patient_id", "image_id"): work[column] = files[column].values  # an error row has them too
+    work = work.astype({c: "Int64" for c in WHOLE if c in work})
+    write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])
+    write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
+    return work
+
+# %% [markdown]
+# A folder of scans without a table names its crops after the files: `10006/462822612.dcm` becomes `10006@462822612.png`, as in a competition.
+
+# %%
+#| export
+def crop_folder(
+    folder: Path,             # DICOM files, nested or flat
+    output: Path,             # as in `crop_files`
+    settings: Crops = Crops(),
+    **machine,                # workers, backend, scheduler of `map_files`
+) -> pd.DataFrame:
+    "Crop every DICOM file of a folder."
+    found, _ = find_files(folder)
+    names = pd.Series([Path(f).with_suffix("").as_posix() for f in found]).map(lambda n: quote(n, safe="/ ()+,=").split("/"))
+    files = pd.DataFrame({"file": found, "patient_id": ["@".join(n[:-1]) or "unknown" for n in names], "image_id": [n[-1] for n in names]})
+    if (twice := files.duplicated(["patient_id", "image_id"])).any(): raise DatasetError(f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one.")
+    return crop_files(files, folder, output, settings, **machine)
+
+# %% [markdown]
 # ## Run the stage
-# Every file of the table becomes a row: a crop or an error. The seconds of each file are kept apart, in `crops_seconds.csv`, since they differ from run to run and nothing else here does.
 
 # %%
 #| export
@@ -225,32 +358,25 @@ def run(
     recipe: str,                     # a recipe
     overrides: dict | None = None,   # changes to the section `crops`
     workers: int | None = None,      # processes; None: one a core
-) -> pd.DataFrame:                   # crops.csv
-    "DICOM files -> processed/cleaned_images/*.png and processed/crops.csv."
-    settings = asdict(get_section(recipe, "crops", overrides))
-    with stage(run_dir, "crops", reads=["processed/cleaned_label.csv"], writes=["processed/crops.csv"], parameters=settings):
+) -> pd.DataFrame:                   # crops.csv with seconds
+    "DICOM files -> processed/cleaned_images/*.png, processed/crops.csv and processed/crop_errors.csv."
+    settings = get_section(recipe, "crops", overrides)
+    with stage(run_dir, "crops", reads=["processed/cleaned_label.csv"], writes=["processed/crops.csv", "processed/crop_errors.csv"], parameters=asdict(settings)):
         labels = read_table(locate(run_dir, "processed/cleaned_label.csv"), ["file"])
-        images = locate(run_dir, "processed/cleaned_images")
-        place = {"folder": str(locate(run_dir, competition(recipe))), "images": str(images), "settings": settings}
-        items = [{**row, **place} for row in labels[["file", "patient_id", "image_id"]].to_dict("records")]
-        work = map_files(crop_file, items, table=locate(run_dir, "processed/crops_seconds.csv"), key="file", params={**place, "code": code_of(run_dir, "crops")}, workers=workers, label="crops")
-        for column in ("patient_id", "image_id"): work[column] = labels[column].values  # an error row has them too
-        work = work.astype({c: "Int64" for c in WHOLE if c in work})
-        write_csv(locate(run_dir, "processed/crops.csv"), work.drop(columns=["seconds"], errors="ignore"))
-    return work
+        return crop_files(labels, locate(run_dir, competition(recipe)), locate(run_dir, "processed"), settings, version=code_of(run_dir, "crops"), workers=workers)
 
 # %%
 crops = run(run_dir, recipe, overrides, workers or None)
-failed = crops[crops["error"].fillna("").ne("")]
+failed = crops[crops["error"] != ""]
 print(f"{len(crops)} files, {len(failed)} failed")
 crops.drop(columns=["sha256"]).head()
 
 # %% [markdown]
 # ## What came out
-# How the boxes were found, how fast, and what they look like. A phantom knows its breast, so the boxes can be scored.
+# How the boxes were found, how much was decoded, how fast, and what they look like. A phantom knows its breast, so the boxes can be scored.
 
 # %%
-display_table = crops.groupby(["decoder", "box_source"], dropna=False).agg(files=("file", "size"), median_seconds=("seconds", "median")).reset_index()
+display_table = crops.groupby(["decoder", "scale", "box_source"], dropna=False).agg(files=("file", "size"), median_seconds=("seconds", "median")).reset_index()
 display_table
 
 # %%
@@ -266,7 +392,7 @@ if truth.exists():
 
 # %%
 fig, axes = plt.subplots(2, 6, figsize=(11, 6))
-good = crops[crops["error"].fillna("") == ""]
+good = crops[crops["error"] == ""]
 for ax, row in zip(axes.flat, good.iloc[np.linspace(0, len(good) - 1, 12).astype(int)].itertuples()):
     ax.imshow(cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
     ax.set_title(f"{row.image_id}\n{row.box_source}", fontsize=7)

@@ -22,24 +22,27 @@
 # %%
 #| export
 import hashlib
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.dicom import Header, Image, read_header, read_image
+from mammo_nb.core.dicom import find_files, read_frame
 from mammo_nb.core.engines import process_engine
-from mammo_nb.core.files import read_json, write_csv
+from mammo_nb.core.files import inside, read_json, write_csv
+from mammo_nb.core.headers import Header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.settings import SettingsError, read_paths
-from mammo_nb.mammo.crops import WHOLE, Box, crop, find_box, fit_resize, write_png
+from mammo_nb.mammo import faithful
+from mammo_nb.mammo.crops import WHOLE, Box, Breast, crop, cut_breast, faithful_floats, fit_resize, write_png
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Crops
 
 # %%
 #| hide
+import tempfile
+
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import locate, practice
@@ -61,78 +64,9 @@ output = Path(tempfile.mkdtemp()) / "out"
 class PredictError(Exception):
     "Nothing can be predicted at all: no files, or no weights; says how to get some."
 
-# %% [markdown]
-# ## Which files
-# By content, not by name: DICOM has `DICM` after 128 bytes. A file that is called `.dcm` and is none is an error; a spreadsheet beside the scans is not.
-
 # %%
 #| export
-def find_files(
-    folder: Path,  # looked through to any depth
-) -> tuple[list[str], int]:  # paths relative to it, sorted; and how many other files were left out
-    "All DICOM files of a folder."
-    folder = Path(folder)
-    if not folder.is_dir(): raise PredictError(f"{folder} is not a folder.")
-    found, others = [], 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
-        with open(path, "rb") as f: magic = f.read(132)[128:]
-        if magic == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"): found.append(str(path.relative_to(folder)))
-        else: others += 1
-    if not found: raise PredictError(f"No DICOM file in {folder} ({others} other files).")
-    return found, others
-
-# %% [markdown]
-# ## Check
-# What is in the files, before anything is predicted from them.
-
-# %%
-#| export
-def _problems(header: Header) -> list[str]:
-    "What a person should know before trusting a prediction from this file."
-    found = {"multi-frame": header.frames > 1, "laterality unknown": not header.laterality, "view unknown": not header.view,
-             "no window": not header.windows, "for processing, not for presentation": header.intent == "FOR PROCESSING",
-             "burned-in annotation": header.burned_in == "YES", f"modality {header.modality}": header.modality not in ("", "MG", None),
-             f"{header.samples} samples a pixel": header.samples != 1}
-    return [what for what, is_so in found.items() if is_so]
-
-def check_file(
-    item: dict,  # folder, file
-) -> dict:       # a row of the check table
-    "Header, decoder and problems of one file; the pixels are decoded, since only that proves them readable."
-    path = Path(item["folder"]) / item["file"]
-    header = read_header(path)
-    image = read_image(path, frame=0)
-    return {"syntax": header.syntax_name, "decoder": image.decoder, "rows": header.rows, "columns": header.columns, "frames": header.frames,
-            "bits_stored": header.bits_stored, "photometric": header.photometric, "windows": len(header.windows), "voi_function": header.voi_function,
-            "laterality": header.laterality or "unknown", "view": header.view or "unknown", "problems": "; ".join(_problems(header))}
-
-def check_folder(
-    folder: Path,
-    workers: int | None = None,  # processes; None: one a core
-) -> pd.DataFrame:               # one row a file; `error` is empty where it can be read
-    "Read every DICOM file of a folder."
-    files, others = find_files(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        table = map_files(check_file, [{"file": f, "folder": str(folder)} for f in files], table=Path(scratch) / "check.csv", key="file", workers=workers, label="check")
-    table.attrs["others"] = others
-    return table
-
 def _failed(table: pd.DataFrame) -> pd.DataFrame: return table[table["error"].fillna("").ne("")]
-
-def print_check(
-    table: pd.DataFrame,  # from `check_folder`
-) -> int:                 # 0 if every file can be read, else 1
-    "Print the table, the problems and a count."
-    failed = _failed(table)
-    shown = table.drop(failed.index).drop(columns=["error"], errors="ignore")
-    if len(shown): print(shown.to_string(index=False, max_colwidth=40))
-    for row in failed.itertuples(): print(f"{row.file}: {row.error}")
-    print(f"{len(table)} DICOM files, {len(failed)} cannot be read, {table.attrs.get('others', 0)} other files left out")
-    return int(len(failed) > 0)
-
-# %%
-table = check_folder(folder)
-table.head()
 
 # %% [markdown]
 # ## Weights
@@ -194,17 +128,25 @@ def _identify(header: Header, item: dict) -> dict:
 
 # %%
 #| export
+def network_input(
+    breast: Breast,          # cut out of its frame
+    settings: Crops,         # `faithful` is read here: resized before it is cut off to whole levels
+    size: tuple[int, int],   # height, width of the network's input
+) -> np.ndarray:             # uint8 (height, width)
+    "What the network is shown."
+    if settings.faithful: return faithful.network_input(faithful_floats(breast.image, breast.box, settings), *size)
+    return fit_resize(breast.grey, *size)
+
 def preview(
-    image: Image,         # the frame
-    box: Box,             # what was cut out
+    breast: Breast,       # cut out of its frame
     seen: np.ndarray,     # uint8 (height, width) the network's input
     lines: list[str],     # text below
 ) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
     "The frame with its box, beside what the network saw."
     height = 512
     side = lambda grey: cv2.cvtColor(cv2.resize(grey, (max(1, round(grey.shape[1] * height / grey.shape[0])), height), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    whole = Box(0, 0, image.pixels.shape[1], image.pixels.shape[0], "full frame")
-    frame, scale = side(crop(image, whole)), height / image.pixels.shape[0]
+    box, header = breast.box, breast.image.header
+    frame, scale = side(crop(breast.image, Box(0, 0, header.columns, header.rows, "full frame"), Crops(height=height))), height / header.rows
     cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1), (0, 165, 255), 2)
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
     width = max(picture.shape[1], 520)
@@ -217,16 +159,16 @@ def predict_file(
 ) -> dict:       # a row of per_image.csv
     "Predict one file."
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
-    image = read_image(Path(item["folder"]) / item["file"])
     settings = Crops(**engine.metadata["crops"])
-    box = find_box(image, settings)
-    seen = fit_resize(crop(image, box, min(settings.window, max(0, len(image.header.windows) - 1))), *engine.size)
+    frame = read_frame(inside(item["folder"], item["file"]))
+    breast = cut_breast(frame, settings)
+    seen, box = network_input(breast, settings, engine.size), breast.box
     probability = float(engine(seen[None]).mean())
-    who = _identify(image.header, item)
+    who = _identify(frame.header, item)
     if item.get("previews"):
         lines = [f"{who['laterality']} {who['view']}   probability {probability:.3f}   box: {box.source}"] + [DEMONSTRATION] * bool(engine.metadata["demonstration"])
-        write_png(Path(item["previews"]) / f"{item['name']}.png", preview(image, box, seen, lines))
-    return {**who, "rows": image.pixels.shape[0], "columns": image.pixels.shape[1], "decoder": image.decoder,
+        write_png(Path(item["previews"]) / f"{item['name']}.png", preview(breast, seen, lines))
+    return {**who, "rows": frame.header.rows, "columns": frame.header.columns, "decoder": breast.image.decoder,
             "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source, "probability": round(probability, 6)}
 
 # %% [markdown]
