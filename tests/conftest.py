@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,15 @@ def make(checkout: Path, *arguments: str, **popen) -> subprocess.CompletedProces
     venv = Path(sys.prefix)
     return subprocess.run(["make", *arguments, f"VENV={venv}", "-o", f"{venv}/.installed"], cwd=checkout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           env={**os.environ, "PYTHONPATH": str(checkout)}, **popen)
+
+
+@contextmanager
+def local_cluster(**options):
+    "A Dask cluster of this machine's processes. It leaves thread counts in the environment, which would reach the trainings of later tests."
+    distributed = pytest.importorskip("distributed")
+    before = dict(os.environ)
+    try:
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", **options) as cluster: yield cluster
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, local_cluster
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from mammo_nb.core.dicom import read_frame
@@ -252,3 +252,35 @@ def test_a_thousand_files_with_twenty_broken_killed_twice(thousand, tmp_path):
     said = last.communicate()[0]
     assert last.returncode == 0 and "20 failed" in said, said
     assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+def test_the_same_call_on_a_cluster_that_loses_a_worker(thousand, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    folder, _ = thousand
+    part = tmp_path / "in"
+    for path in sorted(folder.rglob("*.dcm"))[:120]:
+        (part / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, part / path.relative_to(folder))
+    crop_folder(part, tmp_path / "local", workers=1)
+    with local_cluster() as cluster:
+        with distributed.Client(cluster) as client: first = next(iter(client.run(os.getpid).values()))
+        run = command(part, tmp_path / "cluster", "--backend", "dask", "--scheduler", cluster.scheduler_address)
+        journal = tmp_path / "cluster/crops_seconds.csv.journal"
+        while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 10): time.sleep(.002)
+        assert run.poll() is None
+        os.kill(first, signal.SIGKILL)
+        said = run.communicate()[0]
+    assert "of 120 files cropped" in said, said
+    assert content(tmp_path / "cluster") == content(tmp_path / "local")
+
+
+def test_a_run_with_failures_ends_with_1_unless_told_otherwise(tmp_path):
+    from mammo_nb.cli import app
+    from typer.testing import CliRunner
+    run = tmp_path / "runs/x"
+    (run / "processed").mkdir(parents=True)
+    end = lambda *more: CliRunner().invoke(app, ["run-end", "--run-dir", str(run), *more])
+    (run / "processed/crop_errors.csv").write_text("file,patient_id,image_id,error\n")
+    assert end().exit_code == 0
+    (run / "processed/crop_errors.csv").write_text("file,patient_id,image_id,error\na.dcm,1,2,CorruptPixels: a.dcm: x\n")
+    assert end().exit_code == 1 and "1 training images could not be used" in end().output and end("--allow-errors").exit_code == 0

@@ -275,6 +275,61 @@ def test_a_file_cut_anywhere_is_a_typed_error(tmp_path, ramp):
             (tmp_path / "a.dcm").write_bytes(whole[:int(len(whole) * share)])
             with pytest.raises(DicomError): read_image(tmp_path / "a.dcm")
 
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path, ramp):
+    import resource
+    import zlib
+    meta = save(dataset(ramp), tmp_path / "a.dcm", DeflatedExplicitVRLittleEndian).read_bytes()
+    start = 132 + 12 + int.from_bytes(meta[140:144], "little")  # group length (0002,0000) tells where the rest begins
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(600)) + packer.flush()
+    (tmp_path / "bomb.dcm").write_bytes(meta[:start] + bomb)
+    assert (tmp_path / "bomb.dcm").stat().st_size < 2**20
+    with pytest.raises(BadHeader, match="inflates to more than 256 MiB"): read_image(tmp_path / "bomb.dcm")
+    ds = dataset(ramp)
+    ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+    path = save(ds, tmp_path / "long.dcm")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\x4f\xff\x51") - 4
+    data[at:at + 4] = (0xFFFFFFF0).to_bytes(4, "little")  # a fragment of four gigabytes
+    path.write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CorruptPixels, match="ends early"): read_image(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+def test_a_frame_of_many_is_read_alone(tmp_path, monkeypatch):
+    import mammo_nb.core.dicom as module
+    stack = np.random.default_rng(2).integers(0, 4096, (9, 40, 33), np.uint16)
+    plain = save(dataset(stack, NumberOfFrames=9), tmp_path / "plain.dcm")
+    ds = dataset(stack, NumberOfFrames=9)
+    ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+    coded, taken = save(ds, tmp_path / "coded.dcm"), []
+    whole_read = module._Exact.read
+    monkeypatch.setattr(module._Exact, "read", lambda self, n: taken.append(n) or whole_read(self, n))
+    for path in (plain, coded):
+        taken.clear()
+        assert np.array_equal(read_image(path, frame=7).pixels, stack[7])
+        assert sum(taken) < 2 * 40 * 33 * 2
+    bits = np.random.default_rng(3).integers(0, 2, (3, 7, 5), np.uint8)  # 35 bits a frame: the second begins within a byte
+    ds = dataset(bits, NumberOfFrames=3, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=np.packbits(bits.ravel(), bitorder="little").tobytes() + b"\0")
+    path = save(ds, tmp_path / "bits.dcm")
+    for i in range(3): assert np.array_equal(read_image(path, frame=i).pixels, bits[i])
+
+def test_more_pixels_than_the_header_says(tmp_path, ramp):
+    for extra, accepted in ((b"\0" * 66, True), (b"\0\1" * 33, False)):
+        path = save(dataset(ramp, PixelData=ramp.tobytes() + extra), tmp_path / "a.dcm")
+        if accepted: assert np.array_equal(read_image(path).pixels, ramp)
+        else:
+            with pytest.raises(CorruptPixels, match="2706 bytes of pixels, 2640 expected"): read_image(path)
+
+def test_colour_maps_and_wrong_compressions(tmp_path, ramp):
+    with pytest.raises(BadHeader, match="PALETTE COLOR is not grey"): read_image(save(dataset(ramp, PhotometricInterpretation="PALETTE COLOR"), tmp_path / "a.dcm"))
+    ds = dataset(ramp)
+    ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+    data = save(ds, tmp_path / "a.dcm").read_bytes()
+    for uid, error in ((b"1.2.840.10008.1.2.4.70", CorruptPixels), (b"1.2.840.10008.1.2.1\0\0\0", CorruptPixels), (b"1.2.3.4".ljust(22, b"\0"), UnsupportedSyntax)):
+        (tmp_path / "a.dcm").write_bytes(data.replace(b"1.2.840.10008.1.2.4.90", uid, 1))
+        with pytest.raises(error): read_image(tmp_path / "a.dcm")
+
 def test_messages_hold_no_name_and_no_date(tmp_path, ramp, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import local_cluster
 
 from mammo_nb.core import parallel
 from mammo_nb.core.parallel import BackendError, map_files
@@ -217,10 +218,10 @@ def test_a_function_that_cannot_be_sent_is_an_error_at_once(tmp_path):
 @pytest.fixture(scope="module")
 def cluster():
     "Two worker processes, which nannies start again when they die."
-    distributed = pytest.importorskip("distributed")
+    pytest.importorskip("distributed")  # before its settings are changed: it brings them along
     import dask
     with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):  # not 30 for a result in a process that has just been killed
-        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster: yield cluster
+        with local_cluster() as cluster: yield cluster
 
 @pytest.fixture
 def kill(cluster, tmp_path):

@@ -110,14 +110,17 @@ def read_header(
     "Read and check the header; the pixels are not read."
     with _opened(Path(path)) as (_, header, _): return header
 
-# %% ../../nbs/core/01_dicom.ipynb #88e3c4c5
+# %% ../../nbs/core/01_dicom.ipynb #7b9e4f27
 class _Exact:
-    "A file of which a short read is an error."
-    def __init__(self, f: BinaryIO): self.f, self.seek, self.tell = f, f.seek, f.tell
+    "A file of which a short read is an error, told before memory is asked for."
+    def __init__(self, f: BinaryIO):
+        self.f, self.seek, self.tell = f, f.seek, f.tell
+        here, self.size = f.tell(), f.seek(0, io.SEEK_END)
+        f.seek(here)
+
     def read(self, n: int) -> bytes:
-        data = self.f.read(n)
-        if len(data) < n: raise EOFError("the file ends early")
-        return data
+        if n > self.size - self.tell(): raise EOFError("the file ends early")
+        return self.f.read(n)
 
 def _native_bytes(
     header: Header,

@@ -238,9 +238,9 @@ ORDER = {  # transfer syntax -> decoders, fastest first
     **dict.fromkeys(HIGH_THROUGHPUT, ("imagecodecs", "pylibjpeg")),
     **dict.fromkeys(LOSSLESS_JPEG, ("imagecodecs", "dicomsdl", "pylibjpeg", "gdcm")),
     **dict.fromkeys(JPEG_LS, ("imagecodecs", "dicomsdl", "gdcm")),
-    JPEGBaseline8Bit: ("pillow", "imagecodecs", "pylibjpeg", "gdcm"),
-    JPEGExtended12Bit: ("pylibjpeg", "imagecodecs"),
-    RLELossless: ("pylibjpeg", "imagecodecs")}
+    JPEGBaseline8Bit: ("imagecodecs", "pillow", "pylibjpeg", "gdcm"),
+    JPEGExtended12Bit: ("pylibjpeg", "imagecodecs"),  # the slower one: its rounding is what pydicom's users have
+    RLELossless: ("imagecodecs", "pylibjpeg")}
 # a half or a quarter: imagecodecs can do it for HTJ2K, but its values wrap round where the wavelet goes below 0
 REDUCED = dict.fromkeys(JPEG_2000 + HIGH_THROUGHPUT, ("pillow",))
 

@@ -193,12 +193,15 @@ pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame
 # %%
 #| export
 class _Exact:
-    "A file of which a short read is an error."
-    def __init__(self, f: BinaryIO): self.f, self.seek, self.tell = f, f.seek, f.tell
+    "A file of which a short read is an error, told before memory is asked for."
+    def __init__(self, f: BinaryIO):
+        self.f, self.seek, self.tell = f, f.seek, f.tell
+        here, self.size = f.tell(), f.seek(0, io.SEEK_END)
+        f.seek(here)
+
     def read(self, n: int) -> bytes:
-        data = self.f.read(n)
-        if len(data) < n: raise EOFError("the file ends early")
-        return data
+        if n > self.size - self.tell(): raise EOFError("the file ends early")
+        return self.f.read(n)
 
 def _native_bytes(
     header: Header,
