@@ -113,7 +113,7 @@ def fake(*answers):
 def registry(monkeypatch):
     "Replace the decoders of JPEG 2000: `registry(first=..., second=...)`, in that order, all trusted unless named in `unproven`."
     def replace(unproven=(), **named):
-        table = {name: Decoder("json", f, proven=name not in unproven) for name, f in named.items()}
+        table = {name: Decoder(("json",), f, proven=name not in unproven) for name, f in named.items()}
         monkeypatch.setattr(decoders, "DECODERS", table)
         monkeypatch.setattr(decoders, "ORDER", {JPEG2000Lossless: tuple(table)})
         monkeypatch.setattr(decoders, "_checked", {})
@@ -137,6 +137,8 @@ def test_after_a_refusal_two_must_agree(registry):
     for rest in (dict(b=fake(pixels)), dict(b=fake(pixels), c=fake(other)), dict(b=fake(pixels[:-1]), c=fake(pixels))):  # alone, contradicted, of another size
         registry(a=fake(ValueError("a is strict")), **rest)
         with pytest.raises(Refused, match="a is strict.*no other confirms"): decode(frame, about)
+    registry(a=fake(ImportError("libGL.so.1")), b=fake(pixels))  # no opinion of the frame
+    assert decode(frame, about)[1] == "b"
     registry(a=fake(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt): decode(frame, about)
 

@@ -165,18 +165,19 @@ def _nvimagecodec(frame, coded, header, halvings):
     if image is None: raise ValueError("no picture")
     return np.asarray(image.cpu())[..., 0]
 
-# %% ../../nbs/core/01_decoders.ipynb #077180bb
+# %% ../../nbs/core/01_decoders.ipynb #5f1b4c33
 @dataclass(frozen=True)
 class Decoder:
     "A library that decodes frames."
-    package: str       # what must be importable
+    packages: tuple    # what must be importable, all of it
     decode: Callable   # (frame, Codestream or None, header, halvings) -> (rows, columns) numbers
     proven: bool = True  # False: its first answer in a process must agree with another's
 
 DECODERS = {
-    "nvimagecodec": Decoder("nvidia.nvimgcodec", _nvimagecodec, proven=False), "imagecodecs": Decoder("imagecodecs", _imagecodecs),
-    "dicomsdl": Decoder("dicomsdl", _dicomsdl), "pylibjpeg": Decoder("pylibjpeg", _pylibjpeg), "pillow": Decoder("PIL", _pillow),
-    "gdcm": Decoder("gdcm", _gdcm)}
+    "nvimagecodec": Decoder(("nvidia.nvimgcodec",), _nvimagecodec, proven=False), "imagecodecs": Decoder(("imagecodecs",), _imagecodecs),
+    "dicomsdl": Decoder(("dicomsdl",), _dicomsdl),
+    "pylibjpeg": Decoder(("openjpeg", "libjpeg", "rle"), _pylibjpeg), "pillow": Decoder(("PIL",), _pillow),
+    "gdcm": Decoder(("gdcm",), _gdcm)}
 
 ORDER = {  # transfer syntax -> decoders, fastest first
     **dict.fromkeys(JPEG_2000, ("nvimagecodec", "imagecodecs", "dicomsdl", "pylibjpeg", "pillow", "gdcm")),
@@ -195,7 +196,7 @@ def installed(
 ) -> bool:
     "Whether a decoder can be used here."
     try:
-        if find_spec(DECODERS[name].package) is None: return False
+        if not all(map(find_spec, DECODERS[name].packages)): return False
         if name == "nvimagecodec": _gpu()
     except Exception: return False  # half installed, or no GPU: as good as absent
     return True
@@ -231,7 +232,7 @@ def stored_values(
         raise ValueError(f"BitsStored {bits} and HighBit {header.high_bit} contradict each other, and the pixels use the difference")
     return pixels
 
-# %% ../../nbs/core/01_decoders.ipynb #5b70e51f
+# %% ../../nbs/core/01_decoders.ipynb #eccb0060
 class NoDecoder(Exception): "No installed library decodes this compression."
 class Refused(ValueError): "No decoder gave an answer that can be trusted; says why."
 
@@ -281,6 +282,7 @@ def decode(
             pixels = stored_values(DECODERS[name].decode(frame, coded, header, halvings), header, coded)
             if pixels.shape != shape: raise ValueError(f"{pixels.shape} pixels instead of {shape}")
         except (KeyboardInterrupt, SystemExit, GeneratorExit): raise
+        except ImportError: continue  # it is there and does not load: as good as absent, and no opinion of the frame
         except BaseException as e:  # kept for the message; a panic in a codec written in Rust is not even an Exception
             refusals.append(f"{name}: {(str(e).strip().splitlines() or [type(e).__name__])[-1][:120]}")
             continue

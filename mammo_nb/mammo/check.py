@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'CheckError', 'Missing', 'inspect_file', 'named_files', 'measure_crop', 'estimate',
            'check_folder', 'estimate_text', 'group_kinds', 'print_check']
 
-# %% ../../nbs/mammo/05_check.ipynb #2283aedf
+# %% ../../nbs/mammo/05_check.ipynb #c46fdbfc
 import hashlib
 import os
 import re
@@ -22,7 +22,7 @@ import pandas as pd
 from pydicom.uid import RLELossless
 
 from ..core.decoders import read_codestream
-from ..core.dicom import ENDINGS, Frame, find_files, read_frame, read_header
+from ..core.dicom import ENDINGS, NATIVE, Frame, find_files, read_frame, read_header
 from ..core.files import PathError, inside
 from ..core.headers import DicomError, Header
 from ..core.parallel import map_files
@@ -38,7 +38,7 @@ class CheckError(Exception):
 
 class Missing(Exception): "A file that should be there is not."
 
-# %% ../../nbs/mammo/05_check.ipynb #719fdae3
+# %% ../../nbs/mammo/05_check.ipynb #3a8992e7
 def _unusable(header: Header) -> bool:
     "Whether one of the windows has no meaning."
     try:
@@ -58,7 +58,7 @@ def _header_problems(header: Header) -> list[str]:
 def _frame_problems(frame: Frame) -> list[str]:
     "Whether a compressed frame contradicts its header, or stops before its end."
     header = frame.header
-    if not header.syntax.is_encapsulated or header.syntax == RLELossless: return []  # the first are counted when read, the second names no size
+    if header.syntax in NATIVE or header.syntax == RLELossless: return []  # the first are counted when read, the second names no size
     coded = read_codestream(frame.data)
     if coded is None: return ["pixels do not start like their compression"]
     size, expected = (f"{h.rows} x {h.columns} x {h.samples}" for h in (coded, header))

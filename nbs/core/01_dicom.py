@@ -192,6 +192,8 @@ pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame
 
 # %%
 #| export
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)  # not compressed
+
 class _Exact:
     "A file of which a short read is an error, told before memory is asked for."
     def __init__(self, f: BinaryIO):
@@ -259,7 +261,7 @@ class Frame:
         "Stored values, in no higher resolution than is needed."
         header, path = self.header, self.header.path
         with typed_errors(CorruptPixels, path, f"frame {self.index} does not decode", "PixelData", "Fetch the file again; if it stays so, leave it out."):
-            if not header.syntax.is_encapsulated: return Image(header, stored_values(_native_values(header, self.data, self.index), header), "native")
+            if header.syntax in NATIVE: return Image(header, stored_values(_native_values(header, self.data, self.index), header), "native")
             halvings = min(most_halvings(self.data, header), int(-math.log2(scale))) if scale <= 0.5 else 0
             try: return Image(header, *decode(self.data, header, halvings), 2.0**-halvings)
             except Refused:
@@ -279,8 +281,6 @@ def _check_frame(
         raise UnsupportedSyntax(path, f"no decoder for {header.syntax_name} is installed", tag_name("TransferSyntaxUID"), "Convert it first, for example with dcmtk's dcmdjpeg.")
     if frame is None and header.frames > 1: raise MultiFrame(path, f"{header.frames} frames", tag_name("NumberOfFrames"), f"Ask for one, frame=0 to frame={header.frames - 1}.")
     if not 0 <= (frame or 0) < header.frames: raise MultiFrame(path, f"no frame {frame} among {header.frames}", tag_name("NumberOfFrames"), f"Ask for 0 to {header.frames - 1}.")
-
-NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 def read_frame(
     path: Path | str,          # DICOM file

@@ -36,7 +36,7 @@ import pandas as pd
 from pydicom.uid import RLELossless
 
 from mammo_nb.core.decoders import read_codestream
-from mammo_nb.core.dicom import ENDINGS, Frame, find_files, read_frame, read_header
+from mammo_nb.core.dicom import ENDINGS, NATIVE, Frame, find_files, read_frame, read_header
 from mammo_nb.core.files import PathError, inside
 from mammo_nb.core.headers import DicomError, Header
 from mammo_nb.core.parallel import map_files
@@ -102,7 +102,7 @@ def _header_problems(header: Header) -> list[str]:
 def _frame_problems(frame: Frame) -> list[str]:
     "Whether a compressed frame contradicts its header, or stops before its end."
     header = frame.header
-    if not header.syntax.is_encapsulated or header.syntax == RLELossless: return []  # the first are counted when read, the second names no size
+    if header.syntax in NATIVE or header.syntax == RLELossless: return []  # the first are counted when read, the second names no size
     coded = read_codestream(frame.data)
     if coded is None: return ["pixels do not start like their compression"]
     size, expected = (f"{h.rows} x {h.columns} x {h.samples}" for h in (coded, header))
