@@ -36,7 +36,6 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_image
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import phantom
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -46,7 +45,9 @@ writes = ["processed/cleaned_label.csv"]      # the unified table; reads the com
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run)
+if not run_dir:
+    from mammo_nb.mammo import phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run)
 
 # %%
 #| export

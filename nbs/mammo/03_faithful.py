@@ -21,7 +21,6 @@
 
 # %%
 #| export
-import cv2
 import numpy as np
 
 from mammo_nb.core.windows import WindowError
@@ -30,6 +29,7 @@ from mammo_nb.core.windows import WindowError
 #| hide
 from types import SimpleNamespace
 
+import cv2
 import matplotlib.pyplot as plt
 
 # %% tags=["parameters"]
@@ -84,17 +84,32 @@ def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.n
     x *= 255
     return np.clip(x, 0, 255, out=x)
 
+def _limits(pixels: np.ndarray, scaling: str) -> tuple:
+    "What becomes black and white where no window says so."
+    return (pixels.min(), np.percentile(pixels, 99) - 1) if scaling == "percentile" else (pixels.min(), pixels.max())
+
 def grey_floats(
-    pixels: np.ndarray,  # from `as_cast`: the crop
+    pixels: np.ndarray,  # from `as_cast`: the crop, or rows of it
     header,              # anything with .windows, .voi_function and .photometric
     scaling: str,        # "window", or "percentile": (x - min) / (p99 - 1 - min)
+    limits: tuple | None = None,  # of the whole crop, where `pixels` are rows of it
 ) -> np.ndarray:         # float32 in [0, 255], same shape
     "Facts, section 3: window or percentile, then MONOCHROME1 inversion."
     x = pixels.astype(np.float32)
-    if scaling == "percentile": return _range(x, pixels.min(), np.percentile(pixels, 99) - 1)  # never inverted
+    if scaling == "percentile": return _range(x, *(limits or _limits(pixels, scaling)))  # never inverted
     if header.windows: grey = _windowed(x, *map(np.float32, header.windows[0]), header.voi_function)
-    else: grey = _range(x, pixels.min(), pixels.max())
+    else: grey = _range(x, *(limits or _limits(pixels, scaling)))
     return np.subtract(255, grey, out=grey) if header.photometric == "MONOCHROME1" else grey
+
+def grey_levels(
+    pixels: np.ndarray,  # from `as_cast`: the crop
+    header,              # as in `grey_floats`
+    scaling: str,
+) -> np.ndarray:         # uint8, same shape
+    "The grey levels of training: cut off to whole ones, some rows at a time."
+    limits, levels = _limits(pixels, scaling), np.empty(pixels.shape, np.uint8)
+    for start in range(0, len(pixels), 256): levels[start:start + 256] = grey_floats(pixels[start:start + 256], header, scaling, limits)
+    return levels
 
 # %%
 header = SimpleNamespace(windows=((center, width),), voi_function="LINEAR", photometric="MONOCHROME2")
@@ -111,6 +126,16 @@ plt.xlabel("stored value"); plt.ylabel("level"); plt.legend();
 
 # %%
 #| export
+def _bilinear(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    "OpenCV's INTER_LINEAR as float32: centres of pixels on centres, four neighbours, no smoothing."
+    def neighbours(have: int, wanted: int):
+        at = np.clip((np.arange(wanted) + .5) * have / wanted - .5, 0, have - 1)
+        low = np.minimum(at.astype(int), max(have - 2, 0))
+        return low, np.minimum(low + 1, have - 1), (at - low).astype(np.float32)
+    (top, bottom, down), (left, right, across) = neighbours(pixels.shape[0], rows), neighbours(pixels.shape[1], columns)
+    upper, lower = ((1 - across) * pixels[np.ix_(r, left)] + across * pixels[np.ix_(r, right)] for r in (top, bottom))
+    return ((1 - down)[:, None] * upper + down[:, None] * lower).astype(np.float32)
+
 def detector_view(
     pixels: np.ndarray,  # from `as_cast`: the whole frame
     header,              # anything with .photometric
@@ -119,15 +144,15 @@ def detector_view(
 ) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), without padding; and its pixels per frame pixel
     "Facts, section 2 (use) and 3 (ROI input)."
     ratio = min(size / pixels.shape[0], size / pixels.shape[1])
-    # resized before it is scaled: both are linear, and the frame need not be there as floats twice
-    small = cv2.resize(pixels.astype(np.float32), (int(pixels.shape[1] * ratio), int(pixels.shape[0] * ratio)), interpolation=cv2.INTER_LINEAR)
-    if scaling == "window": grey = _range(small, pixels.min(), pixels.max())
-    else: grey = small if pixels.dtype == np.uint8 else _range(small, pixels.min(), np.percentile(pixels, 99) - 1)
+    # resized before it is scaled: both are linear, and the frame need not be there as floats
+    small = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio))
+    grey = small if scaling == "percentile" and pixels.dtype == np.uint8 else _range(small, *_limits(pixels, scaling))
     if scaling == "window" and header.photometric == "MONOCHROME1": grey = 255 - grey
     return grey.astype(np.uint8), ratio
 
 # %%
 view, ratio = detector_view(ramp, header, "window")
+assert np.abs(_bilinear(ramp, 100, 41) - cv2.resize(ramp.astype(np.float32), (41, 100), interpolation=cv2.INTER_LINEAR)).max() < 1e-2
 assert view.shape == (416, 416) and ratio == 6.5 and view.max() == 255
 
 # %% [markdown]

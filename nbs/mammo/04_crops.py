@@ -234,12 +234,16 @@ def cut_breast(
     if settings.faithful:
         image = frame.decode()
         box = find_box(image, settings)
-        return Breast(image, box, faithful_floats(image, box, settings).astype(np.uint8))
+        return Breast(image, box, faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling))
     image = frame.decode(min(1.0, settings.box_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings)
     needed = crop_size(box, settings)[2]
     if image.scale < needed: image = frame.decode(needed)
     return Breast(image, box, crop(image, box, settings))
+
+def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
+    "The crop's stored values as the winner had them."
+    return faithful.as_cast(image.pixels, settings.scaling)[box.y0:box.y1, box.x0:box.x1]
 
 def faithful_floats(
     image: Image,     # the whole frame
@@ -247,8 +251,7 @@ def faithful_floats(
     settings: Crops,  # scaling
 ) -> np.ndarray:      # float32 (rows, columns) of the box, 0 to 255
     "The crop as the winner had it, before it was cut off to whole levels."
-    cut = faithful.as_cast(image.pixels, settings.scaling)[box.y0:box.y1, box.x0:box.x1]
-    return faithful.grey_floats(cut, image.header, settings.scaling)
+    return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling)
 
 # %% [markdown]
 # The same file in full size, and made to fit into 128 x 64 from a quarter of its rows and columns. (The practice frames are so small that the box must be looked for in a smaller picture than usual for this to happen.)

@@ -38,7 +38,6 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.folds import balance
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import crops, datasets, phantom
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -49,7 +48,9 @@ writes = ["folds.csv"]                        # the unified table and `fold`
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run, crops.run)
+if not run_dir:
+    from mammo_nb.mammo import crops, datasets, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, crops.run)
 
 # %% [markdown]
 # ## Run the stage

@@ -46,7 +46,6 @@ from mammo_nb.mammo.recipes import Train, get_section
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import crops, datasets, folds, phantom
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -57,7 +56,9 @@ writes = ["checkpoints/history.csv"]          # and checkpoints/fold_*/: weights
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run)
+if not run_dir:
+    from mammo_nb.mammo import crops, datasets, folds, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run)
 settings = get_section(recipe, "train", overrides)
 table = read_table(locate(run_dir, reads[0]), ["fold"])
 images = locate(run_dir, "processed/cleaned_images")

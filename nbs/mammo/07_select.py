@@ -39,7 +39,6 @@ import matplotlib.pyplot as plt
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import crops, datasets, folds, phantom, train
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -50,7 +49,9 @@ writes = ["oof.csv", "selection.json"]        # and final_models/fold_*.safetens
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run)
+if not run_dir:
+    from mammo_nb.mammo import crops, datasets, folds, phantom, train  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run)
 
 # %% [markdown]
 # ## The best epoch of a fold

@@ -42,7 +42,6 @@ from mammo_nb.mammo.train import build_network
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import crops, datasets, folds, phantom, select, train
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -53,7 +52,9 @@ writes = ["final_models/ensemble.onnx", "final_models/ensemble.json"]
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run)
+if not run_dir:
+    from mammo_nb.mammo import crops, datasets, folds, phantom, select, train  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run)
 
 # %% [markdown]
 # ## One graph

@@ -36,7 +36,6 @@ from mammo_nb.mammo.predict import find_weights, predict_items
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import crops, datasets, engines, folds, phantom, select, train
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -48,7 +47,9 @@ writes = ["submissions/submission.csv", "test_per_image.csv"]
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run, engines.run)
+if not run_dir:
+    from mammo_nb.mammo import crops, datasets, engines, folds, phantom, select, train  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run, engines.run)
 
 # %% [markdown]
 # ## From images to the file

@@ -38,7 +38,7 @@ from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import crops, datasets, engines, folds, phantom, select, submit, train
+from mammo_nb.mammo import crops
 from mammo_nb.mammo.predict import DEMONSTRATION
 
 # %% tags=["parameters"]
@@ -48,7 +48,9 @@ reads = ["submissions/submission.csv", "manifest.json"]   # and oof.csv, selecti
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run, engines.run, submit.run)
+if not run_dir:
+    from mammo_nb.mammo import datasets, engines, folds, phantom, select, submit, train  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run, engines.run, submit.run)
 manifest = read_manifest(run_dir)
 trained_here = "select" in manifest["stages"]
 
