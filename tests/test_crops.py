@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo import faithful
-from mammo_nb.mammo.crops import Box, crop_files, crop_folder, crop_size, cut_breast, find_box, shrink
+from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast, find_box, shrink
 from mammo_nb.mammo.phantom import make_competition, write_dicom
 from mammo_nb.mammo.predict import network_input
 from mammo_nb.mammo.recipes import Crops

@@ -27,7 +27,6 @@ def header(syntax, bits, signed=False, allocated=None):
 
 def rle(pixels):
     "RLE by pydicom's own encoder, which decodes with none of the registered libraries."
-    from pydicom.dataset import Dataset
     from pydicom.pixels import get_encoder
     return bytes(get_encoder(RLELossless).encode(pixels, encoding_plugin="pydicom", rows=ROWS, columns=COLUMNS, samples_per_pixel=1, photometric_interpretation="MONOCHROME2", number_of_frames=1,
                                                  bits_allocated=8 * pixels.itemsize, bits_stored=8 * pixels.itemsize, pixel_representation=0))

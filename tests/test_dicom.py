@@ -296,6 +296,13 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path, ramp):
     with pytest.raises(CorruptPixels, match="ends early"): read_image(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
 
+def test_sequences_without_end_in_each_other(tmp_path, ramp):
+    whole = save(dataset(ramp), tmp_path / "a.dcm").read_bytes()
+    opened = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"  # ReferencedImageSequence and its first item
+    (tmp_path / "a.dcm").write_bytes(whole[:whole.index(b"\x28\x00\x02\x00US")] + opened * 50_000)
+    for read in (read_header, read_image):
+        with pytest.raises(BadHeader, match="do not parse"): read(tmp_path / "a.dcm")
+
 def test_a_frame_of_many_is_read_alone(tmp_path, monkeypatch):
     import mammo_nb.core.dicom as module
     stack = np.random.default_rng(2).integers(0, 4096, (9, 40, 33), np.uint16)

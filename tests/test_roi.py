@@ -1,6 +1,5 @@
 "mammo/roi: boxes as they are drawn, with the errors that people make, and as an evaluator reads them."
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest

@@ -6,10 +6,10 @@
 __all__ = ['PNG', 'WHOLE', 'shrink', 'fit_resize', 'frame_view', 'Box', 'otsu_box', 'find_box', 'crop_size', 'crop', 'Breast',
            'cut_breast', 'faithful_floats', 'crop_path', 'write_png', 'crop_file', 'crop_files', 'crop_folder', 'run']
 
-# %% ../../nbs/mammo/04_crops.ipynb #7d3ee02b
+# %% ../../nbs/mammo/04_crops.ipynb #68153be5
 import hashlib
 import time
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
