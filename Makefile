@@ -2,18 +2,19 @@
 SHELL  := bash
 SYSTEM ?= mammo
 RECIPE ?= demo
-MODE   ?= full
-RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full,$(MODE)),,-$(MODE))
+MODE   ?= $(if $(filter %_roi,$(RECIPE)),detector,full)
+RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full detector,$(MODE)),,-$(MODE))
 WEIGHTS ?=
 SET    ?=
 VENV   ?= .venv
 PYTHON ?= python3
 
-# the stages of a system, in order, and those that a mode needs (`partial` keeps a trained detector: until
-# there is one to train it equals `full`)
-stages_mammo_full    := 02_phantom 03_datasets 04_crops 05_folds 06_train 07_select 08_engines 10_submit 11_report
-stages_mammo_partial := $(stages_mammo_full)
-stages_mammo_trained := 02_phantom 10_submit 11_report
+# the stages of a system, in order, and those that a mode needs: `partial` keeps a trained detector, `trained`
+# keeps everything, `detector` trains nothing else
+stages_mammo_full     := 02_phantom 03_datasets 03_detector 04_crops 05_folds 06_train 07_select 08_engines 10_submit 11_report
+stages_mammo_partial  := $(stages_mammo_full)
+stages_mammo_trained  := 02_phantom 10_submit 11_report
+stages_mammo_detector := 03_detector
 
 STAGES := $(stages_$(SYSTEM)_$(MODE))
 NB     := $(VENV)/bin/mammo-nb
@@ -37,7 +38,7 @@ export PYTHONWARNINGS := ignore:IProgress not found
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 	@echo
-	@echo '  reproduce takes SYSTEM=mammo RECIPE=demo|tiny RUN=name MODE=full|partial|trained WEIGHTS=folder'
+	@echo '  reproduce takes SYSTEM=mammo RECIPE=demo|tiny|demo_roi|winner_roi RUN=name MODE=full|partial|trained|detector WEIGHTS=folder'
 	@echo '  and SET="train.epochs=8 folds.n_folds=5"; ALLOW_ERRORS=1 ends well although files failed; all targets take VENV=folder'
 
 # ---- environment ---------------------------------------------------------------------------------
@@ -92,8 +93,9 @@ endef
 previous :=
 $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s),$(previous)))$(eval previous := $(s)))
 
-$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo, the modes: full, partial, trained)))
+$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo, the modes: full, partial, trained, detector)))
 $(if $(filter trained,$(MODE)),$(if $(WEIGHTS),,$(error MODE=trained needs WEIGHTS=folder, such as WEIGHTS=runs/demo/weights)))
+$(if $(filter partial,$(MODE)),$(if $(or $(WEIGHTS),$(wildcard assets/trained/detector.onnx)),,$(error MODE=partial keeps a trained detector: put detector.onnx and detector.json into assets/trained, or name their folder, such as WEIGHTS=runs/demo/weights)))
 
 # ---- tests ---------------------------------------------------------------------------------------
 test: nbs/.exported  ## the notebooks' own tests, then pytest

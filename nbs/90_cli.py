@@ -92,6 +92,8 @@ def crops(
     folder: Path = typer.Argument(..., help="mammograms in DICOM, nested or flat"),
     output: Path = typer.Option(..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"),
     size: str = typer.Option("", help="HEIGHTxWIDTH that a crop is made to fit into, as 2048x1024; default: as the detector made it"),
+    detector: str = typer.Option("", help="detector.onnx or a folder with one, or otsu; default: assets/trained, then the newest finished run, then otsu"),
+    previews: bool = typer.Option(False, help="write previews/ too: each frame with its box"),
     faithful: bool = typer.Option(False, help="the winner's preparation to the bit"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
@@ -99,15 +101,34 @@ def crops(
     scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
 ):
     "Find the breast in every DICOM file and write it as an 8-bit PNG. A killed run goes on where it was."
+    from mammo_nb.mammo.boxes import find_detector
     from mammo_nb.mammo.crops import crop_folder
     from mammo_nb.mammo.recipes import Crops
     height, width = _size(size)
     if faithful and size: raise typer.BadParameter("the winner's crops have the size of the detector; leave --size out")
-    table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), workers=workers or None, backend=backend, scheduler=scheduler)
+    finds = find_detector(detector)
+    print(f"breasts are found by {finds or 'Otsu, no detector'}")
+    table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), finds, previews, workers=workers or None, backend=backend, scheduler=scheduler)
     failed = table.loc[table["error"] != "", ["file", "error"]]
     for row in failed.head(20).itertuples(): print(f"failed {row.file}: {row.error}")
     print(f"{len(table) - len(failed)} of {len(table)} files cropped -> {output}" + f"; {len(failed)} failed, see {output / 'crop_errors.csv'}" * bool(len(failed)))
     raise typer.Exit(int(bool(len(failed)) and not allow_errors))
+
+# %% [markdown]
+# A published detector is a pickle with somebody's layer names; ours is a graph. This makes one from the other.
+
+# %%
+#| export
+@app.command()
+def detector(
+    checkpoint: Path = typer.Argument(..., help="YOLOX-nano of one class: the winner's yolox_nano_416_roi_torch.pth, your own, or a .safetensors"),
+    output: Path = typer.Option(Path("assets/trained"), "--output", "-o", help="detector.onnx, detector.json and yolox.safetensors go here"),
+    size: int = typer.Option(416, help="side of its input, pixels, a multiple of 32"),
+):
+    "Make a breast detector from a YOLOX checkpoint."
+    from mammo_nb.mammo.detector import convert_detector
+    difference = convert_detector(checkpoint, output, size)
+    print(f"{output}/detector.onnx, at most {difference:.1g} pixels from torch")
 
 # %%
 assert _size("2048x1024") == (2048, 1024) and _size("") == (0, 0)
@@ -189,7 +210,8 @@ def run_end_command(run_dir: Path = _run_dir, allow_errors: bool = typer.Option(
     "Say what a run has made and what failed."
     import pandas as pd
     from mammo_nb.core.stages import locate
-    print(f"{run_dir}: submission.csv, report.html, manifest.json and one executed notebook a stage")
+    made = [f for f in ("submission.csv", "report.html", "manifest.json") if (run_dir / f).exists()]
+    print(f"{run_dir}: {', '.join(made)} and one executed notebook a stage")
     tables = {what: locate(run_dir, name) for name, what in FAILURES.items() if locate(run_dir, name).exists()}
     counts = {what: int(pd.read_csv(path)["error"].notna().sum()) for what, path in tables.items()}
     for what, failed in counts.items():
@@ -205,7 +227,7 @@ def run_end_command(run_dir: Path = _run_dir, allow_errors: bool = typer.Option(
 def _foreseen() -> tuple:
     "Errors whose text says what to do."
     names = {"core.settings": "SettingsError", "core.stages": "StageError", "core.notebooks": "NotebookConflict", "mammo.recipes": "RecipeError",
-             "core.headers": "DicomError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
+             "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
     loaded = {m: sys.modules.get(f"mammo_nb.{m}") for m in names}
     return tuple(getattr(module, names[m]) for m, module in loaded.items() if module)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from mammo_nb.core.engines import EngineError, Ensemble, export_onnx, load_engine, parity, weights_digest
+from mammo_nb.core.backends import open_graph
+from mammo_nb.core.engines import EngineError, Ensemble, export_module, export_onnx, load_engine, parity, process_engine, weights_digest
 from mammo_nb.core.networks import create_network
 
 SIZE = (64, 48)
@@ -56,6 +58,17 @@ def test_the_file_says_what_torch_says_for_any_number_of_images(exported, n):
     images, torch_engine, file = pictures(n), load_engine(ensemble()), load_engine(exported)
     assert file.name == "onnxruntime" and file.size == SIZE and torch_engine.name == "torch"
     assert parity(torch_engine, file, images) <= 1e-4
+
+
+@pytest.mark.skipif(not find_spec("openvino"), reason="no openvino")
+def test_another_back_end_says_it_too(exported):
+    file = load_engine(exported, backend="openvino", threads=1)
+    assert file.name == "openvino" and file.size == SIZE and parity(load_engine(exported), file, pictures(5)) <= 1e-4
+
+
+def test_a_process_has_one_engine(exported):
+    a, b = process_engine(str(exported)), process_engine(str(exported))
+    assert a.compute is b.compute and parity(a, load_engine(exported), pictures(3)) <= 1e-5
 
 
 def test_the_answers_that_are_compared_are_spread_out():
@@ -127,3 +140,43 @@ def test_what_cannot_be_asked_for(exported, tmp_path):
     with pytest.raises(EngineError, match="at least one"): Ensemble([], 0.5, 0.5)
     with pytest.raises(EngineError, match="size"): export_onnx(ensemble(), tmp_path / "e.onnx", SIZE, {"size": 3})
     assert not list(tmp_path.iterdir())
+
+
+class Detector(nn.Module):
+    "Not a classifier: colour in, as many boxes as there are places."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 5, 1))
+
+    def forward(self, x): return self.layers(x).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dynamic, batch", [(True, 1), (True, 5), (False, 1)])
+def test_any_module_becomes_a_graph(tmp_path, dynamic, batch):
+    module, path = Detector().train(), tmp_path / "d.onnx"
+    sidecar = export_module(module, path, torch.zeros(1, 3, 33, 41), input="pixels", output="boxes", dynamic=dynamic, metadata={"stride": 2, "size": 33})
+    n = "n" if dynamic else "1"
+    assert (sidecar["input"], sidecar["output"]) == (f"pixels: float32 ({n}, 3, 33, 41)", f"boxes: float32 ({n}, 320, 5)")
+    assert sidecar["stride"] == 2 and sidecar["precision"] == "float32" and sidecar["weights_sha256"] == weights_digest(module)
+    x = torch.rand(batch, 3, 33, 41)
+    with torch.no_grad(): expected = module.eval()(x).numpy()
+    opened = open_graph(path)
+    np.testing.assert_allclose(opened(x.numpy()), expected, atol=1e-5)
+    assert parity(opened, open_graph(path, threads=1), x.numpy()) <= 1e-5
+    with pytest.raises(EngineError, match="no ensemble"): load_engine(path)
+
+
+@pytest.mark.parametrize("key", ["precision", "weights_sha256", "versions"])
+def test_what_the_export_knows_best(tmp_path, key):
+    with pytest.raises(EngineError, match=key): export_module(Detector(), tmp_path / "d.onnx", torch.zeros(1, 3, 33, 41), input="x", output="y", dynamic=False, metadata={key: 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_float16_ensemble_keeps_float32_at_both_ends(tmp_path):
+    e = Ensemble([nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)) for _ in range(2)], 0.5, 0.25)
+    images, before = pictures(5), load_engine(e)(pictures(5))
+    sidecar = export_onnx(e.half(), tmp_path / "e.onnx", SIZE, {})
+    assert sidecar["precision"] == "float16" and sidecar["input"] == "images: uint8 (n, 1, 64, 48)" and sidecar["output"] == "probabilities: float32 (n, 2)"
+    got = load_engine(tmp_path / "e.onnx")(images)
+    assert got.dtype == np.float32 and np.abs(got - before).max() < 0.01

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .files import read_json, replacing, write_csv, write_json
 from .networks import save_weights
 
-# %% ../../nbs/core/07_train.ipynb #54565f77
+# %% ../../nbs/core/07_train.ipynb #058bdf33
 @dataclass(frozen=True)
 class Optimisation:
     "What the loop needs to know; a recipe fills it."
@@ -36,11 +36,14 @@ class Optimisation:
     optimizer: str = "sgd"       # sgd (Nesterov) or adamw
     lr: float = 3e-3
     min_lr: float = 5e-5         # at the end of the cosine
-    warmup_epochs: int = 0
+    schedule: str = "timm"       # timm or yolox, see `learning_rate`
+    flat_epochs: int = 0         # of `epochs`, the last ones, at min_lr: timm's cooldown, YOLOX's epochs without augmentation
+    warmup_epochs: float = 0
     warmup_lr: float = 0.0       # at the start of the warm-up
     weight_decay: float = 0.0    # on matrices and kernels only
     momentum: float = 0.9        # of sgd
     ema_decay: float = 0.0       # of the averaged weights, per step; 0 = off
+    ema_ramp: int = 0            # steps in which the decay grows as YOLOX's does (2000 there); 0: as TensorFlow's does
     precision: str = "amp"       # amp: 16 bit where the device has it; fp32
     clip_norm: float = 0.0       # largest norm of the gradient; 0 = off
     seed: int = 42
@@ -48,16 +51,19 @@ class Optimisation:
     workers: int = 0             # data-loading processes
     checkpoint_every: int = 200  # steps between checkpoints within an epoch
 
-# %% ../../nbs/core/07_train.ipynb #6f144a7d
+# %% ../../nbs/core/07_train.ipynb #a25390c8
 def learning_rate(
     config: Optimisation,
     epoch: int,                  # from 0
     step_fraction: float = 0.0,  # of the epoch that has passed, 0..1
 ) -> float:
-    "Linear warm-up, then cosine decay (Loshchilov & Hutter 2017) from `lr` to `min_lr`."
-    t = epoch + step_fraction
-    if t < config.warmup_epochs: return config.warmup_lr + t * (config.lr - config.warmup_lr) / config.warmup_epochs
-    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(t, config.epochs) / config.epochs))
+    "Warm-up, cosine decay (Loshchilov & Hutter 2017) from `lr` to `min_lr`, flat end."
+    yolox = config.schedule == "yolox"
+    if not yolox and config.schedule != "timm": raise ValueError(f"no schedule {config.schedule!r}; there are timm and yolox")
+    t, end = epoch + step_fraction, config.epochs - config.flat_epochs
+    if t < config.warmup_epochs: return config.warmup_lr + (config.lr - config.warmup_lr) * (t / config.warmup_epochs) ** (2 if yolox else 1)
+    start = config.warmup_epochs if yolox else 0
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1, (t - start) / max(end - start, 1e-9))))
 
 # %% ../../nbs/core/07_train.ipynb #ceb6515c
 def seed_everything(
@@ -75,21 +81,23 @@ def _step_seed(seed: int, step: int) -> int:
     "A seed for each step: dropout is the same whether or not the steps before it ran in this process."
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
-# %% ../../nbs/core/07_train.ipynb #31c23b91
+# %% ../../nbs/core/07_train.ipynb #6371ae48
 @torch.no_grad()
 def update_ema(
     average: dict[str, torch.Tensor],  # name -> tensor, changed in place
     model: nn.Module,
     decay: float,                      # the final decay
     step: int,                         # from 0
+    ramp: int = 0,                     # steps of YOLOX's growing decay; 0: TensorFlow's
 ):
     "Move the average a step towards the model; integer buffers are copied."
-    decay = min(decay, (1 + step) / (10 + step))
-    for name, value in model.state_dict().items():
-        if value.is_floating_point(): average[name].lerp_(value.to(average[name].dtype), 1 - decay)
-        else: average[name].copy_(value)
+    decay = decay * (1 - math.exp(-(step + 1) / ramp)) if ramp else min(decay, (1 + step) / (10 + step))
+    state = model.state_dict()
+    moving = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in moving], [state[name].to(average[name].dtype) for name in moving], 1 - decay)
+    for name in state.keys() - set(moving): average[name].copy_(state[name])
 
-# %% ../../nbs/core/07_train.ipynb #dcca39ba
+# %% ../../nbs/core/07_train.ipynb #c8491b8c
 def make_optimizer(
     model: nn.Module,
     config: Optimisation,
@@ -99,7 +107,7 @@ def make_optimizer(
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
               {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
     if config.optimizer == "sgd": return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    if config.optimizer == "adamw": return torch.optim.AdamW(groups, lr=config.lr)
+    if config.optimizer == "adamw": return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     raise ValueError(f"no optimizer {config.optimizer!r}; there are sgd and adamw")
 
 def half_precision(
@@ -112,7 +120,7 @@ def half_precision(
     if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else None
 
-# %% ../../nbs/core/07_train.ipynb #2d2f798c
+# %% ../../nbs/core/07_train.ipynb #0a298017
 class CheckpointError(Exception):
     "A checkpoint that cannot be read."
 
@@ -176,11 +184,11 @@ class Training:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None: update_ema(self.average, self.model, self.config.ema_decay, self.total_steps)
+        if self.average is not None: update_ema(self.average, self.model, self.config.ema_decay, self.total_steps, self.config.ema_ramp)
         self.step += 1; self.total_steps += 1
         return value.item()
 
-# %% ../../nbs/core/07_train.ipynb #988cf9a3
+# %% ../../nbs/core/07_train.ipynb #bde23bda
 def _key(config: Optimisation, identity: dict | None) -> str:
     "Names a training. How often it is saved and how many processes load its data do not change its result."
     content = {k: v for k, v in asdict(config).items() if k not in ("workers", "checkpoint_every")}
@@ -199,12 +207,13 @@ def _take_folder(folder: Path, key: str) -> dict:
 def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, label: str):
     "Train from the current step to the end of the epoch."
     config = state.config
-    for group in state.optimizer.param_groups: group["lr"] = learning_rate(config, state.epoch)
     loader = DataLoader(dataset, batch_sampler=batches[state.step:], num_workers=config.workers, pin_memory=state.device.type == "cuda",
                         generator=torch.Generator().manual_seed(0))  # one of its own: the global one stays untouched
     state.model.train()
     with tqdm(total=sum(map(len, batches)), initial=sum(map(len, batches[:state.step])), unit="img", desc=f"{label} epoch {state.epoch + 1}/{config.epochs}".strip(), mininterval=1) as bar:
         for inputs, targets in loader:
+            rate = learning_rate(config, state.epoch, state.step / len(batches) if config.schedule == "yolox" else 0.0)
+            for group in state.optimizer.param_groups: group["lr"] = rate
             state.loss_sum += state.train_step(inputs, targets, loss)
             bar.update(len(inputs)); bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
             if state.step % config.checkpoint_every == 0 and state.step < len(batches): state.save(last)
@@ -229,6 +238,7 @@ def fit(
     device: torch.device | str | None = None,  # None: a GPU if there is one
     label: str = "",             # beside the progress bar
     identity: dict | None = None,  # what data and code this is; JSON-able
+    on_epoch=None,               # f(epoch), before each: for what changes with the epochs, such as the loss
 ) -> pd.DataFrame:               # one row an epoch: epoch, lr, loss and what `validate` gave
     "Train, or go on where an interrupted training stopped; the weights at the end are the same."
     folder, key = Path(folder), _key(config, identity)
@@ -239,6 +249,7 @@ def fit(
     state = Training(model, config, device)
     if state.resume(folder / "last.pt"): tqdm.write(f"{label} goes on at epoch {state.epoch + 1}, step {state.step}".strip())
     while state.epoch < config.epochs:
+        if on_epoch: on_epoch(state.epoch)
         _train_epoch(state, dataset, batches(state.epoch), loss, folder / "last.pt", label)
         _end_epoch(state, validate, folder)
         state.save(folder / "last.pt")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_ensemble', 'sample_crops', 'run']
 
-# %% ../../nbs/mammo/08_engines.ipynb #bf8f3447
+# %% ../../nbs/mammo/08_engines.ipynb #ecc568cf
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ..core.backends import read_sidecar
 from ..core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
 from ..core.files import read_json
 from ..core.networks import load_weights
+from ..core.pictures import fit_resize
 from ..core.stages import locate, recorded, stage
-from .crops import crop_path, fit_resize
+from .crops import crop_path
 from .datasets import read_table
 from .recipes import Train, get_recipe, get_section
 from .train import build_network
@@ -45,7 +47,7 @@ def sample_crops(
     images = locate(run_dir, "processed/cleaned_images")
     return np.stack([fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size) for p, i in zip(rows["patient_id"], rows["image_id"])])
 
-# %% ../../nbs/mammo/08_engines.ipynb #338fbb7d
+# %% ../../nbs/mammo/08_engines.ipynb #e64b806d
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -57,12 +59,12 @@ def run(
     selection = read_json(locate(run_dir, "selection.json"))
     weights = [f"final_models/fold_{f['fold']}.safetensors" for f in selection["folds"]]
     path = locate(run_dir, "final_models/ensemble.onnx")
-    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", *weights], writes=["final_models/ensemble.onnx", "final_models/ensemble.json"], parameters=asdict(settings)):
+    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *weights], writes=["final_models/ensemble.onnx", "final_models/ensemble.json"], parameters=asdict(settings)):
         ensemble = load_ensemble(run_dir)
         pictures = sample_crops(run_dir, size)
         export_onnx(ensemble, path, size, metadata={
             "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
-            "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
+            "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
         difference = parity(load_engine(ensemble), load_engine(path), pictures)
         if difference > settings.tolerance:
             path.unlink()

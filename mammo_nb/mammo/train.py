@@ -6,7 +6,7 @@
 __all__ = ['one_positive_batches', 'augment', 'BreastCrops', 'build_network', 'predict_probabilities', 'optimisation',
            'train_fold', 'run']
 
-# %% ../../nbs/mammo/06_train.ipynb #74c96fed
+# %% ../../nbs/mammo/06_train.ipynb #6a5290a7
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.files import sha256, write_csv
 from ..core.metrics import auc, best_threshold
 from ..core.networks import create_network
+from ..core.pictures import fit_resize
 from ..core.stages import code_of, locate, stage
 from ..core.train import Optimisation, fit
-from .crops import crop_path, fit_resize
+from .crops import crop_path
 from .datasets import per_breast, read_table
 from .recipes import Train, get_section
 

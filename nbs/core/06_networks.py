@@ -31,6 +31,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
@@ -90,7 +91,7 @@ def save_weights(
     return digest
 
 # %% [markdown]
-# Reading takes three formats' names but trusts none of them. A `.pth` is a pickle, that is, a program; torch's `weights_only` reader runs none of it and refuses whatever is not a tensor or a plain container. A training checkpoint may hold two sets of weights: the averaged ones (EMA) are the ones that were validated, so they win.
+# Reading takes three formats' names but trusts none of them. A `.pth` is a pickle, that is, a program; torch's `weights_only` reader runs none of it and refuses whatever is not a tensor, a number or a plain container. A training checkpoint may hold two sets of weights: the averaged ones (EMA) are the ones that were validated, so they win.
 
 # %%
 #| export
@@ -113,8 +114,14 @@ def _read_safetensors(path: Path) -> tuple[dict, dict]:
                            "The two belong to different runs, or the file was damaged: copy both again.")
     return state, metadata
 
+# numbers of NumPy, such as a best score, stand in published checkpoints under the names of either of its majors
+_SCALAR = np.float64(0).__reduce__()[0]
+NUMBERS = [np.dtype, (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
+           *(type(np.dtype(t)) for t in ("float64", "float32", "int64", "int32", "bool"))]
+
 def _read_pickle(path: Path) -> tuple[dict, dict]:
-    try: content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with torch.serialization.safe_globals(NUMBERS): content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
         raise WeightsError(path, f"refused: it holds {named[1] if named else 'more'} besides tensors, and reading that would run code",

@@ -30,21 +30,18 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented
 from torch import nn
 
-from mammo_nb.core.files import read_json, replacing, sha256, write_json
+from mammo_nb.core.backends import EngineError, Graph, add_entries, open_graph, process_graph, write_graph
 
 # %%
 #| hide
+import copy
 import tempfile
 import time
 
@@ -59,9 +56,6 @@ from mammo_nb.core.networks import create_network
 
 # %%
 #| export
-class EngineError(Exception):
-    "An engine that cannot be made, read or fed, with the remedy."
-
 class Ensemble(nn.Module):
     "Several classifiers with the same input, from grey levels to probabilities."
     def __init__(self,
@@ -80,8 +74,8 @@ class Ensemble(nn.Module):
         images: torch.Tensor,  # uint8 (n, 1, H, W)
     ) -> torch.Tensor:         # float32 (n, networks), probabilities
         x = (images.float() / 255).expand(-1, 3, -1, -1)
-        x = (x - self.mean) / self.std
-        return torch.sigmoid(torch.cat([model(x) for model in self.models], 1))
+        x = ((x - self.mean) / self.std).to(self.mean.dtype)  # float32 up to here, in a float16 ensemble too
+        return torch.sigmoid(torch.cat([model(x) for model in self.models], 1).float())
 
 # %% [markdown]
 # An untrained network says 0.5 to everything, and two that say 0.5 agree whatever is wrong with them. So the last layer is drawn wide here, and the pictures are bright spots of many sizes.
@@ -102,20 +96,10 @@ probabilities[:4]
 
 # %% [markdown]
 # ## Export
-# torch writes each operation's line of source code into the file, with the path of the machine it stood on. None of that belongs in a file that is handed out; without it, and with the bytes in a fixed order, the same weights give the same file.
+# What torch exports is written by [back ends](08_backends.py), without traces of the machine and in a fixed order of bytes. Beside it stand the digest of the weights and the versions that made the file; the caller adds entries and cannot set these.
 
 # %%
 #| export
-def strip_traces(
-    model: onnx.ModelProto,  # changed in place
-) -> None:
-    "Remove comments and source locations, which name folders of the machine."
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer,
-                 *model.functions, *(n for f in model.functions for n in f.node)):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
-
 def weights_digest(
     module: nn.Module,
 ) -> str:               # 64 hexadecimal digits
@@ -126,8 +110,31 @@ def weights_digest(
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
+def export_module(
+    module: nn.Module,      # one tensor -> one tensor; set to evaluation
+    path: Path,             # NAME.onnx
+    example: torch.Tensor,  # an input of the right type, shape and device; what it holds does not matter
+    *,
+    input: str,             # name of the input
+    output: str,            # name of the output
+    dynamic: bool,          # leave the first dimension open
+    metadata: dict,         # the caller's entries for NAME.json
+) -> dict:                  # NAME.json
+    "Write any module as NAME.onnx and NAME.json."
+    module = module.eval()
+    if dynamic and len(example) == 1: example = torch.cat([example] * 2)  # a batch of 1 would be taken for a constant
+    precision = str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch.")
+    metadata = add_entries(metadata, {"precision": precision, "weights_sha256": weights_digest(module), "versions": {p: version(p) for p in ("torch", "timm", "onnx")}})
+    quiet = logging.getLogger("torch.onnx")
+    level, _ = quiet.level, quiet.setLevel(logging.ERROR)
+    try:
+        program = torch.onnx.export(module, (example,), dynamo=True, verbose=False, external_data=False, input_names=[input], output_names=[output],
+                                    dynamic_shapes=({0: torch.export.Dim("n")},) if dynamic else None)
+    finally: quiet.setLevel(level)
+    return write_graph(program.model_proto, path, metadata)
+
 # %% [markdown]
-# The number of images stays open, their size does not. The JSON has the caller's entries and the engine's own side by side.
+# The number of images stays open, their size does not.
 
 # %%
 #| export
@@ -137,25 +144,9 @@ def export_onnx(
     size: tuple[int, int],    # height, width of the input, pixels
     metadata: dict,           # the caller's entries for NAME.json
 ) -> dict:                    # NAME.json
-    "Write NAME.onnx and NAME.json, each complete or not at all."
-    path, ensemble = Path(path), ensemble.eval()
-    example = torch.zeros(2, 1, *size, dtype=torch.uint8, device=ensemble.mean.device)  # 2: a batch of 1 would be taken for a constant
-    quiet = logging.getLogger("torch.onnx")
-    level, _ = quiet.level, quiet.setLevel(logging.ERROR)
-    try:
-        program = torch.onnx.export(ensemble, (example,), dynamo=True, verbose=False, external_data=False, input_names=["images"],
-                                    output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},))
-    finally: quiet.setLevel(level)
-    model = program.model_proto
-    strip_traces(model)
-    own = {"format": "onnx", "opset": model.opset_import[0].version, "precision": "float32", "size": list(size), "folds": len(ensemble.models),
-           "input": f"images: uint8 (n, 1, {size[0]}, {size[1]})", "output": f"probabilities: float32 (n, {len(ensemble.models)})",
-           "weights_sha256": weights_digest(ensemble), "versions": {p: version(p) for p in ("torch", "timm", "onnx")}}
-    if taken := sorted({*own, "sha256"} & set(metadata)): raise EngineError(f"metadata may not set {', '.join(taken)}: the export does.")
-    with replacing(path) as temporary: temporary.write_bytes(model.SerializeToString(deterministic=True))
-    sidecar = {**metadata, **own, "sha256": sha256(path)}
-    write_json(path.with_suffix(".json"), sidecar)
-    return sidecar
+    "Write an ensemble as NAME.onnx and NAME.json, each complete or not at all."
+    example = torch.zeros(2, 1, *size, dtype=torch.uint8, device=ensemble.mean.device)
+    return export_module(ensemble, path, example, input="images", output="probabilities", dynamic=True, metadata=add_entries(metadata, {"size": list(size), "folds": len(ensemble.models)}))
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -174,7 +165,7 @@ pd.Series(sidecar, name="ensemble.json").to_frame()
 @dataclass(frozen=True)
 class Engine:
     "A runnable ensemble."
-    name: str                        # 'torch' or 'onnxruntime'
+    name: str                        # 'torch' or the back end of a file
     size: tuple[int, int] | None     # height, width of the input; None = any
     metadata: dict                   # the JSON beside the file
     compute: Callable = field(repr=False)  # uint8 (n, 1, H, W) -> float32 (n, folds)
@@ -190,53 +181,39 @@ class Engine:
 
 # %%
 #| export
-_UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented)
-
 def load_engine(
-    source: Path | nn.Module,     # NAME.onnx with NAME.json beside it, or an Ensemble
-    backend: str = "auto",        # 'torch' for a module, 'onnxruntime' for a file; 'auto' = whichever fits
-    threads: int | None = None,   # threads of onnxruntime; None = one a core
+    source: Path | nn.Module,     # NAME.onnx or NAME.engine with its JSON beside it, or an Ensemble
+    backend: str = "auto",        # 'torch' for a module, 'onnxruntime' or 'openvino' for NAME.onnx; 'auto' = the first that fits
+    threads: int | None = None,   # threads on the CPU for a file; None = one a core
 ) -> Engine:
     "An engine from a file or from a network in memory."
-    fits = "torch" if isinstance(source, nn.Module) else "onnxruntime"
-    if backend not in ("auto", fits): raise EngineError(f"No backend {backend!r} for {'a module' if fits == 'torch' else Path(source).name}: it is 'auto' or {fits!r}.")
-    return _load_torch(source) if fits == "torch" else _load_onnx(Path(source), threads)
+    if not isinstance(source, nn.Module): return _from_graph(open_graph(source, backend, threads))
+    if backend not in ("auto", "torch"): raise EngineError(f"No backend {backend!r} for a module: it is 'auto' or 'torch'.")
+    return _from_module(source)
 
-def _load_torch(ensemble: nn.Module) -> Engine:
+def _from_module(ensemble: nn.Module) -> Engine:
     def compute(images):
         with torch.inference_mode(): return ensemble(torch.from_numpy(images).to(next(ensemble.buffers()).device)).cpu().numpy()
     ensemble.eval()
     return Engine("torch", None, {}, compute)
 
-def _load_onnx(path: Path, threads: int | None) -> Engine:
-    sidecar = path.with_suffix(".json")
-    for needed in (path, sidecar):
-        if not needed.is_file(): raise EngineError(f"{needed.name} is not there. An engine is two files, {path.name} and {sidecar.name}: copy both.")
-    metadata = read_json(sidecar)
-    if metadata.get("sha256") != sha256(path):
-        raise EngineError(f"{path.name} differs from the checksum in {sidecar.name}. The two belong to different runs, or one was damaged: copy both again.")
-    options = onnxruntime.SessionOptions()
-    options.use_deterministic_compute = True
-    if threads: options.intra_op_num_threads = threads
-    wanted = {"CUDAExecutionProvider": {"use_tf32": 0}, "CPUExecutionProvider": {}}  # float32 means float32 on a GPU, too
-    providers = [(p, o) for p, o in wanted.items() if p in onnxruntime.get_available_providers()]
-    try: session = onnxruntime.InferenceSession(path, options, providers=providers)
-    except _UNREADABLE as e: raise EngineError(f"{path.name} cannot be run by onnxruntime {onnxruntime.__version__} ({e}). Export it again with these versions.") from e
-    return Engine("onnxruntime", tuple(metadata["size"]), metadata, lambda images: session.run(None, {"images": images})[0])
+def _from_graph(graph: Graph) -> Engine:
+    if "folds" not in graph.metadata: raise EngineError(f"{graph.path.name} is no ensemble of classifiers, its JSON counts no folds: open it with open_graph.")
+    return Engine(graph.name, tuple(graph.metadata["size"]), graph.metadata, graph)
 
-@lru_cache(maxsize=1)
 def process_engine(
-    path: str,    # NAME.onnx
+    path: str,              # NAME.onnx or NAME.engine
+    backend: str = "auto",  # as in load_engine
 ) -> Engine:
-    "The one engine of a process, loaded once and on one thread: where work is spread over processes, they share the cores."
-    return load_engine(Path(path), threads=1)
+    "An engine of this process, opened once and on one thread: where work is spread over processes, they share the cores."
+    return _from_graph(process_graph(path, backend))
 
 def parity(
-    a: Engine,
-    b: Engine,
-    images: np.ndarray,  # uint8 (n, H, W)
+    a: Engine | Graph,
+    b: Engine | Graph,
+    images: np.ndarray,  # what both take; engines: uint8 (n, H, W)
 ) -> float:              # largest absolute difference of a probability
-    "How far two engines are apart on the same pictures."
+    "How far two engines, or two graphs, are apart on the same pictures."
     return float(np.abs(a(images).astype(np.float64) - b(images)).max())
 
 # %% [markdown]
@@ -262,6 +239,16 @@ axes[0].plot([0, 1], [0, 1], color="lightgrey"); axes[0].plot(reference, ours, "
 axes[1].plot(np.abs(ours - reference), "o", label=[f"network {k}" for k in range(folds)]); axes[1].set(xlabel="picture", ylabel="difference", title=f"largest {parity(load_engine(ensemble), engine, tests):.1e}"); axes[1].legend(); axes[1].ticklabel_format(axis="y", scilimits=(0, 0))
 fig.tight_layout()
 assert parity(load_engine(ensemble), engine, tests) <= 1e-4 and np.abs(one_by_one - ours).max() <= 1e-5
+
+# %% [markdown]
+# ## Half the bits
+# Some GPUs want float16, and some targets of TensorRT take nothing else. `half()` turns an ensemble into one that computes in float16 between the normalisation and the sigmoid, which stay in float32. Its answers are its own: compare them before a threshold is carried over.
+
+# %%
+halved = export_onnx(copy.deepcopy(ensemble).half(), folder / "half.onnx", size, {})
+moved = parity(load_engine(folder / "half.onnx"), engine, tests)
+print(f"{halved['precision']}, {(folder / 'half.onnx').stat().st_size / 1e6:.1f} MB, moves a probability by at most {moved:.1e}")
+assert halved["precision"] == "float16" and halved["output"] == sidecar["output"] and 0 < moved < 0.02
 
 # %% [markdown]
 # ## What came out

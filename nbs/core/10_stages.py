@@ -26,6 +26,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -135,20 +136,58 @@ try:
 except StageError as e: print(e)
 
 # %% [markdown]
-# A stage notebook opened on its own has no run behind it. `practice` makes one, small, in the folder for scratch, by running the stages before it.
+# A stage notebook opened on its own has no run behind it. `practice` makes one, small, in the folder for scratch, by running the stages before it; what one notebook has made so, the next one copies, as long as no code has changed.
 
 # %%
 #| export
+def _package() -> str:
+    "Digest of the package's files."
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")): digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
 def practice(
     *stages,             # functions f(run_dir, recipe), in order
     recipe: str = "tiny",
 ) -> tuple[Path, str]:   # the folder of the practice run and the name of its recipe
     "A small run in the `temp` folder of the settings, up to the stage that is being read."
     scratch = read_paths().temp
-    scratch.mkdir(parents=True, exist_ok=True)
+    shelf = scratch / "practice" / _package()
+    shelf.mkdir(parents=True, exist_ok=True)
+    for old in set(shelf.parent.iterdir()) - {shelf}: shutil.rmtree(old, ignore_errors=True)
     run_dir = Path(tempfile.mkdtemp(dir=scratch)) / "practice"
-    for f in stages: f(run_dir, recipe)
+    kept = [shelf / "-".join([recipe, *(f.__module__.rpartition(".")[2] for f in stages[:n + 1])]) for n in range(len(stages))]
+    with open(shelf / ".lock", "w") as lock:  # of two notebooks that start together one makes the run
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
+        if done >= 0: shutil.copytree(kept[done], run_dir)
+        else: run_dir.mkdir()
+        for f, keep in list(zip(stages, kept))[done + 1:]:
+            f(run_dir, recipe)
+            shutil.copytree(run_dir, partial := keep.with_name(f".{keep.name}"), dirs_exist_ok=True)
+            partial.rename(keep)
     return run_dir, recipe
+
+# %% [markdown]
+# What a run has trained is used by later ones: named, kept in `assets/trained`, or of the newest finished run, in this order.
+
+# %%
+#| export
+def find_trained(
+    names: list,                # of files that must all be there, such as ensemble.onnx and ensemble.json
+    named: Path | None = None,  # a folder, or that of a run; None or "": look for one
+) -> Path | None:               # the folder that has them; None if none does
+    "A folder with trained files."
+    whole = lambda folder: all((folder / name).is_file() for name in names)
+    if named: return next((f for f in (Path(named), Path(named) / "weights") if whole(f)), None)
+    paths = read_paths()
+    if whole(paths.assets / "trained"): return paths.assets / "trained"
+    finished = [read_paths(report.parent).final_models for report in paths.runs.glob("*/report.html")]
+    return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
+
+# %%
+for name in ("detector.onnx", "detector.json"): write_text(run / "weights" / name, "")
+assert find_trained(["detector.onnx", "detector.json"], run) == run / "weights" and find_trained(["ensemble.onnx"], run) is None
 
 # %% [markdown]
 # ## When a stage has to run again

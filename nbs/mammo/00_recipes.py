@@ -49,9 +49,45 @@ class Datasets:
     name: str = "phantom"       # a folder below `raw`, or phantom
 
 @dataclass(frozen=True)
+class Detector:
+    "YOLOX-nano, which finds the breast; the defaults are what two cores train in two minutes."
+    annotations: str = ""       # a folder below `raw` with boxes in YOLOv5 text, of the data set that is read; "": frames are drawn
+    patients: int = 250         # drawn, four frames each
+    held_back: float = 0.1      # share of the drawn patients to validate with
+    strangeness: float = 0.2    # of drawn frames, 0 to 1; more takes longer to learn
+    drawing_seed: int = 67
+    size: int = 96              # side of the network's input, pixels, a multiple of 32; the winner's: 416
+    weights: str = "none"       # initial weights: none, or a .pth of YOLOX in assets/trained
+    epochs: int = 9
+    batch_size: int = 8
+    optimizer: str = "adamw"    # sgd or adamw
+    lr: float = 5e-3
+    min_lr: float = 2e-4
+    schedule: str = "yolox"
+    warmup_epochs: float = 0.2
+    warmup_lr: float = 0.0
+    flat_epochs: int = 0        # the last ones, with the smallest learning rate
+    l1_epochs: int = 9          # the last ones, with the L1 loss of the sides; from the first it saves half of the time
+    weight_decay: float = 1e-2
+    clip_norm: float = 10.0     # largest norm of the gradient; 0 = off
+    ema_decay: float = 0.98
+    ema_ramp: int = 0
+    norm_momentum: float = 0.1  # of batch normalisation; YOLOX's 0.03 needs more steps than two minutes have
+    frozen_norm: int = 5        # the last epochs, in which it no longer follows the batch; small batches of unlike frames mislead it
+    precision: str = "fp32"
+    checkpoint_every: int = 50  # steps between checkpoints
+    workers: int = 0            # data-loading processes
+    threads: int = 1            # of torch; 0: its own choice. Layers this small are slower on two
+    tolerance: float = 0.05     # largest allowed difference of a box against torch, pixels of the input
+    seed: int = 42
+    faithful: bool = False      # frames, assignment of boxes to cells and shared patients as the winner had them
+
+@dataclass(frozen=True)
 class Crops:
     "From frame to breast."
-    box_size: int = 416         # the frame is looked at in this size, pixels (facts: YOLOX input)
+    box_size: int = 416         # without a detector the frame is looked at in this size, pixels
+    confidence: float = 0.5     # least confidence of the detector; the winner's
+    overlap: float = 0.9        # IoU above which the less sure of two boxes goes; the winner's
     min_area: float = 0.04      # a box below this share of the frame is no breast
     window: int = 0             # which of the header's windows; the winner took the first
     height: int = 0             # the crop is made to fit into height x width pixels, and no more than that
@@ -108,6 +144,7 @@ class Recipe:
     about: str
     phantom: Phantom | None = Phantom()
     datasets: Datasets = Datasets()
+    detector: Detector = Detector()
     crops: Crops = Crops()
     folds: Folds = Folds()
     train: Train = Train()
@@ -115,7 +152,7 @@ class Recipe:
     engines: Engines = Engines()
 
 # %% [markdown]
-# `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; it is what a stage notebook opened on its own practises on.
+# `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; it is what a stage notebook opened on its own practises on. Recipes that end in `_roi` are about the detector alone: `winner_roi` is the winner's, number by number (facts, section 2).
 
 # %%
 #| export
@@ -123,7 +160,14 @@ RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    phantom=Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
+                   detector=Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0, checkpoint_every=2),
                    crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
+    "demo_roi": Recipe("the detector of `demo` alone"),
+    "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,
+                         datasets=Datasets("rsna-breast-cancer-detection"),
+                         detector=Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
+                                           warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
+                                           checkpoint_every=1000, workers=4, threads=0)),
 }
 
 class RecipeError(Exception):

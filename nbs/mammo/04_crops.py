@@ -21,9 +21,8 @@
 
 # %%
 #| export
-import hashlib
 import time
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,151 +30,58 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.backends import Graph, read_sidecar
 from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
-from mammo_nb.core.files import inside, replacing, write_csv
+from mammo_nb.core.files import inside, write_csv
 from mammo_nb.core.parallel import map_files
+from mammo_nb.core.pictures import fit_resize, shrink, write_png
 from mammo_nb.core.stages import code_of, locate, stage
-from mammo_nb.core.windows import minmax, percentile, to_grey
+from mammo_nb.core.windows import percentile, to_grey
 from mammo_nb.mammo import faithful
+from mammo_nb.mammo.boxes import Box, find_box, open_detector
 from mammo_nb.mammo.datasets import DatasetError, competition, read_table
 from mammo_nb.mammo.recipes import Crops, get_section
 
 # %%
 #| hide
+from dataclasses import astuple
+
 import matplotlib.pyplot as plt
 
+from mammo_nb.core.detection import iou
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo import datasets, phantom
+from mammo_nb.mammo.boxes import frame_view
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `crops`
 workers = 0                                   # processes; 0: one a core
-reads = ["processed/cleaned_label.csv"]       # and the DICOM files that it names
+reads = ["processed/cleaned_label.csv", "final_models/detector.onnx"]  # and the DICOM files that the table names
 writes = ["processed/crops.csv", "processed/crop_errors.csv"]  # one row an image, beside cleaned_images/; those that failed once more
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice(phantom.run, datasets.run)
+if not run_dir:
+    from mammo_nb.mammo import datasets, detector, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, detector.run)
+graph = open_detector(locate(run_dir, reads[1]))
 labels = read_table(locate(run_dir, reads[0]), ["file"])
 folder = locate(run_dir, competition(recipe))
 frame = read_frame(folder / labels["file"][0])
 image = frame.decode()
 
 # %% [markdown]
-# ## Making small
-# Pictures are halved by means of four pixels while they can be, and the rest is bilinear: quick, and no pixel is passed over. A wavelet's halves continue the same series.
-
-# %%
-#| export
-def shrink(
-    pixels: np.ndarray,  # (rows, columns) uint8, uint16, int16 or floats
-    rows: int,           # of the result
-    columns: int,
-) -> np.ndarray:         # same dtype; larger than `pixels` where the numbers are
-    "Resize: halve while it may, then bilinear."
-    while pixels.shape[0] >= 2 * rows and pixels.shape[1] >= 2 * columns:
-        even = pixels[:pixels.shape[0] // 2 * 2, :pixels.shape[1] // 2 * 2]
-        pixels = cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    return pixels if pixels.shape == (rows, columns) else cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_LINEAR)
-
-def fit_resize(
-    grey: np.ndarray,  # uint8 (rows, columns)
-    height: int,       # of the result, pixels
-    width: int,
-) -> np.ndarray:       # uint8 (height, width)
-    "Resize to fit, keep the proportions, pad with black on both sides."
-    ratio = min(height / grey.shape[0], width / grey.shape[1])
-    h, w = max(1, round(grey.shape[0] * ratio)), max(1, round(grey.shape[1] * ratio))
-    top, left = (height - h) // 2, (width - w) // 2
-    return cv2.copyMakeBorder(shrink(grey, h, w), top, height - h - top, left, width - w - left, cv2.BORDER_CONSTANT, value=0)
-
-# %%
-checks = np.indices((64, 48)).sum(0).astype(np.uint16) % 2 * 1000
-assert (shrink(checks, 16, 12) == 500).all()  # by picking pixels it would be black or white
-assert fit_resize(np.full((50, 60), 9, np.uint8), 100, 40).sum(0).tolist() == [33 * 9] * 40
-
-# %% [markdown]
-# ## Seeing the frame
-# The box is looked for in a small picture of the whole frame: minimum to maximum, bright where tissue is dense. MONOCHROME1 stores the opposite.
-
-# %%
-#| export
-def frame_view(
-    image: Image,     # a frame as stored, at any scale
-    size: int = 416,  # longest side of the result, pixels
-) -> np.ndarray:      # uint8 (rows, columns)
-    "The whole frame, small, minimum to maximum, tissue bright."
-    rows, columns = image.pixels.shape
-    scale = min(1.0, size / max(rows, columns))
-    grey = minmax(shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale))))
-    return ((1 - grey if image.header.photometric == "MONOCHROME1" else grey) * 255).astype(np.uint8)
-
-# %%
-view = frame_view(image)
-plt.figure(figsize=(3, 4)); plt.imshow(view, cmap="gray"); plt.title(f"{image.pixels.shape} -> {view.shape}"); plt.axis("off");
-
-# %% [markdown]
 # ## Finding the breast
-# Otsu's threshold separates tissue from air. Markers are brighter than tissue, so the brightest twentieth is taken out before; what remains above the threshold and is largest is the breast. The constants are the winner's fallback (facts, section 2).
+# `03_boxes` looks at a small picture of the frame, with the detector's eyes where there is one.
 
 # %%
-#| export
-@dataclass(frozen=True)
-class Box:
-    "A box in frame pixels, half open: rows y0..y1, columns x0..x1."
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-    source: str  # how it was found: otsu or full frame
-
-def otsu_box(
-    view: np.ndarray,        # uint8 (rows, columns), tissue bright
-    min_area: float = 0.04,  # a contour below this share of the view is no breast
-) -> tuple[int, int, int, int] | None:  # x0, y0, x1, y1 in view pixels; None if nothing is large enough
-    "Bounding box of the largest contour above Otsu's threshold."
-    dark = view.copy()
-    dark[dark > np.percentile(dark, 95)] = dark.min()
-    blurred = cv2.GaussianBlur(dark, (5, 5), 0)
-    _, mask = cv2.threshold(blurred, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    mask = cv2.dilate(mask, np.ones((3, 3), np.uint8))
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not contours: return None
-    largest = max(contours, key=cv2.contourArea)
-    if cv2.contourArea(largest) < min_area * view.size: return None
-    x, y, w, h = cv2.boundingRect(largest)
-    return x, y, x + w, y + h
-
-def find_box(
-    image: Image,               # a frame as stored, at any scale
-    settings: Crops = Crops(),  # box_size, min_area, scaling; `faithful` is read here
-) -> Box:                       # the full frame if no breast was found, and it says so
-    "Where the breast is, in frame pixels."
-    rows, columns = image.header.rows, image.header.columns
-    if settings.faithful: view, _ = faithful.detector_view(faithful.as_cast(image.pixels, settings.scaling), image.header, settings.scaling, settings.box_size)
-    else: view = frame_view(image, settings.box_size)
-    found = otsu_box(view, settings.min_area)
-    if found is None: return Box(0, 0, columns, rows, "full frame")
-    (x0, y0, x1, y1), down, across = found, rows / view.shape[0], columns / view.shape[1]
-    end = int if settings.faithful else lambda v: int(np.ceil(v))  # the winner cut off all four
-    return Box(int(x0 * across), int(y0 * down), min(columns, end(x1 * across)), min(rows, end(y1 * down)), "otsu")
-
-# %%
-box = find_box(image)
+box = find_box(image, graph=graph)
+view = frame_view(image)
 fig, ax = plt.subplots(figsize=(3, 4))
 ax.imshow(view, cmap="gray"); ax.axis("off"); ax.set_title(f"{box.source}: {astuple(box)[:4]}", fontsize=9)
 small = view.shape[0] / image.pixels.shape[0]
 ax.add_patch(plt.Rectangle((box.x0 * small, box.y0 * small), (box.x1 - box.x0) * small, (box.y1 - box.y0) * small, fill=False, edgecolor="orange"));
-
-# %% [markdown]
-# An empty frame has no breast, and says so instead of inventing one:
-
-# %%
-empty = Image(image.header, np.zeros_like(image.pixels), "none")
-assert find_box(empty).source == "full frame"
-find_box(empty)
 
 # %% [markdown]
 # ## Cutting and windowing
@@ -229,14 +135,16 @@ class Breast:
 def cut_breast(
     frame: Frame,               # as the file holds it
     settings: Crops = Crops(),  # `faithful` is read here: the frame in full, its own grey levels, no size
+    graph: Graph | None = None, # the detector; None: Otsu
 ) -> Breast:
     "Decode, find the breast, cut, window."
     if settings.faithful:
         image = frame.decode()
-        box = find_box(image, settings)
+        box = find_box(image, settings, graph)
         return Breast(image, box, faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling))
-    image = frame.decode(min(1.0, settings.box_size / max(frame.header.rows, frame.header.columns)))
-    box = find_box(image, settings)
+    looked_at = graph.metadata["size"] if graph else settings.box_size
+    image = frame.decode(min(1.0, looked_at / max(frame.header.rows, frame.header.columns)))
+    box = find_box(image, settings, graph)
     needed = crop_size(box, settings)[2]
     if image.scale < needed: image = frame.decode(needed)
     return Breast(image, box, crop(image, box, settings))
@@ -265,8 +173,34 @@ fig, axes = plt.subplots(1, 2, figsize=(5, 4))
 for ax, breast in zip(axes, both): ax.imshow(breast.grey, cmap="gray", vmin=0, vmax=255); ax.set_title(f"{breast.grey.shape} of {breast.image.pixels.shape}", fontsize=9); ax.axis("off")
 
 # %% [markdown]
+# People look before they read: the frame with its box, and what came of it.
+
+# %%
+#| export
+def preview(
+    breast: Breast,       # cut out of its frame
+    seen: np.ndarray,     # uint8 (height, width) the network's input
+    lines: list[str],     # text below
+) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
+    "The frame with its box, beside what the network saw."
+    height = 512
+    side = lambda grey: cv2.cvtColor(cv2.resize(grey, (max(1, round(grey.shape[1] * height / grey.shape[0])), height), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    box, header = breast.box, breast.image.header
+    frame, scale = side(crop(breast.image, Box(0, 0, header.columns, header.rows, "full frame"), Crops(height=height))), height / header.rows
+    cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1), (0, 165, 255), 2)
+    picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
+    width = max(picture.shape[1], 520)
+    picture = cv2.copyMakeBorder(picture, 0, 10 + 20 * len(lines), 0, width - picture.shape[1], cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    for i, line in enumerate(lines): cv2.putText(picture, line, (8, height + 20 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, .45, (255, 255, 255), 1, cv2.LINE_AA)
+    return picture
+
+# %%
+breast = cut_breast(frame, Crops(), graph)
+plt.figure(figsize=(6, 4)); plt.imshow(preview(breast, fit_resize(breast.grey, 256, 128), [f"box: {breast.box.source}"])[..., ::-1]); plt.axis("off");
+
+# %% [markdown]
 # ## One file
-# The worker of the stage. The PNG appears under its name only when it is whole, and its sha256 goes into the table, so that two runs can be compared without comparing pictures. Run-length coding after a difference filter is quicker than zlib's own search and, on mammograms, smaller.
+# The worker of the stage. The PNG appears under its name only when it is whole, and its sha256 goes into the table, so that two runs can be compared without comparing pictures.
 
 # %%
 #| export
@@ -278,33 +212,23 @@ def crop_path(
     "`{patient_id}@{image_id}.png`, the name that the contract gives."
     return Path(images) / f"{patient_id}@{image_id}.png"
 
-PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
-
-def write_png(
-    path: Path,          # the file
-    picture: np.ndarray, # uint8 (rows, columns) or (rows, columns, 3) in BGR
-) -> str:                # sha256 of the file
-    "Encode and write, whole or not at all."
-    data = cv2.imencode(".png", picture, PNG)[1].tobytes()
-    with replacing(path) as temporary: temporary.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
-
 WHOLE = ["rows", "columns", "x0", "y0", "x1", "y1"]  # columns of whole numbers, empty where a file failed
 
 def crop_file(
-    item: dict,  # file, patient_id, image_id, and folder, images, settings as set by `crop_files`
+    item: dict,  # file, patient_id, image_id, and folder, images, previews, settings, detector as set by `crop_files`
 ) -> dict:       # a row of crops.csv, and seconds
     "Decode, find the breast, cut, window, write."
     cv2.setNumThreads(1)  # the processes share the cores already
     started, settings = time.perf_counter(), Crops(**item["settings"])
     frame = read_frame(inside(item["folder"], item["file"]))
-    breast = cut_breast(frame, settings)
+    breast = cut_breast(frame, settings, open_detector(item["detector"]) if item["detector"] else None)
     sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), breast.grey)
     header, box = frame.header, breast.box
+    if item["previews"]: write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]), preview(breast, fit_resize(breast.grey, 512, 256), [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
     center, width = header.windows[min(settings.window, len(header.windows) - 1)] if header.windows and settings.scaling == "window" else (None, None)
     return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
             "decoder": breast.image.decoder, "scale": breast.image.scale, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-            "box_source": box.source, "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
+            "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4), "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
             "seconds": round(time.perf_counter() - started, 3)}
 
 # %% [markdown]
@@ -318,14 +242,18 @@ def crop_files(
     folder: Path,             # of the DICOM files; no name in `files` leads out of it
     output: Path,             # gets cleaned_images/, crops.csv, crop_errors.csv, crops_seconds.csv
     settings: Crops = Crops(),
+    detector: Path | None = None,  # detector.onnx; None: Otsu
     version: str = "",        # of the code, where it is known: another one starts anew
+    previews: bool = False,   # write previews/ too: the frame with its box beside the crop
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or a cluster; resumes where it was killed."
     output = Path(output)
-    place = {"folder": str(Path(folder).resolve()), "images": str((output / "cleaned_images").resolve()), "settings": asdict(settings)}
+    place = {"folder": str(Path(folder).resolve()), "images": str((output / "cleaned_images").resolve()), "settings": asdict(settings),
+             "detector": str(Path(detector).resolve()) if detector else "", "previews": str((output / "previews").resolve()) if previews else ""}
+    known = read_sidecar(Path(detector))["sha256"] if detector else ""  # another detector under the same name starts anew
     items = [{**row, **place} for row in files[["file", "patient_id", "image_id"]].to_dict("records")]
-    work = map_files(crop_file, items, table=output / "crops_seconds.csv", params={**place, "code": version}, label="crops", **machine)
+    work = map_files(crop_file, items, table=output / "crops_seconds.csv", params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
     for left in (output / "cleaned_images").glob(".*.png"): left.unlink()
     for column in ("patient_id", "image_id"): work[column] = files[column].values  # an error row has them too
     work = work.astype({c: "Int64" for c in WHOLE if c in work})
@@ -342,6 +270,8 @@ def crop_folder(
     folder: Path,             # DICOM files, nested or flat
     output: Path,             # as in `crop_files`
     settings: Crops = Crops(),
+    detector: Path | None = None,  # detector.onnx; None: Otsu
+    previews: bool = False,   # as in `crop_files`
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:
     "Crop every DICOM file of a folder."
@@ -349,7 +279,7 @@ def crop_folder(
     names = pd.Series([Path(f).with_suffix("").as_posix() for f in found]).map(lambda n: quote(n, safe="/ ()+,=").split("/"))
     files = pd.DataFrame({"file": found, "patient_id": ["@".join(n[:-1]) or "unknown" for n in names], "image_id": [n[-1] for n in names]})
     if (twice := files.duplicated(["patient_id", "image_id"])).any(): raise DatasetError(f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one.")
-    return crop_files(files, folder, output, settings, **machine)
+    return crop_files(files, folder, output, settings, detector, previews=previews, **machine)
 
 # %% [markdown]
 # ## Run the stage
@@ -363,10 +293,10 @@ def run(
     workers: int | None = None,      # processes; None: one a core
 ) -> pd.DataFrame:                   # crops.csv with seconds
     "DICOM files -> processed/cleaned_images/*.png, processed/crops.csv and processed/crop_errors.csv."
-    settings = get_section(recipe, "crops", overrides)
-    with stage(run_dir, "crops", reads=["processed/cleaned_label.csv"], writes=["processed/crops.csv", "processed/crop_errors.csv"], parameters=asdict(settings)):
+    settings, reads = get_section(recipe, "crops", overrides), ["processed/cleaned_label.csv", "final_models/detector.onnx"]
+    with stage(run_dir, "crops", reads=reads, writes=["processed/crops.csv", "processed/crop_errors.csv"], parameters=asdict(settings)):
         labels = read_table(locate(run_dir, "processed/cleaned_label.csv"), ["file"])
-        return crop_files(labels, locate(run_dir, competition(recipe)), locate(run_dir, "processed"), settings, version=code_of(run_dir, "crops"), workers=workers)
+        return crop_files(labels, locate(run_dir, competition(recipe)), locate(run_dir, "processed"), settings, locate(run_dir, reads[1]), code_of(run_dir, "crops"), workers=workers)
 
 # %%
 crops = run(run_dir, recipe, overrides, workers or None)
@@ -386,10 +316,8 @@ display_table
 truth = locate(run_dir, "competition/truth/boxes.csv")
 if truth.exists():
     both = crops.merge(read_table(truth, ["x0"]), on=["patient_id", "image_id"], suffixes=("", "_true"))
-    w = (np.minimum(both.x1, both.x1_true) - np.maximum(both.x0, both.x0_true)).clip(lower=0)
-    h = (np.minimum(both.y1, both.y1_true) - np.maximum(both.y0, both.y0_true)).clip(lower=0)
-    area = lambda s: (both[f"x1{s}"] - both[f"x0{s}"]) * (both[f"y1{s}"] - both[f"y0{s}"])
-    both["iou"] = w * h / (area("") + area("_true") - w * h)
+    of = lambda end: both[[c + end for c in ("x0", "y0", "x1", "y1")]].to_numpy(float)
+    both["iou"] = [iou(a, b).item() for a, b in zip(of(""), of("_true"))]
     plt.figure(figsize=(5, 2.5)); plt.hist(both["iou"], bins=np.linspace(0, 1, 41)); plt.xlabel("IoU of box and breast"); plt.ylabel("images")
     plt.title(f"mean {both['iou'].mean():.3f}, lowest {both['iou'].min():.3f}")
 

@@ -49,8 +49,8 @@ writes = ["folds.csv"]                        # the unified table and `fold`
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import crops, datasets, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, crops.run)
+    from mammo_nb.mammo import crops, datasets, detector, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run)
 
 # %% [markdown]
 # ## Run the stage

@@ -35,9 +35,10 @@ from torch.utils.data import DataLoader, Dataset
 from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import create_network
+from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.stages import code_of, locate, stage
 from mammo_nb.core.train import Optimisation, fit
-from mammo_nb.mammo.crops import crop_path, fit_resize
+from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Train, get_section
 
@@ -57,8 +58,8 @@ writes = ["checkpoints/history.csv"]          # and checkpoints/fold_*/: weights
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import crops, datasets, folds, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run)
+    from mammo_nb.mammo import crops, datasets, detector, folds, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run)
 settings = get_section(recipe, "train", overrides)
 table = read_table(locate(run_dir, reads[0]), ["fold"])
 images = locate(run_dir, "processed/cleaned_images")

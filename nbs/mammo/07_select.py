@@ -50,8 +50,8 @@ writes = ["oof.csv", "selection.json"]        # and final_models/fold_*.safetens
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import crops, datasets, folds, phantom, train  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run)
+    from mammo_nb.mammo import crops, datasets, detector, folds, phantom, train  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run)
 
 # %% [markdown]
 # ## The best epoch of a fold

@@ -28,11 +28,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import load_weights
+from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.stages import locate, recorded, stage
-from mammo_nb.mammo.crops import crop_path, fit_resize
+from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.recipes import Train, get_recipe, get_section
 from mammo_nb.mammo.train import build_network
@@ -53,8 +55,8 @@ writes = ["final_models/ensemble.onnx", "final_models/ensemble.json"]
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import crops, datasets, folds, phantom, select, train  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run)
+    from mammo_nb.mammo import crops, datasets, detector, folds, phantom, select, train  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run)
 
 # %% [markdown]
 # ## One graph
@@ -101,12 +103,12 @@ def run(
     selection = read_json(locate(run_dir, "selection.json"))
     weights = [f"final_models/fold_{f['fold']}.safetensors" for f in selection["folds"]]
     path = locate(run_dir, "final_models/ensemble.onnx")
-    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", *weights], writes=["final_models/ensemble.onnx", "final_models/ensemble.json"], parameters=asdict(settings)):
+    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *weights], writes=["final_models/ensemble.onnx", "final_models/ensemble.json"], parameters=asdict(settings)):
         ensemble = load_ensemble(run_dir)
         pictures = sample_crops(run_dir, size)
         export_onnx(ensemble, path, size, metadata={
             "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
-            "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
+            "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
         difference = parity(load_engine(ensemble), load_engine(path), pictures)
         if difference > settings.tolerance:
             path.unlink()

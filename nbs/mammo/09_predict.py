@@ -28,14 +28,18 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.dicom import find_files, read_frame
 from mammo_nb.core.engines import process_engine
 from mammo_nb.core.files import inside, read_json, write_csv
 from mammo_nb.core.headers import Header
 from mammo_nb.core.parallel import map_files
-from mammo_nb.core.settings import SettingsError, read_paths
+from mammo_nb.core.pictures import fit_resize, write_png
+from mammo_nb.core.settings import SettingsError
+from mammo_nb.core.stages import find_trained
 from mammo_nb.mammo import faithful
-from mammo_nb.mammo.crops import WHOLE, Box, Breast, crop, cut_breast, faithful_floats, fit_resize, write_png
+from mammo_nb.mammo.boxes import open_detector
+from mammo_nb.mammo.crops import WHOLE, Breast, cut_breast, faithful_floats, preview
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Crops
 
@@ -46,7 +50,7 @@ import tempfile
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import locate, practice
-from mammo_nb.mammo import crops, datasets, engines, folds, phantom, select, train
+from mammo_nb.mammo import crops, datasets, detector, engines, folds, phantom, select, train
 
 # %% tags=["parameters"]
 folder = ""    # mammograms in DICOM; "" takes the test images of a small practice run
@@ -55,7 +59,7 @@ weights = ""   # folder with ensemble.onnx and ensemble.json; "" takes those of 
 # %%
 #| hide
 if not folder:
-    run_dir, _ = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run, engines.run)
+    run_dir, _ = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run, engines.run)
     folder, weights = locate(run_dir, "competition/test_images"), locate(run_dir, "final_models/ensemble.onnx").parent
 output = Path(tempfile.mkdtemp()) / "out"
 
@@ -76,23 +80,30 @@ def _failed(table: pd.DataFrame) -> pd.DataFrame: return table[table["error"].fi
 #| export
 DEMONSTRATION = "demonstration weights, not for clinical use"
 
-def _has_engine(folder: Path) -> bool: return (folder / "ensemble.onnx").is_file() and (folder / "ensemble.json").is_file()
-
 def find_weights(
     weights: Path | None = None,  # a folder; None or "": look for one
 ) -> Path:                        # a folder with ensemble.onnx and ensemble.json
     "Weights from the argument, else assets/trained, else the newest finished run."
-    if weights:
-        for place in (Path(weights), Path(weights) / "weights"):
-            if _has_engine(place): return place
-        raise PredictError(f"{weights} has no ensemble.onnx with its ensemble.json. `make reproduce` writes such a folder: runs/demo/weights.")
-    try: paths = read_paths()
+    try: found = find_trained(["ensemble.onnx", "ensemble.json"], weights)
     except SettingsError: raise PredictError("No weights given. Name a folder with --weights, or start from a checkout of mammo_nb.") from None
-    if _has_engine(paths.assets / "trained"): return paths.assets / "trained"
-    finished = [read_paths(report.parent).final_models for report in paths.runs.glob("*/report.html")]
-    ready = [f for f in finished if _has_engine(f)]
-    if not ready: raise PredictError("No weights yet. `make reproduce` trains demonstration weights in minutes; others go to assets/trained or are named with --weights.")
-    return max(ready, key=lambda f: (f / "ensemble.onnx").stat().st_mtime)
+    if found: return found
+    if weights: raise PredictError(f"{weights} has no ensemble.onnx with its ensemble.json. `make reproduce` writes such a folder: runs/demo/weights.")
+    raise PredictError("No weights yet. `make reproduce` trains demonstration weights in minutes; others go to assets/trained or are named with --weights.")
+
+# %% [markdown]
+# The networks saw breasts as their detector cut them. Another detector cuts otherwise, so the ensemble remembers which one it was, and none but that is taken.
+
+# %%
+#| export
+def detector_of(
+    weights: Path,   # a folder with ensemble.onnx
+) -> Path | None:    # its detector.onnx; None for networks that were trained without one
+    "The detector that belongs to an ensemble."
+    wanted, path = read_json(Path(weights) / "ensemble.json").get("detector"), Path(weights) / "detector.onnx"
+    if not wanted: return None
+    if not path.is_file(): raise PredictError(f"{weights} has no detector.onnx; its networks were trained with one. Copy detector.onnx and detector.json from the same run.")
+    if read_sidecar(path)["sha256"] != wanted: raise PredictError(f"{weights}: detector.onnx is not the one that its networks were trained with. Copy detector.onnx and detector.json from the same run.")
+    return path
 
 # %% [markdown]
 # ## Who, which side, which view
@@ -137,31 +148,14 @@ def network_input(
     if settings.faithful: return faithful.network_input(faithful_floats(breast.image, breast.box, settings), *size)
     return fit_resize(breast.grey, *size)
 
-def preview(
-    breast: Breast,       # cut out of its frame
-    seen: np.ndarray,     # uint8 (height, width) the network's input
-    lines: list[str],     # text below
-) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
-    "The frame with its box, beside what the network saw."
-    height = 512
-    side = lambda grey: cv2.cvtColor(cv2.resize(grey, (max(1, round(grey.shape[1] * height / grey.shape[0])), height), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    box, header = breast.box, breast.image.header
-    frame, scale = side(crop(breast.image, Box(0, 0, header.columns, header.rows, "full frame"), Crops(height=height))), height / header.rows
-    cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1), (0, 165, 255), 2)
-    picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
-    width = max(picture.shape[1], 520)
-    picture = cv2.copyMakeBorder(picture, 0, 10 + 20 * len(lines), 0, width - picture.shape[1], cv2.BORDER_CONSTANT, value=(0, 0, 0))
-    for i, line in enumerate(lines): cv2.putText(picture, line, (8, height + 20 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, .45, (255, 255, 255), 1, cv2.LINE_AA)
-    return picture
-
 def predict_file(
-    item: dict,  # folder, file, weights; row from a table; previews: folder or ""; name: of the preview
+    item: dict,  # folder, file, weights, detector; row from a table; previews: folder or ""; name: of the preview
 ) -> dict:       # a row of per_image.csv
     "Predict one file."
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     settings = Crops(**engine.metadata["crops"])
     frame = read_frame(inside(item["folder"], item["file"]))
-    breast = cut_breast(frame, settings)
+    breast = cut_breast(frame, settings, open_detector(item["detector"]) if item["detector"] else None)
     seen, box = network_input(breast, settings, engine.size), breast.box
     probability = float(engine(seen[None]).mean())
     who = _identify(frame.header, item)
@@ -192,12 +186,14 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 def predict_items(
-    items: list[dict],           # for `predict_file`
+    items: list[dict],           # for `predict_file`, all with the same weights; the detector is added
     output: Path,                # per_image.csv, with its journal while it runs
     workers: int | None = None,  # processes; None: one a core
 ) -> pd.DataFrame:               # PER_IMAGE and `note`
     "Predict files in parallel; a file that fails is a row with an error."
-    metadata = read_json(Path(items[0]["weights"]) / "ensemble.json")
+    weights = Path(items[0]["weights"])
+    metadata, detector = read_json(weights / "ensemble.json"), detector_of(weights)
+    items = [{**item, "detector": str(detector or "")} for item in items]
     table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
     table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
     table["note"] = DEMONSTRATION if metadata["demonstration"] else ""

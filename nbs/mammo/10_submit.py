@@ -48,8 +48,8 @@ writes = ["submissions/submission.csv", "test_per_image.csv"]
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import crops, datasets, engines, folds, phantom, select, train  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, crops.run, folds.run, train.run, select.run, engines.run)
+    from mammo_nb.mammo import crops, datasets, detector, engines, folds, phantom, select, train  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run, engines.run)
 
 # %% [markdown]
 # ## From images to the file
