@@ -420,6 +420,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mammo_nb/mammo/detector.py'),
                                          'mammo_nb.mammo.detector.prepare_frames': ( 'mammo/detector.html#prepare_frames',
                                                                                      'mammo_nb/mammo/detector.py'),
+                                         'mammo_nb.mammo.detector.read_views': ( 'mammo/detector.html#read_views',
+                                                                                 'mammo_nb/mammo/detector.py'),
                                          'mammo_nb.mammo.detector.run': ('mammo/detector.html#run', 'mammo_nb/mammo/detector.py'),
                                          'mammo_nb.mammo.detector.torch_graph': ( 'mammo/detector.html#torch_graph',
                                                                                   'mammo_nb/mammo/detector.py'),

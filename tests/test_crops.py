@@ -17,9 +17,11 @@ from conftest import ROOT, local_cluster
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from mammo_nb.core.dicom import read_frame
+from mammo_nb.core.pictures import shrink
 from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo import faithful
-from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast, find_box, shrink
+from mammo_nb.mammo.boxes import find_box
+from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast
 from mammo_nb.mammo.phantom import make_competition, write_dicom
 from mammo_nb.mammo.predict import network_input
 from mammo_nb.mammo.recipes import Crops
@@ -216,7 +218,7 @@ def thousand(tmp_path_factory):
 
 
 def command(folder: Path, output: Path, *more: str, **popen) -> subprocess.Popen:
-    return subprocess.Popen([Path(sys.prefix) / "bin/mammo-nb", "crops", folder, "-o", output, *more], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **popen)
+    return subprocess.Popen([Path(sys.prefix) / "bin/mammo-nb", "crops", folder, "-o", output, "--detector", "otsu", *more], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **popen)
 
 
 def content(output: Path) -> dict:

@@ -15,7 +15,7 @@ from mammo_nb.core.stages import StageError, locate, read_manifest
 from mammo_nb.core.yolox import create_yolox
 from mammo_nb.mammo import detector
 from mammo_nb.mammo.boxes import open_detector
-from mammo_nb.mammo.detector import Frames, convert_detector, export_detector, found_in, prepare_frames, torch_graph, train_detector
+from mammo_nb.mammo.detector import Frames, convert_detector, export_detector, found_in, prepare_frames, read_views, torch_graph, train_detector
 from mammo_nb.mammo.frames import draw_frames
 from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.recipes import get_section
@@ -82,7 +82,7 @@ def test_the_stage_leaves_a_detector_of_its_best_epoch(run_dir):
     assert graph.metadata["epoch"] == history["ap"].idxmax() and graph.metadata["ap"] == pytest.approx(history["ap"].max()) and graph.metadata["demonstration"]
     assert set(read_manifest(run_dir)["stages"]["detector"]["writes"]) == {"final_models/detector.onnx", "final_models/detector.json"}
     boxes, _ = read_yolo(locate(run_dir, "processed/roi"), images=True)
-    truth, found = found_in(boxes[boxes["split"] == "val"], locate(run_dir, "processed/roi"), graph)
+    truth, found = found_in(held := boxes[boxes["split"] == "val"], read_views(held, locate(run_dir, "processed/roi")), graph)
     assert len(truth["images"]) == 4 and all({"image_id", "category_id", "bbox", "score"} == set(f) for f in found)
 
 

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from mammo_nb.core.dicom import Image
-from mammo_nb.mammo.crops import Box, crop, find_box, fit_resize, otsu_box
+from mammo_nb.core.pictures import fit_resize
+from mammo_nb.mammo.boxes import Box, find_box, otsu_box
+from mammo_nb.mammo.crops import crop
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table, unify
 from mammo_nb.mammo.recipes import RECIPES, RecipeError, get_section
 from mammo_nb.mammo.select import best_epochs, plateau
@@ -159,7 +161,7 @@ def test_a_stranger_in_the_test_table_is_told():
 
 
 # ---- recipes
-@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are demo, tiny"), (("demo", "trian"), "There are phantom"),
+@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are demo, demo_roi, tiny"), (("demo", "trian"), "There are phantom"),
                                         (("demo", "train", {"epoch": 1}), "It has network"), (("demo", "train", {"epochs": 1.5}), "takes int"),
                                         (("demo", "train", {"epochs": True}), "takes int")])
 def test_slips_in_a_recipe_are_told(call, told):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Yolox', 'create_yolox', 'YoloxLoss', 'load_yolox', 'DetectorGraph', 'export_yolox']
 
-# %% ../../nbs/core/07_yolox.ipynb #e9a9513d
+# %% ../../nbs/core/07_yolox.ipynb #2238a1c3
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +18,10 @@ from .backends import EngineError
 from .detection import STRIDES, cells
 from .engines import export_module
 from .networks import load_state, read_state
+
+# %% ../../nbs/core/07_yolox.ipynb #08efd113
+# the library's loss calls autocast by an old name, once a frame
+warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", FutureWarning)
 
 # %% ../../nbs/core/07_yolox.ipynb #fe56e596
 class Yolox(YoloxModule):

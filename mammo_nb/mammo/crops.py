@@ -106,7 +106,7 @@ def preview(
     for i, line in enumerate(lines): cv2.putText(picture, line, (8, height + 20 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, .45, (255, 255, 255), 1, cv2.LINE_AA)
     return picture
 
-# %% ../../nbs/mammo/04_crops.ipynb #c9f95b3c
+# %% ../../nbs/mammo/04_crops.ipynb #de00eb6e
 def crop_path(
     images: Path,      # cleaned_images/
     patient_id: str,
@@ -124,10 +124,10 @@ def crop_file(
     cv2.setNumThreads(1)  # the processes share the cores already
     started, settings = time.perf_counter(), Crops(**item["settings"])
     frame = read_frame(inside(item["folder"], item["file"]))
-    breast = cut_breast(frame, settings, open_detector(item["detector"]) if item["detector"] else None)
+    breast = cut_breast(frame, settings, open_detector(item["detector"]) if item.get("detector") else None)
     sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), breast.grey)
     header, box = frame.header, breast.box
-    if item["previews"]: write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]), preview(breast, fit_resize(breast.grey, 512, 256), [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
+    if item.get("previews"): write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]), preview(breast, fit_resize(breast.grey, 512, 256), [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
     center, width = header.windows[min(settings.window, len(header.windows) - 1)] if header.windows and settings.scaling == "window" else (None, None)
     return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
             "decoder": breast.image.decoder, "scale": breast.image.scale, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,

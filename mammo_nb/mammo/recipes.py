@@ -129,9 +129,9 @@ class Recipe:
     select: Select = Select()
     engines: Engines = Engines()
 
-# %% ../../nbs/mammo/00_recipes.ipynb #051774c5
+# %% ../../nbs/mammo/00_recipes.ipynb #71d7075d
 RECIPES = {
-    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128)),
+    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    phantom=Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
                    detector=Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0, checkpoint_every=2),

@@ -24,6 +24,7 @@ size = 256   # side of the input in the examples, pixels
 
 # %%
 #| export
+import warnings
 from pathlib import Path
 
 import torch
@@ -46,6 +47,11 @@ import numpy as np
 from mammo_nb.core.backends import open_graph
 from mammo_nb.core.detection import decode
 from mammo_nb.core.networks import WeightsError
+
+# %%
+#| export
+# the library's loss calls autocast by an old name, once a frame
+warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", FutureWarning)
 
 # %% [markdown]
 # ## The network

@@ -22,7 +22,6 @@
 # %%
 #| export
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from torch.utils.data import Dataset
 from mammo_nb.core.backends import EngineError, Graph, open_graph, read_sidecar
 from mammo_nb.core.detection import STRIDES, coco_score, corners, iou, letterbox
 from mammo_nb.core.dicom import read_frame
-from mammo_nb.core.files import inside, read_json, sha256, write_csv
+from mammo_nb.core.files import inside, sha256, write_csv
 from mammo_nb.core.networks import load_weights, save_weights
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
@@ -43,16 +42,20 @@ from mammo_nb.core.stages import StageError, code_of, find_trained, locate, stag
 from mammo_nb.core.train import Optimisation, fit
 from mammo_nb.core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
 from mammo_nb.mammo import faithful
-from mammo_nb.mammo.boxes import detect, find_boxes, frame_view, open_detector, otsu_box
+from mammo_nb.mammo.boxes import detect, frame_view, open_detector, otsu_box
 from mammo_nb.mammo.frames import draw_frames
-from mammo_nb.mammo.recipes import Crops, Detector, get_recipe, get_section
+from mammo_nb.mammo.recipes import Detector, get_section
 from mammo_nb.mammo.roi import apart, read_yolo, to_coco, write_yolo
 
 # %%
 #| hide
+import time
+
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import practice
+from mammo_nb.mammo.datasets import read_table
+from mammo_nb.mammo.roi import from_pixels
 
 # %% tags=["parameters"]
 run_dir = ""                             # folder of the run; "" makes a small practice run
@@ -196,14 +199,20 @@ def frame_batches(
         return [pairs[s:s + batch_size] for s in range(0, count, batch_size)]
     return batches
 
-def found_in(
+def read_views(
     boxes: pd.DataFrame,   # roi.COLUMNS
     folder: Path,          # of the set
+) -> list:                 # uint8 (rows, columns)
+    "The frames of a set."
+    return [cv2.imread(str(folder / image), cv2.IMREAD_GRAYSCALE) for image in boxes["image"]]
+
+def found_in(
+    boxes: pd.DataFrame,   # roi.COLUMNS
+    views: list,           # uint8 (rows, columns), a frame a box
     graph: Graph,          # anything that `detect` takes
     batch_size: int = 16,
 ) -> tuple[dict, list]:    # COCO instances and results, for `coco_score`
-    "What a detector finds in a set, down to a confidence of 1 %."
-    views = [cv2.imread(str(folder / image), cv2.IMREAD_GRAYSCALE) for image in boxes["image"]]
+    "What a detector finds in frames, down to a confidence of 1 %."
     truth = to_coco(boxes, {image: view.shape for image, view in zip(boxes["image"], views)})
     found = [f for s in range(0, len(views), batch_size) for f in detect(views[s:s + batch_size], graph, confidence=.01)]
     results = [{"image_id": number, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(score)}
@@ -249,7 +258,8 @@ def train_detector(
     def on_epoch(epoch: int):
         loss.l1 = epoch >= settings.epochs - settings.l1_epochs
         network.frozen_norm = epoch >= settings.epochs - settings.frozen_norm
-    def validate(model: Yolox, epoch: int) -> dict: return coco_score(*found_in(held, folder, torch_graph(model, settings.size)))
+    views = read_views(held, folder)
+    def validate(model: Yolox, epoch: int) -> dict: return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try: return fit(network, Frames(train, folder, settings.size), frame_batches(len(train), settings.batch_size, settings.seed), loss, validate, config, output,
@@ -350,7 +360,7 @@ def run(
     return history
 
 # %%
-history = run(run_dir, recipe, mode, weights or None, overrides, workers or None)
+history = run(run_dir, recipe, mode, Path(weights) if weights else None, overrides, workers or None)
 graph = open_detector(locate(run_dir, writes[0]))
 pd.Series(graph.metadata, name="detector.json").to_frame()
 
@@ -372,7 +382,7 @@ if history is not None:
 
 # %%
 held = boxes[boxes["split"] == "val"].reset_index(drop=True)
-views = [cv2.imread(str(folder / image), cv2.IMREAD_GRAYSCALE) for image in held["image"]]
+views = read_views(held, folder)
 true = corners(held[["cx", "cy", "w", "h"]].to_numpy(float)) * [[*v.shape[::-1]] * 2 for v in views]
 answers = {name: [] for name in ("detector", "Otsu", "full frame")}
 seconds = dict.fromkeys(answers, 0.0)
@@ -384,6 +394,17 @@ for view in views:
         seconds[name] += time.perf_counter() - started
 overlaps = {name: np.array([iou(a, t).item() for a, t in zip(found, true)]) for name, found in answers.items()}
 pd.DataFrame({name: {"mean IoU": o.mean(), "lowest": o.min(), "share under 0.6": (o < .6).mean(), "ms a frame": seconds[name] / len(views) * 1e3} for name, o in overlaps.items()}).T.round(3)
+
+# %% [markdown]
+# And the frames of the competition, whose patients it has never seen either. They are tidier than those that it learned from.
+
+# %%
+if (truths := locate(run_dir, "competition/truth/boxes.csv")).exists():
+    table = read_table(truths, ["x0"])
+    seen = [read_frame(next(locate(run_dir, "competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm"))) for r in table.itertuples()]
+    table["rows"], table["columns"] = zip(*((f.header.rows, f.header.columns) for f in seen))
+    score = coco_score(*found_in(from_pixels(table, ["val"] * len(table)), [frame_view(f.decode(.25), graph.metadata["size"]) for f in seen], graph))
+    print(f"{len(table)} frames of the competition: AP {score['ap']:.3f}, AP50 {score['ap50']:.3f}")
 
 # %% [markdown]
 # The held-back frames that the detector hit worst, then some that it hit as usual: the truth in green, its own box in orange.

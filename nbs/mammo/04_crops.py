@@ -221,10 +221,10 @@ def crop_file(
     cv2.setNumThreads(1)  # the processes share the cores already
     started, settings = time.perf_counter(), Crops(**item["settings"])
     frame = read_frame(inside(item["folder"], item["file"]))
-    breast = cut_breast(frame, settings, open_detector(item["detector"]) if item["detector"] else None)
+    breast = cut_breast(frame, settings, open_detector(item["detector"]) if item.get("detector") else None)
     sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), breast.grey)
     header, box = frame.header, breast.box
-    if item["previews"]: write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]), preview(breast, fit_resize(breast.grey, 512, 256), [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
+    if item.get("previews"): write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]), preview(breast, fit_resize(breast.grey, 512, 256), [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
     center, width = header.windows[min(settings.window, len(header.windows) - 1)] if header.windows and settings.scaling == "window" else (None, None)
     return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
             "decoder": breast.image.decoder, "scale": breast.image.scale, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,

@@ -30,7 +30,8 @@ from mammo_nb.core.dicom import Image, read_frame, read_header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.mammo import faithful
 from mammo_nb.mammo.anatomy import make_breast
-from mammo_nb.mammo.crops import crop_file, faithful_floats, find_box
+from mammo_nb.mammo.boxes import find_box
+from mammo_nb.mammo.crops import crop_file, faithful_floats
 from mammo_nb.mammo.phantom import MACHINES, stored_values, write_dicom
 from mammo_nb.mammo.recipes import Crops
 
