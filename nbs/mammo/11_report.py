@@ -49,7 +49,7 @@ reads = ["submissions/submission.csv", "manifest.json"]   # and oof.csv, selecti
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import datasets, engines, folds, phantom, select, submit, train  # slow to load, and not needed in a run
+    from mammo_nb.mammo import datasets, detector, engines, folds, phantom, select, submit, train  # slow to load, and not needed in a run
     run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run, engines.run, submit.run)
 manifest = read_manifest(run_dir)
 trained_here = "select" in manifest["stages"]
