@@ -48,7 +48,6 @@ from importlib.metadata import PackageNotFoundError, version
 import matplotlib.pyplot as plt
 import pandas as pd
 
-assert "torch" not in sys.modules
 
 # %% [markdown]
 # ## Two files
