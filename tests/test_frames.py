@@ -40,9 +40,8 @@ def test_an_interrupted_set_is_finished(made, monkeypatch):
     for image in boxes["image"][:3]: (folder / image).unlink()
     (folder / f"labels/{boxes['patient_id'][5]}@{boxes['image_id'][5]}.txt").unlink()
     (folder / "train.txt").unlink()
-    inner = frames.make_frame_file
     monkeypatch.setattr(frames, "draw_frame", lambda *a: drawn.append(1) or draw_frame(*a))
-    assert [inner(folder, f, PLAN["size"]) for f in plan_frames(3, .34, 3)] and len(drawn) == 4   # the others are kept
+    assert [frames.make_frame_file(folder, f, PLAN["size"], 1.0) for f in plan_frames(3, .34, 3)] and len(drawn) == 4   # the others are kept
     assert draw_frames(folder, **PLAN, workers=1).equals(boxes) and content(folder) == before
 
 
