@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Yolox', 'create_yolox', 'YoloxLoss', 'load_yolox', 'DetectorGraph', 'export_yolox']
 
-# %% ../../nbs/core/07_yolox.ipynb #2238a1c3
+# %% ../../nbs/core/07_yolox.ipynb #d2e5cebc
 import warnings
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from yolox.config import YoloxConfig
 from yolox.models import YoloxModule
 
 from .backends import EngineError
-from .detection import STRIDES, cells
+from .detection import cells
 from .engines import export_module
 from .networks import load_state, read_state
 

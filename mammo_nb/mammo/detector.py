@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'view_file', 'prepare_frames', 'make_frames', 'Frames', 'frame_batches', 'read_views', 'found_in',
            'torch_graph', 'expect', 'train_detector', 'export_detector', 'convert_detector', 'keep_detector', 'run']
 
-# %% ../../nbs/mammo/03_detector.ipynb #494bdc65
+# %% ../../nbs/mammo/03_detector.ipynb #ebf03d59
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core.backends import EngineError, Graph, open_graph, read_sidecar
-from ..core.detection import STRIDES, coco_score, corners, iou, letterbox
+from ..core.detection import STRIDES, coco_score, corners, letterbox
 from ..core.dicom import read_frame
 from ..core.files import inside, sha256, write_csv
 from ..core.networks import load_weights, save_weights
@@ -28,7 +28,7 @@ from ..core.stages import StageError, code_of, find_trained, locate, stage
 from ..core.train import Optimisation, fit
 from ..core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
 from . import faithful
-from .boxes import detect, frame_view, open_detector, otsu_box
+from .boxes import detect, frame_view
 from .frames import draw_frames
 from .recipes import Detector, get_section
 from .roi import apart, read_yolo, to_coco, write_yolo

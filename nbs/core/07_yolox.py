@@ -33,7 +33,7 @@ from yolox.config import YoloxConfig
 from yolox.models import YoloxModule
 
 from mammo_nb.core.backends import EngineError
-from mammo_nb.core.detection import STRIDES, cells
+from mammo_nb.core.detection import cells
 from mammo_nb.core.engines import export_module
 from mammo_nb.core.networks import load_state, read_state
 
@@ -45,7 +45,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from mammo_nb.core.backends import open_graph
-from mammo_nb.core.detection import decode
+from mammo_nb.core.detection import STRIDES, decode
 from mammo_nb.core.networks import WeightsError
 
 # %%

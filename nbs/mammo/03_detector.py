@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mammo_nb.core.backends import EngineError, Graph, open_graph, read_sidecar
-from mammo_nb.core.detection import STRIDES, coco_score, corners, iou, letterbox
+from mammo_nb.core.detection import STRIDES, coco_score, corners, letterbox
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.files import inside, sha256, write_csv
 from mammo_nb.core.networks import load_weights, save_weights
@@ -42,7 +42,7 @@ from mammo_nb.core.stages import StageError, code_of, find_trained, locate, stag
 from mammo_nb.core.train import Optimisation, fit
 from mammo_nb.core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
 from mammo_nb.mammo import faithful
-from mammo_nb.mammo.boxes import detect, frame_view, open_detector, otsu_box
+from mammo_nb.mammo.boxes import detect, frame_view
 from mammo_nb.mammo.frames import draw_frames
 from mammo_nb.mammo.recipes import Detector, get_section
 from mammo_nb.mammo.roi import apart, read_yolo, to_coco, write_yolo
@@ -53,7 +53,9 @@ import time
 
 import matplotlib.pyplot as plt
 
+from mammo_nb.core.detection import iou
 from mammo_nb.core.stages import practice
+from mammo_nb.mammo.boxes import open_detector, otsu_box
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.roi import from_pixels
 
