@@ -5,8 +5,10 @@ import pytest
 
 from mammo_nb.mammo import frames
 from mammo_nb.mammo.anatomy import mask_box
-from mammo_nb.mammo.frames import FAMILIES, draw_build, draw_frame, draw_frames, draw_scene, plan_frames
+from mammo_nb.mammo.appearance import FAMILIES, borders
+from mammo_nb.mammo.frames import draw_frame, draw_frames, draw_scene, plan_frames
 from mammo_nb.mammo.roi import COLUMNS, read_yolo
+from mammo_nb.mammo.scenes import draw_build, lay_out
 
 PLAN = dict(patients=3, held_back=.34, size=128, seed=3)
 
@@ -85,9 +87,9 @@ def test_the_box_is_that_of_the_bright_pixels_when_nothing_else_is_drawn():
 
 def test_only_what_hides_the_breast_moves_its_box():
     "The same seed lays out the same breast, whatever is added."
-    hiding, moved = [frames.borders], 0
+    hiding, moved = [borders], 0
     for i, (_, breast, side, view) in enumerate(cases(16)):
-        layout = frames.lay_out(np.random.default_rng(i), breast, side, view, 160)
+        layout = lay_out(np.random.default_rng(i), breast, side, view, 160)
         for family in FAMILIES:
             before = layout.cover.copy()
             family(np.random.default_rng([i, 1]), layout)

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['load_ensemble', 'sample_crops', 'run']
 
-# %% ../../nbs/mammo/08_engines.ipynb #ecc568cf
+# %% ../../nbs/mammo/08_engines.ipynb #86c33ff7
 from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 
 from ..core.backends import read_sidecar
 from ..core.engines import Ensemble, EngineError, export_onnx, load_engine, parity

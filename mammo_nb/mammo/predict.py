@@ -6,11 +6,10 @@
 __all__ = ['DEMONSTRATION', 'PER_IMAGE', 'PredictError', 'find_weights', 'detector_of', 'read_sides', 'network_input',
            'predict_file', 'short_hash', 'predict_items', 'predict_folder', 'print_predictions']
 
-# %% ../../nbs/mammo/09_predict.ipynb #66e3a125
+# %% ../../nbs/mammo/09_predict.ipynb #b52ca50e
 import hashlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 

@@ -6,8 +6,8 @@
 __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Train', 'Select', 'Engines', 'Recipe', 'RecipeError',
            'get_recipe', 'get_section']
 
-# %% ../../nbs/mammo/00_recipes.ipynb #785195bd
-from dataclasses import asdict, dataclass, fields, replace
+# %% ../../nbs/mammo/00_recipes.ipynb #698395be
+from dataclasses import dataclass, fields, replace
 
 # %% ../../nbs/mammo/00_recipes.ipynb #f3acc7fc
 @dataclass(frozen=True)

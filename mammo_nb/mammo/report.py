@@ -5,15 +5,12 @@
 # %% auto #0
 __all__ = ['test_score']
 
-# %% ../../nbs/mammo/11_report.ipynb #ff554675
+# %% ../../nbs/mammo/11_report.ipynb #22240fd9
 from pathlib import Path
 
-import pandas as pd
-
-from ..core.files import read_json
 from ..core.metrics import auc, pfbeta
-from ..core.stages import locate, read_manifest
-from .datasets import per_breast, read_table
+from ..core.stages import locate
+from .datasets import read_table
 
 # %% ../../nbs/mammo/11_report.ipynb #e95ea708
 def test_score(

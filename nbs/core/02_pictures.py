@@ -98,3 +98,29 @@ def write_png(
 # %%
 path = Path(tempfile.mkdtemp()) / "picture.png"
 assert write_png(path, picture) == hashlib.sha256(path.read_bytes()).hexdigest() and (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) == picture).all()
+
+# %% [markdown]
+# ## Showing many
+# A contact sheet, with a box on each picture where there are boxes.
+
+# %%
+#| export
+def sheet(
+    pictures: list,            # (rows, columns) each; uint8 as it is, others from their lowest to their highest value
+    boxes: list | None = None, # x0, y0, x1, y1 of each, pixels
+    columns: int = 12,
+    title: str = "",
+):                             # a matplotlib figure
+    "Pictures side by side."
+    import matplotlib.pyplot as plt  # here: who only resizes does not wait for it
+    rows = -(-len(pictures) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(12, 1.35 * rows + 0.2), facecolor="slategrey", squeeze=False)
+    for ax in axes.flat: ax.axis("off")
+    for i, (ax, p) in enumerate(zip(axes.flat, pictures)):
+        ax.imshow(p, cmap="gray", **({"vmin": 0, "vmax": 255} if p.dtype == np.uint8 else {}))
+        if boxes: ax.add_patch(plt.Rectangle(boxes[i][:2], boxes[i][2] - boxes[i][0], boxes[i][3] - boxes[i][1], fill=False, edgecolor="orange", lw=0.8))
+    fig.suptitle(title, fontsize=10); fig.tight_layout(pad=0.2)
+    return fig
+
+# %%
+sheet([picture, fit_resize(picture, *size)] * 6, [(5, 5, 25, 25)] * 12, title="a box on each");

@@ -24,6 +24,7 @@ size = 256   # side of the input in the examples, pixels
 
 # %%
 #| export
+import copy
 import warnings
 from pathlib import Path
 
@@ -188,9 +189,24 @@ except WeightsError as e: print(e)
 # %% [markdown]
 # ## One graph
 # For use the picture goes in as it is stored, one channel of 8 bits, and decoded boxes come out. The winner's engine left the decoding to the caller; with `decode` off the graph says what his said.
+#
+# The network was made for colours, and its first layer first sorts the pixels by odd and even rows and columns. With three equal channels both can be worked into the weights: one convolution of 6 by 6 pixels in steps of two.
 
 # %%
 #| export
+def grey_stem(
+    stem: nn.Module,   # the first layer, yolox's Focus: four quarters of the pixels on top of each other, convolution 3x3, normalisation, SiLU
+) -> nn.Module:        # the same for one channel, float (n, 1, size, size)
+    "A first layer that answers to one channel as `stem` to three equal ones."
+    stem = copy.deepcopy(stem.conv)
+    weight = stem.conv.weight.detach()
+    quarters = weight.unflatten(1, (4, 3)).sum(2)            # the three colours see the same
+    whole = weight.new_zeros(len(weight), 1, 6, 6)
+    for k, (row, column) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))): whole[:, 0, row::2, column::2] = quarters[:, k]
+    stem.conv = nn.Conv2d(1, len(weight), 6, stride=2, padding=2, bias=False, device=weight.device, dtype=weight.dtype)
+    stem.conv.weight = nn.Parameter(whole)
+    return stem
+
 class DetectorGraph(nn.Module):
     "From grey levels to boxes in pixels of the square, or to what the cells say."
     def __init__(self,
@@ -199,14 +215,15 @@ class DetectorGraph(nn.Module):
         decode: bool = True,  # False: dx, dy, log w, log h as they are
     ):
         super().__init__()
-        self.network, self.decode, self.size = network.eval().requires_grad_(False), decode, size
+        self.network, self.decode, self.size = copy.deepcopy(network).eval().requires_grad_(False), decode, size
+        self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
         for name, value in zip(("place", "stride"), cells(size)): self.register_buffer(name, torch.from_numpy(value))
         self.eval()
 
     def forward(self,
         images: torch.Tensor,  # uint8 (n, 1, size, size)
     ) -> torch.Tensor:         # float32 (n, cells, 5 + classes): box, objectness and classes as probabilities
-        raw = self.network(images.float().expand(-1, 3, -1, -1))
+        raw = self.network(images.float())
         box, scores = raw[..., :4], torch.sigmoid(raw[..., 4:])
         if self.decode: box = torch.cat([(box[..., :2] + self.place) * self.stride, torch.exp(box[..., 2:]) * self.stride], -1)
         return torch.cat([box, scores], -1)

@@ -21,10 +21,12 @@
 
 # %%
 #| export
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 # %%
 #| hide
+from dataclasses import asdict
+
 import pandas as pd
 
 # %% tags=["parameters"]

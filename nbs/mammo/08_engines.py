@@ -26,7 +26,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 
 from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
@@ -42,6 +41,7 @@ from mammo_nb.mammo.train import build_network
 # %%
 #| hide
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from mammo_nb.core.stages import practice
 

@@ -24,7 +24,6 @@
 import hashlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -47,6 +46,7 @@ from mammo_nb.mammo.recipes import Crops
 #| hide
 import tempfile
 
+import cv2
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import locate, practice

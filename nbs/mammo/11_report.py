@@ -23,22 +23,22 @@
 #| export
 from pathlib import Path
 
-import pandas as pd
-
-from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, pfbeta
-from mammo_nb.core.stages import locate, read_manifest
-from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.core.stages import locate
+from mammo_nb.mammo.datasets import read_table
 
 # %%
 #| hide
 import cv2
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.files import read_json
+from mammo_nb.core.stages import practice, read_manifest
 from mammo_nb.mammo import crops
+from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.predict import DEMONSTRATION
 
 # %% tags=["parameters"]
