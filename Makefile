@@ -31,7 +31,7 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help reproduce test notebooks export sync lab check-export install clean FORCE
+.PHONY: help reproduce test test-runs test-rest notebooks export sync lab check-export install clean FORCE
 .SECONDARY:
 .DEFAULT_GOAL := help
 
@@ -98,9 +98,16 @@ $(if $(filter trained,$(MODE)),$(if $(WEIGHTS),,$(error MODE=trained needs WEIGH
 $(if $(filter partial,$(MODE)),$(if $(or $(WEIGHTS),$(wildcard assets/trained/detector.onnx)),,$(error MODE=partial keeps a trained detector: put detector.onnx and detector.json into assets/trained, or name their folder, such as WEIGHTS=runs/demo/weights)))
 
 # ---- tests ---------------------------------------------------------------------------------------
+# two halves of about the same length side by side, one thread each: runs of `make reproduce`, and all else
 test: nbs/.exported  ## the notebooks' own tests, then pytest
-	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-runs test-rest
+
+test-runs:
+	@$(PY) -m pytest tests/test_reproduce.py
+
+test-rest:
+	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n_workers 1
+	@$(PY) -m pytest --ignore tests/test_reproduce.py
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
 	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc
