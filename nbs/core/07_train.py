@@ -63,7 +63,9 @@ class Optimisation:
     optimizer: str = "sgd"       # sgd (Nesterov) or adamw
     lr: float = 3e-3
     min_lr: float = 5e-5         # at the end of the cosine
-    schedule: str = "timm"       # timm or yolox, see `learning_rate`
+    schedule: str = "timm"       # timm, yolox or cosine, see `learning_rate`
+    restart_epochs: float = 0    # of cosine: it starts over after so many epochs; 0 = never
+    restart_factor: int = 1      # and each round is so many times as long as the one before
     flat_epochs: int = 0         # of `epochs`, the last ones, at min_lr: timm's cooldown, YOLOX's epochs without augmentation
     warmup_epochs: float = 0
     warmup_lr: float = 0.0       # at the start of the warm-up
@@ -80,7 +82,7 @@ class Optimisation:
 
 # %% [markdown]
 # ## Learning rate
-# Two schedules. timm's, which the winner's classifiers used, is set once an epoch: a straight warm-up, then a cosine that is counted from epoch 0, so that it does not start over when the warm-up ends. YOLOX's moves with every step: a quadratic warm-up, then a cosine from its end. Both may stay at their lowest for some epochs.
+# Three schedules. timm's, which the winner's classifiers used, is set once an epoch: a straight warm-up, then a cosine that is counted from epoch 0, so that it does not start over when the warm-up ends. YOLOX's moves with every step: a quadratic warm-up, then a cosine from its end. Both may stay at their lowest for some epochs. The third, the baseline's, is a cosine that moves with every step too, and may start over several times.
 
 # %%
 #| export
@@ -91,8 +93,11 @@ def learning_rate(
 ) -> float:
     "Warm-up, cosine decay (Loshchilov & Hutter 2017) from `lr` to `min_lr`, flat end."
     yolox = config.schedule == "yolox"
-    if not yolox and config.schedule != "timm": raise ValueError(f"no schedule {config.schedule!r}; there are timm and yolox")
+    if config.schedule not in ("timm", "yolox", "cosine"): raise ValueError(f"no schedule {config.schedule!r}; there are timm, yolox and cosine")
     t, end = epoch + step_fraction, config.epochs - config.flat_epochs
+    if config.schedule == "cosine" and config.restart_epochs:
+        end = config.restart_epochs
+        while t >= end: t, end = t - end, end * config.restart_factor
     if t < config.warmup_epochs: return config.warmup_lr + (config.lr - config.warmup_lr) * (t / config.warmup_epochs) ** (2 if yolox else 1)
     start = config.warmup_epochs if yolox else 0
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1, (t - start) / max(end - start, 1e-9))))
@@ -102,9 +107,13 @@ winner = Optimisation(epochs=30, batch_size=8, lr=3e-3, min_lr=5e-5, warmup_epoc
 assert learning_rate(winner, 0) == 3e-5 and math.isclose(learning_rate(winner, 15), (3e-3 + 5e-5) / 2) and math.isclose(learning_rate(winner, 30), 5e-5)
 detector = Optimisation(epochs=400, batch_size=64, lr=1e-3, min_lr=5e-5, schedule="yolox", warmup_epochs=50, warmup_lr=1e-5, flat_epochs=5)
 assert learning_rate(detector, 0) == 1e-5 and math.isclose(learning_rate(detector, 25), 1e-5 + 0.25 * (1e-3 - 1e-5)) and learning_rate(detector, 396) == 5e-5
-fig, axes = plt.subplots(1, 2, figsize=(9, 2.4))
-for ax, c, title in zip(axes, (winner, detector), ("the winner's classifiers, folds 2 and 3", "the winner's detector")):
-    ax.step(range(c.epochs + 1), [learning_rate(c, e) for e in range(c.epochs + 1)], where="post"); ax.set(xlabel="epoch", title=f"learning rate: {title}")
+restarts = Optimisation(epochs=14, batch_size=26, lr=5e-5, min_lr=0.0, schedule="cosine", restart_epochs=2, restart_factor=2)
+assert learning_rate(restarts, 2) == learning_rate(restarts, 6) == 5e-5 and math.isclose(learning_rate(restarts, 3, 0.5), 5e-5 * 0.5 * (1 + math.cos(math.pi * 1.5 / 4)))
+fig, axes = plt.subplots(1, 3, figsize=(12, 2.4))
+for ax, c, title in zip(axes, (winner, detector, restarts), ("the winner's classifiers, folds 2 and 3", "the winner's detector", "a cosine of 2, 4 and 8 epochs")):
+    steps = 1 if c.schedule == "timm" else 20   # an epoch
+    ax.step(np.arange(c.epochs * steps) / steps, [learning_rate(c, n // steps, n % steps / steps) for n in range(c.epochs * steps)], where="post"); ax.set(xlabel="epoch", title=f"learning rate: {title}")
+fig.tight_layout()
 
 # %% [markdown]
 # ## Seeds
@@ -158,7 +167,7 @@ plt.figure(figsize=(5, 2.2)); plt.plot(path); plt.title("average of a weight tha
 
 # %% [markdown]
 # ## Parts
-# Weight decay pulls kernels and matrices towards zero, never biases or normalisations.
+# Weight decay pulls kernels and matrices towards zero, never biases or normalisations. What does not require a gradient is frozen: it gets no entry in the optimiser, and a batch normalisation that is frozen keeps its statistics too.
 
 # %%
 #| export
@@ -173,6 +182,14 @@ def make_optimizer(
     if config.optimizer == "sgd": return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.optimizer == "adamw": return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     raise ValueError(f"no optimizer {config.optimizer!r}; there are sgd and adamw")
+
+def training_mode(
+    model: nn.Module,   # set in place
+):
+    "Training mode, in which frozen batch normalisations go on with the statistics they have."
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad: module.eval()
 
 def half_precision(
     device: torch.device,
@@ -283,10 +300,10 @@ def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, labe
     config = state.config
     loader = DataLoader(dataset, batch_sampler=batches[state.step:], num_workers=config.workers, pin_memory=state.device.type == "cuda",
                         generator=torch.Generator().manual_seed(0))  # one of its own: the global one stays untouched
-    state.model.train()
+    training_mode(state.model)
     with tqdm(total=sum(map(len, batches)), initial=sum(map(len, batches[:state.step])), unit="img", desc=f"{label} epoch {state.epoch + 1}/{config.epochs}".strip(), mininterval=1) as bar:
         for inputs, targets in loader:
-            rate = learning_rate(config, state.epoch, state.step / len(batches) if config.schedule == "yolox" else 0.0)
+            rate = learning_rate(config, state.epoch, state.step / len(batches) if config.schedule != "timm" else 0.0)
             for group in state.optimizer.param_groups: group["lr"] = rate
             state.loss_sum += state.train_step(inputs, targets, loss)
             bar.update(len(inputs)); bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
@@ -306,7 +323,7 @@ def fit(
     dataset,                     # dataset[(index, seed)] -> (input, target) tensors
     batches,                     # epoch -> list of batches, each a list of (index, seed)
     loss,                        # f(output, target) -> scalar tensor
-    validate,                    # f(model in evaluation mode, epoch) -> dict of numbers
+    validate,                    # f(model in evaluation mode, epoch) -> dict of numbers; a `stop` that is not 0 ends the training
     config: Optimisation,
     folder: Path,                # last.pt, epoch_N.safetensors, history.csv, done.json
     device: torch.device | str | None = None,  # None: a GPU if there is one
@@ -322,7 +339,7 @@ def fit(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = Training(model, config, device)
     if state.resume(folder / "last.pt"): tqdm.write(f"{label} goes on at epoch {state.epoch + 1}, step {state.step}".strip())
-    while state.epoch < config.epochs:
+    while state.epoch < config.epochs and not (state.history and state.history[-1].get("stop")):
         if on_epoch: on_epoch(state.epoch)
         _train_epoch(state, dataset, batches(state.epoch), loss, folder / "last.pt", label)
         _end_epoch(state, validate, folder)
