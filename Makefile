@@ -103,7 +103,7 @@ $(if $(filter partial,$(MODE)),$(if $(or $(WEIGHTS),$(wildcard assets/trained/de
 # ---- tests ---------------------------------------------------------------------------------------
 test: nbs/.exported  ## the notebooks' own tests, then pytest
 	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
 	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc

@@ -620,6 +620,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mammo_nb.mammo.scenes.lay_out': ('mammo/scenes.html#lay_out', 'mammo_nb/mammo/scenes.py'),
                                        'mammo_nb.mammo.scenes.log_uniform': ('mammo/scenes.html#log_uniform', 'mammo_nb/mammo/scenes.py')},
             'mammo_nb.mammo.select': { 'mammo_nb.mammo.select.best_epochs': ('mammo/select.html#best_epochs', 'mammo_nb/mammo/select.py'),
+                                       'mammo_nb.mammo.select.combinations': ('mammo/select.html#combinations', 'mammo_nb/mammo/select.py'),
                                        'mammo_nb.mammo.select.plateau': ('mammo/select.html#plateau', 'mammo_nb/mammo/select.py'),
                                        'mammo_nb.mammo.select.run': ('mammo/select.html#run', 'mammo_nb/mammo/select.py'),
                                        'mammo_nb.mammo.select.summarise': ('mammo/select.html#summarise', 'mammo_nb/mammo/select.py')},

@@ -10,7 +10,7 @@ __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Trai
 import importlib
 from dataclasses import dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #f3acc7fc
+# %% ../../nbs/mammo/00_recipes.ipynb #c5f7d888
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -110,7 +110,8 @@ class Train:
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    metric: str = "pf1"         # binarised probabilistic F1 over breasts, the winner's
+    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
 
 @dataclass(frozen=True)
 class Engines:

@@ -134,7 +134,8 @@ class Train:
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    metric: str = "pf1"         # binarised probabilistic F1 over breasts, the winner's
+    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
 
 @dataclass(frozen=True)
 class Engines:
