@@ -6,9 +6,8 @@
 __all__ = ['app', 'FAILURES', 'predict', 'check', 'crops', 'detector', 'parse_overrides', 'stage_inputs_command',
            'stage_run_command', 'run_end_command', 'main']
 
-# %% ../nbs/90_cli.ipynb #151a8e7f
+# %% ../nbs/90_cli.ipynb #4a3839fa
 import ast
-import importlib
 import sys
 from pathlib import Path
 
@@ -117,7 +116,7 @@ def parse_overrides(
         sections.setdefault(section, {})[field] = value
     return sections
 
-# %% ../nbs/90_cli.ipynb #d3d5b229
+# %% ../nbs/90_cli.ipynb #faa5e6c0
 _system = typer.Option("mammo", help="folder below nbs/")
 _recipe = typer.Option("demo")
 _mode = typer.Option("full")
@@ -128,24 +127,29 @@ _set = typer.Option([], "--set", help="stage.field=value")
 def _stage_call(word: str, system: str, recipe: str, mode: str, weights: Path | None, settings: list[str]) -> tuple[dict, dict | None]:
     "The parameters that papermill injects, and the recipe's section as a dict."
     from dataclasses import asdict
-    recipes = importlib.import_module(f"mammo_nb.{system}.recipes")
+    from mammo_nb.mammo.recipes import get_recipe, get_section
+    if system != "mammo": recipe = f"{system}/{recipe}"  # a borrowed stage has to find it too
     sections = parse_overrides(settings)
-    for stage, overrides in sections.items(): recipes.get_section(recipe, stage, overrides)  # a slip anywhere stops the run at its start
-    has_section = word in recipes.Recipe.__dataclass_fields__
+    for stage, overrides in sections.items(): get_section(recipe, stage, overrides)  # a slip anywhere stops the run at its start
     overrides = sections.get(word, {})
-    section = recipes.get_section(recipe, word, overrides) if has_section else None
+    section = get_section(recipe, word, overrides) if hasattr(get_recipe(recipe), word) else None
     parameters = {"recipe": recipe, "mode": mode, "weights": str(weights.resolve()) if weights else "", "overrides": overrides}
     return parameters, asdict(section) if section else None
+
+def _source(stage: str, system: str) -> Path:
+    "The notebook of a stage: of the system itself, or, as mammo/02_phantom, of another."
+    folder, _, name = stage.rpartition("/")
+    return Path("nbs") / (folder or system) / f"{name}.py"
 
 @app.command("stage-inputs", hidden=True)
 def stage_inputs_command(stage: str, before: str = typer.Option(""), system: str = _system, recipe: str = _recipe, mode: str = _mode,
                          run_dir: Path = _run_dir, weights: Path = _weights, settings: list[str] = _set):
     "Rewrite a stage's inputs file if anything that it depends on has changed."
     from mammo_nb.core.stages import changed_files, refresh_inputs, stage_inputs, stage_name
-    source = Path("nbs") / system / f"{stage}.py"
+    source = _source(stage, system)
     parameters, section = _stage_call(stage_name(source), system, recipe, mode, weights, settings)
     inputs = stage_inputs(Path("."), source, run_dir, parameters, section, run_dir / "inputs" / f"{before}.json" if before else None)
-    why = refresh_inputs(run_dir / "inputs" / f"{stage}.json", inputs, changed_files(run_dir, stage_name(source)))
+    why = refresh_inputs(run_dir / "inputs" / f"{source.stem}.json", inputs, changed_files(run_dir, stage_name(source)))
     if why and why != ["first run"]: print(f"{stage} runs again: {', '.join(why)}", flush=True)
 
 @app.command("stage-run", hidden=True)
@@ -153,10 +157,10 @@ def stage_run_command(stage: str, stages: str = typer.Option(""), system: str = 
                       run_dir: Path = _run_dir, weights: Path = _weights, settings: list[str] = _set):
     "Execute one stage notebook."
     from mammo_nb.core.stages import execute, stage_name
-    source, order = Path("nbs") / system / f"{stage}.py", stages.split()
+    source, order = _source(stage, system), stages.split()
     parameters, _ = _stage_call(stage_name(source), system, recipe, mode, weights, settings)
-    print(f"\n[{order.index(stage) + 1}/{len(order)}] {source} -> {run_dir / stage}.ipynb", flush=True)
-    execute(source, run_dir / f"{stage}.ipynb", {**parameters, "run_dir": str(run_dir.resolve())})
+    print(f"\n[{order.index(stage) + 1}/{len(order)}] {source} -> {run_dir / source.stem}.ipynb", flush=True)
+    execute(source, run_dir / f"{source.stem}.ipynb", {**parameters, "run_dir": str(run_dir.resolve())})
 
 # %% ../nbs/90_cli.ipynb #7c5e8224
 FAILURES = {"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"}  # tables of a run with a column `error`

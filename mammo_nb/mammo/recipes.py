@@ -6,7 +6,8 @@
 __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Train', 'Select', 'Engines', 'Recipe', 'RecipeError',
            'get_recipe', 'get_section']
 
-# %% ../../nbs/mammo/00_recipes.ipynb #698395be
+# %% ../../nbs/mammo/00_recipes.ipynb #56b0e4b1
+import importlib
 from dataclasses import dataclass, fields, replace
 
 # %% ../../nbs/mammo/00_recipes.ipynb #c5f7d888
@@ -130,7 +131,7 @@ class Recipe:
     select: Select = Select()
     engines: Engines = Engines()
 
-# %% ../../nbs/mammo/00_recipes.ipynb #71d7075d
+# %% ../../nbs/mammo/00_recipes.ipynb #b6f345c6
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
@@ -149,13 +150,15 @@ class RecipeError(Exception):
     "A recipe, section or field that does not exist, or a value of the wrong type."
 
 def get_recipe(
-    name: str,   # a key of RECIPES
-) -> Recipe:
+    name: str,   # a key of RECIPES, or that of another system on the same data: baseline/demo
+) -> Recipe:     # or that system's own class of recipes
     "A recipe by its name."
-    if name not in RECIPES: raise RecipeError(f"No recipe {name!r}. There are {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]
+    system, _, key = name.rpartition("/")
+    recipes = importlib.import_module(f"mammo_nb.{system}.recipes").RECIPES if system else RECIPES  # imported when it is named: mammo needs no other system
+    if key not in recipes: raise RecipeError(f"No recipe {key!r}. There are {', '.join(sorted(recipes))}.")
+    return recipes[key]
 
-# %% ../../nbs/mammo/00_recipes.ipynb #ddf4b72a
+# %% ../../nbs/mammo/00_recipes.ipynb #cea54e95
 def _checked(where: str, kind: str, value):
     "The value if it fits the field's type; an int is a fine float."
     wanted = {"int": int, "float": float, "str": str, "bool": bool}[kind]
@@ -170,7 +173,7 @@ def get_section(
 ):                                  # the section, frozen; None if the recipe has none
     "A stage's section of a recipe, with fields replaced."
     whole = get_recipe(name)
-    if stage not in {f.name for f in fields(Recipe)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(Recipe)[1:])}.")
+    if stage not in {f.name for f in fields(whole)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(whole)[1:])}.")
     section = getattr(whole, stage)
     if not overrides: return section
     if section is None: raise RecipeError(f"Recipe {name} has no section {stage} to override.")
