@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .files import read_json, replacing, write_csv, write_json
 from .networks import save_weights
 
-# %% ../../nbs/core/07_train.ipynb #058bdf33
+# %% ../../nbs/core/07_train.ipynb #b2d09e09
 @dataclass(frozen=True)
 class Optimisation:
     "What the loop needs to know; a recipe fills it."
@@ -43,7 +43,7 @@ class Optimisation:
     weight_decay: float = 0.0    # on matrices and kernels only
     momentum: float = 0.9        # of sgd
     ema_decay: float = 0.0       # of the averaged weights, per step; 0 = off
-    ema_ramp: int = 0            # steps in which the decay grows as YOLOX's does (2000 there); 0: as TensorFlow's does
+    ema_ramp: int = 0            # steps in which the decay grows as YOLOX's does (2000 there); 0: as TensorFlow's does; -1: constant
     precision: str = "amp"       # amp: 16 bit where the device has it; fp32
     clip_norm: float = 0.0       # largest norm of the gradient; 0 = off
     seed: int = 42
@@ -81,17 +81,17 @@ def _step_seed(seed: int, step: int) -> int:
     "A seed for each step: dropout is the same whether or not the steps before it ran in this process."
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
-# %% ../../nbs/core/07_train.ipynb #6371ae48
+# %% ../../nbs/core/07_train.ipynb #9845712a
 @torch.no_grad()
 def update_ema(
     average: dict[str, torch.Tensor],  # name -> tensor, changed in place
     model: nn.Module,
     decay: float,                      # the final decay
     step: int,                         # from 0
-    ramp: int = 0,                     # steps of YOLOX's growing decay; 0: TensorFlow's
+    ramp: int = 0,                     # steps of YOLOX's growing decay; 0: TensorFlow's; -1: constant
 ):
     "Move the average a step towards the model; integer buffers are copied."
-    decay = decay * (1 - math.exp(-(step + 1) / ramp)) if ramp else min(decay, (1 + step) / (10 + step))
+    if ramp >= 0: decay = decay * (1 - math.exp(-(step + 1) / ramp)) if ramp else min(decay, (1 + step) / (10 + step))
     state = model.state_dict()
     moving = [name for name, value in state.items() if value.is_floating_point()]
     torch._foreach_lerp_([average[name] for name in moving], [state[name].to(average[name].dtype) for name in moving], 1 - decay)

@@ -70,7 +70,7 @@ class Optimisation:
     weight_decay: float = 0.0    # on matrices and kernels only
     momentum: float = 0.9        # of sgd
     ema_decay: float = 0.0       # of the averaged weights, per step; 0 = off
-    ema_ramp: int = 0            # steps in which the decay grows as YOLOX's does (2000 there); 0: as TensorFlow's does
+    ema_ramp: int = 0            # steps in which the decay grows as YOLOX's does (2000 there); 0: as TensorFlow's does; -1: constant
     precision: str = "amp"       # amp: 16 bit where the device has it; fp32
     clip_norm: float = 0.0       # largest norm of the gradient; 0 = off
     seed: int = 42
@@ -129,7 +129,7 @@ def _step_seed(seed: int, step: int) -> int:
 
 # %% [markdown]
 # ## Averaged weights
-# An exponential moving average of the weights is what gets validated and kept. Early on it would remember mostly the random start, so the decay grows with the steps, `min(decay, (1 + step) / (10 + step))`, as TensorFlow's `ExponentialMovingAverage` does, or `decay (1 - exp(-step / ramp))`, as YOLOX's does.
+# An exponential moving average of the weights is what gets validated and kept. Early on it would remember mostly the random start, so the decay grows with the steps, `min(decay, (1 + step) / (10 + step))`, as TensorFlow's `ExponentialMovingAverage` does, or `decay (1 - exp(-step / ramp))`, as YOLOX's does. timm's is constant from the first step, which does no harm where the start is not random.
 
 # %%
 #| export
@@ -139,10 +139,10 @@ def update_ema(
     model: nn.Module,
     decay: float,                      # the final decay
     step: int,                         # from 0
-    ramp: int = 0,                     # steps of YOLOX's growing decay; 0: TensorFlow's
+    ramp: int = 0,                     # steps of YOLOX's growing decay; 0: TensorFlow's; -1: constant
 ):
     "Move the average a step towards the model; integer buffers are copied."
-    decay = decay * (1 - math.exp(-(step + 1) / ramp)) if ramp else min(decay, (1 + step) / (10 + step))
+    if ramp >= 0: decay = decay * (1 - math.exp(-(step + 1) / ramp)) if ramp else min(decay, (1 + step) / (10 + step))
     state = model.state_dict()
     moving = [name for name, value in state.items() if value.is_floating_point()]
     torch._foreach_lerp_([average[name] for name in moving], [state[name].to(average[name].dtype) for name in moving], 1 - decay)
