@@ -26,6 +26,7 @@ class Phantom:
 class Datasets:
     "The data set that is read."
     name: str = "phantom"       # a folder below `raw`, or phantom
+    external: str = ""          # more data sets to train with, spaces between
 
 @dataclass(frozen=True)
 class Detector:
@@ -83,8 +84,9 @@ class Folds:
 @dataclass(frozen=True)
 class Train:
     "Network, augmentation and optimisation of one classifier a fold."
+    folds: str = ""                          # which are trained, spaces between; "": all
     network: str = "tf_efficientnet_lite0"   # a timm name
-    weights: str = "imagenet_lite0"          # initial weights: none, imagenet_lite0 or a file
+    weights: str = "imagenet_lite0"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite0 or a file, {fold} in its name
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
     height: int = 256                        # network input, pixels
     width: int = 128
@@ -94,17 +96,23 @@ class Train:
     batch_size: int = 16
     positive_ratio: float = 0.3              # positives drawn per negative (the winner: 0.1429); never less than one a batch
     soft_positive: float = 0.1               # a positive's target is 1 - this
+    label_smoothing: float = 0.0             # share of a target that is spread over both classes
     augmentation: float = 0.9                # share of images that are augmented at all
+    augment: str = "light"                   # how: winner, light, baseline or none
     optimizer: str = "adamw"                 # sgd or adamw
     lr: float = 1e-3
     min_lr: float = 5e-5
+    schedule: str = "timm"
     warmup_epochs: int = 1
     warmup_lr: float = 1e-4
+    flat_epochs: int = 0                     # of `epochs`, the last ones, at min_lr
     weight_decay: float = 1e-2
     ema_decay: float = 0.99                  # 0 = off
+    ema_ramp: int = 0                        # -1: the decay is constant from the first step
     precision: str = "amp"                   # amp where the device has it, else fp32
     checkpoint_every: int = 20               # steps between checkpoints
     workers: int = 0                         # data-loading processes
+    val_batch_size: int = 32
     seed: int = 42
 
 @dataclass(frozen=True)
@@ -140,10 +148,13 @@ RECIPES = {
                    crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
     "demo_roi": Recipe("the detector of `demo` alone"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,
-                         datasets=Datasets("rsna-breast-cancer-detection"),
-                         detector=Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
-                                           warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
-                                           checkpoint_every=1000, workers=4, threads=0)),
+                         datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector),
+    "winner_fold2": _winner("the winner's fold 2, ConvNeXt-small at 2048x1024, on a GPU", folds="2"),
+    "winner_fold3": _winner("the winner's fold 3, trained as fold 2", folds="3"),
+    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25),
+    "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last averaged weights of the first", folds="0 1",
+                             weights="runs/winner_stage1/checkpoints/fold_{fold}/epoch_24.safetensors", lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17),
+    "winner_label_smoothing": _winner("the winner's variant with smoothed labels, all folds as fold 2", soft_positive=0.0, label_smoothing=0.1),
 }
 
 class RecipeError(Exception):
