@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Trai
 # %% ../../nbs/mammo/00_recipes.ipynb #698395be
 from dataclasses import dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #f3acc7fc
+# %% ../../nbs/mammo/00_recipes.ipynb #b7919dc6
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -23,8 +23,9 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Datasets:
-    "The data set that is read."
-    name: str = "phantom"       # a folder below `raw`, or phantom
+    "The data sets that are read."
+    name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
+    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
 
 @dataclass(frozen=True)
 class Detector:

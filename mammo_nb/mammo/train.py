@@ -161,7 +161,7 @@ def train_fold(
     return fit(model, train_set, batches, F.binary_cross_entropy_with_logits, validate, optimisation(settings), folder,
                label=f"fold {fold}", identity={**identity, "fold": fold})
 
-# %% ../../nbs/mammo/06_train.ipynb #97b576b3
+# %% ../../nbs/mammo/06_train.ipynb #842cae4c
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -173,7 +173,7 @@ def run(
         table = read_table(locate(run_dir, "folds.csv"), ["fold"])
         identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
         images, folder = locate(run_dir, "processed/cleaned_images"), locate(run_dir, "checkpoints/history.csv").parent
-        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(table["fold"].unique().tolist())]
+        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(set(table["fold"].tolist()) - {-1})]
         history = pd.concat(histories, ignore_index=True)
         history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
         write_csv(folder / "history.csv", history)

@@ -47,8 +47,9 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Datasets:
-    "The data set that is read."
-    name: str = "phantom"       # a folder below `raw`, or phantom
+    "The data sets that are read."
+    name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
+    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
 
 @dataclass(frozen=True)
 class Detector:

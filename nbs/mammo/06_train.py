@@ -252,7 +252,7 @@ def run(
         table = read_table(locate(run_dir, "folds.csv"), ["fold"])
         identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
         images, folder = locate(run_dir, "processed/cleaned_images"), locate(run_dir, "checkpoints/history.csv").parent
-        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(table["fold"].unique().tolist())]
+        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(set(table["fold"].tolist()) - {-1})]
         history = pd.concat(histories, ignore_index=True)
         history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
         write_csv(folder / "history.csv", history)
