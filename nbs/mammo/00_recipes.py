@@ -48,9 +48,9 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Datasets:
-    "The data set that is read."
-    name: str = "phantom"       # a folder below `raw`, or phantom
-    external: str = ""          # more data sets to train with, spaces between
+    "The data sets that are read."
+    name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
+    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
 
 @dataclass(frozen=True)
 class Detector:

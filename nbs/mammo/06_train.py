@@ -245,7 +245,7 @@ def chosen_folds(
     table: pd.DataFrame,   # folds.csv
 ) -> list[int]:
     "The folds that are trained."
-    there = sorted(table["fold"].unique().tolist())
+    there = sorted(set(table["fold"].tolist()) - {-1})  # external sets have none
     wrong = [k for k in folds.split() if k not in map(str, there)]
     if wrong: raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
     return [int(k) for k in folds.split()] or there
