@@ -5,6 +5,7 @@ RECIPE ?= demo
 MODE   ?= $(if $(filter %_roi,$(RECIPE)),detector,full)
 RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full detector,$(MODE)),,-$(MODE))
 WEIGHTS ?=
+DATASET ?=
 SET    ?=
 VENV   ?= .venv
 PYTHON ?= python3
@@ -34,7 +35,7 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help reproduce test test-runs test-rest notebooks export sync lab check-export install clean FORCE
+.PHONY: help data weights reproduce test test-runs test-rest notebooks export sync lab check-export install clean FORCE
 .SECONDARY:
 .DEFAULT_GOAL := help
 
@@ -77,6 +78,13 @@ lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
 
 check-export: export  ## fail if mammo_nb/ is not what the notebooks say
 	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; echo 'mammo_nb/ differs from a fresh export: edit nbs/, then make export'; exit 1; }
+
+# ---- data and weights of others ------------------------------------------------------------------
+data: $(VENV)/.installed  ## DATASET=rsna fetches the competition; of vindr, miniddsm, cmmd, cddcesm, bmcd it says how to get them; then looks what is there
+	@$(NB) data $(DATASET)
+
+weights: $(VENV)/.installed  ## fetch the winner's published weights and convert them into assets/trained
+	@$(NB) weights
 
 # ---- a run ---------------------------------------------------------------------------------------
 reproduce: $(RUNDIR)/report.html  ## run every stage; runs/<run>/ gets submission.csv and report.html

@@ -133,6 +133,35 @@ def detector(
     difference = convert_detector(checkpoint, output, size)
     print(f"{output}/detector.onnx, at most {difference:.1g} pixels from torch")
 
+# %% [markdown]
+# ## What others have published
+# `make data` and `make weights` call these.
+
+# %%
+#| export
+@app.command()
+def data(
+    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: what is there of each"),
+):
+    "Fetch the competition from Kaggle (rsna), or say how to get another data set; then look whether it is whole. A stopped run goes on where it was."
+    from mammo_nb.core.settings import read_paths
+    from mammo_nb.mammo.fetch import SETS, check_set, fetch_set, print_set
+    raw = read_paths().raw
+    if name: raise typer.Exit(print_set(fetch_set(name, raw), raw))
+    for each in SETS: print(f"{each:9} {'; '.join(check_set(each, raw)['problems']) or 'there'}")
+
+@app.command()
+def weights(
+    output: Path = typer.Option(None, "--output", "-o", help="folder for the weights; default: assets/trained"),
+):
+    "Fetch the winner's published weights from Kaggle and make of them a folder for --weights and MODE=trained."
+    from mammo_nb.core.settings import read_paths
+    from mammo_nb.mammo.fetch import fetch_weights
+    output = output or read_paths().assets / "trained"
+    differences = fetch_weights(output)
+    if differences: print(f"detector.onnx at most {differences['detector']:.1g} pixels, ensemble.onnx at most {differences['ensemble']:.1g} from torch")
+    print(f"the winner's weights are in {output}: mammo-nb predict --weights {output}, or make reproduce MODE=trained WEIGHTS={output}")
+
 # %%
 assert _size("2048x1024") == (2048, 1024) and _size("") == (0, 0)
 
@@ -235,7 +264,7 @@ def run_end_command(run_dir: Path = _run_dir, allow_errors: bool = typer.Option(
 def _foreseen() -> tuple:
     "Errors whose text says what to do."
     names = {"core.settings": "SettingsError", "core.stages": "StageError", "core.notebooks": "NotebookConflict", "mammo.recipes": "RecipeError",
-             "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
+             "core.fetch": "FetchError", "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
     loaded = {m: sys.modules.get(f"mammo_nb.{m}") for m in names}
     return tuple(getattr(module, names[m]) for m, module in loaded.items() if module)
 
