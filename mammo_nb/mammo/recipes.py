@@ -10,7 +10,7 @@ __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Trai
 import importlib
 from dataclasses import dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #c5f7d888
+# %% ../../nbs/mammo/00_recipes.ipynb #0cc92189
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -24,9 +24,9 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Datasets:
-    "The data set that is read."
-    name: str = "phantom"       # a folder below `raw`, or phantom
-    external: str = ""          # more data sets to train with, spaces between
+    "The data sets that are read."
+    name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
+    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
 
 @dataclass(frozen=True)
 class Detector:
@@ -139,7 +139,18 @@ class Recipe:
     select: Select = Select()
     engines: Engines = Engines()
 
-# %% ../../nbs/mammo/00_recipes.ipynb #b6f345c6
+# %% ../../nbs/mammo/00_recipes.ipynb #2c638a10
+_detector = Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
+                     warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
+                     checkpoint_every=1000, workers=4, threads=0)
+_train = Train(network="convnext_small.fb_in22k_ft_in1k_384", weights="imagenet", global_pool="max", height=2048, width=1024, drop_rate=0.5, drop_path_rate=0.2,
+               epochs=31, batch_size=8, positive_ratio=0.1429, soft_positive=0.1, augmentation=0.9, augment="winner", optimizer="sgd", lr=3e-3, min_lr=5e-5, warmup_epochs=4,
+               warmup_lr=3e-5, flat_epochs=1, weight_decay=2e-5, ema_decay=0.9998, ema_ramp=-1, checkpoint_every=500, workers=8, val_batch_size=16, seed=42)
+
+def _winner(about: str, **changes) -> Recipe:
+    "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
+    return Recipe(about, phantom=None, datasets=Datasets("rsna-breast-cancer-detection", external="vindr miniddsm cmmd cddcesm bmcd"), detector=_detector, train=replace(_train, **changes))
+
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",

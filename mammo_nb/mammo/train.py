@@ -135,7 +135,7 @@ def optimisation(
     shared = {f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)}
     return Optimisation(**shared)
 
-# %% ../../nbs/mammo/06_train.ipynb #03cfd33f
+# %% ../../nbs/mammo/06_train.ipynb #72244e31
 def train_fold(
     table: pd.DataFrame,   # folds.csv
     fold: int,             # held back
@@ -167,7 +167,7 @@ def chosen_folds(
     table: pd.DataFrame,   # folds.csv
 ) -> list[int]:
     "The folds that are trained."
-    there = sorted(table["fold"].unique().tolist())
+    there = sorted(set(table["fold"].tolist()) - {-1})  # external sets have none
     wrong = [k for k in folds.split() if k not in map(str, there)]
     if wrong: raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
     return [int(k) for k in folds.split()] or there
