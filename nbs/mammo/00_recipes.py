@@ -136,6 +136,7 @@ class Train:
     precision: str = "amp"                   # amp where the device has it, else fp32
     checkpoint_every: int = 20               # steps between checkpoints
     workers: int = 0                         # data-loading processes
+    processes: int = 1                       # that train one network together, by torchrun: one a GPU; each has batches of batch_size
     val_batch_size: int = 32
     seed: int = 42
 

@@ -32,10 +32,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from mammo_nb.core.files import sha256, write_csv
+from mammo_nb.core.files import read_json, sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import create_network
 from mammo_nb.core.pictures import fit_resize
+from mammo_nb.core.ranks import join, launch
 from mammo_nb.core.stages import code_of, locate, stage
 from mammo_nb.core.train import Optimisation, fit
 from mammo_nb.mammo.augment import BEFORE_FITTING, augment
@@ -71,6 +72,8 @@ images = locate(run_dir, "processed/cleaned_images")
 
 # %%
 #| export
+READS = ["folds.csv", "processed/crops.csv"]  # and cleaned_images/
+
 def _deck(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
     "Cards `start` to `start + count` of an endless row of shuffled decks."
     n = len(positives)
@@ -236,7 +239,7 @@ def train_fold(
         threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"])
         return {"auc": auc(breasts["cancer"], breasts["probability"]), "pf1": pf1, "threshold": threshold}
 
-    batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio, settings.seed + fold)
+    batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio, settings.seed + fold, join()[1])
     return fit(model, train_set, batches, F.binary_cross_entropy_with_logits, validate, optimisation(settings), folder,
                label=f"fold {fold}", identity={**identity, "fold": fold})
 
@@ -252,22 +255,34 @@ def chosen_folds(
 
 # %% [markdown]
 # ## Run the stage
+# With `processes` the stage has `torchrun` start so many, one a GPU.
 
 # %%
 #| export
+def train_folds(
+    run_dir: Path,                   # folder of the run
+    recipe: str,                     # a recipe
+    overrides: dict | None = None,   # changes to the section `train`
+):
+    "folds.csv and the crops -> checkpoints/fold_*/; finished folds are left alone."
+    settings, run_dir = get_section(recipe, "train", overrides), Path(run_dir)
+    reads = [locate(run_dir, r) for r in READS]
+    table, folder = read_table(reads[0], ["fold"]), locate(run_dir, "checkpoints/history.csv").parent
+    identity = {"recipe": asdict(settings), "reads": [sha256(r) for r in reads], "code": code_of(run_dir, "train")}
+    for k in chosen_folds(settings.folds, table): train_fold(table, k, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{k}", settings, identity)
+
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
     overrides: dict | None = None,   # changes to the section `train`
 ) -> pd.DataFrame:                   # history of all folds
     "folds.csv and the crops -> checkpoints/fold_*/ and checkpoints/history.csv."
-    settings, reads = get_section(recipe, "train", overrides), ["folds.csv", "processed/crops.csv"]
-    with stage(run_dir, "train", reads=reads, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
-        table = read_table(locate(run_dir, "folds.csv"), ["fold"])
-        identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
-        images, folder = locate(run_dir, "processed/cleaned_images"), locate(run_dir, "checkpoints/history.csv").parent
-        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in chosen_folds(settings.folds, table)]
-        history = pd.concat(histories, ignore_index=True)
+    settings, folder = get_section(recipe, "train", overrides), locate(run_dir, "checkpoints/history.csv").parent
+    with stage(run_dir, "train", reads=READS, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
+        if settings.processes > 1: launch(train_folds, [str(run_dir), recipe, overrides or {}], settings.processes)
+        else: train_folds(run_dir, recipe, overrides)
+        folds = chosen_folds(settings.folds, read_table(locate(run_dir, "folds.csv"), ["fold"]))
+        history = pd.concat([pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds], ignore_index=True)
         history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
         write_csv(folder / "history.csv", history)
     return history
