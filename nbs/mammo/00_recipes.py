@@ -107,7 +107,6 @@ class Folds:
 @dataclass(frozen=True)
 class Train:
     "Network, augmentation and optimisation of one classifier a fold."
-    folds: str = ""                          # which are trained, spaces between; "": all
     network: str = "tf_efficientnet_lite0"   # a timm name
     weights: str = "imagenet_lite0"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite0 or a file, {fold} in its name
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
@@ -136,6 +135,7 @@ class Train:
     checkpoint_every: int = 20               # steps between checkpoints
     workers: int = 0                         # data-loading processes
     val_batch_size: int = 32
+    folds: str = ""                          # which are trained, spaces between; "": all
     seed: int = 42
 
 @dataclass(frozen=True)
