@@ -6,10 +6,11 @@
 __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Train', 'Select', 'Engines', 'Recipe', 'RecipeError',
            'get_recipe', 'get_section']
 
-# %% ../../nbs/mammo/00_recipes.ipynb #698395be
+# %% ../../nbs/mammo/00_recipes.ipynb #56b0e4b1
+import importlib
 from dataclasses import dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #fbd98346
+# %% ../../nbs/mammo/00_recipes.ipynb #0e2b60b8
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -23,9 +24,9 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Datasets:
-    "The data set that is read."
-    name: str = "phantom"       # a folder below `raw`, or phantom
-    external: str = ""          # more data sets to train with, spaces between
+    "The data sets that are read."
+    name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
+    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
 
 @dataclass(frozen=True)
 class Detector:
@@ -117,7 +118,8 @@ class Train:
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    metric: str = "pf1"         # binarised probabilistic F1 over breasts, the winner's
+    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
 
 @dataclass(frozen=True)
 class Engines:
@@ -137,7 +139,7 @@ class Recipe:
     select: Select = Select()
     engines: Engines = Engines()
 
-# %% ../../nbs/mammo/00_recipes.ipynb #096f0fa1
+# %% ../../nbs/mammo/00_recipes.ipynb #2c638a10
 _detector = Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
                      warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
                      checkpoint_every=1000, workers=4, threads=0)
@@ -170,13 +172,15 @@ class RecipeError(Exception):
     "A recipe, section or field that does not exist, or a value of the wrong type."
 
 def get_recipe(
-    name: str,   # a key of RECIPES
-) -> Recipe:
+    name: str,   # a key of RECIPES, or that of another system on the same data: baseline/demo
+) -> Recipe:     # or that system's own class of recipes
     "A recipe by its name."
-    if name not in RECIPES: raise RecipeError(f"No recipe {name!r}. There are {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]
+    system, _, key = name.rpartition("/")
+    recipes = importlib.import_module(f"mammo_nb.{system}.recipes").RECIPES if system else RECIPES  # imported when it is named: mammo needs no other system
+    if key not in recipes: raise RecipeError(f"No recipe {key!r}. There are {', '.join(sorted(recipes))}.")
+    return recipes[key]
 
-# %% ../../nbs/mammo/00_recipes.ipynb #ddf4b72a
+# %% ../../nbs/mammo/00_recipes.ipynb #cea54e95
 def _checked(where: str, kind: str, value):
     "The value if it fits the field's type; an int is a fine float."
     wanted = {"int": int, "float": float, "str": str, "bool": bool}[kind]
@@ -191,7 +195,7 @@ def get_section(
 ):                                  # the section, frozen; None if the recipe has none
     "A stage's section of a recipe, with fields replaced."
     whole = get_recipe(name)
-    if stage not in {f.name for f in fields(Recipe)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(Recipe)[1:])}.")
+    if stage not in {f.name for f in fields(whole)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(whole)[1:])}.")
     section = getattr(whole, stage)
     if not overrides: return section
     if section is None: raise RecipeError(f"Recipe {name} has no section {stage} to override.")

@@ -29,7 +29,7 @@ from .crops import crop_path
 from .datasets import per_breast, read_table
 from .recipes import Train, get_section
 
-# %% ../../nbs/mammo/06_train.ipynb #cda7004d
+# %% ../../nbs/mammo/06_train.ipynb #1db0ee41
 def _deck(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
     "Cards `start` to `start + count` of an endless row of shuffled decks."
     n = len(positives)
@@ -41,18 +41,20 @@ def one_positive_batches(
     batch_size: int,
     ratio: float,        # positives per negative; one a batch if that is more
     seed: int,
-):                       # epoch -> batches of (index, seed)
+    ranks: int = 1,      # processes that share the batches out among themselves
+):                       # epoch -> batches of (index, seed), a multiple of `ranks`
     "Batches with at least one positive each, every negative once an epoch (facts, section 4)."
     negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
     if not len(positives) or not len(negatives): raise ValueError(f"training needs both classes, got {len(positives)} positives and {len(negatives)} negatives")
     each = min(batch_size - 1, max(1, round(batch_size * ratio / (1 + ratio))))
-    count = -(-len(negatives) // (batch_size - each))
+    count = -(-len(negatives) // (batch_size - each) // ranks) * ranks
+    if count > len(negatives): raise ValueError(f"{len(negatives)} negatives are too few for {ranks} processes")
 
     def batches(epoch: int) -> list[list[tuple[int, int]]]:
         order = np.random.default_rng([seed, 0, epoch]).permutation(negatives)
         dealt = _deck(positives, epoch * count * each, count * each, seed)
         seeds = np.random.default_rng([seed, 2, epoch]).integers(2**31, size=(count, batch_size))
-        rows = [np.concatenate([dealt[b * each:(b + 1) * each], order[b * (batch_size - each):(b + 1) * (batch_size - each)]]) for b in range(count)]
+        rows = [np.concatenate([dealt[b * each:(b + 1) * each], part]) for b, part in enumerate(np.array_split(order, count))]
         return [[(int(i), int(s)) for i, s in zip(row, seeds[b])] for b, row in enumerate(rows)]
     return batches
 
@@ -133,7 +135,7 @@ def optimisation(
     shared = {f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)}
     return Optimisation(**shared)
 
-# %% ../../nbs/mammo/06_train.ipynb #03cfd33f
+# %% ../../nbs/mammo/06_train.ipynb #72244e31
 def train_fold(
     table: pd.DataFrame,   # folds.csv
     fold: int,             # held back
@@ -165,7 +167,7 @@ def chosen_folds(
     table: pd.DataFrame,   # folds.csv
 ) -> list[int]:
     "The folds that are trained."
-    there = sorted(table["fold"].unique().tolist())
+    there = sorted(set(table["fold"].tolist()) - {-1})  # external sets have none
     wrong = [k for k in folds.split() if k not in map(str, there)]
     if wrong: raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
     return [int(k) for k in folds.split()] or there

@@ -21,6 +21,7 @@
 
 # %%
 #| export
+import importlib
 from dataclasses import dataclass, fields, replace
 
 # %%
@@ -47,9 +48,9 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Datasets:
-    "The data set that is read."
-    name: str = "phantom"       # a folder below `raw`, or phantom
-    external: str = ""          # more data sets to train with, spaces between
+    "The data sets that are read."
+    name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
+    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
 
 @dataclass(frozen=True)
 class Detector:
@@ -141,7 +142,8 @@ class Train:
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    metric: str = "pf1"         # binarised probabilistic F1 over breasts, the winner's
+    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
 
 @dataclass(frozen=True)
 class Engines:
@@ -200,11 +202,13 @@ class RecipeError(Exception):
     "A recipe, section or field that does not exist, or a value of the wrong type."
 
 def get_recipe(
-    name: str,   # a key of RECIPES
-) -> Recipe:
+    name: str,   # a key of RECIPES, or that of another system on the same data: baseline/demo
+) -> Recipe:     # or that system's own class of recipes
     "A recipe by its name."
-    if name not in RECIPES: raise RecipeError(f"No recipe {name!r}. There are {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]
+    system, _, key = name.rpartition("/")
+    recipes = importlib.import_module(f"mammo_nb.{system}.recipes").RECIPES if system else RECIPES  # imported when it is named: mammo needs no other system
+    if key not in recipes: raise RecipeError(f"No recipe {key!r}. There are {', '.join(sorted(recipes))}.")
+    return recipes[key]
 
 # %%
 #| export
@@ -222,7 +226,7 @@ def get_section(
 ):                                  # the section, frozen; None if the recipe has none
     "A stage's section of a recipe, with fields replaced."
     whole = get_recipe(name)
-    if stage not in {f.name for f in fields(Recipe)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(Recipe)[1:])}.")
+    if stage not in {f.name for f in fields(whole)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(whole)[1:])}.")
     section = getattr(whole, stage)
     if not overrides: return section
     if section is None: raise RecipeError(f"Recipe {name} has no section {stage} to override.")

@@ -67,7 +67,7 @@ images = locate(run_dir, "processed/cleaned_images")
 
 # %% [markdown]
 # ## A cancer in every batch
-# An epoch shows each negative once. Positives are dealt out of shuffled decks, one deck after another, so that each is seen equally often; the deck goes on from epoch to epoch. Every place in an epoch gets a seed of its own, from which its augmentation is drawn: order, worker count and an interruption change nothing.
+# An epoch shows each negative once. Positives are dealt out of shuffled decks, one deck after another, so that each is seen equally often; the deck goes on from epoch to epoch. Every place in an epoch gets a seed of its own, from which its augmentation is drawn: order, worker count and an interruption change nothing. On several GPUs each takes every n-th batch, so the number of batches is a multiple of n, and none goes without a positive.
 
 # %%
 #| export
@@ -82,18 +82,20 @@ def one_positive_batches(
     batch_size: int,
     ratio: float,        # positives per negative; one a batch if that is more
     seed: int,
-):                       # epoch -> batches of (index, seed)
+    ranks: int = 1,      # processes that share the batches out among themselves
+):                       # epoch -> batches of (index, seed), a multiple of `ranks`
     "Batches with at least one positive each, every negative once an epoch (facts, section 4)."
     negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
     if not len(positives) or not len(negatives): raise ValueError(f"training needs both classes, got {len(positives)} positives and {len(negatives)} negatives")
     each = min(batch_size - 1, max(1, round(batch_size * ratio / (1 + ratio))))
-    count = -(-len(negatives) // (batch_size - each))
+    count = -(-len(negatives) // (batch_size - each) // ranks) * ranks
+    if count > len(negatives): raise ValueError(f"{len(negatives)} negatives are too few for {ranks} processes")
 
     def batches(epoch: int) -> list[list[tuple[int, int]]]:
         order = np.random.default_rng([seed, 0, epoch]).permutation(negatives)
         dealt = _deck(positives, epoch * count * each, count * each, seed)
         seeds = np.random.default_rng([seed, 2, epoch]).integers(2**31, size=(count, batch_size))
-        rows = [np.concatenate([dealt[b * each:(b + 1) * each], order[b * (batch_size - each):(b + 1) * (batch_size - each)]]) for b in range(count)]
+        rows = [np.concatenate([dealt[b * each:(b + 1) * each], part]) for b, part in enumerate(np.array_split(order, count))]
         return [[(int(i), int(s)) for i, s in zip(row, seeds[b])] for b, row in enumerate(rows)]
     return batches
 
@@ -243,7 +245,7 @@ def chosen_folds(
     table: pd.DataFrame,   # folds.csv
 ) -> list[int]:
     "The folds that are trained."
-    there = sorted(table["fold"].unique().tolist())
+    there = sorted(set(table["fold"].tolist()) - {-1})  # external sets have none
     wrong = [k for k in folds.split() if k not in map(str, there)]
     if wrong: raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
     return [int(k) for k in folds.split()] or there
