@@ -10,7 +10,7 @@ __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Trai
 import importlib
 from dataclasses import dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #0cc92189
+# %% ../../nbs/mammo/00_recipes.ipynb #0e2b60b8
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -84,7 +84,6 @@ class Folds:
 @dataclass(frozen=True)
 class Train:
     "Network, augmentation and optimisation of one classifier a fold."
-    folds: str = ""                          # which are trained, spaces between; "": all
     network: str = "tf_efficientnet_lite0"   # a timm name
     weights: str = "imagenet_lite0"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite0 or a file, {fold} in its name
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
@@ -113,6 +112,7 @@ class Train:
     checkpoint_every: int = 20               # steps between checkpoints
     workers: int = 0                         # data-loading processes
     val_batch_size: int = 32
+    folds: str = ""                          # which are trained, spaces between; "": all
     seed: int = 42
 
 @dataclass(frozen=True)

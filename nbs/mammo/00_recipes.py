@@ -108,7 +108,6 @@ class Folds:
 @dataclass(frozen=True)
 class Train:
     "Network, augmentation and optimisation of one classifier a fold."
-    folds: str = ""                          # which are trained, spaces between; "": all
     network: str = "tf_efficientnet_lite0"   # a timm name
     weights: str = "imagenet_lite0"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite0 or a file, {fold} in its name
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
@@ -138,6 +137,7 @@ class Train:
     workers: int = 0                         # data-loading processes
     processes: int = 1                       # that train one network together, by torchrun: one a GPU; each has batches of batch_size
     val_batch_size: int = 32
+    folds: str = ""                          # which are trained, spaces between; "": all
     seed: int = 42
 
 @dataclass(frozen=True)

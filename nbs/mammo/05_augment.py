@@ -93,6 +93,9 @@ def flip_ends(
 shares = [c.size / breast.size for c in show(random_crop, "crops, not resized")]
 assert min(shares) >= .49 and max(shares) <= 1
 assert random_crop(np.zeros((100, 300), np.uint8), np.random.default_rng(0)).shape == (100, 80)   # too wide for any try: centre crop
+
+# %%
+sheet([breast, flip_sides(breast, None), flip_ends(breast, None), flip_ends(flip_sides(breast, None), None)], columns=8, title="flips")
 assert (flip_sides(breast, None)[:, 0] == breast[:, -1]).all() and (flip_ends(breast, None)[0] == breast[-1]).all()
 
 # %% [markdown]
