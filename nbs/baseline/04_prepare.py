@@ -189,9 +189,11 @@ table.groupby("box_source").size().to_frame("images")
 # Nine images of one label, drawn at random: the first thing to look at in any data set.
 
 # %%
-chosen = labels[labels["cancer"] == label].merge(done[["patient_id", "image_id"]]).sample(9, random_state=0, replace=True)
+chosen = labels[labels["cancer"] == label].merge(done[["patient_id", "image_id"]])
+chosen = chosen.sample(min(9, len(chosen)), random_state=0)
 fig, axes = plt.subplots(3, 3, figsize=(5, 9.6), facecolor="black")
 for ax, row in zip(axes.flat, chosen.itertuples()):
     ax.imshow(cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
-    ax.set_title(f"{row.laterality} {row.view}", fontsize=8, color="white"); ax.axis("off")
-fig.suptitle("cancer" if label else "no cancer", color="white"); fig.tight_layout(pad=0.3)
+    ax.set_title(f"{row.laterality} {row.view}, {'cancer' if label else 'no cancer'}", fontsize=8, color="white")
+for ax in axes.flat: ax.axis("off")
+fig.tight_layout(pad=0.3)
