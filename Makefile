@@ -5,6 +5,7 @@ RECIPE ?= demo
 MODE   ?= $(if $(filter %_roi,$(RECIPE)),detector,full)
 RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full detector,$(MODE)),,-$(MODE))
 WEIGHTS ?=
+DATASET ?=
 SET    ?=
 VENV   ?= .venv
 PYTHON ?= python3
@@ -34,7 +35,7 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help reproduce test notebooks export sync lab check-export install clean FORCE
+.PHONY: help data weights reproduce test test-runs test-rest notebooks export sync lab check-export install clean FORCE
 .SECONDARY:
 .DEFAULT_GOAL := help
 
@@ -78,6 +79,13 @@ lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
 check-export: export  ## fail if mammo_nb/ is not what the notebooks say
 	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; echo 'mammo_nb/ differs from a fresh export: edit nbs/, then make export'; exit 1; }
 
+# ---- data and weights of others ------------------------------------------------------------------
+data: $(VENV)/.installed  ## DATASET=rsna fetches the competition; of vindr, miniddsm, cmmd, cddcesm, bmcd it says how to get them; then looks what is there
+	@$(NB) data $(DATASET)
+
+weights: $(VENV)/.installed  ## fetch the winner's published weights and convert them into assets/trained
+	@$(NB) weights
+
 # ---- a run ---------------------------------------------------------------------------------------
 reproduce: $(RUNDIR)/report.html  ## run every stage; runs/<run>/ gets submission.csv and report.html
 	@$(NB) run-end --run-dir $(RUNDIR) $(if $(ALLOW_ERRORS),--allow-errors)
@@ -101,9 +109,16 @@ $(if $(filter trained,$(MODE)),$(if $(WEIGHTS),,$(error MODE=trained needs WEIGH
 $(if $(filter partial,$(MODE)),$(if $(or $(WEIGHTS),$(wildcard assets/trained/detector.onnx)),,$(error MODE=partial keeps a trained detector: put detector.onnx and detector.json into assets/trained, or name their folder, such as WEIGHTS=runs/demo/weights)))
 
 # ---- tests ---------------------------------------------------------------------------------------
+# two halves of about the same length side by side, one thread each: runs of `make reproduce`, and all else
 test: nbs/.exported  ## the notebooks' own tests, then pytest
-	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-runs test-rest
+
+test-runs:
+	@$(PY) -m pytest tests/test_reproduce.py
+
+test-rest:
+	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n_workers 1
+	@$(PY) -m pytest --ignore tests/test_reproduce.py
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
 	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc

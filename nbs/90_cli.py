@@ -43,10 +43,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 #| export
 @app.command()
 def predict(
-    folder: Path = typer.Argument(..., help="mammograms in DICOM, nested or flat, any number of patients"),
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat, any number of patients"),
     output: Path = typer.Option(..., "--output", "-o", help="per_image.csv, per_breast.csv and previews/ go here"),
     weights: Path = typer.Option(None, help="folder with ensemble.onnx; default: assets/trained, then the newest finished run"),
-    table: Path = typer.Option(None, help="CSV with image_id (and patient_id), laterality, view, for files that do not say"),
+    table: Path = typer.Option(None, help="CSV with image_id or file (and patient_id), laterality, view, for files that do not say"),
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
@@ -69,7 +69,8 @@ def _size(
 
 @app.command()
 def check(
-    folder: Path = typer.Argument(..., help="a competition, or any folder with DICOM files"),
+    folder: Path = typer.Argument(None, help="a competition, or any folder with mammograms"),
+    dataset: str = typer.Option("", help="instead of a folder: vindr, miniddsm, cmmd, cddcesm, bmcd, rsna-breast-cancer-detection, or a folder of your own below raw or samples of settings.ini"),
     table: Path = typer.Option(None, help="CSV that names the files; default: train.csv and test.csv of the competition"),
     output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
     sample: int = typer.Option(32, min=0, help="how many files are decoded, and timed for the estimate"),
@@ -79,16 +80,19 @@ def check(
 ):
     "Is a data set whole? Missing, doubled and unreadable files, wrong sides, time and disk that cropping will need."
     from mammo_nb.core.files import write_csv
-    from mammo_nb.mammo.check import check_folder, print_check
+    from mammo_nb.mammo.check import check_dataset, check_folder, print_check
     from mammo_nb.mammo.recipes import Crops
     height, width = _size(size)
-    found = check_folder(folder, table, sample, everything, Crops(height=height, width=width), workers=workers or None)
+    if bool(folder) == bool(dataset): raise typer.BadParameter("name a folder, or a data set with --dataset")
+    if dataset and table: raise typer.BadParameter("a data set has its own table; leave --table out")
+    how = {"sample": sample, "everything": everything, "settings": Crops(height=height, width=width), "workers": workers or None}
+    found = check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
     if output: write_csv(output, found)
     raise typer.Exit(print_check(found))
 
 @app.command()
 def crops(
-    folder: Path = typer.Argument(..., help="mammograms in DICOM, nested or flat"),
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat"),
     output: Path = typer.Option(..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"),
     size: str = typer.Option("", help="HEIGHTxWIDTH that a crop is made to fit into, as 2048x1024; default: as the detector made it"),
     detector: str = typer.Option("", help="detector.onnx or a folder with one, or otsu; default: assets/trained, then the newest finished run, then otsu"),
@@ -99,7 +103,7 @@ def crops(
     backend: str = typer.Option("loky", help="loky: processes of this machine; dask: a cluster"),
     scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
 ):
-    "Find the breast in every DICOM file and write it as an 8-bit PNG. A killed run goes on where it was."
+    "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run goes on where it was."
     from mammo_nb.mammo.boxes import find_detector
     from mammo_nb.mammo.crops import crop_folder
     from mammo_nb.mammo.recipes import Crops
@@ -128,6 +132,35 @@ def detector(
     from mammo_nb.mammo.detector import convert_detector
     difference = convert_detector(checkpoint, output, size)
     print(f"{output}/detector.onnx, at most {difference:.1g} pixels from torch")
+
+# %% [markdown]
+# ## What others have published
+# `make data` and `make weights` call these.
+
+# %%
+#| export
+@app.command()
+def data(
+    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: what is there of each"),
+):
+    "Fetch the competition from Kaggle (rsna), or say how to get another data set; then look whether it is whole. A stopped run goes on where it was."
+    from mammo_nb.core.settings import read_paths
+    from mammo_nb.mammo.fetch import SETS, check_set, fetch_set, print_set
+    raw = read_paths().raw
+    if name: raise typer.Exit(print_set(fetch_set(name, raw), raw))
+    for each in SETS: print(f"{each:9} {'; '.join(check_set(each, raw)['problems']) or 'there'}")
+
+@app.command()
+def weights(
+    output: Path = typer.Option(None, "--output", "-o", help="folder for the weights; default: assets/trained"),
+):
+    "Fetch the winner's published weights from Kaggle and make of them a folder for --weights and MODE=trained."
+    from mammo_nb.core.settings import read_paths
+    from mammo_nb.mammo.fetch import fetch_weights
+    output = output or read_paths().assets / "trained"
+    differences = fetch_weights(output)
+    if differences: print(f"detector.onnx at most {differences['detector']:.1g} pixels, ensemble.onnx at most {differences['ensemble']:.1g} from torch")
+    print(f"the winner's weights are in {output}: mammo-nb predict --weights {output}, or make reproduce MODE=trained WEIGHTS={output}")
 
 # %%
 assert _size("2048x1024") == (2048, 1024) and _size("") == (0, 0)
@@ -231,7 +264,7 @@ def run_end_command(run_dir: Path = _run_dir, allow_errors: bool = typer.Option(
 def _foreseen() -> tuple:
     "Errors whose text says what to do."
     names = {"core.settings": "SettingsError", "core.stages": "StageError", "core.notebooks": "NotebookConflict", "mammo.recipes": "RecipeError",
-             "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
+             "core.fetch": "FetchError", "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
     loaded = {m: sys.modules.get(f"mammo_nb.{m}") for m in names}
     return tuple(getattr(module, names[m]) for m, module in loaded.items() if module)
 

@@ -14,7 +14,7 @@ from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table, unify
 from mammo_nb.mammo.recipes import RECIPES, RecipeError, get_section
 from mammo_nb.mammo.select import best_epochs, combinations, plateau
 from mammo_nb.mammo.submit import to_submission
-from mammo_nb.mammo.train import augment, one_positive_batches
+from mammo_nb.mammo.train import one_positive_batches
 
 
 def table(**columns):
@@ -141,12 +141,6 @@ def test_every_rank_has_a_positive_in_each_batch_and_together_they_see_each_nega
 
 def test_training_without_one_class_is_refused():
     with pytest.raises(ValueError, match="both classes"): one_positive_batches(np.zeros(9), 4, .5, 0)
-
-
-def test_augmentation_is_its_seed():
-    image = np.random.default_rng(0).integers(0, 256, (128, 64), dtype=np.uint8)
-    once, again, other = (augment(image.copy(), np.random.default_rng(s)) for s in (5, 5, 6))
-    assert (once == again).all() and (once != other).any() and once.shape == image.shape and once.dtype == np.uint8
 
 
 # ---- selection and submission

@@ -6,7 +6,7 @@
 __all__ = ['Optimisation', 'learning_rate', 'seed_everything', 'update_ema', 'make_optimizer', 'training_mode', 'half_precision',
            'CheckpointError', 'Training', 'fit']
 
-# %% ../../nbs/core/07_train.ipynb #e7540ef4
+# %% ../../nbs/core/07_train.ipynb #cda8f7c1
 import copy
 import hashlib
 import json
@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import random
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,13 +22,16 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .files import read_json, replacing, write_csv, write_json
 from .networks import save_weights
+from .ranks import from_first, join, mean
 
-# %% ../../nbs/core/07_train.ipynb #9e4c4313
+# %% ../../nbs/core/07_train.ipynb #bf90b12a
 @dataclass(frozen=True)
 class Optimisation:
     "What the loop needs to know; a recipe fills it."
@@ -45,7 +49,7 @@ class Optimisation:
     weight_decay: float = 0.0    # on matrices and kernels only
     momentum: float = 0.9        # of sgd
     ema_decay: float = 0.0       # of the averaged weights, per step; 0 = off
-    ema_ramp: int = 0            # steps in which the decay grows as YOLOX's does (2000 there); 0: as TensorFlow's does
+    ema_ramp: int = 0            # steps in which the decay grows as YOLOX's does (2000 there); 0: as TensorFlow's does; -1: constant
     precision: str = "amp"       # amp: 16 bit where the device has it; fp32
     clip_norm: float = 0.0       # largest norm of the gradient; 0 = off
     seed: int = 42
@@ -70,7 +74,7 @@ def learning_rate(
     start = config.warmup_epochs if yolox else 0
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1, (t - start) / max(end - start, 1e-9))))
 
-# %% ../../nbs/core/07_train.ipynb #ceb6515c
+# %% ../../nbs/core/07_train.ipynb #207b6d72
 def seed_everything(
     seed: int,
     deterministic: bool = True,  # refuse operations whose result may differ between runs
@@ -82,21 +86,21 @@ def seed_everything(
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a write of every new tensor
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
 
-def _step_seed(seed: int, step: int) -> int:
-    "A seed for each step: dropout is the same whether or not the steps before it ran in this process."
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    "A seed for each step: dropout is the same whether or not the steps before it ran in this process, and another one in each of several."
+    return int(np.random.SeedSequence([seed, step, *([rank] if rank else [])]).generate_state(1, np.uint64)[0] >> 1)
 
-# %% ../../nbs/core/07_train.ipynb #6371ae48
+# %% ../../nbs/core/07_train.ipynb #9845712a
 @torch.no_grad()
 def update_ema(
     average: dict[str, torch.Tensor],  # name -> tensor, changed in place
     model: nn.Module,
     decay: float,                      # the final decay
     step: int,                         # from 0
-    ramp: int = 0,                     # steps of YOLOX's growing decay; 0: TensorFlow's
+    ramp: int = 0,                     # steps of YOLOX's growing decay; 0: TensorFlow's; -1: constant
 ):
     "Move the average a step towards the model; integer buffers are copied."
-    decay = decay * (1 - math.exp(-(step + 1) / ramp)) if ramp else min(decay, (1 + step) / (10 + step))
+    if ramp >= 0: decay = decay * (1 - math.exp(-(step + 1) / ramp)) if ramp else min(decay, (1 + step) / (10 + step))
     state = model.state_dict()
     moving = [name for name, value in state.items() if value.is_floating_point()]
     torch._foreach_lerp_([average[name] for name in moving], [state[name].to(average[name].dtype) for name in moving], 1 - decay)
@@ -133,7 +137,7 @@ def half_precision(
     if device.type == "cuda": return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else None
 
-# %% ../../nbs/core/07_train.ipynb #0a298017
+# %% ../../nbs/core/07_train.ipynb #ee2e4ecf
 class CheckpointError(Exception):
     "A checkpoint that cannot be read."
 
@@ -148,6 +152,9 @@ class Training:
         self.model = model.to(device)
         for parameter in self.model.parameters():  # the layout that 2-D convolutions are quickest in
             if parameter.ndim == 4: parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.rank, self.ranks = join()
+        # gradients are averaged over the processes; batch normalisation goes by what the first one sees
+        self.network = DistributedDataParallel(self.model) if self.ranks > 1 else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.half = half_precision(device, config.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
@@ -158,7 +165,8 @@ class Training:
     _numbers = ("epoch", "step", "total_steps", "loss_sum", "history")
 
     def save(self, path: Path):
-        "Write the checkpoint."
+        "Write the checkpoint; of several processes, the first does."
+        if self.rank: return
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                  "average": self.average or {}, **{n: getattr(self, n) for n in self._numbers}}
         with replacing(path) as temporary: torch.save(state, temporary)
@@ -184,10 +192,10 @@ class Training:
 
     def train_step(self, inputs: torch.Tensor, targets: torch.Tensor, loss) -> float:
         "One step; the loss of the batch."
-        torch.manual_seed(_step_seed(self.config.seed, self.total_steps))
+        torch.manual_seed(_step_seed(self.config.seed, self.total_steps, self.rank))
         inputs = inputs.to(self.device, non_blocking=True)
         if inputs.ndim == 4: inputs = inputs.to(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.half, enabled=self.half is not None): output = self.model(inputs)
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None): output = self.network(inputs)
         value = loss(output.float(), targets.to(self.device, non_blocking=True))
         if not torch.isfinite(value): raise FloatingPointError(f"the loss is {value.item()} at epoch {self.epoch}, step {self.step}: lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
@@ -201,11 +209,11 @@ class Training:
         self.step += 1; self.total_steps += 1
         return value.item()
 
-# %% ../../nbs/core/07_train.ipynb #10abb987
+# %% ../../nbs/core/07_train.ipynb #f6d3d65c
 def _key(config: Optimisation, identity: dict | None) -> str:
-    "Names a training. How often it is saved and how many processes load its data do not change its result."
+    "Names a training. How often it is saved and how many processes load its data do not change its result; how many train does."
     content = {k: v for k, v in asdict(config).items() if k not in ("workers", "checkpoint_every")}
-    return hashlib.sha256(json.dumps([content, identity], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([content, identity, join()[1]], sort_keys=True).encode()).hexdigest()
 
 def _take_folder(folder: Path, key: str) -> dict:
     "Make the folder this training's own: nothing of another stays, nor of a write that was killed. What done.json says, {} if it is not there."
@@ -214,30 +222,36 @@ def _take_folder(folder: Path, key: str) -> dict:
     mine = owner.exists() and read_json(owner) == key
     stale = folder.glob(".*") if mine else [p for p in folder.iterdir() if p.is_file()]
     for path in stale: path.unlink()
+    if not mine: shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     write_json(owner, key)
     return read_json(folder / "done.json") if (folder / "done.json").exists() else {}
 
-def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, label: str):
+def _train_epoch(state: Training, dataset, batches: list, loss, last: Path, label: str, log: SummaryWriter | None):
     "Train from the current step to the end of the epoch."
-    config = state.config
+    config, batches = state.config, batches[state.rank::state.ranks]
     loader = DataLoader(dataset, batch_sampler=batches[state.step:], num_workers=config.workers, pin_memory=state.device.type == "cuda",
                         generator=torch.Generator().manual_seed(0))  # one of its own: the global one stays untouched
     training_mode(state.model)
-    with tqdm(total=sum(map(len, batches)), initial=sum(map(len, batches[:state.step])), unit="img", desc=f"{label} epoch {state.epoch + 1}/{config.epochs}".strip(), mininterval=1) as bar:
+    with tqdm(total=sum(map(len, batches)), initial=sum(map(len, batches[:state.step])), unit="img", desc=f"{label} epoch {state.epoch + 1}/{config.epochs}".strip(), mininterval=1, disable=state.rank > 0) as bar:
         for inputs, targets in loader:
             rate = learning_rate(config, state.epoch, state.step / len(batches) if config.schedule != "timm" else 0.0)
             for group in state.optimizer.param_groups: group["lr"] = rate
             state.loss_sum += state.train_step(inputs, targets, loss)
             bar.update(len(inputs)); bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
-            if state.step % config.checkpoint_every == 0 and state.step < len(batches): state.save(last)
+            if state.step % config.checkpoint_every == 0 and state.step < len(batches):
+                state.save(last)
+                if log: log.add_scalar("loss, mean of the epoch so far", state.loss_sum / state.step, state.total_steps)
 
-def _end_epoch(state: Training, validate, folder: Path):
+def _end_epoch(state: Training, validate, folder: Path, log: SummaryWriter | None):
     "Keep the averaged weights, validate them, and move on to the next epoch."
-    model = state.averaged()
-    save_weights(model, folder / f"epoch_{state.epoch}.safetensors", {"epoch": state.epoch, **asdict(state.config)})
-    row = {"epoch": state.epoch, "lr": learning_rate(state.config, state.epoch), "loss": state.loss_sum / state.step}
-    state.history.append({**row, **{k: float(v) for k, v in validate(model, state.epoch).items()}})
-    write_csv(folder / "history.csv", pd.DataFrame(state.history))
+    row = {"epoch": state.epoch, "lr": learning_rate(state.config, state.epoch), "loss": mean(state.loss_sum / state.step)}
+    if not state.rank:
+        model = state.averaged()
+        save_weights(model, folder / f"epoch_{state.epoch}.safetensors", {"epoch": state.epoch, **asdict(state.config)})
+        row |= {k: float(v) for k, v in validate(model, state.epoch).items()}
+        for name in row.keys() - {"epoch"}: log.add_scalar(name, row[name], state.total_steps)
+        write_csv(folder / "history.csv", pd.DataFrame([*state.history, row]))
+    state.history.append(from_first(row))
     state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
 
 def fit(
@@ -254,17 +268,22 @@ def fit(
     on_epoch=None,               # f(epoch), before each: for what changes with the epochs, such as the loss
 ) -> pd.DataFrame:               # one row an epoch: epoch, lr, loss and what `validate` gave
     "Train, or go on where an interrupted training stopped; the weights at the end are the same."
-    folder, key = Path(folder), _key(config, identity)
-    done = _take_folder(folder, key)
+    folder, key, (rank, ranks) = Path(folder), _key(config, identity), join()
+    done = from_first({} if rank else _take_folder(folder, key))
     if done: return pd.DataFrame(done["history"])
     seed_everything(config.seed, config.deterministic)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = Training(model, config, device)
-    if state.resume(folder / "last.pt"): tqdm.write(f"{label} goes on at epoch {state.epoch + 1}, step {state.step}".strip())
+    if state.resume(folder / "last.pt") and not rank: tqdm.write(f"{label} goes on at epoch {state.epoch + 1}, step {state.step}".strip())
+    log = None if rank else SummaryWriter(str(folder / "tensorboard"), purge_step=state.total_steps)
     while state.epoch < config.epochs and not (state.history and state.history[-1].get("stop")):
         if on_epoch: on_epoch(state.epoch)
-        _train_epoch(state, dataset, batches(state.epoch), loss, folder / "last.pt", label)
-        _end_epoch(state, validate, folder)
+        dealt = batches(state.epoch)
+        if len(dealt) % ranks: raise ValueError(f"{len(dealt)} batches cannot be shared by {ranks} processes: each needs as many as the others")
+        _train_epoch(state, dataset, dealt, loss, folder / "last.pt", label, log)
+        _end_epoch(state, validate, folder, log)
         state.save(folder / "last.pt")
-    write_json(folder / "done.json", {"key": key, "history": state.history, "device": str(device), "threads": torch.get_num_threads(), "half_precision": str(state.half), "torch": torch.__version__})
-    return pd.DataFrame(state.history)
+    if not rank:
+        log.close()
+        write_json(folder / "done.json", {"key": key, "history": state.history, "device": str(device), "threads": torch.get_num_threads(), "processes": ranks, "half_precision": str(state.half), "torch": torch.__version__})
+    return pd.DataFrame(from_first(state.history))
