@@ -16,7 +16,7 @@ from mammo_nb.baseline.prepare import full_range, largest_box, pad_upright, prep
 from mammo_nb.baseline.recipes import RECIPES, Prepare, Train
 from mammo_nb.baseline.report import compare
 from mammo_nb.baseline.select import summarise_fold
-from mammo_nb.baseline.train import THRESHOLDS, Mirrored, Pictures, build_network, train_fold, weighted_batches
+from mammo_nb.baseline.train import THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold, weighted_batches
 from mammo_nb.core.engines import Ensemble, export_onnx, load_engine
 from mammo_nb.core.files import sha256, write_csv, write_json
 from mammo_nb.core.train import Optimisation, fit, learning_rate, make_optimizer
@@ -190,7 +190,7 @@ def data(tmp_path_factory):
     return pd.DataFrame(rows, columns=["patient_id", "image_id", "laterality", "view", "cancer", "fold"]), images
 
 
-def run(data, folder, settings=TINY): return train_fold(*data, folder, settings, {})
+def run(data, folder, settings=TINY): return train_fold(*data, folder, settings, (64, 32), {})
 
 
 def digests(folder): return [sha256(p) for p in sorted(folder.glob("epoch_*.safetensors"))]
@@ -204,14 +204,14 @@ def whole(data, tmp_path_factory):
 
 def test_an_interrupted_training_ends_with_the_same_bits(data, whole, tmp_path, monkeypatch):
     class PowerCut(Exception): pass
-    read, times = Pictures.picture, []
+    read, times = BreastCrops.picture, []
 
     def cut(self, index, seed):
         times.append(seed)
         if len(times) == 30: raise PowerCut   # in the second epoch: 16 pictures are trained on, 8 predicted twice over
         return read(self, index, seed)
     with monkeypatch.context() as m:
-        m.setattr(Pictures, "picture", cut)
+        m.setattr(BreastCrops, "picture", cut)
         with pytest.raises(PowerCut): run(data, tmp_path / "fold_0")
     assert not (tmp_path / "fold_0" / "done.json").exists() and torch.load(tmp_path / "fold_0" / "last.pt", weights_only=True)["epoch"] == 1
     assert run(data, tmp_path / "fold_0").equals(whole[1]) and digests(tmp_path / "fold_0") == digests(whole[0]) and len(digests(whole[0])) == 3
@@ -263,17 +263,23 @@ def test_a_fold_that_is_not_there_is_told(data, tmp_path):
 
 
 def test_half_of_the_pictures_are_mirrored(data):
-    table, images = data
-    pictures = Pictures(table, images, 0.5, {"mean": (.5,) * 3, "std": (.5,) * 3})
-    plain = pictures.picture(0, -1)
-    shown = [pictures.picture(0, seed) for seed in range(400)]
+    dataset = pictures(*data, (64, 32), {"mean": (.5,) * 3, "std": (.5,) * 3}, RECIPES["baseline_tiny"].train.augment)
+    plain = cv2.imread(str(data[1] / "0@0CC.png"), cv2.IMREAD_GRAYSCALE)
+    shown = [dataset.picture(0, seed) for seed in range(400)]
     mirrored = [np.array_equal(s, plain[:, ::-1]) for s in shown]
     assert all(m or np.array_equal(s, plain) for m, s in zip(mirrored, shown)) and 160 < sum(mirrored) < 240
-    assert np.array_equal(pictures[(0, -1)][0][2].numpy(), (plain.astype(np.float32) / 255 - .5) / .5)
+    image, target = dataset[(0, -1)]
+    assert np.array_equal(image[2].numpy(), (plain.astype(np.float32) / 255 - .5) / .5) and target.tolist() == [1.0]
 
 
 # ---- threshold, recipes, comparison
-def test_thresholds_are_twentieths():
+@pytest.fixture
+def no_interval(monkeypatch):
+    "Intervals have tests of their own, and take seconds."
+    for module in ("select", "report"): monkeypatch.setattr(f"mammo_nb.{'mammo' if module == 'select' else 'baseline'}.{module}.bootstrap_interval", lambda *_: (0.1, 0.9))
+
+
+def test_thresholds_are_twentieths(no_interval):
     labels, probabilities = np.array([0, 0, 0, 1, 1]), np.array([.1, .2, .62, .61, .8])
     # by hand: from .2 to .6 three are above, two of them cancers: F1 = 4 / 5; from .65 on one: 2 / 3
     assert len(THRESHOLDS) == 20 and THRESHOLDS[-1] == 0.95
@@ -300,7 +306,7 @@ def fake_run(folder, patients, probabilities, threshold, folds=(0,)):
     return folder
 
 
-def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path):
+def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path, no_interval):
     ours = fake_run(tmp_path / "baseline-demo", "abcd", [.9, .3, .4, .1], 0.35)
     theirs = fake_run(tmp_path / "demo", "abcd", [.9, .8, .4, .1, 0, 0, 1, 1], 0.5, folds=(0, 1))   # fold 1, all wrong, does not count
     table = compare(ours, theirs).set_index("system")

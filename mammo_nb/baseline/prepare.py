@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['full_range', 'largest_box', 'pad_upright', 'prepare', 'prepare_file', 'run']
 
-# %% ../../nbs/baseline/04_prepare.ipynb #278e0e5e
+# %% ../../nbs/baseline/04_prepare.ipynb #2f286081
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core.pictures import write_png
 from ..core.stages import code_of, locate, stage
 from ..mammo.boxes import Box
 from ..mammo.crops import WHOLE, crop_path
-from ..mammo.datasets import competition, read_table
+from ..mammo.datasets import read_table, root_of
 from ..mammo.recipes import get_section
 
 # %% ../../nbs/baseline/04_prepare.ipynb #dc9dd2a2
@@ -65,7 +65,7 @@ def prepare(
     upright = pad_upright(grey[box.y0:box.y1, box.x0:box.x1])
     return cv2.resize(upright, (settings.width, settings.height), interpolation=cv2.INTER_LINEAR), box
 
-# %% ../../nbs/baseline/04_prepare.ipynb #8e4c8fa9
+# %% ../../nbs/baseline/04_prepare.ipynb #5047d23f
 def prepare_file(
     item: dict,  # file, patient_id, image_id, folder, images, settings
 ) -> dict:       # a row of crops.csv, and seconds
@@ -84,13 +84,14 @@ def run(
     overrides: dict | None = None,   # changes to the section `prepare`
     workers: int | None = None,      # processes; None: one a core
 ) -> pd.DataFrame:                   # crops.csv with seconds
-    "The competition's DICOM files -> cleaned_images/, crops.csv, crop_errors.csv."
+    "The files of the unified table -> cleaned_images/, crops.csv, crop_errors.csv."
     settings, writes = get_section(recipe, "prepare", overrides), ["processed/crops.csv", "processed/crop_errors.csv"]
     with stage(run_dir, "prepare", reads=["processed/cleaned_label.csv"], writes=writes, parameters=asdict(settings)):
         output = locate(run_dir, writes[0]).parent
-        place = {"folder": str(locate(run_dir, competition(recipe))), "images": str(output / "cleaned_images"), "settings": asdict(settings)}
-        files = read_table(output / "cleaned_label.csv", ["file", "patient_id", "image_id"])
-        items = [{**row, **place} for row in files[["file", "patient_id", "image_id"]].to_dict("records")]
+        place = {"images": str(output / "cleaned_images"), "settings": asdict(settings)}
+        files = read_table(output / "cleaned_label.csv", ["file", "patient_id", "image_id", "dataset"])
+        roots = {name: str(root_of(run_dir, name)) for name in files["dataset"].unique()}
+        items = [{**row, "folder": roots[name], **place} for row, name in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), files["dataset"])]
         work = map_files(prepare_file, items, table=output / "crops_seconds.csv", params={**place, "code": code_of(run_dir, "prepare")}, label="prepare", workers=workers)
         for left in (output / "cleaned_images").glob(".*.png"): left.unlink()   # of a process that was killed
         for column in ("patient_id", "image_id"): work[column] = files[column].values  # an error row has them too

@@ -49,14 +49,14 @@ class Prepare:
 class Train:
     "One network on one fold; the defaults are what two cores train in two minutes."
     network: str = "tf_efficientnet_lite0"   # a timm name
-    weights: str = "imagenet_lite0"          # initial weights, as `create_network` takes them
+    weights: str = "imagenet_lite0"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite0 or a file
     fold: int = 0                            # held back
     epochs: int = 6
     batch_size: int = 26
     positive_weight: float = 3.0             # a positive is this many times as likely to be drawn as a negative
     pos_weight: float = 2.0                  # and weighs this many times as much in the loss
     freeze: int = 30                         # so many named parameters, from the first, stay as they are
-    flip: float = 0.5                        # share of images mirrored left to right
+    augment: str = "baseline"                # a policy of mammo/augment; this one: a mirror, one time in two
     optimizer: str = "adamw"
     lr: float = 5e-4
     min_lr: float = 0.0

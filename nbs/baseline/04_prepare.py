@@ -37,7 +37,7 @@ from mammo_nb.core.pictures import write_png
 from mammo_nb.core.stages import code_of, locate, stage
 from mammo_nb.mammo.boxes import Box
 from mammo_nb.mammo.crops import WHOLE, crop_path
-from mammo_nb.mammo.datasets import competition, read_table
+from mammo_nb.mammo.datasets import read_table, root_of
 from mammo_nb.mammo.recipes import get_section
 
 # %%
@@ -52,7 +52,7 @@ recipe = "baseline/demo"                      # a name in mammo_nb.baseline.reci
 overrides = {}                                # changes to the section `prepare`
 workers = 0                                   # processes; 0: one a core
 label = 1                                     # 0 or 1: of which images a sample is shown at the end
-reads = ["processed/cleaned_label.csv"]       # and the DICOM files that the table names
+reads = ["processed/cleaned_label.csv"]       # and the files that the table names
 writes = ["processed/crops.csv", "processed/crop_errors.csv"]  # one row an image, beside cleaned_images/; those that failed once more
 
 # %%
@@ -62,7 +62,7 @@ if not run_dir:
     run_dir, recipe = practice(phantom.run, datasets.run, recipe="baseline/tiny")
 settings = get_section(recipe, "prepare", overrides)
 labels = read_table(locate(run_dir, reads[0]), ["file"])
-image = read_image(locate(run_dir, competition(recipe)) / labels["file"][0])
+image = read_image(root_of(run_dir, labels["dataset"][0]) / labels["file"][0])
 
 # %% [markdown]
 # ## Grey levels
@@ -163,13 +163,14 @@ def run(
     overrides: dict | None = None,   # changes to the section `prepare`
     workers: int | None = None,      # processes; None: one a core
 ) -> pd.DataFrame:                   # crops.csv with seconds
-    "The competition's DICOM files -> cleaned_images/, crops.csv, crop_errors.csv."
+    "The files of the unified table -> cleaned_images/, crops.csv, crop_errors.csv."
     settings, writes = get_section(recipe, "prepare", overrides), ["processed/crops.csv", "processed/crop_errors.csv"]
     with stage(run_dir, "prepare", reads=["processed/cleaned_label.csv"], writes=writes, parameters=asdict(settings)):
         output = locate(run_dir, writes[0]).parent
-        place = {"folder": str(locate(run_dir, competition(recipe))), "images": str(output / "cleaned_images"), "settings": asdict(settings)}
-        files = read_table(output / "cleaned_label.csv", ["file", "patient_id", "image_id"])
-        items = [{**row, **place} for row in files[["file", "patient_id", "image_id"]].to_dict("records")]
+        place = {"images": str(output / "cleaned_images"), "settings": asdict(settings)}
+        files = read_table(output / "cleaned_label.csv", ["file", "patient_id", "image_id", "dataset"])
+        roots = {name: str(root_of(run_dir, name)) for name in files["dataset"].unique()}
+        items = [{**row, "folder": roots[name], **place} for row, name in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), files["dataset"])]
         work = map_files(prepare_file, items, table=output / "crops_seconds.csv", params={**place, "code": code_of(run_dir, "prepare")}, label="prepare", workers=workers)
         for left in (output / "cleaned_images").glob(".*.png"): left.unlink()   # of a process that was killed
         for column in ("patient_id", "image_id"): work[column] = files[column].values  # an error row has them too
@@ -189,9 +190,11 @@ table.groupby("box_source").size().to_frame("images")
 # Nine images of one label, drawn at random: the first thing to look at in any data set.
 
 # %%
-chosen = labels[labels["cancer"] == label].merge(done[["patient_id", "image_id"]]).sample(9, random_state=0, replace=True)
+chosen = labels[labels["cancer"] == label].merge(done[["patient_id", "image_id"]])
+chosen = chosen.sample(min(9, len(chosen)), random_state=0)
 fig, axes = plt.subplots(3, 3, figsize=(5, 9.6), facecolor="black")
 for ax, row in zip(axes.flat, chosen.itertuples()):
     ax.imshow(cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
-    ax.set_title(f"{row.laterality} {row.view}", fontsize=8, color="white"); ax.axis("off")
-fig.suptitle("cancer" if label else "no cancer", color="white"); fig.tight_layout(pad=0.3)
+    ax.set_title(f"{row.laterality} {row.view}, {'cancer' if label else 'no cancer'}", fontsize=8, color="white")
+for ax in axes.flat: ax.axis("off")
+fig.tight_layout(pad=0.3)

@@ -24,24 +24,23 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, WeightedRandomSampler
+from torch.utils.data import WeightedRandomSampler
 
 from mammo_nb.baseline.recipes import Train
 from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import create_network
-from mammo_nb.core.stages import code_of, locate, stage
-from mammo_nb.core.train import Optimisation, fit
-from mammo_nb.mammo.crops import crop_path
+from mammo_nb.core.stages import code_of, locate, recorded, stage
+from mammo_nb.core.train import fit
 from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.recipes import Train as Classifier
 from mammo_nb.mammo.recipes import get_section
-from mammo_nb.mammo.train import predict_probabilities
+from mammo_nb.mammo.train import BreastCrops, initial_weights, optimisation, predict_probabilities
 
 # %%
 #| hide
@@ -103,41 +102,30 @@ pd.DataFrame({"drawn": shares, "by the formula": expected}).rename_axis("weight 
 
 # %% [markdown]
 # ## What the network sees
-# The stored picture, half of the time mirrored, in three equal channels.
+# The stored picture, half of the time mirrored, in three equal channels: the winner's data set with everything else left out.
 
 # %%
 #| export
-class Pictures(Dataset):
-    "Prepared pictures of a table as normalised tensors; `dataset[(index, seed)]`, seed -1 as they are."
-    def __init__(self,
-        table: pd.DataFrame,         # patient_id, image_id, cancer
-        images: Path,                # cleaned_images/
-        flip: float,                 # share that is mirrored
-        normalization: dict,         # mean and std of the network, three channels, on the scale 0..1
-    ):
-        self.paths = [crop_path(images, p, i) for p, i in zip(table["patient_id"], table["image_id"])]
-        self.targets = table["cancer"].to_numpy(np.float32)
-        self.flip = flip
-        self.mean, self.std = (torch.tensor(normalization[k]).view(3, 1, 1) for k in ("mean", "std"))
-
-    def __len__(self): return len(self.paths)
-
-    def picture(self, index: int, seed: int) -> np.ndarray:
-        "uint8 (height, width)."
-        stored = cv2.imread(str(self.paths[index]), cv2.IMREAD_GRAYSCALE)
-        if stored is None: raise FileNotFoundError(f"{self.paths[index]} cannot be read: run the prepare stage again")
-        return stored[:, ::-1].copy() if seed >= 0 and np.random.default_rng(seed).random() < self.flip else stored
-
-    def __getitem__(self, at: tuple[int, int]):
-        image = torch.from_numpy(self.picture(*at)).float().div(255).expand(3, -1, -1)
-        return (image - self.mean) / self.std, torch.tensor([self.targets[at[0]]])
+def pictures(
+    table: pd.DataFrame,     # patient_id, image_id, cancer
+    images: Path,            # cleaned_images/
+    size: tuple[int, int],   # height, width of the pictures
+    normalization: dict,     # mean and std of the network, on the scale 0..1
+    augment: str,            # a policy of mammo/augment
+) -> BreastCrops:            # `dataset[(index, seed)]`, seed -1 for pictures as they are
+    "Prepared pictures and their labels, 0 and 1."
+    plain = Classifier(height=size[0], width=size[1], soft_positive=0.0, label_smoothing=0.0, augmentation=1.0, augment=augment)
+    return BreastCrops(table, images, plain, normalization)
 
 # %%
-data = Pictures(table, images, settings.flip, {"mean": (.5, .5, .5), "std": (.5, .5, .5)})
+preparation = recorded(run_dir, "prepare")
+size = preparation["height"], preparation["width"]
+data = pictures(table, images, size, {"mean": .5, "std": .5}, settings.augment)
 fig, axes = plt.subplots(1, 8, figsize=(11, 2.8))
 for seed, ax in enumerate(axes, start=-1):
     ax.imshow(data.picture(int(np.argmax(cancer)), seed), cmap="gray", vmin=0, vmax=255); ax.axis("off"); ax.set_title("as it is" if seed < 0 else f"seed {seed}", fontsize=8)
 fig.tight_layout()
+assert set(data.targets) == {0, 1}
 
 # %% [markdown]
 # ## The network
@@ -185,30 +173,27 @@ with torch.no_grad(): assert torch.equal(mirrored(x), mirrored(x.flip(-1))) and 
 #| export
 THRESHOLDS = np.arange(20) / 20  # 0, 0.05 ... 0.95
 
-def optimisation(
-    settings: Train,
-) -> Optimisation:
-    "The part of a recipe that concerns the loop."
-    return Optimisation(**{f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)})
-
 def train_fold(
     table: pd.DataFrame,   # folds.csv
     images: Path,          # cleaned_images/
     folder: Path,          # checkpoints/fold_<fold>/
     settings: Train,
+    size: tuple[int, int],  # height, width of the pictures
     identity: dict,        # what data and code this is; a training in progress of another is dropped
 ) -> pd.DataFrame:         # history: one row an epoch
     "Train on the other folds; after each epoch predict the one held back."
     held, rest = table[table["fold"] == settings.fold], table[table["fold"] != settings.fold]
-    if held.empty: raise ValueError(f"there is no fold {settings.fold} to hold back; there are {', '.join(map(str, sorted(set(table['fold']))))}")
-    model = build_network(settings, settings.weights, settings.seed)
-    train_set, held_set = (Pictures(t, images, settings.flip, model.normalization) for t in (rest, held))
+    if held.empty: raise ValueError(f"train.fold: no fold {settings.fold} to hold back. There are {', '.join(map(str, sorted(set(table['fold'].tolist()) - {-1})))}.")
+    weights = initial_weights(settings.weights, settings.fold, folder)
+    if (file := Path(weights.removeprefix("imagenet:"))).is_file(): identity = {**identity, "weights": sha256(file)}
+    model = build_network(settings, weights, settings.seed)
+    train_set, held_set = (pictures(t, images, size, model.normalization, settings.augment) for t in (rest, held))
 
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(output, target, pos_weight=output.new_tensor(settings.pos_weight))
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
-        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(Mirrored(eval_model), held_set))
+        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(Mirrored(eval_model), held_set, settings.batch_size, settings.workers))
         write_csv(folder / f"pred_{epoch}.csv", predictions)
         breasts = per_breast(predictions)
         threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)
@@ -238,7 +223,8 @@ def run(
     with stage(run_dir, "train", reads=reads, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
         table, folder = read_table(locate(run_dir, "folds.csv"), ["fold"]), locate(run_dir, "checkpoints/history.csv").parent
         identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
-        history = train_fold(table, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{settings.fold}", settings, identity).assign(fold=settings.fold)
+        size = tuple(recorded(run_dir, "prepare")[side] for side in ("height", "width"))
+        history = train_fold(table, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{settings.fold}", settings, size, identity).assign(fold=settings.fold)
         history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
         write_csv(folder / "history.csv", history)
     return history

@@ -126,5 +126,5 @@ submission.head()
 
 # %%
 threshold = read_json(find_network(run_dir, weights or None) / "baseline.json")["threshold"]
-plt.figure(figsize=(6, 2.8)); plt.hist(per_image.groupby("prediction_id")["probability"].mean().dropna(), bins=30); plt.axvline(threshold, color="orange", label=f"threshold {threshold:.2f}")
+plt.figure(figsize=(6, 2.8)); plt.hist(per_image.groupby("prediction_id")["probability"].mean().dropna(), bins=30, range=(0, 1)); plt.axvline(threshold, color="orange", label=f"threshold {threshold:.2f}")
 plt.xlabel("probability of a breast"); plt.ylabel("breasts"); plt.legend();
