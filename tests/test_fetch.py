@@ -332,6 +332,13 @@ def published(tmp_path_factory):
     return {p.name: p.read_bytes() for p in folder.iterdir()}, models
 
 
+def stand_in(checkpoint: Path, folder: Path, size: int) -> float:
+    "What convert_detector leaves; the graph itself is made in test_detector and in the notebook."
+    for name in ("detector.onnx", "yolox.safetensors"): write_text(folder / name, Path(checkpoint).name)
+    for name in ("detector", "yolox"): write_json(folder / f"{name}.json", {"source": Path(checkpoint).name, "size": size, "sha256": sha256(folder / "detector.onnx")})
+    return 0.
+
+
 def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, monkeypatch):
     from mammo_nb.core.engines import load_engine
     from mammo_nb.mammo.predict import detector_of, find_weights
@@ -340,6 +347,7 @@ def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, 
     kaggle.storage = {**files, "README.md": b"not wanted", "yolox_nano.pth": b"of COCO"}
     kaggle.renamed = {CLASSIFIERS[1]: CLASSIFIERS[1] + ".zip"}
     kaggle.cuts = [1_000_000]
+    monkeypatch.setattr(fetch, "convert_detector", stand_in)
     monkeypatch.setattr(fetch, "COCO", {"name": "yolox_nano.pth", "url": f"{kaggle.url}/yolox_nano.pth", "sha256": ""})
     with monkeypatch.context() as patch:
         patch.setattr(kaggle, "storage", {**kaggle.storage, CLASSIFIERS[1] + ".zip": packed_one})
