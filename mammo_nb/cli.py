@@ -6,9 +6,8 @@
 __all__ = ['app', 'FAILURES', 'predict', 'check', 'crops', 'detector', 'data', 'weights', 'parse_overrides',
            'stage_inputs_command', 'stage_run_command', 'run_end_command', 'main']
 
-# %% ../nbs/90_cli.ipynb #151a8e7f
+# %% ../nbs/90_cli.ipynb #4a3839fa
 import ast
-import importlib
 import sys
 from pathlib import Path
 
@@ -18,13 +17,13 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="mammo_nb: winning medical-imaging solutions, on your own scans.")
 
-# %% ../nbs/90_cli.ipynb #fc6e357a
+# %% ../nbs/90_cli.ipynb #d5512591
 @app.command()
 def predict(
-    folder: Path = typer.Argument(..., help="mammograms in DICOM, nested or flat, any number of patients"),
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat, any number of patients"),
     output: Path = typer.Option(..., "--output", "-o", help="per_image.csv, per_breast.csv and previews/ go here"),
     weights: Path = typer.Option(None, help="folder with ensemble.onnx; default: assets/trained, then the newest finished run"),
-    table: Path = typer.Option(None, help="CSV with image_id (and patient_id), laterality, view, for files that do not say"),
+    table: Path = typer.Option(None, help="CSV with image_id or file (and patient_id), laterality, view, for files that do not say"),
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
@@ -35,7 +34,7 @@ def predict(
     failed = print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #3e99db2e
+# %% ../nbs/90_cli.ipynb #1233d97d
 def _size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -46,7 +45,8 @@ def _size(
 
 @app.command()
 def check(
-    folder: Path = typer.Argument(..., help="a competition, or any folder with DICOM files"),
+    folder: Path = typer.Argument(None, help="a competition, or any folder with mammograms"),
+    dataset: str = typer.Option("", help="instead of a folder: vindr, miniddsm, cmmd, cddcesm, bmcd, rsna-breast-cancer-detection, or a folder of your own below raw or samples of settings.ini"),
     table: Path = typer.Option(None, help="CSV that names the files; default: train.csv and test.csv of the competition"),
     output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
     sample: int = typer.Option(32, min=0, help="how many files are decoded, and timed for the estimate"),
@@ -56,16 +56,19 @@ def check(
 ):
     "Is a data set whole? Missing, doubled and unreadable files, wrong sides, time and disk that cropping will need."
     from mammo_nb.core.files import write_csv
-    from mammo_nb.mammo.check import check_folder, print_check
+    from mammo_nb.mammo.check import check_dataset, check_folder, print_check
     from mammo_nb.mammo.recipes import Crops
     height, width = _size(size)
-    found = check_folder(folder, table, sample, everything, Crops(height=height, width=width), workers=workers or None)
+    if bool(folder) == bool(dataset): raise typer.BadParameter("name a folder, or a data set with --dataset")
+    if dataset and table: raise typer.BadParameter("a data set has its own table; leave --table out")
+    how = {"sample": sample, "everything": everything, "settings": Crops(height=height, width=width), "workers": workers or None}
+    found = check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
     if output: write_csv(output, found)
     raise typer.Exit(print_check(found))
 
 @app.command()
 def crops(
-    folder: Path = typer.Argument(..., help="mammograms in DICOM, nested or flat"),
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat"),
     output: Path = typer.Option(..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"),
     size: str = typer.Option("", help="HEIGHTxWIDTH that a crop is made to fit into, as 2048x1024; default: as the detector made it"),
     detector: str = typer.Option("", help="detector.onnx or a folder with one, or otsu; default: assets/trained, then the newest finished run, then otsu"),
@@ -76,7 +79,7 @@ def crops(
     backend: str = typer.Option("loky", help="loky: processes of this machine; dask: a cluster"),
     scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
 ):
-    "Find the breast in every DICOM file and write it as an 8-bit PNG. A killed run goes on where it was."
+    "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run goes on where it was."
     from mammo_nb.mammo.boxes import find_detector
     from mammo_nb.mammo.crops import crop_folder
     from mammo_nb.mammo.recipes import Crops
@@ -141,7 +144,7 @@ def parse_overrides(
         sections.setdefault(section, {})[field] = value
     return sections
 
-# %% ../nbs/90_cli.ipynb #d3d5b229
+# %% ../nbs/90_cli.ipynb #faa5e6c0
 _system = typer.Option("mammo", help="folder below nbs/")
 _recipe = typer.Option("demo")
 _mode = typer.Option("full")
@@ -152,24 +155,29 @@ _set = typer.Option([], "--set", help="stage.field=value")
 def _stage_call(word: str, system: str, recipe: str, mode: str, weights: Path | None, settings: list[str]) -> tuple[dict, dict | None]:
     "The parameters that papermill injects, and the recipe's section as a dict."
     from dataclasses import asdict
-    recipes = importlib.import_module(f"mammo_nb.{system}.recipes")
+    from mammo_nb.mammo.recipes import get_recipe, get_section
+    if system != "mammo": recipe = f"{system}/{recipe}"  # a borrowed stage has to find it too
     sections = parse_overrides(settings)
-    for stage, overrides in sections.items(): recipes.get_section(recipe, stage, overrides)  # a slip anywhere stops the run at its start
-    has_section = word in recipes.Recipe.__dataclass_fields__
+    for stage, overrides in sections.items(): get_section(recipe, stage, overrides)  # a slip anywhere stops the run at its start
     overrides = sections.get(word, {})
-    section = recipes.get_section(recipe, word, overrides) if has_section else None
+    section = get_section(recipe, word, overrides) if hasattr(get_recipe(recipe), word) else None
     parameters = {"recipe": recipe, "mode": mode, "weights": str(weights.resolve()) if weights else "", "overrides": overrides}
     return parameters, asdict(section) if section else None
+
+def _source(stage: str, system: str) -> Path:
+    "The notebook of a stage: of the system itself, or, as mammo/02_phantom, of another."
+    folder, _, name = stage.rpartition("/")
+    return Path("nbs") / (folder or system) / f"{name}.py"
 
 @app.command("stage-inputs", hidden=True)
 def stage_inputs_command(stage: str, before: str = typer.Option(""), system: str = _system, recipe: str = _recipe, mode: str = _mode,
                          run_dir: Path = _run_dir, weights: Path = _weights, settings: list[str] = _set):
     "Rewrite a stage's inputs file if anything that it depends on has changed."
     from mammo_nb.core.stages import changed_files, refresh_inputs, stage_inputs, stage_name
-    source = Path("nbs") / system / f"{stage}.py"
+    source = _source(stage, system)
     parameters, section = _stage_call(stage_name(source), system, recipe, mode, weights, settings)
     inputs = stage_inputs(Path("."), source, run_dir, parameters, section, run_dir / "inputs" / f"{before}.json" if before else None)
-    why = refresh_inputs(run_dir / "inputs" / f"{stage}.json", inputs, changed_files(run_dir, stage_name(source)))
+    why = refresh_inputs(run_dir / "inputs" / f"{source.stem}.json", inputs, changed_files(run_dir, stage_name(source)))
     if why and why != ["first run"]: print(f"{stage} runs again: {', '.join(why)}", flush=True)
 
 @app.command("stage-run", hidden=True)
@@ -177,10 +185,10 @@ def stage_run_command(stage: str, stages: str = typer.Option(""), system: str = 
                       run_dir: Path = _run_dir, weights: Path = _weights, settings: list[str] = _set):
     "Execute one stage notebook."
     from mammo_nb.core.stages import execute, stage_name
-    source, order = Path("nbs") / system / f"{stage}.py", stages.split()
+    source, order = _source(stage, system), stages.split()
     parameters, _ = _stage_call(stage_name(source), system, recipe, mode, weights, settings)
-    print(f"\n[{order.index(stage) + 1}/{len(order)}] {source} -> {run_dir / stage}.ipynb", flush=True)
-    execute(source, run_dir / f"{stage}.ipynb", {**parameters, "run_dir": str(run_dir.resolve())})
+    print(f"\n[{order.index(stage) + 1}/{len(order)}] {source} -> {run_dir / source.stem}.ipynb", flush=True)
+    execute(source, run_dir / f"{source.stem}.ipynb", {**parameters, "run_dir": str(run_dir.resolve())})
 
 # %% ../nbs/90_cli.ipynb #7c5e8224
 FAILURES = {"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"}  # tables of a run with a column `error`

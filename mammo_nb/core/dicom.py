@@ -6,7 +6,7 @@
 __all__ = ['MAX_INFLATED', 'PIXELS', 'UNDEFINED', 'NATIVE', 'ENDINGS', 'read_header', 'Image', 'Frame', 'read_frame',
            'read_image', 'find_files']
 
-# %% ../../nbs/core/01_dicom.ipynb #9756a9fb
+# %% ../../nbs/core/01_dicom.ipynb #ee2ccd81
 import io
 import math
 import struct
@@ -25,6 +25,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from .decoders import Refused, decode, decoders_for, most_halvings, stored_values
 from .headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom, UnsupportedSyntax,
                                    header_of, tag_name, typed_errors)
+from .raster import PICTURES, decode_picture, is_picture, picture_header
 
 # %% ../../nbs/core/01_dicom.ipynb #72e8dabb
 MAX_INFLATED = 2**28  # bytes
@@ -63,7 +64,7 @@ def _parse(
         if not ds.file_meta.get("TransferSyntaxUID"): ds.file_meta.TransferSyntaxUID = _guess_syntax(ds, f, path)
     return ds, f
 
-# %% ../../nbs/core/01_dicom.ipynb #3dadc652
+# %% ../../nbs/core/01_dicom.ipynb #1de1f029
 UNDEFINED = 0xFFFFFFFF  # length of compressed pixels, PS3.5 A.4
 
 def _pixel_length(
@@ -105,10 +106,12 @@ def _opened(
         yield ds, header_of(ds, path), f
 
 def read_header(
-    path: Path | str,  # DICOM file
+    path: Path | str,  # DICOM file; a PNG or JPEG gives what it has of a header
 ) -> Header:           # checked
     "Read and check the header; the pixels are not read."
-    with _opened(Path(path)) as (_, header, _): return header
+    path = Path(path)
+    if is_picture(path): return picture_header(path)
+    with _opened(path) as (_, header, _): return header
 
 # %% ../../nbs/core/01_dicom.ipynb #2298f582
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)  # not compressed
@@ -154,7 +157,7 @@ def _native_values(
         return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[frame * math.prod(shape) % 8:][:math.prod(shape)].reshape(shape)
     return np.frombuffer(data, f"{'>' if header.syntax == ExplicitVRBigEndian else '<'}u{header.bits_allocated // 8}").reshape(shape)
 
-# %% ../../nbs/core/01_dicom.ipynb #e45991dd
+# %% ../../nbs/core/01_dicom.ipynb #8131a80a
 @dataclass(frozen=True)
 class Image:
     "Stored values and what the header says of them."
@@ -168,13 +171,14 @@ class Frame:
     "One frame as the file holds it, not yet decoded."
     header: Header
     index: int   # from 0
-    data: bytes  # compressed, or as stored
+    data: bytes  # compressed, or as stored; of a PNG or JPEG the whole file
 
     def decode(self,
         scale: float = 1.0,  # pixels that are needed a side, per pixel of the frame; above 0
     ) -> Image:              # of that scale or, where the compression keeps none so small, a larger one
         "Stored values, in no higher resolution than is needed."
         header, path = self.header, self.header.path
+        if not header.syntax: return Image(header, decode_picture(self.data, path), "pillow")
         with typed_errors(CorruptPixels, path, f"frame {self.index} does not decode", "PixelData", "Fetch the file again; if it stays so, leave it out."):
             if header.syntax in NATIVE: return Image(header, stored_values(_native_values(header, self.data, self.index), header), "native")
             halvings = min(most_halvings(self.data, header), int(-math.log2(scale))) if scale <= 0.5 else 0
@@ -192,17 +196,22 @@ def _check_frame(
     if header.samples != 1: raise BadHeader(path, f"{header.samples} samples per pixel: a colour image", tag_name("SamplesPerPixel"), "Convert it to grey first.")
     if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadHeader(path, f"{header.photometric} is not grey", tag_name("PhotometricInterpretation"), "Convert it to grey first.")
-    if header.syntax not in NATIVE and not decoders_for(header.syntax):
+    if header.syntax and header.syntax not in NATIVE and not decoders_for(header.syntax):
         raise UnsupportedSyntax(path, f"no decoder for {header.syntax_name} is installed", tag_name("TransferSyntaxUID"), "Convert it first, for example with dcmtk's dcmdjpeg.")
     if frame is None and header.frames > 1: raise MultiFrame(path, f"{header.frames} frames", tag_name("NumberOfFrames"), f"Ask for one, frame=0 to frame={header.frames - 1}.")
     if not 0 <= (frame or 0) < header.frames: raise MultiFrame(path, f"no frame {frame} among {header.frames}", tag_name("NumberOfFrames"), f"Ask for 0 to {header.frames - 1}.")
 
 def read_frame(
-    path: Path | str,          # DICOM file
+    path: Path | str,          # DICOM, PNG or JPEG file
     frame: int | None = None,  # index from 0; must be given when there are several
 ) -> Frame:
     "Read the header and the bytes of one frame: the file is opened once and parsed once."
     path = Path(path)
+    if is_picture(path):
+        data = path.read_bytes()
+        header = picture_header(path, data)
+        _check_frame(header, frame)
+        return Frame(header, 0, data)
     with _opened(path) as (ds, header, f):
         length, vr = _pixel_length(ds, f, path)
         _check_frame(header, frame)
@@ -224,19 +233,21 @@ def read_image(
     "Read and decode one frame."
     return read_frame(path, frame).decode(scale)
 
-# %% ../../nbs/core/01_dicom.ipynb #885ec147
+# %% ../../nbs/core/01_dicom.ipynb #ed526dda
 ENDINGS = (".dcm", ".dicom")
 
 def find_files(
     folder: Path | str,  # looked through to any depth
+    besides: Path | str | None = None,  # a folder in it whose pictures are no scans: that of the output
 ) -> tuple[list[str], int]:  # paths relative to it, with /, sorted; and how many other files were left out
-    "All DICOM files of a folder."
+    "All DICOM files of a folder; where there are none, its PNG and JPEG files."
     folder = Path(folder)
     if not folder.is_dir(): raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
-    found, others = [], 0
+    found, pictures, others = [], [], 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
         with open(path, "rb") as f: mark = f.read(132)[128:]
         if mark == b"DICM" or path.suffix.lower() in ENDINGS: found.append(path.relative_to(folder).as_posix())
+        elif path.suffix.lower() in PICTURES and not (besides and Path(besides).resolve() in path.resolve().parents): pictures.append(path.relative_to(folder).as_posix())
         else: others += 1
-    if not found: raise NotDicom(folder, f"no DICOM file in it ({others} other files)", "", "Name a folder with DICOM files.")
-    return found, others
+    if not found and not pictures: raise NotDicom(folder, f"no DICOM file in it, and no PNG or JPEG ({others} other files)", "", "Name a folder with mammograms.")
+    return (found, others + len(pictures)) if found else (pictures, others)

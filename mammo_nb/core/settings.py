@@ -15,11 +15,12 @@ from pathlib import Path
 class SettingsError(Exception):
     "settings.ini is missing, or holds a name that no stage reads."
 
-# %% ../../nbs/core/00_settings.ipynb #4aee5300
+# %% ../../nbs/core/00_settings.ipynb #ce1a97af
 @dataclass(frozen=True)
 class Paths:
     "The folders of `settings.ini`, absolute."
     raw: Path           # data sets as downloaded, one folder each
+    samples: Path       # small data sets, looked in after raw
     processed: Path     # cleaned tables and images of a run
     checkpoints: Path   # training states in progress
     final_models: Path  # weights selected for a submission

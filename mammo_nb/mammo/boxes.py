@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_view', 'otsu_box', 'open_detector', 'detect', 'find_detector', 'Box', 'find_boxes', 'find_box']
 
-# %% ../../nbs/mammo/03_boxes.ipynb #d760bf72
+# %% ../../nbs/mammo/03_boxes.ipynb #86294598
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,22 @@ from ..core.dicom import Image
 from ..core.pictures import shrink
 from ..core.settings import SettingsError
 from ..core.stages import find_trained
-from ..core.windows import minmax
+from ..core.windows import minmax, percentile
 from . import faithful
 from .recipes import Crops
 
-# %% ../../nbs/mammo/03_boxes.ipynb #a643b80a
+# %% ../../nbs/mammo/03_boxes.ipynb #001101e9
 def frame_view(
     image: Image,     # a frame as stored, at any scale
     size: int = 416,  # longest side of the result, pixels
+    scaling: str = "window",  # window: by the range; percentile or none: a picture without windows
 ) -> np.ndarray:      # uint8 (rows, columns)
-    "The whole frame, small, minimum to maximum, tissue bright."
+    "The whole frame, small, tissue bright."
     rows, columns = image.pixels.shape
     scale = min(1.0, size / max(rows, columns))
-    grey = minmax(shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale))))
+    small = shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    if scaling != "window": return small if small.dtype == np.uint8 else (percentile(small, 0, 99) * 255).astype(np.uint8)
+    grey = minmax(small)
     return ((1 - grey if image.header.photometric == "MONOCHROME1" else grey) * 255).astype(np.uint8)
 
 # %% ../../nbs/mammo/03_boxes.ipynb #a744e5cb
@@ -86,7 +89,7 @@ def find_detector(
     if named and not folder: raise EngineError(f"{named} has no detector.onnx with its detector.json. `make reproduce` writes them to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
 
-# %% ../../nbs/mammo/03_boxes.ipynb #b808e77e
+# %% ../../nbs/mammo/03_boxes.ipynb #de0f883a
 @dataclass(frozen=True)
 class Box:
     "A box in frame pixels, half open: rows y0..y1, columns x0..x1."
@@ -122,7 +125,7 @@ def find_boxes(
 ) -> list[Box]:
     "Where the breast is in each frame, in frame pixels; the full frame if none was found, and it says so."
     size = graph.metadata["size"] if graph else settings.box_size
-    seen = lambda i: faithful.detector_view(faithful.as_cast(i.pixels, settings.scaling), i.header, settings.scaling, size)[0] if settings.faithful else frame_view(i, size)
+    seen = lambda i: faithful.detector_view(faithful.as_cast(i.pixels, settings.scaling), i.header, settings.scaling, size)[0] if settings.faithful else frame_view(i, size, settings.scaling)
     views = [seen(image) for image in images]
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
     return [_in_frame(_chosen(view, f, settings), view, image, settings.faithful) for view, f, image in zip(views, found, images)]

@@ -6,8 +6,9 @@
 __all__ = ['DEMONSTRATION', 'PER_IMAGE', 'PredictError', 'find_weights', 'detector_of', 'read_sides', 'network_input',
            'predict_file', 'short_hash', 'predict_items', 'predict_folder', 'print_predictions']
 
-# %% ../../nbs/mammo/09_predict.ipynb #b52ca50e
+# %% ../../nbs/mammo/09_predict.ipynb #b53bb5cf
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from ..core.stages import find_trained
 from . import faithful
 from .boxes import open_detector
 from .crops import WHOLE, Breast, cut_breast, faithful_floats, preview
-from .datasets import per_breast, read_table
+from .datasets import DatasetError, per_breast, read_table
 from .recipes import Crops
 
 # %% ../../nbs/mammo/09_predict.ipynb #836db7ea
@@ -59,10 +60,10 @@ def detector_of(
     if read_sidecar(path)["sha256"] != wanted: raise PredictError(f"{weights}: detector.onnx is not the one that its networks were trained with. Copy detector.onnx and detector.json from the same run.")
     return path
 
-# %% ../../nbs/mammo/09_predict.ipynb #187ea973
+# %% ../../nbs/mammo/09_predict.ipynb #9147e21b
 def read_sides(
     folder: Path,               # of the scans; a competition's train.csv and test.csv may lie in it or above it
-    table: Path | None = None,  # a CSV with image_id, laterality, view, and patient_id if known
+    table: Path | None = None,  # a CSV with image_id, or file whose stem it is; laterality, view; patient_id if known
 ) -> dict[str, dict]:           # image_id -> its row
     "What tables say about images."
     folder = Path(folder).resolve()
@@ -70,7 +71,10 @@ def read_sides(
     tables = [Path(table)] if table else [t for t in (folder / "train.csv", folder / "test.csv", *beside) if t.is_file()]
     rows = {}
     for t in tables:
-        for row in read_table(t, ["image_id", "laterality", "view"]).to_dict("records"):
+        sides = read_table(t, ["laterality", "view"])
+        if "image_id" not in sides and "file" in sides: sides["image_id"] = [Path(f).stem for f in sides["file"].astype(str)]
+        if "image_id" not in sides: raise DatasetError(f"{t.name} has no column image_id or file; it has {', '.join(sides.columns)}.")
+        for row in sides.to_dict("records"):
             rows[row["image_id"]] = {k: row[k] for k in ("patient_id", "image_id", "laterality", "view") if pd.notna(row.get(k))}
     return rows
 
@@ -82,14 +86,14 @@ def _identify(header: Header, item: dict) -> dict:
             "laterality": header.laterality or row.get("laterality") or "unknown",
             "view": header.view or row.get("view") or "unknown"}
 
-# %% ../../nbs/mammo/09_predict.ipynb #41ee91f5
+# %% ../../nbs/mammo/09_predict.ipynb #1dc1e104
 def network_input(
     breast: Breast,          # cut out of its frame
     settings: Crops,         # `faithful` is read here: resized before it is cut off to whole levels
     size: tuple[int, int],   # height, width of the network's input
 ) -> np.ndarray:             # uint8 (height, width)
     "What the network is shown."
-    if settings.faithful: return faithful.network_input(faithful_floats(breast.image, breast.box, settings), *size)
+    if settings.faithful: return faithful.network_input(faithful_floats(breast.image, breast.box, replace(settings, scaling=breast.scaling)), *size)
     return fit_resize(breast.grey, *size)
 
 def predict_file(
@@ -109,7 +113,7 @@ def predict_file(
     return {**who, "rows": frame.header.rows, "columns": frame.header.columns, "decoder": breast.image.decoder,
             "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source, "probability": round(probability, 6)}
 
-# %% ../../nbs/mammo/09_predict.ipynb #7420680a
+# %% ../../nbs/mammo/09_predict.ipynb #aa65af09
 PER_IMAGE = ["file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1", "box_source", "probability", "error"]
 
 def short_hash(
@@ -139,7 +143,7 @@ def predict_items(
     return table
 
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat
+    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
     weights: Path | None = None,  # see `find_weights`
     table: Path | None = None,    # see `read_sides`
@@ -148,9 +152,9 @@ def predict_folder(
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights(weights)
-    files, _ = find_files(folder)
+    files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
-    name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm")
+    name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
     items = [{"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem), "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     if hash_ids: result = _hide(result)

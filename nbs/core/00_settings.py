@@ -44,6 +44,7 @@ class SettingsError(Exception):
 class Paths:
     "The folders of `settings.ini`, absolute."
     raw: Path           # data sets as downloaded, one folder each
+    samples: Path       # small data sets, looked in after raw
     processed: Path     # cleaned tables and images of a run
     checkpoints: Path   # training states in progress
     final_models: Path  # weights selected for a submission

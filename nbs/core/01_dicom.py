@@ -44,6 +44,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from mammo_nb.core.decoders import Refused, decode, decoders_for, most_halvings, stored_values
 from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom, UnsupportedSyntax,
                                    header_of, tag_name, typed_errors)
+from mammo_nb.core.raster import PICTURES, decode_picture, is_picture, picture_header
 
 # %%
 #| hide
@@ -175,10 +176,12 @@ def _opened(
         yield ds, header_of(ds, path), f
 
 def read_header(
-    path: Path | str,  # DICOM file
+    path: Path | str,  # DICOM file; a PNG or JPEG gives what it has of a header
 ) -> Header:           # checked
     "Read and check the header; the pixels are not read."
-    with _opened(Path(path)) as (_, header, _): return header
+    path = Path(path)
+    if is_picture(path): return picture_header(path)
+    with _opened(path) as (_, header, _): return header
 
 # %%
 header = read_header(plain)
@@ -253,13 +256,14 @@ class Frame:
     "One frame as the file holds it, not yet decoded."
     header: Header
     index: int   # from 0
-    data: bytes  # compressed, or as stored
+    data: bytes  # compressed, or as stored; of a PNG or JPEG the whole file
 
     def decode(self,
         scale: float = 1.0,  # pixels that are needed a side, per pixel of the frame; above 0
     ) -> Image:              # of that scale or, where the compression keeps none so small, a larger one
         "Stored values, in no higher resolution than is needed."
         header, path = self.header, self.header.path
+        if not header.syntax: return Image(header, decode_picture(self.data, path), "pillow")
         with typed_errors(CorruptPixels, path, f"frame {self.index} does not decode", "PixelData", "Fetch the file again; if it stays so, leave it out."):
             if header.syntax in NATIVE: return Image(header, stored_values(_native_values(header, self.data, self.index), header), "native")
             halvings = min(most_halvings(self.data, header), int(-math.log2(scale))) if scale <= 0.5 else 0
@@ -277,17 +281,22 @@ def _check_frame(
     if header.samples != 1: raise BadHeader(path, f"{header.samples} samples per pixel: a colour image", tag_name("SamplesPerPixel"), "Convert it to grey first.")
     if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise BadHeader(path, f"{header.photometric} is not grey", tag_name("PhotometricInterpretation"), "Convert it to grey first.")
-    if header.syntax not in NATIVE and not decoders_for(header.syntax):
+    if header.syntax and header.syntax not in NATIVE and not decoders_for(header.syntax):
         raise UnsupportedSyntax(path, f"no decoder for {header.syntax_name} is installed", tag_name("TransferSyntaxUID"), "Convert it first, for example with dcmtk's dcmdjpeg.")
     if frame is None and header.frames > 1: raise MultiFrame(path, f"{header.frames} frames", tag_name("NumberOfFrames"), f"Ask for one, frame=0 to frame={header.frames - 1}.")
     if not 0 <= (frame or 0) < header.frames: raise MultiFrame(path, f"no frame {frame} among {header.frames}", tag_name("NumberOfFrames"), f"Ask for 0 to {header.frames - 1}.")
 
 def read_frame(
-    path: Path | str,          # DICOM file
+    path: Path | str,          # DICOM, PNG or JPEG file
     frame: int | None = None,  # index from 0; must be given when there are several
 ) -> Frame:
     "Read the header and the bytes of one frame: the file is opened once and parsed once."
     path = Path(path)
+    if is_picture(path):
+        data = path.read_bytes()
+        header = picture_header(path, data)
+        _check_frame(header, frame)
+        return Frame(header, 0, data)
     with _opened(path) as (ds, header, f):
         length, vr = _pixel_length(ds, f, path)
         _check_frame(header, frame)
@@ -336,7 +345,7 @@ for name, expected in (("JPEG2000Lossless", 0.5), ("JPEGLSLossless", 1.0)):
 
 # %% [markdown]
 # ## Many files
-# DICOM is told by its content, not by its name: `DICM` stands after 128 bytes. A file that is called `.dcm` and is none is an error later; a spreadsheet beside the scans is not.
+# DICOM is told by its content, not by its name: `DICM` stands after 128 bytes. A file that is called `.dcm` and is none is an error later; a spreadsheet beside the scans is not. PNG and JPEG files are scans only where there is no DICOM file at all: beside scans they are masks, drawings or previews.
 
 # %%
 #| export
@@ -344,17 +353,19 @@ ENDINGS = (".dcm", ".dicom")
 
 def find_files(
     folder: Path | str,  # looked through to any depth
+    besides: Path | str | None = None,  # a folder in it whose pictures are no scans: that of the output
 ) -> tuple[list[str], int]:  # paths relative to it, with /, sorted; and how many other files were left out
-    "All DICOM files of a folder."
+    "All DICOM files of a folder; where there are none, its PNG and JPEG files."
     folder = Path(folder)
     if not folder.is_dir(): raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
-    found, others = [], 0
+    found, pictures, others = [], [], 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
         with open(path, "rb") as f: mark = f.read(132)[128:]
         if mark == b"DICM" or path.suffix.lower() in ENDINGS: found.append(path.relative_to(folder).as_posix())
+        elif path.suffix.lower() in PICTURES and not (besides and Path(besides).resolve() in path.resolve().parents): pictures.append(path.relative_to(folder).as_posix())
         else: others += 1
-    if not found: raise NotDicom(folder, f"no DICOM file in it ({others} other files)", "", "Name a folder with DICOM files.")
-    return found, others
+    if not found and not pictures: raise NotDicom(folder, f"no DICOM file in it, and no PNG or JPEG ({others} other files)", "", "Name a folder with mammograms.")
+    return (found, others + len(pictures)) if found else (pictures, others)
 
 # %%
 (folder / "list.csv").write_text("a,b")

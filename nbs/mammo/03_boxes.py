@@ -34,7 +34,7 @@ from mammo_nb.core.dicom import Image
 from mammo_nb.core.pictures import shrink
 from mammo_nb.core.settings import SettingsError
 from mammo_nb.core.stages import find_trained
-from mammo_nb.core.windows import minmax
+from mammo_nb.core.windows import minmax, percentile
 from mammo_nb.mammo import faithful
 from mammo_nb.mammo.recipes import Crops
 
@@ -63,18 +63,21 @@ image = frame.decode()
 
 # %% [markdown]
 # ## Seeing the frame
-# The box is looked for in a small picture of the whole frame: minimum to maximum, bright where tissue is dense. MONOCHROME1 stores the opposite.
+# The box is looked for in a small picture of the whole frame: minimum to maximum, bright where tissue is dense. MONOCHROME1 stores the opposite. Pictures that are no DICOM files are never inverted: 8 bits are looked at as they are, 16 bits up to their 99th percentile.
 
 # %%
 #| export
 def frame_view(
     image: Image,     # a frame as stored, at any scale
     size: int = 416,  # longest side of the result, pixels
+    scaling: str = "window",  # window: by the range; percentile or none: a picture without windows
 ) -> np.ndarray:      # uint8 (rows, columns)
-    "The whole frame, small, minimum to maximum, tissue bright."
+    "The whole frame, small, tissue bright."
     rows, columns = image.pixels.shape
     scale = min(1.0, size / max(rows, columns))
-    grey = minmax(shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale))))
+    small = shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    if scaling != "window": return small if small.dtype == np.uint8 else (percentile(small, 0, 99) * 255).astype(np.uint8)
+    grey = minmax(small)
     return ((1 - grey if image.header.photometric == "MONOCHROME1" else grey) * 255).astype(np.uint8)
 
 # %%
@@ -188,7 +191,7 @@ def find_boxes(
 ) -> list[Box]:
     "Where the breast is in each frame, in frame pixels; the full frame if none was found, and it says so."
     size = graph.metadata["size"] if graph else settings.box_size
-    seen = lambda i: faithful.detector_view(faithful.as_cast(i.pixels, settings.scaling), i.header, settings.scaling, size)[0] if settings.faithful else frame_view(i, size)
+    seen = lambda i: faithful.detector_view(faithful.as_cast(i.pixels, settings.scaling), i.header, settings.scaling, size)[0] if settings.faithful else frame_view(i, size, settings.scaling)
     views = [seen(image) for image in images]
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
     return [_in_frame(_chosen(view, f, settings), view, image, settings.faithful) for view, f, image in zip(views, found, images)]

@@ -12,9 +12,9 @@
 
 # %% [markdown]
 # # Data sets
-# > From a competition's own table to one table that every later stage understands.
+# > From the tables that data sets come with to one table that every later stage understands.
 #
-# The table of a competition says what its organisers needed to say; ours says what a classifier needs to know, and every id in it is text, since an id that was once read as a number has lost its leading zeros. Whoever brings other data enters here: a CSV with `patient_id, image_id, laterality, view, cancer` and one DICOM file a row.
+# The table of a competition says what its organisers needed to say; ours says what a classifier needs to know, and every id in it is text, since an id that was once read as a number has lost its leading zeros. Each published set has its reader in `02_sources`, and so has whoever brings other data: a CSV with `patient_id, laterality, view, cancer`, and one DICOM, PNG or JPEG file a row.
 
 # %%
 #| default_exp mammo.datasets
@@ -27,8 +27,10 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.files import write_csv
+from mammo_nb.core.settings import read_paths
 from mammo_nb.core.stages import locate, stage
 from mammo_nb.mammo.recipes import get_recipe, get_section
+from mammo_nb.mammo.sources import BREAST, KEPT, REQUIRED, DatasetError, how_to_get, label_table, read_table, source_of
 
 # %%
 #| hide
@@ -36,12 +38,13 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_image
 from mammo_nb.core.stages import practice
+from mammo_nb.mammo.sources import totals
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `datasets`
-writes = ["processed/cleaned_label.csv"]      # the unified table; reads the competition's train.csv
+writes = ["processed/cleaned_label.csv"]      # the unified table; reads the tables that the data sets come with
 
 # %%
 #| hide
@@ -49,54 +52,26 @@ if not run_dir:
     from mammo_nb.mammo import phantom  # slow to load, and not needed in a run
     run_dir, recipe = practice(phantom.run)
 
-# %%
-#| export
-REQUIRED = ["patient_id", "image_id", "laterality", "view", "cancer"]
-KEPT = ["site_id", "age", "density", "BIRADS", "machine_id", "implant"]  # where the data set knows them
-
-class DatasetError(Exception):
-    "A table that cannot be used: file, what is wrong with it, and where."
-
 # %% [markdown]
-# ## Reading
-# Ids become parts of file names, so an id that climbs out of its folder is an error and not a file somewhere else.
+# ## Unifying
+# One row an image. Where the label belongs to the breast, both views of a breast must agree on it; what it belongs to is the data set's to say.
 
 # %%
 #| export
-def read_table(
-    path: Path,        # a CSV
-    required: list,    # columns that must be there
-) -> pd.DataFrame:     # every id as text
-    "Read a table and refuse it if a column is missing or an id is no file name."
-    path = Path(path)
-    if not path.exists(): raise DatasetError(f"{path} is not there. A competition goes below `raw` of settings.ini, in the layout of the README.")
-    table = pd.read_csv(path, dtype={c: str for c in ("patient_id", "image_id", "prediction_id", "site_id", "machine_id", "error")}, keep_default_na=True)
-    missing = [c for c in required if c not in table]
-    if missing: raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
-    for c in {"patient_id", "image_id"} & set(table.columns):
-        bad = table[c].isna() | ~table[c].fillna("").str.fullmatch(r"[^/\\\x00]+") | table[c].isin([".", ".."])
-        if bad.any(): raise DatasetError(f"{path.name}, row {bad.idxmax() + 2}: {c} {table[c][bad.idxmax()]!r} is no file name.")
-    return table
-
 def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
     "Raise with the first bad row."
     if bad.any(): raise DatasetError(f"{int(bad.sum())} of {len(table)} rows: {what}; the first is {table.loc[bad.idxmax(), ['patient_id', 'image_id']].to_dict()}.")
 
-# %% [markdown]
-# ## Unifying
-# One row an image. The label belongs to the breast, so both views of a breast must agree on it.
-
-# %%
-#| export
 def unify(
-    raw: pd.DataFrame,   # columns of a competition's train.csv
-) -> pd.DataFrame:       # REQUIRED, those of KEPT that are known, and `file`, relative to the competition
+    raw: pd.DataFrame,      # from a reader of `02_sources`, or columns of a competition's train.csv
+    agree: tuple = BREAST,  # images that are equal in these columns must be equal in cancer; (): none
+) -> pd.DataFrame:          # REQUIRED, those of KEPT that are known, and `file`, else as in a competition
     "The unified table: checked, ids as text, in the order of the source."
+    for c in ("patient_id", "image_id"): _refuse(raw, ~raw[c].fillna("").str.fullmatch(r"[^/\\\x00]+") | raw[c].isin([".", ".."]), f"{c} is no file name")
     _refuse(raw, raw.duplicated(["patient_id", "image_id"]), "an image twice")
     _refuse(raw, ~raw["laterality"].isin(["L", "R"]), "laterality is neither L nor R")
     _refuse(raw, ~raw["cancer"].isin([0, 1]), "cancer is neither 0 nor 1")
-    mixed = raw.groupby(["patient_id", "laterality"])["cancer"].transform("nunique") > 1
-    _refuse(raw, mixed, "images of one breast disagree about cancer")
+    if agree: _refuse(raw, raw.groupby(list(agree))["cancer"].transform("nunique") > 1, "images of one breast disagree about cancer")
     table = raw[REQUIRED + [c for c in KEPT if c in raw]].copy()
     table["cancer"] = table["cancer"].astype(int)
     if "file" in raw: table["file"] = raw["file"]
@@ -128,28 +103,95 @@ for change in ({"laterality": list("LLXL")}, {"cancer": [1, 0, 0, 0]}):
     except DatasetError as e: print(e)
 
 # %% [markdown]
-# ## Run the stage
-# A synthetic competition lies in the run itself, a real one below `raw`.
+# ## Where a set is
+# Downloaded sets lie below `raw` of settings.ini, small ones may lie below `samples`; a synthetic competition lies in the run itself. A set that is nowhere is an error that says how to get it.
 
 # %%
 #| export
+def place_of(
+    name: str,    # a data set, or phantom
+) -> str:         # for `locate`: "raw/vindr"
+    "Where a data set is."
+    if name == "phantom": return "competition"
+    if "/" in name or name in ("", ".", ".."): raise DatasetError(f"{name!r} is no name of a data set; name a folder below `raw` or `samples` of settings.ini.")
+    paths = read_paths()
+    found = next((first for first in ("raw", "samples") if (getattr(paths, first) / name).is_dir()), None)
+    if not found: raise DatasetError(f"No folder {name} in {paths.raw} (raw of settings.ini) or in {paths.samples} (samples). Put the set there, or name its place: MAMMO_NB_RAW=/data make ...\n{how_to_get(name)}")
+    return f"{found}/{name}"
+
 def competition(
     recipe: str,   # a recipe
 ) -> str:          # a name for `locate`
-    "Where the recipe's competition is."
-    return "competition" if get_recipe(recipe).phantom else f"raw/{get_section(recipe, 'datasets').name}"
+    "Where the recipe's own set is."
+    return place_of("phantom" if get_recipe(recipe).phantom else get_section(recipe, "datasets").name)
 
+def root_of(
+    run_dir: Path,  # folder of the run
+    name: str,      # in the column `dataset` of the unified table
+) -> Path:          # what its column `file` is relative to
+    "A competition of the run has its own root; other files begin with the name of their set."
+    place = locate(run_dir, place_of(name))
+    return place if name == "phantom" else place.parent
+
+# %%
+try: place_of("vindr of the moon")
+except DatasetError as e: print(e)
+
+# %% [markdown]
+# ## One table of many
+# The recipe's own set comes first, and only that will be split into folds, so its breasts must agree about cancer. The others train along. A patient in two sets would be on both sides of a split.
+
+# %%
+#| export
+def read_set(
+    name: str,              # a data set
+    folder: Path,           # where it is
+    validated: bool = False,# scored by breast, so both views of a breast must agree
+) -> pd.DataFrame:          # REQUIRED, KEPT where known, file relative to the folder, dataset, scaling
+    "A data set, by its reader, checked."
+    source = source_of(name)
+    try:
+        raw = source.read(folder)
+        table = unify(raw, source.agree)
+        if validated: unify(raw)
+    except DatasetError as e: raise DatasetError(f"{name}: {e}" + f" {name} can be an external set." * (validated and source.agree != BREAST and "disagree" in str(e))) from e
+    return table.assign(dataset=name, scaling=raw["scaling"].values if "scaling" in raw else source.scaling)
+
+def combine(
+    tables: list,      # from `read_set`; the recipe's own set first
+) -> pd.DataFrame:     # one after the other
+    "Several sets in one table; a patient is in one of them."
+    table = pd.concat(tables, ignore_index=True)
+    _refuse(table, table.groupby("patient_id")["dataset"].transform("nunique") > 1, "a patient_id that is in two data sets; give one of them a prefix")
+    return table[[*REQUIRED, *(c for c in KEPT if c in table), "file", "dataset", "scaling"]]
+
+# %%
+sets = [unify(example.assign(image_id=list("wxyz"), view="CC", patient_id=list(ids))).assign(dataset=name, scaling="window") for name, ids in (("one", "aaab"), ("two", "cccd"), ("three", "cccd"))]
+assert combine(sets[:2])["dataset"].value_counts().to_dict() == {"one": 4, "two": 4}
+try: combine(sets)
+except DatasetError as e: print(e)
+
+# %% [markdown]
+# ## Run the stage
+
+# %%
+#| export
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
     overrides: dict | None = None,   # changes to the section `datasets`
-) -> pd.DataFrame:                   # the unified table
-    "train.csv of the competition -> processed/cleaned_label.csv."
-    source, target = competition(recipe), "processed/cleaned_label.csv"
-    with stage(run_dir, "datasets", reads=[f"{source}/train.csv"], writes=[target], parameters=asdict(get_section(recipe, "datasets", overrides))):
-        table = unify(read_table(locate(run_dir, f"{source}/train.csv"), REQUIRED))
-        write_csv(locate(run_dir, target), table)
-    return table
+) -> pd.DataFrame:                   # the unified table, as later stages read it
+    "The published tables of the recipe's sets -> processed/cleaned_label.csv."
+    settings, target = get_section(recipe, "datasets", overrides), "processed/cleaned_label.csv"
+    names = ["phantom" if get_recipe(recipe).phantom else settings.name, *settings.external.split()]
+    if twice := sorted({name for name in names if names.count(name) > 1}): raise DatasetError(f"{', '.join(twice)} more than once among the data sets of the recipe; leave it out of `external`.")
+    places = {name: place_of(name) for name in names}
+    reads = [f"{place}/{label_table(name, locate(run_dir, place))}" for name, place in places.items()]
+    with stage(run_dir, "datasets", reads=reads, writes=[target], parameters=asdict(settings)):
+        tables = [read_set(name, locate(run_dir, place), validated=name == names[0]) for name, place in places.items()]
+        for name, table in zip(names, tables): table["file"] = table["file"] if name == "phantom" else f"{name}/" + table["file"]
+        write_csv(locate(run_dir, target), combine(tables))
+    return read_table(locate(run_dir, target), REQUIRED)
 
 # %%
 table = run(run_dir, recipe, overrides)
@@ -160,16 +202,20 @@ table.head()
 # How many patients, breasts and images, how many of them with cancer, and one breast of each kind as stored.
 
 # %%
-breasts = table.drop_duplicates(["patient_id", "laterality"])
-summary = pd.DataFrame({"patients": [table["patient_id"].nunique()], "breasts": len(breasts), "images": len(table),
-                        "breasts with cancer": breasts["cancer"].sum(), "share": round(breasts["cancer"].mean(), 3)})
+summary = pd.DataFrame({name: {"patients": part["patient_id"].nunique(), "breasts": len(breasts := part.drop_duplicates(["patient_id", "laterality"])), "images": len(part), "images with cancer": part["cancer"].sum(),
+                               "breasts with cancer": per_breast(part.assign(probability=0))["cancer"].sum(), "share of images": round(part["cancer"].mean(), 3)} for name, part in table.groupby("dataset", sort=False)}).T
 summary
 
 # %%
-fig, axes = plt.subplots(1, 4, figsize=(11, 4))
-shown = [r for c in (0, 1) for v in ("CC", "MLO") for r in table[(table["cancer"] == c) & (table["view"] == v)].head(1).itertuples()]
-for ax, row in zip(axes, shown):
-    ax.imshow(read_image(locate(run_dir, f"{competition(recipe)}/{row.file}")).pixels, cmap="gray")
-    ax.set_title(f"{row.laterality} {row.view}, {'cancer' if row.cancer else 'no cancer'}", fontsize=9); ax.axis("off")
-fig.suptitle("Stored values, before any window: some are inverted")
-fig.tight_layout()
+pd.concat([totals(name, part).assign(dataset=name) for name, part in table.groupby("dataset", sort=False)]).set_index("dataset")
+
+# %%
+for name, part in table.groupby("dataset", sort=False):
+    shown = [r for c in (0, 1) for v in ("CC", "MLO") for r in part[(part["cancer"] == c) & (part["view"] == v)].head(1).itertuples()]
+    fig, axes = plt.subplots(1, 4, figsize=(11, 4))
+    for ax in axes: ax.axis("off")
+    for ax, row in zip(axes, shown):
+        ax.imshow(read_image(root_of(run_dir, name) / row.file).pixels, cmap="gray")
+        ax.set_title(f"{row.laterality} {row.view}, {'cancer' if row.cancer else 'no cancer'}", fontsize=9)
+    fig.suptitle(f"{name}: stored values, before any window; some may be inverted")
+    fig.tight_layout()

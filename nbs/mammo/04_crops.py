@@ -22,7 +22,8 @@
 # %%
 #| export
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,13 +34,14 @@ import pandas as pd
 from mammo_nb.core.backends import Graph, read_sidecar
 from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
 from mammo_nb.core.files import inside, write_csv
+from mammo_nb.core.headers import Header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, shrink, write_png
 from mammo_nb.core.stages import code_of, locate, stage
-from mammo_nb.core.windows import percentile, to_grey
+from mammo_nb.core.windows import WindowError, percentile, to_grey
 from mammo_nb.mammo import faithful
 from mammo_nb.mammo.boxes import Box, find_box, open_detector
-from mammo_nb.mammo.datasets import DatasetError, competition, read_table
+from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
 from mammo_nb.mammo.recipes import Crops, get_section
 
 # %%
@@ -57,7 +59,7 @@ run_dir = ""                                  # folder of the run; "" makes a sm
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `crops`
 workers = 0                                   # processes; 0: one a core
-reads = ["processed/cleaned_label.csv", "final_models/detector.onnx"]  # and the DICOM files that the table names
+reads = ["processed/cleaned_label.csv", "final_models/detector.onnx"]  # and the files that the table names
 writes = ["processed/crops.csv", "processed/crop_errors.csv"]  # one row an image, beside cleaned_images/; those that failed once more
 
 # %%
@@ -67,7 +69,7 @@ if not run_dir:
     run_dir, recipe = practice(phantom.run, datasets.run, detector.run)
 graph = open_detector(locate(run_dir, reads[1]))
 labels = read_table(locate(run_dir, reads[0]), ["file"])
-folder = locate(run_dir, competition(recipe))
+folder = root_of(run_dir, labels["dataset"][0])
 frame = read_frame(folder / labels["file"][0])
 image = frame.decode()
 
@@ -82,6 +84,30 @@ fig, ax = plt.subplots(figsize=(3, 4))
 ax.imshow(view, cmap="gray"); ax.axis("off"); ax.set_title(f"{box.source}: {astuple(box)[:4]}", fontsize=9)
 small = view.shape[0] / image.pixels.shape[0]
 ax.add_patch(plt.Rectangle((box.x0 * small, box.y0 * small), (box.x1 - box.x0) * small, (box.y1 - box.y0) * small, fill=False, edgecolor="orange"));
+
+# %% [markdown]
+# ## Grey levels
+# A DICOM file has a window. A PNG or JPEG has none: 8 bits are grey levels already, 16 bits go from their lowest value to their 99th percentile. The table of a data set may say otherwise, as it does for CDD-CESM, whose 8 bits the winner stretched as well. Its preparation knew no picture that is left as it is.
+
+# %%
+#| export
+def scaling_of(
+    header: Header,
+    settings: Crops,  # scaling, faithful
+) -> str:             # window, percentile or none
+    "How a frame becomes grey levels."
+    scaling = settings.scaling
+    if scaling not in ("window", "percentile", "none"): raise WindowError(f"scaling is {scaling!r}; known are window, percentile and none")
+    if scaling == "window" and not header.syntax: scaling = "percentile" if header.bits_stored > 8 or settings.faithful else "none"
+    if scaling == "none" and header.bits_stored > 8: raise WindowError(f"scaling is none, and the file has {header.bits_stored} bits; only 8 are grey levels as they are. Say percentile.")
+    if scaling == "none" and settings.faithful: raise WindowError("scaling is none, which the winner's preparation (faithful) does not know. Say percentile.")
+    return scaling
+
+# %%
+as_picture = replace(frame.header, syntax="", bits_stored=8)
+assert [scaling_of(h, Crops()) for h in (as_picture, replace(as_picture, bits_stored=16))] == ["none", "percentile"] and scaling_of(as_picture, Crops(faithful=True)) == "percentile"
+try: scaling_of(replace(as_picture, bits_stored=16), Crops(scaling="none"))
+except WindowError as e: print(e)
 
 # %% [markdown]
 # ## Cutting and windowing
@@ -108,6 +134,7 @@ def crop(
     down, across = (have / whole for have, whole in zip(image.pixels.shape, (image.header.rows, image.header.columns)))
     cut = image.pixels[int(box.y0 * down):int(np.ceil(box.y1 * down)), int(box.x0 * across):int(np.ceil(box.x1 * across))]
     cut = shrink(cut, rows, columns)
+    if settings.scaling == "none": return np.array(cut, np.uint8)
     if settings.scaling == "percentile": return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
     return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
 
@@ -131,6 +158,7 @@ class Breast:
     image: Image      # what it was cut from, possibly at a smaller scale
     box: Box          # frame pixels
     grey: np.ndarray  # uint8 (rows, columns), of `crop_size`
+    scaling: str      # as in `scaling_of`
 
 def cut_breast(
     frame: Frame,               # as the file holds it
@@ -138,16 +166,17 @@ def cut_breast(
     graph: Graph | None = None, # the detector; None: Otsu
 ) -> Breast:
     "Decode, find the breast, cut, window."
+    settings = replace(settings, scaling=scaling_of(frame.header, settings))
     if settings.faithful:
         image = frame.decode()
         box = find_box(image, settings, graph)
-        return Breast(image, box, faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling))
+        return Breast(image, box, faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling), settings.scaling)
     looked_at = graph.metadata["size"] if graph else settings.box_size
     image = frame.decode(min(1.0, looked_at / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
     needed = crop_size(box, settings)[2]
     if image.scale < needed: image = frame.decode(needed)
-    return Breast(image, box, crop(image, box, settings))
+    return Breast(image, box, crop(image, box, settings), settings.scaling)
 
 def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
     "The crop's stored values as the winner had them."
@@ -156,7 +185,7 @@ def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
 def faithful_floats(
     image: Image,     # the whole frame
     box: Box,
-    settings: Crops,  # scaling
+    settings: Crops,  # scaling, as `scaling_of` says
 ) -> np.ndarray:      # float32 (rows, columns) of the box, 0 to 255
     "The crop as the winner had it, before it was cut off to whole levels."
     return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling)
@@ -165,9 +194,9 @@ def faithful_floats(
 # The same file in full size, and made to fit into 128 x 64 from a quarter of its rows and columns. (The practice frames are so small that the box must be looked for in a smaller picture than usual for this to happen.)
 
 # %%
-j2k = next(f for f in labels["file"] if read_frame(folder / f).header.syntax_name.startswith("JPEG 2000"))
+j2k = next((f for f in labels["file"].head(40) if read_frame(folder / f).header.syntax_name.startswith("JPEG 2000")), labels["file"][0])  # a set of PNGs has none
 both = [cut_breast(read_frame(folder / j2k), Crops(box_size=80, height=h, width=w)) for h, w in ((0, 0), (64, 32))]
-assert both[1].image.scale < both[0].image.scale == 1 and both[0].box == both[1].box
+if "competition" in folder.parts: assert both[1].image.scale < both[0].image.scale == 1 and both[0].box == both[1].box
 assert np.abs(fit_resize(both[0].grey, 64, 32).astype(int) - fit_resize(both[1].grey, 64, 32)).mean() < 4
 fig, axes = plt.subplots(1, 2, figsize=(5, 4))
 for ax, breast in zip(axes, both): ax.imshow(breast.grey, cmap="gray", vmin=0, vmax=255); ax.set_title(f"{breast.grey.shape} of {breast.image.pixels.shape}", fontsize=9); ax.axis("off")
@@ -186,7 +215,7 @@ def preview(
     height = 512
     side = lambda grey: cv2.cvtColor(cv2.resize(grey, (max(1, round(grey.shape[1] * height / grey.shape[0])), height), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
     box, header = breast.box, breast.image.header
-    frame, scale = side(crop(breast.image, Box(0, 0, header.columns, header.rows, "full frame"), Crops(height=height))), height / header.rows
+    frame, scale = side(crop(breast.image, Box(0, 0, header.columns, header.rows, "full frame"), Crops(height=height, scaling=breast.scaling))), height / header.rows
     cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1), (0, 165, 255), 2)
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
     width = max(picture.shape[1], 520)
@@ -225,7 +254,7 @@ def crop_file(
     sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), breast.grey)
     header, box = frame.header, breast.box
     if item.get("previews"): write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]), preview(breast, fit_resize(breast.grey, 512, 256), [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
-    center, width = header.windows[min(settings.window, len(header.windows) - 1)] if header.windows and settings.scaling == "window" else (None, None)
+    center, width = header.windows[min(settings.window, len(header.windows) - 1)] if header.windows and breast.scaling == "window" else (None, None)
     return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
             "decoder": breast.image.decoder, "scale": breast.image.scale, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
             "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4), "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
@@ -233,13 +262,13 @@ def crop_file(
 
 # %% [markdown]
 # ## Many files
-# Every file becomes a row, a crop or an error, and the errors stand in a table of their own once more. The seconds of each file are kept apart, in `crops_seconds.csv`, since they differ from run to run and nothing else here does. A killed run leaves finished crops, rows in the journal, and perhaps a picture under a temporary name, which goes when the next run ends.
+# A table may mix data sets: `dataset` says in which folder a file is, `scaling` how its grey levels are made. Every file becomes a row, a crop or an error, and the errors stand in a table of their own once more. The seconds of each file are kept apart, in `crops_seconds.csv`, since they differ from run to run and nothing else here does. A killed run leaves finished crops, rows in the journal, and perhaps a picture under a temporary name, which goes when the next run ends.
 
 # %%
 #| export
 def crop_files(
-    files: pd.DataFrame,      # file, relative to `folder`; patient_id, image_id
-    folder: Path,             # of the DICOM files; no name in `files` leads out of it
+    files: pd.DataFrame,      # file, relative to `folder`; patient_id, image_id; perhaps dataset; perhaps scaling, which wins over the settings' where it is not empty
+    folder: Path | Mapping,   # of the files; no name in `files` leads out of it. Of several data sets: dataset -> folder
     output: Path,             # gets cleaned_images/, crops.csv, crop_errors.csv, crops_seconds.csv
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu
@@ -248,11 +277,13 @@ def crop_files(
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or a cluster; resumes where it was killed."
-    output = Path(output)
-    place = {"folder": str(Path(folder).resolve()), "images": str((output / "cleaned_images").resolve()), "settings": asdict(settings),
+    output, several = Path(output), isinstance(folder, Mapping)
+    place = {"images": str((output / "cleaned_images").resolve()),
              "detector": str(Path(detector).resolve()) if detector else "", "previews": str((output / "previews").resolve()) if previews else ""}
     known = read_sidecar(Path(detector))["sha256"] if detector else ""  # another detector under the same name starts anew
-    items = [{**row, **place} for row in files[["file", "patient_id", "image_id"]].to_dict("records")]
+    scaled = files["scaling"].fillna("") if "scaling" in files else [""] * len(files)
+    each = [{"folder": str(Path(folder[d] if several else folder).resolve()), "settings": asdict(replace(settings, scaling=s or settings.scaling))} for d, s in zip(files["dataset"] if several else scaled, scaled)]
+    items = [{**row, **where, **place} for row, where in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), each)]
     work = map_files(crop_file, items, table=output / "crops_seconds.csv", params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
     for left in (output / "cleaned_images").glob(".*.png"): left.unlink()
     for column in ("patient_id", "image_id"): work[column] = files[column].values  # an error row has them too
@@ -267,15 +298,15 @@ def crop_files(
 # %%
 #| export
 def crop_folder(
-    folder: Path,             # DICOM files, nested or flat
+    folder: Path,             # DICOM files, nested or flat; without any, PNG and JPEG files
     output: Path,             # as in `crop_files`
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu
     previews: bool = False,   # as in `crop_files`
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:
-    "Crop every DICOM file of a folder."
-    found, _ = find_files(folder)
+    "Crop every mammogram of a folder."
+    found, _ = find_files(folder, besides=output)
     names = pd.Series([Path(f).with_suffix("").as_posix() for f in found]).map(lambda n: quote(n, safe="/ ()+,=").split("/"))
     files = pd.DataFrame({"file": found, "patient_id": ["@".join(n[:-1]) or "unknown" for n in names], "image_id": [n[-1] for n in names]})
     if (twice := files.duplicated(["patient_id", "image_id"])).any(): raise DatasetError(f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one.")
@@ -292,11 +323,11 @@ def run(
     overrides: dict | None = None,   # changes to the section `crops`
     workers: int | None = None,      # processes; None: one a core
 ) -> pd.DataFrame:                   # crops.csv with seconds
-    "DICOM files -> processed/cleaned_images/*.png, processed/crops.csv and processed/crop_errors.csv."
+    "The files of the unified table -> processed/cleaned_images/*.png, processed/crops.csv and processed/crop_errors.csv."
     settings, reads = get_section(recipe, "crops", overrides), ["processed/cleaned_label.csv", "final_models/detector.onnx"]
     with stage(run_dir, "crops", reads=reads, writes=["processed/crops.csv", "processed/crop_errors.csv"], parameters=asdict(settings)):
-        labels = read_table(locate(run_dir, "processed/cleaned_label.csv"), ["file"])
-        return crop_files(labels, locate(run_dir, competition(recipe)), locate(run_dir, "processed"), settings, locate(run_dir, reads[1]), code_of(run_dir, "crops"), workers=workers)
+        labels = read_table(locate(run_dir, "processed/cleaned_label.csv"), ["file", "dataset", "scaling"])
+        return crop_files(labels, {name: root_of(run_dir, name) for name in labels["dataset"].unique()}, locate(run_dir, "processed"), settings, locate(run_dir, reads[1]), code_of(run_dir, "crops"), workers=workers)
 
 # %%
 crops = run(run_dir, recipe, overrides, workers or None)

@@ -14,7 +14,7 @@
 # # Check
 # > Is the data set whole, does it agree with its table, and how long will it take? Asked before anything long runs.
 #
-# Three hundred gigabytes arrive with a file that was cut short, one that came twice, one that a table names and nobody sent. Training on them goes well until it does not, and then it is night. Here every file is opened and its bytes are read, but only a sample is decoded: a damaged or repeated file shows without that, and the sample tells what decoding all of them will cost.
+# Three hundred gigabytes arrive with a file that was cut short, one that came twice, one that a table names and nobody sent. Training on them goes well until it does not, and then it is night. Here every file is opened and its bytes are read, but only a sample is decoded: a damaged or repeated file shows without that, and the sample tells what decoding all of them will cost. A data set that `02_sources` knows is read by its reader first, and its patients, images and positives are counted against the published numbers.
 
 # %%
 #| default_exp mammo.check
@@ -37,14 +37,17 @@ from pydicom.uid import RLELossless
 
 from mammo_nb.core.decoders import read_codestream
 from mammo_nb.core.dicom import ENDINGS, NATIVE, Frame, find_files, read_frame, read_header
-from mammo_nb.core.files import PathError, inside
+from mammo_nb.core.files import PathError, inside, write_csv
 from mammo_nb.core.headers import DicomError, Header
 from mammo_nb.core.parallel import map_files
+from mammo_nb.core.raster import is_whole
 from mammo_nb.core.settings import SettingsError, read_paths
+from mammo_nb.core.stages import locate
 from mammo_nb.core.windows import WindowError, apply_window
 from mammo_nb.mammo.crops import crop_file, crop_path
-from mammo_nb.mammo.datasets import DatasetError, read_table
+from mammo_nb.mammo.datasets import DatasetError, place_of, read_set, read_table
 from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.sources import totals
 
 # %%
 #| hide
@@ -92,7 +95,7 @@ def _unusable(header: Header) -> bool:
 
 def _header_problems(header: Header) -> list[str]:
     "What a person should know before trusting this file; sides are left to `_compared`, which has the table as well."
-    found = {"multi-frame": header.frames > 1, "no window": not header.windows, "window that cannot be used": _unusable(header),
+    found = {"multi-frame": header.frames > 1, "no window": bool(header.syntax and not header.windows), "window that cannot be used": _unusable(header),
              "for processing, not for presentation": header.intent == "FOR PROCESSING", "burned-in annotation": header.burned_in == "YES",
              f"modality {header.modality}": header.modality not in ("", "MG"),
              f"colour, {header.photometric}": header.samples != 1 or not header.photometric.startswith("MONOCHROME"),
@@ -102,6 +105,7 @@ def _header_problems(header: Header) -> list[str]:
 def _frame_problems(frame: Frame) -> list[str]:
     "Whether a compressed frame contradicts its header, or stops before its end."
     header = frame.header
+    if not header.syntax: return ["no end mark"] * (not is_whole(frame.data))  # PNG or JPEG
     if header.syntax in NATIVE or header.syntax == RLELossless: return []  # the first are counted when read, the second names no size
     coded = read_codestream(frame.data)
     if coded is None: return ["pixels do not start like their compression"]
@@ -280,10 +284,11 @@ def check_folder(
     everything: bool = False,    # decode all of them
     settings: Crops = Crops(),   # of the crops that are measured
     workers: int | None = None,  # processes; None: one a core
+    only_named: bool = False,    # leave alone what the table does not name: published sets hold masks and drawings too
 ) -> pd.DataFrame:               # COLUMNS, one row a file, missing ones too; attrs: others, files left out, and `estimate`
-    "Check every DICOM file of a folder, and every one that its tables name."
+    "Check every mammogram of a folder, and every one that its tables name."
     folder, workers = Path(os.path.abspath(folder)), workers or joblib.cpu_count()
-    files, others = find_files(folder)
+    files, others = ([], 0) if only_named else find_files(folder)
     named = named_files(folder, files, table)
     tables = {file: sorted({name for name, *_ in said}) for file, said in (named or {}).items()}
     items = [{"file": f, "folder": str(folder), "tables": tables.get(f, [])} for f in sorted({*files, *tables})]
@@ -306,6 +311,19 @@ def check_folder(
     timed = crops[crops["error"].eq("")]
     rows.attrs = {"others": others, "estimate": estimate(rows, timed["seconds"], timed["size"], workers)}
     return rows[COLUMNS]
+
+def check_dataset(
+    name: str,         # a data set of `02_sources`, or a folder below `raw` or `samples` with somebody's own
+    **how,             # sample, everything, settings, workers of `check_folder`
+) -> pd.DataFrame:     # as `check_folder`, of the files that its labels name; attrs: `totals` too
+    "Check a data set: its labels by its reader, then the files that they name."
+    folder = locate(Path.cwd(), place_of(name))
+    labels = read_set(name, folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_csv(Path(scratch) / f"{name}.csv", labels)
+        table = check_folder(folder, Path(scratch) / f"{name}.csv", only_named=True, **how)
+    table.attrs["totals"] = totals(name, labels)
+    return table
 
 # %%
 table = check_folder(folder, sample=sample, workers=workers)
@@ -355,7 +373,7 @@ def group_kinds(
 
 def print_check(
     table: pd.DataFrame,  # from `check_folder`
-) -> int:                 # 0 if every file is there and can be read, else 1
+) -> int:                 # 0 if every file is there and can be read, and no number differs from the published one; else 1
     "Print what there is, what is wrong with it, the estimate and a count."
     failed, missing = table["error"].ne(""), table["error"].str.startswith("Missing:").sum()
     good = table[~failed]
@@ -367,8 +385,13 @@ def print_check(
     for kind, files in (*group_kinds(table, "problems").items(), *group_kinds(table, "error").items()):
         print(f"{len(files):7,}  {kind}: {', '.join(files[:3])}{', ...' * (len(files) > 3)}")
     if cost := table.attrs.get("estimate"): print(estimate_text(cost))
-    print(f"{len(table) - missing} DICOM files, {failed.sum() - missing} cannot be read, {table.attrs.get('others', 0)} other files left out")
-    return int(failed.any())
+    short = False
+    if (counted := table.attrs.get("totals")) is not None:
+        short = bool((counted["found"] != counted["published"].fillna(counted["found"])).any())
+        print(", ".join(f"{row.found:,} {row.what}" + f" (published: {row.published:,})" * pd.notna(row.published) for row in counted.itertuples()) + "; these are not the published numbers" * short)
+    kind = "files" if table["syntax"].isin(["PNG", "JPEG"]).any() else "DICOM files"
+    print(f"{len(table) - missing} {kind}, {failed.sum() - missing} cannot be read, {table.attrs.get('others', 0)} other files left out")
+    return int(failed.any() or short)
 
 # %%
 assert print_check(table) == 0 or (scratch / "competition") != folder

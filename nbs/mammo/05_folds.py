@@ -14,7 +14,7 @@
 # # Folds
 # > A patient is in one fold only, and every fold has its share of cancers.
 #
-# Four views of one patient look alike. If two of them were on both sides of a split, the score would measure memory. `StratifiedGroupKFold` keeps a patient together and the share of cancers even; with 2 % of cancers, an uneven split makes folds that cannot be compared.
+# Four views of one patient look alike. If two of them were on both sides of a split, the score would measure memory. `StratifiedGroupKFold` keeps a patient together and the share of cancers even; with 2 % of cancers, an uneven split makes folds that cannot be compared. External sets are not split: they belong to every training and to no validation, and carry fold -1.
 
 # %%
 #| default_exp mammo.folds
@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.files import write_csv
-from mammo_nb.core.folds import assign_folds, check_folds
+from mammo_nb.core.folds import assign_folds, balance, check_folds
 from mammo_nb.core.stages import locate, stage
 from mammo_nb.mammo.datasets import REQUIRED, read_table
 from mammo_nb.mammo.recipes import get_section
@@ -36,7 +36,6 @@ from mammo_nb.mammo.recipes import get_section
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.folds import balance
 from mammo_nb.core.stages import practice
 
 # %% tags=["parameters"]
@@ -51,6 +50,62 @@ writes = ["folds.csv"]                        # the unified table and `fold`
 if not run_dir:
     from mammo_nb.mammo import crops, datasets, detector, phantom  # slow to load, and not needed in a run
     run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run)
+
+# %% [markdown]
+# ## Splitting
+# The set that is split is the first in the table, the recipe's own, in the order in which it was published: the winner's split is `StratifiedGroupKFold(4, shuffle=True, random_state=67)` in that order.
+
+# %%
+#| export
+EXTERNAL = -1  # the fold of rows that are always trained on and never validated on
+
+def split(
+    labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, whichever others follow
+    n_folds: int = 4,
+    seed: int = 67,        # the winner's
+) -> pd.DataFrame:         # `labels` and `fold`, 0 .. n_folds - 1, or EXTERNAL
+    "Folds of the recipe's own set; external rows belong to all trainings."
+    own = labels["dataset"] == labels["dataset"].iloc[0]
+    table = labels.assign(fold=EXTERNAL)
+    table.loc[own, "fold"] = assign_folds(labels[own], n_folds, seed)["fold"]
+    check_folds(table)
+    return table
+
+# %%
+made = pd.DataFrame({"patient_id": [f"{i:03d}" for i in range(60) for _ in range(4)], "cancer": [int(i % 5 == 0) for i in range(60) for _ in range(4)], "dataset": "ours"})
+mixed = split(pd.concat([made, made.head(40).assign(dataset="theirs", patient_id=lambda t: "x" + t["patient_id"])], ignore_index=True))
+assert mixed.groupby("dataset")["fold"].agg(set).to_dict() == {"ours": {0, 1, 2, 3}, "theirs": {EXTERNAL}}
+assert mixed["fold"].head(len(made)).tolist() == split(made)["fold"].tolist()  # other sets move nobody
+
+# %% [markdown]
+# What is balanced by the split, cancer, and what is not: all that is known of the patients. And what the winner expected of its folds, as a report: elsewhere it may be otherwise without anything being wrong.
+
+# %%
+#| export
+def spread(
+    table: pd.DataFrame,  # folds.csv
+) -> pd.DataFrame:        # a row a column and value, a column a fold: shares of its images; of age the mean
+    "How cancer, site, machine, age, density and implants are spread over the folds."
+    parts = [balance(table, [c for c in ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality") if c in table])]
+    if "age" in table: parts.append(table.groupby("fold")["age"].mean().round(1).to_frame(("age", "mean")).T)
+    return pd.concat(parts).rename_axis(index=["column", "value"])
+
+def expectations(
+    table: pd.DataFrame,  # folds.csv
+) -> pd.DataFrame:        # fold, expected, found, holds; empty where the set says neither
+    "The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 % have an implant."
+    rows, patients = [], table[table["fold"] != EXTERNAL].drop_duplicates("patient_id")
+    for fold, part in patients.groupby("fold"):
+        if {"site_id", "age"} <= set(part):
+            one, two = (part.loc[part["site_id"].astype(str) == site, "age"].mean() for site in "12")
+            rows.append((fold, "mean age of site 1 is less than that of site 2", f"{one:.1f}, {two:.1f}", bool(one < two)))
+        if "implant" in part: rows.append((fold, "1 to 2 % of the patients have an implant", f"{part['implant'].mean():.2%}", bool(0.01 <= part["implant"].mean() <= 0.02)))
+    return pd.DataFrame(rows, columns=["fold", "expected", "found", "holds"])
+
+# %%
+report = expectations(made.assign(site_id=["1", "2"] * 120, age=50, implant=0, fold=0))
+assert report["holds"].tolist() == [False, False]
+report
 
 # %% [markdown]
 # ## Run the stage
@@ -68,11 +123,10 @@ def run(
     reads = ["processed/cleaned_label.csv", "processed/crops.csv"]
     with stage(run_dir, "folds", reads=reads, writes=["folds.csv"], parameters=asdict(settings)):
         labels, crops = (read_table(locate(run_dir, r), []) for r in reads)
-        table = assign_folds(labels[[*REQUIRED, *(c for c in labels if c not in REQUIRED)]], settings.n_folds, settings.seed)
-        check_folds(table)
+        table = split(labels[[*REQUIRED, *(c for c in labels if c not in REQUIRED)]], settings.n_folds, settings.seed)
         failed = crops.loc[crops["error"].fillna("").ne(""), ["patient_id", "image_id"]]
         table = table.merge(failed.assign(failed=True), how="left", on=["patient_id", "image_id"])
-        table = table[table.pop("failed").isna()].drop(columns=["file"])
+        table = table[table.pop("failed").isna()].drop(columns=["file", "scaling"])
         write_csv(locate(run_dir, "folds.csv"), table)
     return table
 
@@ -82,14 +136,18 @@ table.head()
 
 # %% [markdown]
 # ## What came out
-# What the split balances, cancer, and what it does not see: age, density, site, machine.
+# What the split balances, cancer, and what it does not see: age, density, site, machine. Fold -1 is external.
 
 # %%
-balance(table, ["cancer", "site_id", "view", "laterality"])
+spread(table)
+
+# %%
+expectations(table)
 
 # %%
 breasts = table.drop_duplicates(["patient_id", "laterality"])
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
 breasts.groupby("fold")["cancer"].agg(["size", "sum"]).set_axis(["breasts", "with cancer"], axis=1).plot.bar(ax=axes[0], rot=0).legend(loc="lower center", bbox_to_anchor=(.5, 1), ncol=2)
-table.drop_duplicates("patient_id").boxplot("age", by="fold", ax=axes[1]); fig.suptitle(""); axes[1].set(title="age", xlabel="fold")
+if "age" in table: table.drop_duplicates("patient_id").boxplot("age", by="fold", ax=axes[1])
+fig.suptitle(""); axes[1].set(title="age", xlabel="fold")
 fig.tight_layout()

@@ -22,6 +22,7 @@
 # %%
 #| export
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from mammo_nb.core.stages import find_trained
 from mammo_nb.mammo import faithful
 from mammo_nb.mammo.boxes import open_detector
 from mammo_nb.mammo.crops import WHOLE, Breast, cut_breast, faithful_floats, preview
-from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -113,7 +114,7 @@ def detector_of(
 #| export
 def read_sides(
     folder: Path,               # of the scans; a competition's train.csv and test.csv may lie in it or above it
-    table: Path | None = None,  # a CSV with image_id, laterality, view, and patient_id if known
+    table: Path | None = None,  # a CSV with image_id, or file whose stem it is; laterality, view; patient_id if known
 ) -> dict[str, dict]:           # image_id -> its row
     "What tables say about images."
     folder = Path(folder).resolve()
@@ -121,7 +122,10 @@ def read_sides(
     tables = [Path(table)] if table else [t for t in (folder / "train.csv", folder / "test.csv", *beside) if t.is_file()]
     rows = {}
     for t in tables:
-        for row in read_table(t, ["image_id", "laterality", "view"]).to_dict("records"):
+        sides = read_table(t, ["laterality", "view"])
+        if "image_id" not in sides and "file" in sides: sides["image_id"] = [Path(f).stem for f in sides["file"].astype(str)]
+        if "image_id" not in sides: raise DatasetError(f"{t.name} has no column image_id or file; it has {', '.join(sides.columns)}.")
+        for row in sides.to_dict("records"):
             rows[row["image_id"]] = {k: row[k] for k in ("patient_id", "image_id", "laterality", "view") if pd.notna(row.get(k))}
     return rows
 
@@ -145,7 +149,7 @@ def network_input(
     size: tuple[int, int],   # height, width of the network's input
 ) -> np.ndarray:             # uint8 (height, width)
     "What the network is shown."
-    if settings.faithful: return faithful.network_input(faithful_floats(breast.image, breast.box, settings), *size)
+    if settings.faithful: return faithful.network_input(faithful_floats(breast.image, breast.box, replace(settings, scaling=breast.scaling)), *size)
     return fit_resize(breast.grey, *size)
 
 def predict_file(
@@ -200,7 +204,7 @@ def predict_items(
     return table
 
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat
+    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
     weights: Path | None = None,  # see `find_weights`
     table: Path | None = None,    # see `read_sides`
@@ -209,9 +213,9 @@ def predict_folder(
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights(weights)
-    files, _ = find_files(folder)
+    files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
-    name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm")
+    name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
     items = [{"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem), "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     if hash_ids: result = _hide(result)
