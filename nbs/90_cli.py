@@ -141,14 +141,14 @@ def detector(
 #| export
 @app.command()
 def data(
-    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: what is there of each"),
+    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: which have a folder"),
 ):
     "Fetch the competition from Kaggle (rsna), or say how to get another data set; then look whether it is whole. A stopped run goes on where it was."
     from mammo_nb.core.settings import read_paths
-    from mammo_nb.mammo.fetch import SETS, check_set, fetch_set, print_set
+    from mammo_nb.mammo.fetch import SETS, fetch_set, print_set
     raw = read_paths().raw
-    if name: raise typer.Exit(print_set(fetch_set(name, raw), raw))
-    for each in SETS: print(f"{each:9} {'; '.join(check_set(each, raw)['problems']) or 'there'}")
+    if name: raise typer.Exit(print_set(fetch_set(name, raw)))
+    for short, each in SETS.items(): print(f"{short:9} {'has a folder' if (raw / each).is_dir() else 'is not there'}: mammo-nb data {short}")
 
 @app.command()
 def weights(

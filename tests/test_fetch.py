@@ -1,28 +1,32 @@
 "Fetching: a Kaggle on this machine that hangs up, refuses and lies; what came is kept, and half a file is never taken for a whole one."
+import argparse
 import io
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
 import zipfile
 from collections import namedtuple
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import ROOT
 
 from mammo_nb import cli
 from mammo_nb.core import fetch as core
 from mammo_nb.core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, list_files, need_space, unpack
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
 from mammo_nb.mammo import fetch
-from mammo_nb.mammo.fetch import CLASSIFIERS, DETECTOR, SETS, check_set, describe, fetch_set, fetch_weights
+from mammo_nb.mammo.fetch import CLASSIFIERS, COMPETITION, DETECTOR, SETS, check_set, fetch_set, fetch_weights
+from mammo_nb.mammo.sources import READERS
 
-FILES = {"train.csv": b"patient_id,image_id\n1,2\n", "train_images/1/2.dcm": bytes(range(256)) * 300, "train_images/1/3.dcm": b"\x00" * 50_000, "test_images/9/8.dcm": b"x" * 70_000}
+FILES = {"train.csv": b"patient_id,image_id,laterality,view,cancer\n1,2,L,CC,0\n1,3,R,CC,1\n", "train_images/1/2.dcm": bytes(range(256)) * 300, "train_images/1/3.dcm": b"\x00" * 50_000, "test_images/9/8.dcm": b"x" * 70_000}
 SECRET = "X-Goog-Signature=secret"
 
 
@@ -109,16 +113,16 @@ def free(monkeypatch, size: float):
 # ---- a competition -------------------------------------------------------------------------------
 def test_make_data_fetches_the_competition_once(kaggle, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MAMMO_NB_RAW", str(tmp_path / "raw"))
-    monkeypatch.setitem(SETS["rsna"], "count", 2)
+    monkeypatch.setitem(READERS, COMPETITION, replace(READERS[COMPETITION], images=2, positives=1))
     free(monkeypatch, 1e12)
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["mammo-nb", "data", "rsna"])
         with pytest.raises(SystemExit) as end: cli.main()
         assert not end.value.code
-    assert contents(tmp_path / "raw" / "rsna-breast-cancer-detection") == FILES
+    assert contents(tmp_path / "raw" / COMPETITION) == FILES
     assert [call for call, *_ in kaggle.log] == ["ListDataFiles", "ListDataFiles", "DownloadDataFiles", "link", "archive.zip"]   # nothing was asked the second time
-    assert kaggle.log[0][1]["competitionName"] == "rsna-breast-cancer-detection" and kaggle.log[0][2]["Authorization"].startswith("Basic ")
-    assert "2 images" in capsys.readouterr().out
+    assert kaggle.log[0][1]["competitionName"] == COMPETITION and kaggle.log[0][2]["Authorization"].startswith("Basic ")
+    assert f"mammo-nb check --dataset {COMPETITION}" in capsys.readouterr().out
 
 
 def test_a_line_that_breaks_and_a_link_that_expires_cost_no_byte_twice(kaggle, tmp_path):
@@ -281,36 +285,38 @@ def test_what_is_not_there_or_not_the_same_is_refused(plain, tmp_path):
 
 
 # ---- other sets ----------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"])
-def test_the_layouts_that_the_winner_published_are_found(tmp_path, name):
-    listing = SHARED / "winner_assets" / "layouts" / f"{name}-pwd_structure.txt"
-    if not listing.is_file(): pytest.skip("needs ../shared/data/winner_assets/layouts")
-    files = [line for line in listing.read_text().splitlines() if line.lower().endswith((".dcm", ".dicom", ".png", ".jpg", ".csv", ".xlsx"))]
-    images = [f for f in files if f.lower().endswith((".dcm", ".dicom", ".png") + ((".jpg",) if name == "cddcesm" else ())) and "Subtracted" not in f]
-    for f in files: write_text(tmp_path / SETS[name]["folder"] / f, "")
-    state = check_set(name, tmp_path)
-    assert state["images"] == len(images) > 50 and any(f"of {SETS[name]['count']}" in p for p in state["problems"])   # the listing is an excerpt
-
-
 def test_a_set_of_another_publisher_is_described_and_looked_at(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MAMMO_NB_RAW", str(tmp_path))
+    monkeypatch.setitem(READERS, "vindr", replace(READERS["vindr"], patients=1, images=2, positives=1))
     def ask():
         monkeypatch.setattr(sys, "argv", ["mammo-nb", "data", "vindr"])
         with pytest.raises(SystemExit) as end: cli.main()
         return end.value.code, capsys.readouterr().out
     code, said = ask()
-    assert code == 1 and "physionet.org" in said and "data use agreement" in said and "images/<study_id>/<image_id>.dicom" in said and "is not there" in said
-    monkeypatch.setitem(SETS["vindr"], "count", 2)
+    assert code == 1 and all(words in said for words in (READERS["vindr"].url, READERS["vindr"].accept, READERS["vindr"].layout, str(tmp_path / "vindr"), "is not there"))
     for f in ("images/a/b.dicom", "images/a/c.dicom"): write_text(tmp_path / "vindr" / f, "")
-    assert ask()[0] == 1
-    write_text(tmp_path / "vindr/breast-level_annotations.csv", "")
     code, said = ask()
-    assert not code and "2 images" in said and "mammo-nb check" in said
+    assert code == 1 and "has no breast-level_annotations.csv" in said
+    labels = "study_id,image_id,laterality,view_position,breast_birads,breast_density\na,b,L,CC,BI-RADS 5,DENSITY B\n"
+    for more, told in (("", "1 images, 2 are published"), ("a,d,R,CC,BI-RADS 1,DENSITY B\n", "1 of 2 images are not there, such as images/a/d.dicom"), ("a,c,R,CC,BI-RADS 5,DENSITY B\n", "2 positive images, 1 are published")):
+        write_text(tmp_path / "vindr/breast-level_annotations.csv", labels + more)
+        code, said = ask()
+        assert code == 1 and told in said
+    write_text(tmp_path / "vindr/breast-level_annotations.csv", labels + "a,c,R,CC,BI-RADS 1,DENSITY B\n")
+    code, said = ask()
+    assert not code and "mammo-nb check --dataset vindr" in said and READERS["vindr"].url not in said
 
 
-def test_every_set_says_where_it_is_from_and_a_slip_is_told(tmp_path):
-    for name, about in SETS.items(): assert about["url"].startswith("https://") and about["licence"] in describe(name, tmp_path) and about["labels"] in about["layout"]
+def test_the_sets_are_listed_and_a_slip_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MAMMO_NB_RAW", str(tmp_path))
+    (tmp_path / "cmmd").mkdir()
+    monkeypatch.setattr(sys, "argv", ["mammo-nb", "data"])
+    with pytest.raises(SystemExit) as end: cli.main()
+    said = capsys.readouterr().out.splitlines()
+    assert not end.value.code and [line.split()[0] for line in said] == ["rsna", "vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"] == list(SETS)
+    assert [line.split()[0] for line in said if "has a folder" in line] == ["cmmd"]
     with pytest.raises(FetchError, match="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd"): fetch_set("vinder", tmp_path)
+    assert check_set("rsna", tmp_path)["set"] == check_set(COMPETITION, tmp_path)["set"] == COMPETITION
 
 
 # ---- the winner's weights ------------------------------------------------------------------------
@@ -323,23 +329,33 @@ def published(tmp_path_factory):
     from mammo_nb.core.networks import create_network
     from mammo_nb.core.yolox import create_yolox
     folder, models = tmp_path_factory.mktemp("published"), []
-    for k, name in enumerate(CLASSIFIERS):
+    for k, name in enumerate(CLASSIFIERS[:2]):
         last, averaged = (create_network("test_convnext", global_pool="max", seed=seed) for seed in (99, k))
         torch.nn.init.normal_(averaged.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(k))
-        torch.save({"epoch": 8, "arch": "test_convnext", "state_dict": last.state_dict(), "version": 2, "state_dict_ema": averaged.state_dict(), "metric": np.float64(.5)}, folder / name)
+        torch.save({"epoch": 8, "arch": "test_convnext", "state_dict": last.state_dict(), "version": 2, "state_dict_ema": averaged.state_dict(), "metric": np.float64(.5), "args": argparse.Namespace(lr=3e-3)}, folder / name)
         models.append(averaged.eval())
     torch.save({"start_epoch": 400, "model": create_yolox().state_dict(), "best_ap": .96}, folder / DETECTOR)
     return {p.name: p.read_bytes() for p in folder.iterdir()}, models
+
+
+def stand_in(checkpoint: Path, folder: Path, size: int) -> float:
+    "What convert_detector leaves; the graph itself is made in test_detector and in the notebook."
+    for name in ("detector.onnx", "yolox.safetensors"): write_text(folder / name, Path(checkpoint).name)
+    for name in ("detector", "yolox"): write_json(folder / f"{name}.json", {"source": Path(checkpoint).name, "size": size, "sha256": sha256(folder / "detector.onnx")})
+    return 0.
 
 
 def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, monkeypatch):
     from mammo_nb.core.engines import load_engine
     from mammo_nb.mammo.predict import detector_of, find_weights
     files, models = published
+    monkeypatch.setattr(fetch, "CLASSIFIERS", CLASSIFIERS[:2])   # half of them, for half of the time
+    monkeypatch.setattr(fetch, "MADE", ["detector.onnx", "yolox.safetensors", "fold_0.safetensors", "fold_1.safetensors", "ensemble.onnx"])
     packed_one = packed({CLASSIFIERS[1]: files[CLASSIFIERS[1]]})   # Kaggle packs what it likes for the journey
     kaggle.storage = {**files, "README.md": b"not wanted", "yolox_nano.pth": b"of COCO"}
     kaggle.renamed = {CLASSIFIERS[1]: CLASSIFIERS[1] + ".zip"}
     kaggle.cuts = [1_000_000]
+    monkeypatch.setattr(fetch, "convert_detector", stand_in)
     monkeypatch.setattr(fetch, "COCO", {"name": "yolox_nano.pth", "url": f"{kaggle.url}/yolox_nano.pth", "sha256": ""})
     with monkeypatch.context() as patch:
         patch.setattr(kaggle, "storage", {**kaggle.storage, CLASSIFIERS[1] + ".zip": packed_one})
@@ -356,7 +372,7 @@ def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, 
     assert detector_of(folder) == folder / "detector.onnx" and read_json(folder / "detector.json")["size"] == 64
     about = read_json(folder / "ensemble.json")
     assert about["threshold"] == .31 and about["crops"]["faithful"] and about["crops"]["confidence"] == .5 and about["demonstration"] is False
-    assert read_json(folder / "fold_2.json")["entry"] == "state_dict_ema" and read_json(folder / "fold_2.json")["source"] == CLASSIFIERS[2]
+    assert read_json(folder / "fold_1.json")["entry"] == "state_dict_ema" and read_json(folder / "fold_1.json")["source"] == CLASSIFIERS[1]
     assert read_json(folder / "origin.json")["yolox_nano.pth"]["sha256"] == sha256(folder / "yolox_nano.pth") and set(read_json(folder / "origin.json")) == {*files, "yolox_nano.pth"}
 
     kaggle.log.clear()
@@ -383,6 +399,6 @@ def test_a_file_of_a_data_set_that_is_short_or_absent_is_not_kept(kaggle, tmp_pa
     with pytest.raises(FetchError, match="its terms at https://www.kaggle.com/datasets/some/body"): fetch_files(connect(), "some/body", ["a.pth"], tmp_path / "other")
 
 
-def test_make_knows_both_targets(tmp_path):
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    assert "$(NB) data $(DATASET)" in makefile and "$(NB) weights" in makefile
+def test_make_calls_the_commands():
+    tell = lambda *arguments: subprocess.run(["make", "-n", *arguments, "VENV=v", "-o", "v/.installed"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert tell("data", "DATASET=rsna") == "v/bin/mammo-nb data rsna" and tell("weights") == "v/bin/mammo-nb weights"

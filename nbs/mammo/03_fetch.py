@@ -25,151 +25,114 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
 from mammo_nb.core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, need_space
 from mammo_nb.core.files import read_json, sha256, write_json
 from mammo_nb.core.networks import create_network, load_weights, save_weights
+from mammo_nb.mammo.datasets import read_set
 from mammo_nb.mammo.detector import convert_detector
 from mammo_nb.mammo.recipes import Crops, Engines
+from mammo_nb.mammo.sources import READERS, DatasetError, how_to_get, totals
 
 # %%
 #| hide
 import tempfile
+from argparse import Namespace
 from shutil import copyfile
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 
 from mammo_nb.core.files import write_text
 from mammo_nb.core.yolox import create_yolox
 
 # %% tags=["parameters"]
-raw = ""                     # where data sets are, `raw` of settings.ini; "" makes a folder with one small set
-architecture = "test_convnext"   # of the networks that stand in for the winner's, which are large
-size = (96, 64)              # height, width of their input, pixels
+raw = ""                        # where data sets are, `raw` of settings.ini; "" makes a folder with a piece of one
+architecture = "test_convnext"  # of the networks that stand in for the winner's, which are large
+size = (96, 64)                 # height, width of their input, pixels
 
 # %% [markdown]
 # ## Six data sets
-# The layouts are those that the winner's code reads; the numbers of images are those that he used, and a set may hold more. Licences are a reminder and no advice: what binds is the publisher's own page on the day of the download.
+# What each is, where it is to be had and what has to be accepted stands with the readers in `02_sources`. Licences there are a reminder and no advice: what binds is the publisher's own page on the day of the download.
 
 # %%
 #| export
-SETS = {
-    "rsna": {
-        "name": "RSNA Screening Mammography Breast Cancer Detection", "folder": "rsna-breast-cancer-detection", "competition": "rsna-breast-cancer-detection",
-        "url": "https://www.kaggle.com/competitions/rsna-breast-cancer-detection",
-        "licence": "the competition's rules, to be accepted on its page", "bytes": 315_000_000_000,
-        "labels": "train.csv", "images": ["train_images/*/*.dcm"], "count": 54_706,
-        "layout": "train.csv, test.csv, sample_submission.csv\n{train,test}_images/<patient_id>/<image_id>.dcm"},
-    "vindr": {
-        "name": "VinDr-Mammo", "folder": "vindr", "url": "https://physionet.org/content/vindr-mammo/1.0.0/",
-        "licence": "PhysioNet Restricted Health Data License 1.5.0: an account, and its data use agreement signed on that page",
-        "labels": "breast-level_annotations.csv", "images": ["images/*/*.dicom"], "count": 20_000,
-        "layout": "breast-level_annotations.csv, finding_annotations.csv, metadata.csv\nimages/<study_id>/<image_id>.dicom"},
-    "miniddsm": {
-        "name": "Mini-DDSM", "folder": "miniddsm", "url": "https://www.kaggle.com/datasets/cheddad/miniddsm2",
-        "licence": "as stated on that page; an account of Kaggle",
-        "labels": "Data-MoreThanTwoMasks/Data-MoreThanTwoMasks.xlsx", "images": ["MINI-DDSM-Complete-PNG-16/*/*/*.png"], "count": 7_808,
-        "layout": "Data-MoreThanTwoMasks/Data-MoreThanTwoMasks.xlsx\nMINI-DDSM-Complete-PNG-16/{Normal,Benign,Cancer}/<number>/<letter>_<number>_1.{LEFT,RIGHT}_{CC,MLO}.png"},
-    "cmmd": {
-        "name": "Chinese Mammography Database", "folder": "cmmd", "url": "https://doi.org/10.7937/tcia.eqde-4b16",
-        "licence": "CC BY 4.0; the NBIA Data Retriever of The Cancer Imaging Archive fetches the images",
-        "labels": "label.csv", "images": ["CMMD/*/*/*/*.dcm"], "count": 5_202,
-        "layout": "label.csv: CMMD_clinicaldata_revision.xlsx as CSV, in the winner's repository assets/data/cmmd_raw_label.csv\nCMMD/<ID1>/<date>/<series>/1-<N>.dcm"},
-    "cddcesm": {
-        "name": "CDD-CESM", "folder": "cddcesm", "url": "https://doi.org/10.7937/29kw-ae92",
-        "licence": "as stated on that page of The Cancer Imaging Archive",
-        "labels": "Radiology manual annotations.xlsx", "images": ["Low energy images of CDD-CESM/*.jpg"], "count": 1_003,
-        "layout": "Radiology manual annotations.xlsx\nLow energy images of CDD-CESM/P<patient>_{L,R}_DM_{CC,MLO}.jpg"},
-    "bmcd": {
-        "name": "Breast Micro-Calcifications Dataset", "folder": "bmcd", "url": "https://zenodo.org/records/5036062",
-        "licence": "CC BY 4.0",
-        "labels": "label.csv", "images": ["Dataset/*/*/*.dcm", "Dataset/*/*/*.DCM"], "count": 328,
-        "layout": "label.csv: Description.xlsx as CSV, in the winner's repository assets/data/bmcd_raw_label.csv\nDataset/{Suspicious_cases,Normal_cases}/<number>/{CC,MLO}_{recent,prior}.dcm"},
-}
+COMPETITION = "rsna-breast-cancer-detection"   # the one that a program may fetch
+BYTES = 315_000_000_000                        # of its files, unpacked
+SETS = {"rsna": COMPETITION, **{name: name for name in READERS if name not in (COMPETITION, "own")}}  # short name -> folder below raw
 
-def get_set(
-    name: str,   # a key of SETS
-) -> dict:
-    "A data set by its name."
-    if name not in SETS: raise FetchError(f"No data set {name!r}. There are {', '.join(SETS)}.")
-    return SETS[name]
-
-# %%
-if not raw:
-    raw = Path(tempfile.mkdtemp()) / "raw"
-    for name in ("label.csv", *(f"Dataset/{kind}/{n}/{view}_{when}.dcm" for kind in ("Suspicious_cases", "Normal_cases") for n in range(1, 42) for view in ("CC", "MLO") for when in ("recent", "prior"))): write_text(raw / "bmcd" / name, "")
-pd.DataFrame(SETS).T[["name", "url", "licence"]]
+def set_name(
+    name: str,   # a key of SETS, or the folder's name
+) -> str:        # a key of READERS
+    "The full name of a published data set."
+    if name not in {**SETS, COMPETITION: ""}: raise FetchError(f"No data set {name!r}. There are {', '.join(SETS)}.")
+    return SETS.get(name, name)
 
 # %% [markdown]
 # ## What is there
-# A look, not an examination: the folder, the table of labels, the number of images. `mammo-nb check` opens the files.
+# The labels are read as a training would read them, the images that they name are looked for, and all is counted against what is published. No image is opened; that is what `mammo-nb check` does.
 
 # %%
 #| export
 def check_set(
-    name: str,   # a key of SETS
+    name: str,   # as for `set_name`
     raw: Path,   # `raw` of settings.ini
-) -> dict:       # set, folder, labels and images found, wanted, problems: a list, empty if the set is whole
+) -> dict:       # set, folder, found: a table as from sources.totals, or None; problems: sentences, none if the set is whole
     "What of a data set is there."
-    about = get_set(name)
-    folder = Path(raw) / about["folder"]
-    labels = (folder / about["labels"]).is_file()
-    images = sum(1 for pattern in about["images"] for _ in folder.glob(pattern))
-    problems = [] if folder.is_dir() else [f"{folder} is not there"]
-    if folder.is_dir() and (folder / STAGING).exists(): problems.append("its download is unfinished")
-    if folder.is_dir() and not labels: problems.append(f"no {about['labels']}")
-    if folder.is_dir() and images < about["count"]: problems.append(f"{images} images of {about['count']} as {' or '.join(about['images'])}")
-    return {"set": name, "folder": str(folder), "labels": labels, "images": images, "wanted": about["count"], "problems": problems}
+    name = set_name(name)
+    folder, problems, found = Path(raw) / name, [], None
+    if (folder / STAGING).exists(): problems.append("its download is unfinished")
+    try: labels = read_set(name, folder)
+    except DatasetError as e: problems.append(str(e).removeprefix(f"{name}: ") if folder.is_dir() else f"{folder} is not there")
+    else:
+        found = totals(name, labels)
+        missing = [f for f in labels["file"] if not (folder / f).is_file()]
+        if missing: problems.append(f"{len(missing)} of {len(labels)} images are not there, such as {missing[0]}")
+        problems += [f"{row.found} {row.what}, {row.published} are published" for row in found.itertuples() if pd.notna(row.published) and row.found != row.published]
+    return {"set": name, "folder": folder, "found": found, "problems": problems}
 
 # %%
-state = pd.DataFrame([check_set(name, raw) for name in SETS])
-assert state.set_index("set").loc["bmcd", ["labels", "images", "problems"]].tolist() == [True, 328, []] and state["problems"].map(bool).sum() == 5
-state.assign(folder=state["folder"].map(lambda f: Path(f).name), problems=state["problems"].map(lambda p: "; ".join(p).replace(str(raw), "raw")))
+if not raw:
+    raw = Path(tempfile.mkdtemp()) / "raw"
+    write_text(raw / COMPETITION / "train.csv", "patient_id,image_id,laterality,view,cancer\n1,11,L,CC,0\n1,12,R,CC,1\n")
+    write_text(raw / COMPETITION / "train_images" / "1" / "11.dcm", "")
+state = check_set("rsna", raw)
+for problem in state["problems"]: print(problem)
+state["found"]
 
 # %% [markdown]
 # What can be fetched is fetched, unless it is there already; for the rest it is said how to get it.
 
 # %%
 #| export
-def describe(
-    name: str,   # a key of SETS
-    raw: Path,   # `raw` of settings.ini
-) -> str:        # some lines
-    "Where a data set is to be had, what to accept, and how it has to lie."
-    about = get_set(name)
-    lines = "\n".join(f"    {line}" for line in about["layout"].splitlines())
-    return f"{about['name']}\n  from      {about['url']}\n  licence   {about['licence']}\n  to        {Path(raw) / about['folder']}, with\n{lines}"
-
 def fetch_set(
-    name: str,   # a key of SETS
+    name: str,   # as for `set_name`
     raw: Path,   # `raw` of settings.ini
     api=None,    # core.fetch.connect(); None: sign in if need be
 ) -> dict:       # as from `check_set`
     "Fetch what may be fetched, then look at what is there."
-    about, state = get_set(name), check_set(name, raw)
-    if state["problems"] and "competition" in about:
-        fetch_competition(api or connect(), about["competition"], Path(raw) / about["folder"], about["bytes"])
+    state = check_set(name, raw)
+    if state["problems"] and state["set"] == COMPETITION:
+        fetch_competition(api or connect(), COMPETITION, state["folder"], BYTES)
         state = check_set(name, raw)
     return state
 
 def print_set(
     state: dict,  # as from `check_set`
-    raw: Path,    # `raw` of settings.ini
 ) -> int:         # 0 if it is whole, else 1
     "Say what is there, and how to get what is not."
-    if state["problems"]: print(describe(state["set"], raw))
-    found = "; ".join(state["problems"]) or f"labels and {state['images']} images, {state['wanted']} are used"
-    print(f"{state['set']}: {found}" + f". Next: mammo-nb check {state['folder']}" * (not state["problems"]))
+    if state["problems"]: print(f"{how_to_get(state['set'])}\n  to be put into {state['folder']}")
+    if state["found"] is not None: print(state["found"].to_string(index=False))
+    for problem in state["problems"]: print(f"{state['set']}: {problem}")
+    if not state["problems"]: print(f"{state['set']} is there. Next: mammo-nb check --dataset {state['set']}")
     return int(bool(state["problems"]))
 
 # %%
-assert print_set(fetch_set("vindr", raw), raw) == 1
-assert print_set(fetch_set("bmcd", raw), raw) == 0
+assert print_set(fetch_set("vindr", raw)) == 1
 
 # %% [markdown]
 # ## The winner's networks
@@ -301,7 +264,7 @@ shelf, trained = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()) / "trained"
 for k, name in enumerate(CLASSIFIERS):
     averaged, last = (create_network(architecture, global_pool="max", seed=seed) for seed in (k, 99))
     torch.nn.init.normal_(averaged.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(k))
-    torch.save({"epoch": 8, "arch": architecture, "state_dict": last.state_dict(), "state_dict_ema": averaged.state_dict(), "metric": np.float64(.5)}, shelf / name)
+    torch.save({"epoch": 8, "arch": architecture, "state_dict": last.state_dict(), "state_dict_ema": averaged.state_dict(), "metric": np.float64(.5), "args": Namespace(lr=3e-3)}, shelf / name)
 torch.save({"start_epoch": 400, "model": create_yolox().state_dict(), "best_ap": .96}, shelf / DETECTOR)
 
 class Shelf:
