@@ -759,4 +759,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mammo_nb/mammo/train.py'),
                                       'mammo_nb.mammo.train.run': ('mammo/train.html#run', 'mammo_nb/mammo/train.py'),
                                       'mammo_nb.mammo.train.soft_targets': ('mammo/train.html#soft_targets', 'mammo_nb/mammo/train.py'),
-                                      'mammo_nb.mammo.train.train_fold': ('mammo/train.html#train_fold', 'mammo_nb/mammo/train.py')}}}
+                                      'mammo_nb.mammo.train.train_fold': ('mammo/train.html#train_fold', 'mammo_nb/mammo/train.py'),
+                                      'mammo_nb.mammo.train.train_folds': ('mammo/train.html#train_folds', 'mammo_nb/mammo/train.py')}}}

@@ -10,7 +10,7 @@ __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Trai
 import importlib
 from dataclasses import dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #0e2b60b8
+# %% ../../nbs/mammo/00_recipes.ipynb #994196aa
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -111,6 +111,7 @@ class Train:
     precision: str = "amp"                   # amp where the device has it, else fp32
     checkpoint_every: int = 20               # steps between checkpoints
     workers: int = 0                         # data-loading processes
+    processes: int = 1                       # that train one network together, by torchrun: one a GPU; each has batches of batch_size
     val_batch_size: int = 32
     folds: str = ""                          # which are trained, spaces between; "": all
     seed: int = 42
