@@ -5,6 +5,7 @@ RECIPE ?= demo
 MODE   ?= $(if $(filter %_roi,$(RECIPE)),detector,full)
 RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full detector,$(MODE)),,-$(MODE))
 WEIGHTS ?=
+DATASET ?=
 SET    ?=
 VENV   ?= .venv
 PYTHON ?= python3
@@ -15,6 +16,9 @@ stages_mammo_full     := 02_phantom 03_datasets 03_detector 04_crops 05_folds 06
 stages_mammo_partial  := $(stages_mammo_full)
 stages_mammo_trained  := 02_phantom 10_submit 11_report
 stages_mammo_detector := 03_detector
+# the baseline is a second model on the same data: mammo/ stands before the stages that it borrows
+stages_baseline_full    := mammo/02_phantom mammo/03_datasets 04_prepare mammo/05_folds 06_train 07_select 08_engines 10_submit 11_report
+stages_baseline_trained := mammo/02_phantom 10_submit 11_report
 
 STAGES := $(stages_$(SYSTEM)_$(MODE))
 NB     := $(VENV)/bin/mammo-nb
@@ -31,14 +35,14 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help reproduce test notebooks export sync lab check-export install clean FORCE
+.PHONY: help data weights reproduce test test-runs test-rest notebooks export sync lab check-export install clean FORCE
 .SECONDARY:
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 	@echo
-	@echo '  reproduce takes SYSTEM=mammo RECIPE=demo|tiny|demo_roi|winner_roi RUN=name MODE=full|partial|trained|detector WEIGHTS=folder'
+	@echo '  reproduce takes SYSTEM=mammo|baseline RECIPE=demo|tiny|demo_roi|winner_roi RUN=name MODE=full|partial|trained|detector WEIGHTS=folder'
 	@echo '  and SET="train.epochs=8 folds.n_folds=5"; ALLOW_ERRORS=1 ends well although files failed; all targets take VENV=folder'
 
 # ---- environment ---------------------------------------------------------------------------------
@@ -75,6 +79,13 @@ lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
 check-export: export  ## fail if mammo_nb/ is not what the notebooks say
 	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; echo 'mammo_nb/ differs from a fresh export: edit nbs/, then make export'; exit 1; }
 
+# ---- data and weights of others ------------------------------------------------------------------
+data: $(VENV)/.installed  ## DATASET=rsna fetches the competition; of vindr, miniddsm, cmmd, cddcesm, bmcd it says how to get them; then looks what is there
+	@$(NB) data $(DATASET)
+
+weights: $(VENV)/.installed  ## fetch the winner's published weights and convert them into assets/trained
+	@$(NB) weights
+
 # ---- a run ---------------------------------------------------------------------------------------
 reproduce: $(RUNDIR)/report.html  ## run every stage; runs/<run>/ gets submission.csv and report.html
 	@$(NB) run-end --run-dir $(RUNDIR) $(if $(ALLOW_ERRORS),--allow-errors)
@@ -85,22 +96,29 @@ $(RUNDIR)/report.html: $(RUNDIR)/$(lastword $(STAGES)).ipynb
 # Each executed notebook is a target. Its inputs file is looked at every time and rewritten only if
 # something in it has changed, so that a stage runs when it must and only then.
 define stage_rules
-$(RUNDIR)/inputs/$(1).json: nbs/.exported $(if $(2),$(RUNDIR)/$(2).ipynb) FORCE
-	@$(NB) stage-inputs $(1) $(if $(2),--before $(2)) $$(ARGS)
-$(RUNDIR)/$(1).ipynb: $(RUNDIR)/inputs/$(1).json
+$(RUNDIR)/inputs/$(notdir $(1)).json: nbs/.exported $(if $(2),$(RUNDIR)/$(notdir $(2)).ipynb) FORCE
+	@$(NB) stage-inputs $(1) $(if $(2),--before $(notdir $(2))) $$(ARGS)
+$(RUNDIR)/$(notdir $(1)).ipynb: $(RUNDIR)/inputs/$(notdir $(1)).json
 	@$(NB) stage-run $(1) --stages "$(STAGES)" $$(ARGS)
 endef
 previous :=
 $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s),$(previous)))$(eval previous := $(s)))
 
-$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo, the modes: full, partial, trained, detector)))
+$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo and baseline, the modes: full, partial, trained, detector)))
 $(if $(filter trained,$(MODE)),$(if $(WEIGHTS),,$(error MODE=trained needs WEIGHTS=folder, such as WEIGHTS=runs/demo/weights)))
 $(if $(filter partial,$(MODE)),$(if $(or $(WEIGHTS),$(wildcard assets/trained/detector.onnx)),,$(error MODE=partial keeps a trained detector: put detector.onnx and detector.json into assets/trained, or name their folder, such as WEIGHTS=runs/demo/weights)))
 
 # ---- tests ---------------------------------------------------------------------------------------
+# two halves of about the same length side by side, one thread each: runs of `make reproduce`, and all else
 test: nbs/.exported  ## the notebooks' own tests, then pytest
-	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-runs test-rest
+
+test-runs:
+	@$(PY) -m pytest tests/test_reproduce.py
+
+test-rest:
+	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n_workers 1
+	@$(PY) -m pytest --ignore tests/test_reproduce.py
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
 	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc

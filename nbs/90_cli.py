@@ -22,7 +22,6 @@
 # %%
 #| export
 import ast
-import importlib
 import sys
 from pathlib import Path
 
@@ -134,6 +133,35 @@ def detector(
     difference = convert_detector(checkpoint, output, size)
     print(f"{output}/detector.onnx, at most {difference:.1g} pixels from torch")
 
+# %% [markdown]
+# ## What others have published
+# `make data` and `make weights` call these.
+
+# %%
+#| export
+@app.command()
+def data(
+    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: what is there of each"),
+):
+    "Fetch the competition from Kaggle (rsna), or say how to get another data set; then look whether it is whole. A stopped run goes on where it was."
+    from mammo_nb.core.settings import read_paths
+    from mammo_nb.mammo.fetch import SETS, check_set, fetch_set, print_set
+    raw = read_paths().raw
+    if name: raise typer.Exit(print_set(fetch_set(name, raw), raw))
+    for each in SETS: print(f"{each:9} {'; '.join(check_set(each, raw)['problems']) or 'there'}")
+
+@app.command()
+def weights(
+    output: Path = typer.Option(None, "--output", "-o", help="folder for the weights; default: assets/trained"),
+):
+    "Fetch the winner's published weights from Kaggle and make of them a folder for --weights and MODE=trained."
+    from mammo_nb.core.settings import read_paths
+    from mammo_nb.mammo.fetch import fetch_weights
+    output = output or read_paths().assets / "trained"
+    differences = fetch_weights(output)
+    if differences: print(f"detector.onnx at most {differences['detector']:.1g} pixels, ensemble.onnx at most {differences['ensemble']:.1g} from torch")
+    print(f"the winner's weights are in {output}: mammo-nb predict --weights {output}, or make reproduce MODE=trained WEIGHTS={output}")
+
 # %%
 assert _size("2048x1024") == (2048, 1024) and _size("") == (0, 0)
 
@@ -172,24 +200,29 @@ _set = typer.Option([], "--set", help="stage.field=value")
 def _stage_call(word: str, system: str, recipe: str, mode: str, weights: Path | None, settings: list[str]) -> tuple[dict, dict | None]:
     "The parameters that papermill injects, and the recipe's section as a dict."
     from dataclasses import asdict
-    recipes = importlib.import_module(f"mammo_nb.{system}.recipes")
+    from mammo_nb.mammo.recipes import get_recipe, get_section
+    if system != "mammo": recipe = f"{system}/{recipe}"  # a borrowed stage has to find it too
     sections = parse_overrides(settings)
-    for stage, overrides in sections.items(): recipes.get_section(recipe, stage, overrides)  # a slip anywhere stops the run at its start
-    has_section = word in recipes.Recipe.__dataclass_fields__
+    for stage, overrides in sections.items(): get_section(recipe, stage, overrides)  # a slip anywhere stops the run at its start
     overrides = sections.get(word, {})
-    section = recipes.get_section(recipe, word, overrides) if has_section else None
+    section = get_section(recipe, word, overrides) if hasattr(get_recipe(recipe), word) else None
     parameters = {"recipe": recipe, "mode": mode, "weights": str(weights.resolve()) if weights else "", "overrides": overrides}
     return parameters, asdict(section) if section else None
+
+def _source(stage: str, system: str) -> Path:
+    "The notebook of a stage: of the system itself, or, as mammo/02_phantom, of another."
+    folder, _, name = stage.rpartition("/")
+    return Path("nbs") / (folder or system) / f"{name}.py"
 
 @app.command("stage-inputs", hidden=True)
 def stage_inputs_command(stage: str, before: str = typer.Option(""), system: str = _system, recipe: str = _recipe, mode: str = _mode,
                          run_dir: Path = _run_dir, weights: Path = _weights, settings: list[str] = _set):
     "Rewrite a stage's inputs file if anything that it depends on has changed."
     from mammo_nb.core.stages import changed_files, refresh_inputs, stage_inputs, stage_name
-    source = Path("nbs") / system / f"{stage}.py"
+    source = _source(stage, system)
     parameters, section = _stage_call(stage_name(source), system, recipe, mode, weights, settings)
     inputs = stage_inputs(Path("."), source, run_dir, parameters, section, run_dir / "inputs" / f"{before}.json" if before else None)
-    why = refresh_inputs(run_dir / "inputs" / f"{stage}.json", inputs, changed_files(run_dir, stage_name(source)))
+    why = refresh_inputs(run_dir / "inputs" / f"{source.stem}.json", inputs, changed_files(run_dir, stage_name(source)))
     if why and why != ["first run"]: print(f"{stage} runs again: {', '.join(why)}", flush=True)
 
 @app.command("stage-run", hidden=True)
@@ -197,10 +230,10 @@ def stage_run_command(stage: str, stages: str = typer.Option(""), system: str = 
                       run_dir: Path = _run_dir, weights: Path = _weights, settings: list[str] = _set):
     "Execute one stage notebook."
     from mammo_nb.core.stages import execute, stage_name
-    source, order = Path("nbs") / system / f"{stage}.py", stages.split()
+    source, order = _source(stage, system), stages.split()
     parameters, _ = _stage_call(stage_name(source), system, recipe, mode, weights, settings)
-    print(f"\n[{order.index(stage) + 1}/{len(order)}] {source} -> {run_dir / stage}.ipynb", flush=True)
-    execute(source, run_dir / f"{stage}.ipynb", {**parameters, "run_dir": str(run_dir.resolve())})
+    print(f"\n[{order.index(stage) + 1}/{len(order)}] {source} -> {run_dir / source.stem}.ipynb", flush=True)
+    execute(source, run_dir / f"{source.stem}.ipynb", {**parameters, "run_dir": str(run_dir.resolve())})
 
 # %% [markdown]
 # A run goes on when a file fails, and says so at its end: with a count, and an exit code that a script will notice.
@@ -231,7 +264,7 @@ def run_end_command(run_dir: Path = _run_dir, allow_errors: bool = typer.Option(
 def _foreseen() -> tuple:
     "Errors whose text says what to do."
     names = {"core.settings": "SettingsError", "core.stages": "StageError", "core.notebooks": "NotebookConflict", "mammo.recipes": "RecipeError",
-             "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
+             "core.fetch": "FetchError", "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError"}
     loaded = {m: sys.modules.get(f"mammo_nb.{m}") for m in names}
     return tuple(getattr(module, names[m]) for m, module in loaded.items() if module)
 

@@ -12,9 +12,9 @@ from mammo_nb.mammo.boxes import Box, find_box, otsu_box
 from mammo_nb.mammo.crops import crop
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table, unify
 from mammo_nb.mammo.recipes import RECIPES, RecipeError, get_section
-from mammo_nb.mammo.select import best_epochs, plateau
+from mammo_nb.mammo.select import best_epochs, combinations, plateau
 from mammo_nb.mammo.submit import to_submission
-from mammo_nb.mammo.train import augment, one_positive_batches
+from mammo_nb.mammo.train import one_positive_batches
 
 
 def table(**columns):
@@ -128,20 +128,33 @@ def test_every_batch_has_a_positive_and_every_negative_comes_once(ratio):
     assert batches(2) == one_positive_batches(cancer, 8, ratio, seed=3)(2) != batches(1)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_rank_has_a_positive_in_each_batch_and_together_they_see_each_negative_once(ranks):
+    cancer = np.zeros(101, int)
+    cancer[:5] = 1
+    deal = one_positive_batches(cancer, 8, .1429, 3, ranks)(0)
+    shares = [deal[r::ranks] for r in range(ranks)]
+    assert len({len(s) for s in shares}) == 1 and len(deal) == {1: 14, 2: 14, 3: 15}[ranks]      # 96 negatives, 7 a batch
+    assert all(cancer[[i for i, _ in b]].sum() == 1 and 6 <= len(b) - 1 <= 7 for s in shares for b in s)
+    assert sorted(i for b in deal for i, _ in b if not cancer[i]) == list(range(5, 101))
+
+
 def test_training_without_one_class_is_refused():
     with pytest.raises(ValueError, match="both classes"): one_positive_batches(np.zeros(9), 4, .5, 0)
-
-
-def test_augmentation_is_its_seed():
-    image = np.random.default_rng(0).integers(0, 256, (128, 64), dtype=np.uint8)
-    once, again, other = (augment(image.copy(), np.random.default_rng(s)) for s in (5, 5, 6))
-    assert (once == again).all() and (once != other).any() and once.shape == image.shape and once.dtype == np.uint8
 
 
 # ---- selection and submission
 def test_best_epoch_breaks_ties_by_auc_then_early():
     history = pd.DataFrame({"fold": [0, 0, 0, 1, 1], "epoch": [1, 2, 3, 1, 2], "pf1": [.5, .7, .7, .6, .6], "auc": [.9, .8, .85, .7, .7]})
     assert best_epochs(history)[["fold", "epoch"]].values.tolist() == [[0, 3], [1, 1]]
+
+
+def test_epochs_are_chosen_together_and_equals_keep_the_epochs_that_are_best_alone():
+    breasts = {(0, 1): ([1, 0], [.9, .1]), (0, 2): ([1, 0], [.3, .2]), (1, 1): ([1, 0], [.4, .35]), (1, 2): ([1, 0], [.8, .2])}
+    breasts = {k: pd.DataFrame({"cancer": c, "probability": p}) for k, (c, p) in breasts.items()}
+    ranked = pd.DataFrame({"fold": [0, 0, 1, 1], "epoch": [2, 1, 1, 2]})       # by themselves all are without a mistake
+    tried = combinations(ranked, breasts)
+    assert tried[["fold_0", "fold_1", "pf1"]].round(3).values.tolist() == [[2, 2, 1], [1, 1, 1], [1, 2, 1], [2, 1, .8]]
 
 
 def test_plateau_stops_at_the_first_fall():

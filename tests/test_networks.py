@@ -2,7 +2,9 @@
 import argparse
 import json
 import os
+import zipfile
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -119,22 +121,120 @@ def test_weights_that_do_not_fit_are_listed_and_touch_nothing(tmp_path):
 
 class Bomb:
     "Runs code when it is unpickled."
-    def __init__(self, path): self.path = path
-    def __reduce__(self): return (os.mkdir, (str(self.path),))
+    def __init__(self, *call): self.call = call
+    def __reduce__(self): return self.call[0], self.call[1:]
 
 
-def test_pickled_code_is_refused_and_not_run(tmp_path):
-    torch.save({"state_dict": {}, "x": Bomb(tmp_path / "ran")}, tmp_path / "bomb.pth")
-    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "published.pth.tar")
-    for name, what in (("bomb.pth", "mkdir"), ("published.pth.tar", "argparse.Namespace")):
-        with pytest.raises(WeightsError, match=f"refused.*{what}.*save_weights"): load_weights(create_network("resnet10t"), tmp_path / name)
+class Own:
+    "A class of the author's; reading it would call it."
+    def __setstate__(self, state): raise AssertionError("ran")
+    def __getstate__(self): return {"a": 1}
+
+
+def bombs(ran) -> dict:
+    "What may not be read, and the name by which it is refused."
+    return {"mkdir": Bomb(os.mkdir, ran), "system": Bomb(os.system, f"touch {ran}"), "eval": Bomb(eval, f"open({ran!r}, 'w')"), "Own": Own(), "Path": networks.Path("train")}
+
+
+@pytest.mark.parametrize("what", ["mkdir", "system", "eval", "Own", "Path"])
+@pytest.mark.parametrize("inside", [False, True], ids=["bare", "in a Namespace"])
+def test_pickled_code_is_refused_and_not_run(tmp_path, what, inside):
+    bomb = bombs(str(tmp_path / "ran"))[what]
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1, output=bomb) if inside else bomb}, tmp_path / "published.pth.tar")
+    with pytest.raises(WeightsError, match=f"refused.*{what}.*save_weights"): load_weights(create_network("resnet10t"), tmp_path / "published.pth.tar")
     assert not (tmp_path / "ran").exists()
 
 
-def test_averaged_weights_win_in_a_training_checkpoint_and_prefixes_go(tmp_path):
-    model, average = create_network("resnet10t"), create_network("resnet10t", seed=1)
-    torch.save({"epoch": 1, "state_dict": model.state_dict(), "state_dict_ema": {f"module.{k}": v for k, v in average.state_dict().items()}}, tmp_path / "c.pth.tar")
-    assert load_weights(model, tmp_path / "c.pth.tar") == {"entry": "state_dict_ema"} and same(model, average)
+# ---- checkpoints as timm's training script leaves them: facts, section 6
+def published(path, model, average=None, prefix="", **more):
+    "A file with the entries, types and names of the winner's best_convnext_fold_*.pth.tar, of another size."
+    optimizer = torch.optim.SGD(model.parameters(), 3e-3, momentum=.9, nesterov=True)
+    model(torch.ones(2, 3, 64, 64)).sum().backward()
+    optimizer.step()
+    args = argparse.Namespace(model="convnext_small.fb_in22k_ft_in1k_384", lr=3e-3, input_size=(3, 2048, 1024), mean=None, amp=True, native_amp=True, opt_betas=None, data_dir="datasets", rank=0)
+    averaged = {"state_dict_ema": {prefix + k: v for k, v in average.state_dict().items()}} if average else {}
+    torch.save({"epoch": 26, "arch": args.model, "state_dict": {prefix + k: v for k, v in model.state_dict().items()}, "optimizer": optimizer.state_dict(), "version": 2, "args": args,
+                "amp_scaler": {"scale": 65536., "growth_factor": 2., "backoff_factor": .5, "growth_interval": 2000, "_growth_tracker": 17}, **averaged, "metric": np.float64(.5185), **more}, path)
+
+
+def small(seed):
+    "A ConvNeXt that pools by maximum, of the winner's make."
+    return create_network("test_convnext", global_pool="max", drop_rate=.5, drop_path_rate=.2, seed=seed)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_published_checkpoint_gives_its_averaged_weights_and_becomes_safetensors_bit_for_bit(tmp_path, prefix):
+    model, average, again = small(0), small(1), small(2)
+    published(tmp_path / "best.pth.tar", model, average, prefix)
+    state, told = networks.read_state(tmp_path / "best.pth.tar")
+    assert told == {"entry": "state_dict_ema", "arch": "convnext_small.fb_in22k_ft_in1k_384", "epoch": 26, "metric": .5185} and type(told["metric"]) is float
+    assert list(state) == list(average.state_dict()) and all(torch.equal(state[k], v) for k, v in average.state_dict().items())
+    digest = save_weights(state, tmp_path / "fold_2.safetensors", told)
+    assert load_weights(again, tmp_path / "fold_2.safetensors") == {**told, "sha256": digest, "tensors": len(state)} and same(again, average) and not same(again, model)
+    assert save_weights(again, tmp_path / "back.safetensors", {}) == digest
+
+
+def test_without_an_average_the_weights_themselves_are_taken(tmp_path):
+    model, again = small(0), small(1)
+    published(tmp_path / "best.pth.tar", model, state_dict_ema=None)
+    assert load_weights(again, tmp_path / "best.pth.tar")["entry"] == "state_dict" and same(again, model)
+
+
+def test_numbers_of_an_older_numpy_are_read(tmp_path):
+    published(tmp_path / "new.pth.tar", small(0), small(1), metric=np.float32(.5))
+    with zipfile.ZipFile(tmp_path / "new.pth.tar") as new, zipfile.ZipFile(tmp_path / "old.pth.tar", "w") as old:
+        for name in new.namelist(): old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if name.endswith("data.pkl") else new.read(name))
+    assert b"numpy.core.multiarray" in (tmp_path / "old.pth.tar").read_bytes()
+    assert networks.read_state(tmp_path / "old.pth.tar")[1]["metric"] == .5
+
+
+def test_a_checkpoint_of_the_winners_size_fits_strictly_and_one_tensor_less_does_not(tmp_path):
+    with torch.device("meta"): model = timm.create_model("convnext_small", num_classes=1, global_pool="max")
+    state = model.state_dict()
+    assert len(state) == 344 and sum(p.numel() for p in model.parameters()) == sum(v.numel() for v in state.values()) == 49_455_457
+    for name in ("stem.0.weight", "stages.1.downsample.0.weight", "stages.2.blocks.26.gamma", "stages.0.blocks.0.conv_dw.weight", "stages.3.blocks.2.mlp.fc2.bias", "head.norm.weight", "head.fc.weight"): assert name in state
+    networks.load_state(model, dict(state), "best.pth.tar")
+    with pytest.raises(WeightsError, match=r"missing \(1\): stages.2.blocks.26.gamma"): networks.load_state(model, {k: v for k, v in state.items() if k != "stages.2.blocks.26.gamma"}, "best.pth.tar")
+
+
+# ---- ImageNet
+def test_imagenet_weights_are_timms_with_a_head_of_our_own(monkeypatch):
+    made = timm.create_model
+    source = made("test_convnext", num_classes=1000)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: source if pretrained else made(name, pretrained=False, **options))
+    model, grey = (create_network("test_convnext.r160_in1k", weights="imagenet", global_pool="max", in_chans=c) for c in (3, 1))
+    want, got = source.state_dict(), model.state_dict()
+    assert all(torch.equal(got[k], want[k]) for k in want if not k.startswith("head.fc.")) and got["head.fc.weight"].shape[0] == 1 and not got["head.fc.bias"].any()
+    assert model.head.global_pool.pool_type == "max"
+    torch.testing.assert_close(grey.state_dict()["stem.0.weight"], want["stem.0.weight"].sum(1, keepdim=True))
+    assert same(create_network("test_convnext.r160_in1k", weights="imagenet", num_classes=1000), source)
+
+
+@pytest.mark.parametrize("error", [OSError("We couldn't connect"), RuntimeError("offline"), ConnectionError("no route")])
+def test_without_the_hub_the_message_says_which_file_to_fetch_and_the_file_is_enough(tmp_path, monkeypatch, error):
+    made = timm.create_model
+    def hub(name, pretrained=False, **options):
+        if pretrained: raise error
+        return made(name, pretrained=False, **options)
+    monkeypatch.setattr(timm, "create_model", hub)
+    with pytest.raises(WeightsError, match="could not be fetched.*model.safetensors from https://huggingface.co/timm/test_convnext.r160_in1k .*weights='imagenet:PATH'"):
+        create_network("test_convnext.r160_in1k", weights="imagenet")
+    source = made("test_convnext", num_classes=1000)
+    save_weights(source, tmp_path / "model.safetensors", {})
+    model = create_network("test_convnext.r160_in1k", weights=f"imagenet:{tmp_path}/model.safetensors")
+    assert torch.equal(model.stem[0].weight, source.stem[0].weight) and model.head.fc.weight.shape[0] == 1
+    with pytest.raises(WeightsError, match="does not fit ResNet"): create_network("resnet18", weights=f"imagenet:{tmp_path}/model.safetensors")
+
+
+def test_a_network_without_published_weights_is_told():
+    with pytest.raises(WeightsError, match="publishes no weights"): create_network("seresnet18", weights="imagenet")
+
+
+def test_the_head_of_an_efficientnet_is_drawn_small_enough(monkeypatch):
+    made = timm.create_model
+    source = made("test_efficientnet", num_classes=1000)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: source if pretrained else made(name, pretrained=False, **options))
+    assert create_network("test_efficientnet.r160_in1k", weights="imagenet").classifier.weight.abs().max() <= 1 / 1000 ** .5
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])

@@ -34,7 +34,7 @@ def pfbeta(
     y, p = _checked(labels, probabilities)
     return float(_fbeta((y * p).sum(), y.sum(), p.sum(), beta))
 
-# %% ../../nbs/core/05_metrics.ipynb #bc94cc13
+# %% ../../nbs/core/05_metrics.ipynb #76ea87bf
 GRID = np.arange(100) / 100
 
 def threshold_curve(
@@ -54,9 +54,10 @@ def threshold_curve(
 def best_threshold(
     labels,         # (n,) 0 or 1
     probabilities,  # (n,)
+    thresholds=GRID,  # (t,)
 ) -> tuple[float, float]:  # threshold, its F1
-    "The threshold of GRID with the best F1; among equals the one nearest to 0.5."
-    curve = threshold_curve(labels, probabilities)
+    "The threshold with the best F1; among equals the one nearest to 0.5."
+    curve = threshold_curve(labels, probabilities, thresholds)
     best = curve[curve["score"] == curve["score"].max()]
     row = best.loc[(best["threshold"] - 0.5).abs().idxmin()]
     return float(row["threshold"]), float(row["score"])

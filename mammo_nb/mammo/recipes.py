@@ -6,10 +6,11 @@
 __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Train', 'Select', 'Engines', 'Recipe', 'RecipeError',
            'get_recipe', 'get_section']
 
-# %% ../../nbs/mammo/00_recipes.ipynb #698395be
+# %% ../../nbs/mammo/00_recipes.ipynb #56b0e4b1
+import importlib
 from dataclasses import dataclass, fields, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #b7919dc6
+# %% ../../nbs/mammo/00_recipes.ipynb #0cc92189
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -83,8 +84,9 @@ class Folds:
 @dataclass(frozen=True)
 class Train:
     "Network, augmentation and optimisation of one classifier a fold."
+    folds: str = ""                          # which are trained, spaces between; "": all
     network: str = "tf_efficientnet_lite0"   # a timm name
-    weights: str = "imagenet_lite0"          # initial weights: none, imagenet_lite0 or a file
+    weights: str = "imagenet_lite0"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite0 or a file, {fold} in its name
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
     height: int = 256                        # network input, pixels
     width: int = 128
@@ -94,23 +96,30 @@ class Train:
     batch_size: int = 16
     positive_ratio: float = 0.3              # positives drawn per negative (the winner: 0.1429); never less than one a batch
     soft_positive: float = 0.1               # a positive's target is 1 - this
+    label_smoothing: float = 0.0             # share of a target that is spread over both classes
     augmentation: float = 0.9                # share of images that are augmented at all
+    augment: str = "light"                   # how: winner, light, baseline or none
     optimizer: str = "adamw"                 # sgd or adamw
     lr: float = 1e-3
     min_lr: float = 5e-5
+    schedule: str = "timm"
     warmup_epochs: int = 1
     warmup_lr: float = 1e-4
+    flat_epochs: int = 0                     # of `epochs`, the last ones, at min_lr
     weight_decay: float = 1e-2
     ema_decay: float = 0.99                  # 0 = off
+    ema_ramp: int = 0                        # -1: the decay is constant from the first step
     precision: str = "amp"                   # amp where the device has it, else fp32
     checkpoint_every: int = 20               # steps between checkpoints
     workers: int = 0                         # data-loading processes
+    val_batch_size: int = 32
     seed: int = 42
 
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    metric: str = "pf1"         # binarised probabilistic F1 over breasts, the winner's
+    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
 
 @dataclass(frozen=True)
 class Engines:
@@ -130,7 +139,18 @@ class Recipe:
     select: Select = Select()
     engines: Engines = Engines()
 
-# %% ../../nbs/mammo/00_recipes.ipynb #71d7075d
+# %% ../../nbs/mammo/00_recipes.ipynb #2c638a10
+_detector = Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
+                     warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
+                     checkpoint_every=1000, workers=4, threads=0)
+_train = Train(network="convnext_small.fb_in22k_ft_in1k_384", weights="imagenet", global_pool="max", height=2048, width=1024, drop_rate=0.5, drop_path_rate=0.2,
+               epochs=31, batch_size=8, positive_ratio=0.1429, soft_positive=0.1, augmentation=0.9, augment="winner", optimizer="sgd", lr=3e-3, min_lr=5e-5, warmup_epochs=4,
+               warmup_lr=3e-5, flat_epochs=1, weight_decay=2e-5, ema_decay=0.9998, ema_ramp=-1, checkpoint_every=500, workers=8, val_batch_size=16, seed=42)
+
+def _winner(about: str, **changes) -> Recipe:
+    "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
+    return Recipe(about, phantom=None, datasets=Datasets("rsna-breast-cancer-detection", external="vindr miniddsm cmmd cddcesm bmcd"), detector=_detector, train=replace(_train, **changes))
+
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
@@ -139,23 +159,28 @@ RECIPES = {
                    crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
     "demo_roi": Recipe("the detector of `demo` alone"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,
-                         datasets=Datasets("rsna-breast-cancer-detection"),
-                         detector=Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
-                                           warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
-                                           checkpoint_every=1000, workers=4, threads=0)),
+                         datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector),
+    "winner_fold2": _winner("the winner's fold 2, ConvNeXt-small at 2048x1024, on a GPU", folds="2"),
+    "winner_fold3": _winner("the winner's fold 3, trained as fold 2", folds="3"),
+    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25),
+    "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last averaged weights of the first", folds="0 1",
+                             weights="runs/winner_stage1/checkpoints/fold_{fold}/epoch_24.safetensors", lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17),
+    "winner_label_smoothing": _winner("the winner's variant with smoothed labels, all folds as fold 2", soft_positive=0.0, label_smoothing=0.1),
 }
 
 class RecipeError(Exception):
     "A recipe, section or field that does not exist, or a value of the wrong type."
 
 def get_recipe(
-    name: str,   # a key of RECIPES
-) -> Recipe:
+    name: str,   # a key of RECIPES, or that of another system on the same data: baseline/demo
+) -> Recipe:     # or that system's own class of recipes
     "A recipe by its name."
-    if name not in RECIPES: raise RecipeError(f"No recipe {name!r}. There are {', '.join(sorted(RECIPES))}.")
-    return RECIPES[name]
+    system, _, key = name.rpartition("/")
+    recipes = importlib.import_module(f"mammo_nb.{system}.recipes").RECIPES if system else RECIPES  # imported when it is named: mammo needs no other system
+    if key not in recipes: raise RecipeError(f"No recipe {key!r}. There are {', '.join(sorted(recipes))}.")
+    return recipes[key]
 
-# %% ../../nbs/mammo/00_recipes.ipynb #ddf4b72a
+# %% ../../nbs/mammo/00_recipes.ipynb #cea54e95
 def _checked(where: str, kind: str, value):
     "The value if it fits the field's type; an int is a fine float."
     wanted = {"int": int, "float": float, "str": str, "bool": bool}[kind]
@@ -170,7 +195,7 @@ def get_section(
 ):                                  # the section, frozen; None if the recipe has none
     "A stage's section of a recipe, with fields replaced."
     whole = get_recipe(name)
-    if stage not in {f.name for f in fields(Recipe)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(Recipe)[1:])}.")
+    if stage not in {f.name for f in fields(whole)} - {"about"}: raise RecipeError(f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(whole)[1:])}.")
     section = getattr(whole, stage)
     if not overrides: return section
     if section is None: raise RecipeError(f"Recipe {name} has no section {stage} to override.")

@@ -25,6 +25,7 @@ size = (96, 96)                         # height, width of the images shown belo
 
 # %%
 #| export
+import argparse
 import difflib
 import importlib.metadata
 import pickle
@@ -36,14 +37,13 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models import adapt_input_conv
+from timm.models import EfficientNet, MobileNetV3, adapt_input_conv
 from torch import nn
 
 from mammo_nb.core.files import read_json, replacing, sha256, write_json
 
 # %%
 #| hide
-import argparse
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -91,7 +91,7 @@ def save_weights(
     return digest
 
 # %% [markdown]
-# Reading takes three formats' names but trusts none of them. A `.pth` is a pickle, that is, a program; torch's `weights_only` reader runs none of it and refuses whatever is not a tensor, a number or a plain container. A training checkpoint may hold two sets of weights: the averaged ones (EMA) are the ones that were validated, so they win.
+# Reading takes three formats' names but trusts none of them. A `.pth` is a pickle, that is, a program; torch's `weights_only` reader runs none of it and refuses whatever is not a tensor, a number or a plain container. Published training checkpoints also hold the command line they were made with, an `argparse.Namespace`, and NumPy numbers; both only hold values, so both are let in. A training checkpoint may hold two sets of weights: the averaged ones (EMA) are the ones that were validated, so they win.
 
 # %%
 #| export
@@ -100,7 +100,7 @@ def read_state(
 ) -> tuple[dict[str, torch.Tensor], dict]:       # state dict on the CPU, metadata ({} if there is none)
     "Tensors and metadata of a file of weights; runs no code from the file."
     path = Path(path)
-    if not path.is_file(): raise WeightsError(path, "no such file", f"Looked in {path.parent.name or '.'}/.")
+    if not path.is_file(): raise WeightsError(path, "no such file", f"Looked in {path.parent}.")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 def _read_safetensors(path: Path) -> tuple[dict, dict]:
@@ -114,14 +114,14 @@ def _read_safetensors(path: Path) -> tuple[dict, dict]:
                            "The two belong to different runs, or the file was damaged: copy both again.")
     return state, metadata
 
-# numbers of NumPy, such as a best score, stand in published checkpoints under the names of either of its majors
+# what holds values and does nothing else: a command line, and numbers of NumPy, such as a best score, under the names of either of its majors
 _SCALAR = np.float64(0).__reduce__()[0]
-NUMBERS = [np.dtype, (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
+ALLOWED = [argparse.Namespace, np.dtype, (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
            *(type(np.dtype(t)) for t in ("float64", "float32", "int64", "int32", "bool"))]
 
 def _read_pickle(path: Path) -> tuple[dict, dict]:
     try:
-        with torch.serialization.safe_globals(NUMBERS): content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(ALLOWED): content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
         raise WeightsError(path, f"refused: it holds {named[1] if named else 'more'} besides tensors, and reading that would run code",
@@ -134,7 +134,8 @@ def _read_pickle(path: Path) -> tuple[dict, dict]:
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(path, f"no state dict among its entries {list(content)[:8]}", "Save network.state_dict().")
     # networks trained in DataParallel carry a prefix
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"entry": chosen or ""}
+    told = {key: np.asarray(content[key]).item() for key in ("arch", "epoch", "metric") if chosen and isinstance(content.get(key), (str, int, float, np.generic))}
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"entry": chosen or "", **told}
 
 # %% [markdown]
 # Strict means: every name and every shape, or the network stays as it was.
@@ -227,6 +228,24 @@ for ax, photograph, p, i in zip(axes, photographs, top.values.tolist(), top.indi
 assert 698 in top.indices[0].tolist() and top.indices[1, 0] == 985
 
 # %% [markdown]
+# For every other network timm knows where its ImageNet weights are published and fetches them, if it can. A machine without internet takes the file that somebody else has downloaded.
+
+# %%
+#| export
+def imagenet_state(
+    name: str,                  # timm architecture, with or without a tag
+    file: Path | str = "",      # the published model.safetensors; "": fetched from the Hugging Face hub, once
+) -> dict[str, torch.Tensor]:   # for as many classes and channels as were published
+    "The weights that timm publishes for a network."
+    if file: return read_state(Path(file))[0]
+    published = timm.get_pretrained_cfg(name)
+    if not (published and published.has_weights): raise WeightsError(name, f"timm {timm.__version__} publishes no weights for it", "Name a tag that timm.list_pretrained() lists.")
+    try: return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as e:  # hub, connection and disk have errors of their own, with nothing in common
+        source = f"model.safetensors from https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
+        raise WeightsError(name, f"its ImageNet weights could not be fetched ({type(e).__name__})", f"Download {source} and give its path: weights='imagenet:PATH'.") from e
+
+# %% [markdown]
 # Now the one call that makes a network. Three things belong to it besides timm's name: how its images are to be normalised, which timm knows per set of weights and which is easily mixed up (Lite0 wants 0.5 where most want ImageNet's mean); the pooling, which leaves no trace in the weights; and a 1000-class head, which is dropped when another number of classes is asked for. The new head starts at random, but from a seed of its own, so that the same call gives the same network; and it starts as small as the head it replaces, so that an untrained network is in doubt instead of being sure and wrong.
 
 # %%
@@ -234,7 +253,7 @@ assert 698 in top.indices[0].tolist() and top.indices[1, 0] == 985
 def create_network(
     name: str,                      # timm architecture, with or without a tag
     *,
-    weights: str | Path = "none",   # 'none', 'imagenet_lite0' or a file of weights for exactly this network
+    weights: str | Path = "none",   # 'none', 'imagenet', 'imagenet:FILE', 'imagenet_lite0' or a file of weights for exactly this network
     num_classes: int = 1,           # outputs (logits)
     global_pool: str | None = None, # timm pooling ('avg', 'max', ...); None = the architecture's own
     drop_rate: float = 0.,          # dropout before the last layer
@@ -242,29 +261,34 @@ def create_network(
     in_chans: int = 3,              # input channels
     seed: int = 0,                  # of everything that starts at random: the head, or all of it
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
-    "A timm network; nothing is ever downloaded."
+    "A timm network; nothing is downloaded unless weights='imagenet' asks for it."
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near: {', '.join(near) or 'none'}")
     options = {"global_pool": global_pool, "drop_path_rate": drop_path_rate or None}  # timm drops None; not every network takes these
+    kind, _, file = str(weights).partition(":")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        if kind == "imagenet": state = imagenet_state(name, file)
         torch.manual_seed(seed)
         model = timm.create_model(name, pretrained=False, num_classes=num_classes, drop_rate=drop_rate, in_chans=in_chans, **options)
     mean, std = (tuple(model.pretrained_cfg[key]) for key in ("mean", "std"))
     if in_chans != 3: mean, std = ((sum(v) / len(v),) * in_chans for v in (mean, std))
     model.normalization = {"mean": mean, "std": std}
-    if weights == "imagenet_lite0": _fill_lite0(model, num_classes, in_chans)
+    if kind == "imagenet": _fill_published(model, state, file or name)
+    elif weights == "imagenet_lite0": _fill_published(model, imagenet_lite0_state(), LITE0_PACKAGE)
     elif weights != "none": load_weights(model, Path(weights))
     return model
 
-def _fill_lite0(model: nn.Module, num_classes: int, in_chans: int) -> None:
-    state = imagenet_lite0_state()
-    state["conv_stem.weight"] = adapt_input_conv(in_chans, state["conv_stem.weight"])
-    if num_classes != (published := len(state["classifier.bias"])):
-        # timm draws a head within 1/sqrt(classes): with one class, logits of 10 and more before the first step
-        state["classifier.weight"] = model.classifier.weight.detach() * (num_classes / published) ** 0.5
-        state["classifier.bias"] = torch.zeros(num_classes)
-    load_state(model, state, LITE0_PACKAGE)
+def _fill_published(model: nn.Module, state: dict, source: str) -> None:
+    "Copy published weights, strictly, into a network that may have other classes and channels."
+    conv, head = model.pretrained_cfg["first_conv"] + ".weight", model.pretrained_cfg["classifier"]
+    own = model.get_submodule(head)
+    if conv in state: state[conv] = adapt_input_conv(model.state_dict()[conv].shape[1], state[conv])
+    if (published := len(state.get(head + ".bias", own.bias))) != len(own.bias):
+        # timm draws the head of these within 1/sqrt(classes): with one class, logits of 10 and more before the first step
+        factor = (len(own.bias) / published) ** 0.5 if isinstance(model, (EfficientNet, MobileNetV3)) else 1.0
+        state[head + ".weight"], state[head + ".bias"] = own.weight.detach() * factor, torch.zeros(len(own.bias))
+    load_state(model, state, source)
 
 # %%
 network = create_network(architecture, weights="imagenet_lite0" if architecture == "tf_efficientnet_lite0" else "none", drop_rate=0.2).eval()
@@ -314,13 +338,15 @@ with tempfile.TemporaryDirectory() as folder:
     except WeightsError as e: print(e)
 
 # %% [markdown]
-# And a checkpoint with its author's command line pickled into it, as published ones often are, is refused with a reason, while the average weights are found in one that holds tensors only:
+# A checkpoint as timm's training script writes it, the winner's among them, has its author's command line and a NumPy score pickled into it. It is read, and the averaged weights are found; one that would run something is refused, and says what:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "published.pth.tar"
-    torch.save({"epoch": 8, "state_dict": network.state_dict(), "args": argparse.Namespace(lr=3e-3)}, path)
+    torch.save({"epoch": 8, "state_dict": maximum.state_dict(), "state_dict_ema": {f"module.{k}": v * 2 for k, v in network.state_dict().items()},
+                "args": argparse.Namespace(lr=3e-3), "metric": np.float64(0.52)}, path)
+    print(load_weights(again, path))
+    assert torch.equal(again.classifier.weight, network.classifier.weight * 2)
+    torch.save({"state_dict": network.state_dict(), "args": Path("train")}, path)
     try: load_weights(network, path)
     except WeightsError as e: print(e)
-    torch.save({"epoch": 8, "state_dict": maximum.state_dict(), "state_dict_ema": network.state_dict()}, path)
-    print(load_weights(again, path))

@@ -38,6 +38,7 @@ from mammo_nb.core.networks import create_network
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.stages import code_of, locate, stage
 from mammo_nb.core.train import Optimisation, fit
+from mammo_nb.mammo.augment import BEFORE_FITTING, augment
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Train, get_section
@@ -66,7 +67,7 @@ images = locate(run_dir, "processed/cleaned_images")
 
 # %% [markdown]
 # ## A cancer in every batch
-# An epoch shows each negative once. Positives are dealt out of shuffled decks, one deck after another, so that each is seen equally often; the deck goes on from epoch to epoch. Every place in an epoch gets a seed of its own, from which its augmentation is drawn: order, worker count and an interruption change nothing.
+# An epoch shows each negative once. Positives are dealt out of shuffled decks, one deck after another, so that each is seen equally often; the deck goes on from epoch to epoch. Every place in an epoch gets a seed of its own, from which its augmentation is drawn: order, worker count and an interruption change nothing. On several GPUs each takes every n-th batch, so the number of batches is a multiple of n, and none goes without a positive.
 
 # %%
 #| export
@@ -81,18 +82,20 @@ def one_positive_batches(
     batch_size: int,
     ratio: float,        # positives per negative; one a batch if that is more
     seed: int,
-):                       # epoch -> batches of (index, seed)
+    ranks: int = 1,      # processes that share the batches out among themselves
+):                       # epoch -> batches of (index, seed), a multiple of `ranks`
     "Batches with at least one positive each, every negative once an epoch (facts, section 4)."
     negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
     if not len(positives) or not len(negatives): raise ValueError(f"training needs both classes, got {len(positives)} positives and {len(negatives)} negatives")
     each = min(batch_size - 1, max(1, round(batch_size * ratio / (1 + ratio))))
-    count = -(-len(negatives) // (batch_size - each))
+    count = -(-len(negatives) // (batch_size - each) // ranks) * ranks
+    if count > len(negatives): raise ValueError(f"{len(negatives)} negatives are too few for {ranks} processes")
 
     def batches(epoch: int) -> list[list[tuple[int, int]]]:
         order = np.random.default_rng([seed, 0, epoch]).permutation(negatives)
         dealt = _deck(positives, epoch * count * each, count * each, seed)
         seeds = np.random.default_rng([seed, 2, epoch]).integers(2**31, size=(count, batch_size))
-        rows = [np.concatenate([dealt[b * each:(b + 1) * each], order[b * (batch_size - each):(b + 1) * (batch_size - each)]]) for b in range(count)]
+        rows = [np.concatenate([dealt[b * each:(b + 1) * each], part]) for b, part in enumerate(np.array_split(order, count))]
         return [[(int(i), int(s)) for i, s in zip(row, seeds[b])] for b, row in enumerate(rows)]
     return batches
 
@@ -105,34 +108,21 @@ assert sorted(i for i in seen if not cancer[i]) == np.flatnonzero(cancer == 0).t
 print(f"{len(deal(0))} batches of {settings.batch_size}; the first has {cancer[[i for i, _ in deal(0)[0]]].sum()} positives")
 
 # %% [markdown]
-# ## Augmentation
-# A breast may be flipped, moved, turned and lit differently and is still the same breast. One matrix does all the geometry, so that a pixel is interpolated once.
+# ## Images and targets
+# A breast may be flipped, moved, turned and lit differently and is still the same breast: `mammo/augment` has the policies. A target that is a little below 1, and perhaps a little above 0, keeps the network from being certain about labels that are not.
 
 # %%
 #| export
-def augment(
-    image: np.ndarray,            # uint8 (height, width)
-    rng: np.random.Generator,
-) -> np.ndarray:                  # uint8, same shape
-    "Flips, shift, scale, rotation, brightness and contrast, holes."
-    h, w = image.shape
-    turn = rng.uniform(-30, 30) if rng.random() < .5 else 0.0
-    scale = rng.uniform(.85, 1.15) if rng.random() < .5 else 1.0
-    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), turn, scale)
-    if rng.random() < .5: matrix[:, 2] += rng.uniform(-.1, .1, 2) * (w, h)
-    if turn or scale != 1 or matrix[:, 2].any(): image = cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
-    if rng.random() < .5: image = image[:, ::-1]
-    if rng.random() < .5: image = image[::-1]
-    if rng.random() < .5:
-        contrast, brightness = 1 + rng.uniform(-.3, .3), rng.uniform(-.1, .1) * 255
-        image = cv2.LUT(np.ascontiguousarray(image), np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8))
-    if rng.random() < .25:
-        image = image.copy()
-        for _ in range(rng.integers(1, 4)):
-            hole_h, hole_w = int(h * rng.uniform(.05, .12)), int(w * rng.uniform(.08, .2))
-            y, x = rng.integers(0, h - hole_h + 1), rng.integers(0, w - hole_w + 1)
-            image[y:y + hole_h, x:x + hole_w] = 0
-    return np.ascontiguousarray(image)
+def soft_targets(
+    cancer: np.ndarray,            # 0 or 1 an image
+    soft_positive: float,          # a positive's target is lower by this
+    label_smoothing: float = 0.0,  # share of the target that is spread over the two classes (Szegedy et al. 2016, section 7)
+) -> np.ndarray:                   # float32, one an image
+    "What the network is to say."
+    return cancer.astype(np.float32) * (1 - soft_positive) * (1 - label_smoothing) + label_smoothing / 2
+
+# %%
+assert np.allclose(soft_targets(np.array([0, 1]), .1), [0, .9]) and np.allclose(soft_targets(np.array([0, 1]), 0, .1), [.05, .95])
 
 # %%
 #| export
@@ -141,11 +131,11 @@ class BreastCrops(Dataset):
     def __init__(self,
         table: pd.DataFrame,         # patient_id, image_id, cancer
         images: Path,                # cleaned_images/
-        settings: Train,             # height, width, soft_positive, augmentation
+        settings: Train,             # height, width, targets, augmentation
         normalization: dict,         # mean and std of the network, on the scale 0..1
     ):
         self.paths = [crop_path(images, p, i) for p, i in zip(table["patient_id"], table["image_id"])]
-        self.targets = table["cancer"].to_numpy(np.float32) * (1 - settings.soft_positive)
+        self.targets = soft_targets(table["cancer"].to_numpy(), settings.soft_positive, settings.label_smoothing)
         self.settings = settings
         self.mean, self.std = (torch.tensor(np.broadcast_to(normalization[k], 3).copy(), dtype=torch.float32).view(3, 1, 1) for k in ("mean", "std"))
 
@@ -155,9 +145,10 @@ class BreastCrops(Dataset):
         "uint8 (height, width), augmented unless the seed is negative."
         stored = cv2.imread(str(self.paths[index]), cv2.IMREAD_GRAYSCALE)
         if stored is None: raise FileNotFoundError(f"{self.paths[index]} cannot be read: run the crops stage again")
-        image = fit_resize(stored, self.settings.height, self.settings.width)
         rng = np.random.default_rng(max(seed, 0))
-        return augment(image, rng) if seed >= 0 and rng.random() < self.settings.augmentation else image
+        policy = self.settings.augment if seed >= 0 and rng.random() < self.settings.augmentation else "none"
+        if policy in BEFORE_FITTING: return fit_resize(augment(stored, rng, policy), self.settings.height, self.settings.width)
+        return augment(fit_resize(stored, self.settings.height, self.settings.width), rng, policy)
 
     def __getitem__(self, at: tuple[int, int]):
         image = torch.from_numpy(self.picture(*at)).float().div(255).expand(3, -1, -1)
@@ -174,11 +165,21 @@ fig.suptitle("one image a row: what the network is shown"); fig.tight_layout()
 assert (data.picture(0, 5) == data.picture(0, 5)).all()
 
 # %% [markdown]
-# ## The network and its loss
-# A target of 0.9 instead of 1 keeps the network from being certain about labels that are not.
+# ## The network
+# What it starts from is a word or a file. A recipe that continues another one names the file with a place for the fold in it.
 
 # %%
 #| export
+def initial_weights(
+    weights: str,   # a word that `create_network` knows, or a file; {fold} in it stands for the number
+    fold: int,
+    folder: Path,   # files are found as `locate` finds them from here
+) -> str:           # the same, with the file's full path
+    "What the network of a fold starts from."
+    if weights in ("none", "imagenet", "imagenet_lite0"): return weights
+    word = "imagenet:" if weights.startswith("imagenet:") else ""
+    return word + str(locate(folder, weights.removeprefix(word).format(fold=fold)))
+
 def build_network(
     settings: Train,          # network, global_pool, drop rates
     weights: str = "none",    # initial weights
@@ -192,10 +193,11 @@ def predict_probabilities(
     model: nn.Module,
     dataset: BreastCrops,
     batch_size: int = 32,
+    workers: int = 0,         # data-loading processes
 ) -> np.ndarray:              # float32, one an image
     "Probabilities without augmentation."
     device = next(model.parameters()).device
-    loader = DataLoader(dataset, batch_sampler=[[(i, -1) for i in range(s, min(s + batch_size, len(dataset)))] for s in range(0, len(dataset), batch_size)])
+    loader = DataLoader(dataset, batch_sampler=[[(i, -1) for i in range(s, min(s + batch_size, len(dataset)))] for s in range(0, len(dataset), batch_size)], num_workers=workers)
     with torch.inference_mode():
         return np.concatenate([torch.sigmoid(model(x.to(device)).float()).flatten().cpu().numpy() for x, _ in loader])
 
@@ -222,11 +224,13 @@ def train_fold(
 ) -> pd.DataFrame:         # history: one row an epoch
     "Train on the other folds; after each epoch predict this one."
     held, rest = table[table["fold"] == fold], table[table["fold"] != fold]
-    model = build_network(settings, settings.weights, settings.seed + fold)
+    weights = initial_weights(settings.weights, fold, folder)
+    if (file := Path(weights.removeprefix("imagenet:"))).is_file(): identity = {**identity, "weights": sha256(file)}
+    model = build_network(settings, weights, settings.seed + fold)
     train_set, held_set = (BreastCrops(t, images, settings, model.normalization) for t in (rest, held))
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
-        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(eval_model, held_set))
+        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(eval_model, held_set, settings.val_batch_size, settings.workers))
         write_csv(folder / f"pred_{epoch}.csv", predictions)
         breasts = per_breast(predictions)
         threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"])
@@ -235,6 +239,16 @@ def train_fold(
     batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio, settings.seed + fold)
     return fit(model, train_set, batches, F.binary_cross_entropy_with_logits, validate, optimisation(settings), folder,
                label=f"fold {fold}", identity={**identity, "fold": fold})
+
+def chosen_folds(
+    folds: str,            # numbers with spaces between; "": all
+    table: pd.DataFrame,   # folds.csv
+) -> list[int]:
+    "The folds that are trained."
+    there = sorted(set(table["fold"].tolist()) - {-1})  # external sets have none
+    wrong = [k for k in folds.split() if k not in map(str, there)]
+    if wrong: raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
+    return [int(k) for k in folds.split()] or there
 
 # %% [markdown]
 # ## Run the stage
@@ -252,7 +266,7 @@ def run(
         table = read_table(locate(run_dir, "folds.csv"), ["fold"])
         identity = {"recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(run_dir, "train")}
         images, folder = locate(run_dir, "processed/cleaned_images"), locate(run_dir, "checkpoints/history.csv").parent
-        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in sorted(set(table["fold"].tolist()) - {-1})]
+        histories = [train_fold(table, k, images, folder / f"fold_{k}", settings, identity).assign(fold=k) for k in chosen_folds(settings.folds, table)]
         history = pd.concat(histories, ignore_index=True)
         history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
         write_csv(folder / "history.csv", history)

@@ -14,7 +14,7 @@
 # # Select
 # > The epoch that each fold keeps, and the one threshold for all, from predictions that no model trained on.
 #
-# The winner picked epochs by hand from a table and typed the threshold into the submission. Here both come from the out-of-fold predictions, are written down with what they scored, and nothing is typed.
+# The winner picked some epochs of each fold by eye, scored all 525 combinations and typed the threshold into the submission. Here both come from the out-of-fold predictions, are written down with what they scored, and nothing is typed.
 
 # %%
 #| default_exp mammo.select
@@ -23,6 +23,7 @@
 #| export
 import shutil
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,7 @@ run_dir = ""                                  # folder of the run; "" makes a sm
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `select`
 reads = ["checkpoints/history.csv"]           # and checkpoints/fold_*/
-writes = ["oof.csv", "selection.json"]        # and final_models/fold_*.safetensors
+writes = ["oof.csv", "selection.json", "combinations.csv"]   # and final_models/fold_*.safetensors
 
 # %%
 #| hide
@@ -54,22 +55,49 @@ if not run_dir:
     run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run)
 
 # %% [markdown]
-# ## The best epoch of a fold
+# ## The best epochs of a fold
 # By the winner's score, pF1 over breasts at the fold's own best threshold. That score moves in steps, so equal epochs are told apart by their AUC, and then the earlier is taken.
 
 # %%
 #| export
 def best_epochs(
     history: pd.DataFrame,  # fold, epoch, auc and the metric
-    metric: str = "pf1",    # a column of the history
-) -> pd.DataFrame:          # the chosen row of each fold
-    "One epoch a fold."
+    metric: str = "pf1",    # a column of the history: pf1 or auc
+    candidates: int = 1,    # epochs of each fold
+) -> pd.DataFrame:          # their rows, folds in order, best first
+    "The best few epochs of every fold."
     ordered = history.sort_values(["fold", metric, "auc", "epoch"], ascending=[True, False, False, True])
-    return ordered.groupby("fold").head(1).reset_index(drop=True)
+    return ordered.groupby("fold").head(candidates).reset_index(drop=True)
 
 # %%
 example = pd.DataFrame({"fold": [0, 0, 0], "epoch": [1, 2, 3], "pf1": [.6, .7, .7], "auc": [.9, .8, .8]})
-assert best_epochs(example)["epoch"].tolist() == [2]
+assert best_epochs(example)["epoch"].tolist() == [2] and best_epochs(example, "auc", 2)["epoch"].tolist() == [1, 2]
+
+# %% [markdown]
+# ## Epochs that go together
+# The ensemble has one threshold, so what counts is not how good each fold is at its own threshold but how good all of them are at a common one. Two folds may be equally good, one timid and one bold; together they are worse than each alone. Every combination of the folds' best epochs is scored on all breasts.
+
+# %%
+#| export
+def combinations(
+    ranked: pd.DataFrame,   # fold, epoch: candidates, from `best_epochs`
+    breasts: dict,          # (fold, epoch) -> cancer, probability; one row a breast
+    metric: str = "pf1",    # pf1 or auc
+) -> pd.DataFrame:          # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, of equals the one whose epochs are best by themselves
+    "Pooled scores of all combinations of one epoch a fold."
+    folds, rows = sorted(ranked["fold"].unique()), []
+    for epochs in product(*(ranked.loc[ranked["fold"] == k, "epoch"] for k in folds)):
+        pooled = pd.concat([breasts[k, e] for k, e in zip(folds, epochs)])
+        threshold, pf1 = best_threshold(pooled["cancer"], pooled["probability"])
+        rows.append({**{f"fold_{k}": int(e) for k, e in zip(folds, epochs)}, "pf1": pf1, "threshold": threshold, "auc": auc(pooled["cancer"], pooled["probability"])})
+    return pd.DataFrame(rows).sort_values([metric, "auc"], ascending=False, kind="stable", ignore_index=True)
+
+# %%
+labels, timid, bold = [0, 0, 1, 1], [.1, .2, .3, .4], [.5, .6, .7, .8]   # two epochs, each without a mistake
+said = {(k, e): pd.DataFrame({"cancer": labels, "probability": p}) for k, e, p in [(0, 0, timid), (1, 0, bold), (1, 1, timid)]}
+tried = combinations(pd.DataFrame({"fold": [0, 1, 1], "epoch": [0, 0, 1]}), said)
+assert tried["fold_1"].tolist() == [1, 0] and tried["pf1"].round(3).tolist() == [1, .8]   # 4 of 4 found and nothing else; .2: 4 of 4 and two healthy breasts
+tried
 
 # %% [markdown]
 # ## The threshold
@@ -112,19 +140,23 @@ def run(
     recipe: str,                     # a recipe
     overrides: dict | None = None,   # changes to the section `select`
 ) -> dict:                           # selection.json
-    "checkpoints -> oof.csv, selection.json and final_models/fold_*.safetensors."
+    "checkpoints -> oof.csv, selection.json, combinations.csv and final_models/fold_*.safetensors."
     settings = get_section(recipe, "select", overrides)
     checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir, "final_models/fold_0").parent
     history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
     weights = [f"final_models/fold_{k}.safetensors" for k in sorted(history["fold"].unique())]
-    with stage(run_dir, "select", reads=["checkpoints/history.csv"], writes=["oof.csv", "selection.json", *weights], parameters=asdict(settings)):
-        chosen = best_epochs(history, settings.metric)
-        oof = pd.concat([read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv", ["probability"]) for r in chosen.itertuples()])
+    with stage(run_dir, "select", reads=["checkpoints/history.csv"], writes=["oof.csv", "selection.json", "combinations.csv", *weights], parameters=asdict(settings)):
+        ranked = best_epochs(history, settings.metric, settings.candidates)
+        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv", ["probability"]) for r in ranked.itertuples()}
+        tried = combinations(ranked, {k: per_breast(p) for k, p in predictions.items()}, settings.metric)
+        write_csv(locate(run_dir, "combinations.csv"), tried)
+        chosen = ranked[[tried.loc[0, f"fold_{r.fold}"] == r.epoch for r in ranked.itertuples()]]
+        oof = pd.concat([predictions[r.fold, r.epoch] for r in chosen.itertuples()])
         write_csv(locate(run_dir, "oof.csv"), oof)
         final.mkdir(parents=True, exist_ok=True)
         for r in chosen.itertuples():
             for suffix in (".safetensors", ".json"): shutil.copyfile(checkpoints / f"fold_{r.fold}" / f"epoch_{r.epoch}{suffix}", final / f"fold_{r.fold}{suffix}")
-        result = {"folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), **summarise(oof)}
+        result = {"folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried), **summarise(oof)}
         write_json(locate(run_dir, "selection.json"), result)
     return result
 
@@ -137,7 +169,9 @@ print(f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, pl
 # ## What came out
 
 # %%
-pd.DataFrame(selection["folds"]).round(3)
+display(pd.DataFrame(selection["folds"]).round(3))
+tried = pd.read_csv(locate(run_dir, "combinations.csv"))
+tried.iloc[[*range(min(4, len(tried))), -1]].round(3)   # the best and the worst
 
 # %%
 breasts = per_breast(read_table(locate(run_dir, "oof.csv"), ["probability"]))
