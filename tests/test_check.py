@@ -288,7 +288,7 @@ def test_the_estimate_by_hand(monkeypatch):
                     "dicom": 54_706 * 6_000_000, "free": 412 * 10**9}
     first, second = estimate_text(cost).splitlines()
     assert first == "54,706 files: about 1 h 49 min with 2 processes, 98.5 GB of crops; 412 GB free"
-    assert second == "as measured on 2 of them; 328 GB of DICOM to read"
+    assert second == "as measured on 2 of them; 328 GB of files to read"
     assert estimate(table, [], [], workers=2) == {}
 
 

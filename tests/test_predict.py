@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
 import pydicom
 import pytest
@@ -15,6 +16,7 @@ from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import Ensemble, export_onnx
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
+from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.predict import DEMONSTRATION, PER_IMAGE, PredictError, find_weights, predict_folder
 
@@ -53,6 +55,20 @@ def test_kaggle_tree_gives_the_columns_of_the_contract(scans, weights, tmp_path)
     mean = table.assign(probability=table["probability"].astype(float)).groupby(["patient_id", "laterality"])["probability"].mean()
     assert breasts.set_index(["patient_id", "laterality"])["probability"].sub(mean).abs().max() < 1e-9
     assert len(list((tmp_path / "out/previews").glob("*.png"))) == len(table)
+
+
+def test_a_folder_of_pictures_with_a_table_beside_it(weights, tmp_path):
+    "PNG and JPEG: no tags, so the sides come from the table; what a first call has written into the folder is no scan for the second."
+    y, x = np.mgrid[:160, :120]
+    (tmp_path / "in").mkdir()
+    for k, name in enumerate(("a.png", "b.jpg", "c.png")): cv2.imwrite(str(tmp_path / "in" / name), (np.hypot(x, y - 80) < 70).astype(np.uint16 if k == 2 else np.uint8) * (50_000 if k == 2 else 150 + 10 * k))
+    pd.DataFrame({"file": ["a.png", "b.jpg", "c.png"], "patient_id": ["007", "007", "008"], "laterality": ["L", "L", "R"], "view": ["CC", "MLO", "CC"]}).to_csv(tmp_path / "labels.csv", index=False)
+    first, second = (predict_folder(tmp_path / "in", tmp_path / "in/out", weights, table=tmp_path / "labels.csv", workers=1) for _ in range(2))
+    assert (first["error"] == "").all() and first[["file", "patient_id", "image_id", "laterality", "view", "decoder"]].values.tolist() == [
+        ["a.png", "007", "a", "L", "CC", "pillow"], ["b.jpg", "007", "b", "L", "MLO", "pillow"], ["c.png", "008", "c", "R", "CC", "pillow"]]
+    assert second["probability"].tolist() == first["probability"].tolist() and len(list((tmp_path / "in/out/previews").glob("*.png"))) == 3
+    (tmp_path / "labels.csv").write_text("laterality,view\nL,CC\n")
+    with pytest.raises(DatasetError, match="no column image_id or file"): predict_folder(tmp_path / "in", tmp_path / "out", weights, table=tmp_path / "labels.csv")
 
 
 def test_one_bad_file_fails_alone_and_decides_the_exit_code(scans, weights, tmp_path):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PICTURES', 'REMEDY', 'MODES', 'is_picture', 'picture_header', 'decode_picture', 'is_whole']
 
-# %% ../../nbs/core/01_raster.ipynb #71894829
+# %% ../../nbs/core/01_raster.ipynb #42a26918
 import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydicom.uid import UID
 
 from .headers import BadHeader, CorruptPixels, Header, NotDicom, typed_errors
@@ -26,12 +26,14 @@ def is_picture(
     if path.suffix.lower() not in PICTURES: return False
     with open(path, "rb") as f: return f.read(132)[128:] != b"DICM"
 
-# %% ../../nbs/core/01_raster.ipynb #52cc061b
+# %% ../../nbs/core/01_raster.ipynb #0066fe5a
 MODES = {"L": 8, "LA": 8, "P": 8, "1": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16B": 16}  # Pillow's, and bits of a grey value
 
 def _opened(data: bytes, path: Path) -> Image.Image:
     "Parsed, not decoded."
-    with typed_errors(NotDicom, path, "neither PNG nor JPEG", "", REMEDY): picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    with typed_errors(NotDicom, path, "the picture does not parse", "", REMEDY):
+        try: picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        except UnidentifiedImageError: raise NotDicom(path, "neither PNG nor JPEG", "", REMEDY) from None  # its message has an address in it
     if picture.mode not in MODES: raise BadHeader(path, f"a {picture.format} of kind {picture.mode}", "", "Convert it to grey of 8 or 16 bits first.")
     return picture
 

@@ -233,7 +233,7 @@ def check_dataset(
     table.attrs["totals"] = totals(name, labels)
     return table
 
-# %% ../../nbs/mammo/05_check.ipynb #9d7d3fd5
+# %% ../../nbs/mammo/05_check.ipynb #212b16de
 MANY = 40  # files; more are counted, not listed
 
 def _amount(size: float) -> str:
@@ -255,7 +255,7 @@ def estimate_text(
     short = ", not enough" * (cost["crops"] > cost["free"])
     return (f"{cost['files']:,} files: about {_duration(cost['seconds'])} with {cost['workers']} process{'es' * (cost['workers'] > 1)}, "
             f"{_amount(cost['crops'])} of crops; {_amount(cost['free'])} free{short}\n"
-            f"as measured on {cost['timed']:,} of them; {_amount(cost['dicom'])} of DICOM to read")
+            f"as measured on {cost['timed']:,} of them; {_amount(cost['dicom'])} of files to read")
 
 def group_kinds(
     table: pd.DataFrame,  # from `check_folder`

@@ -28,7 +28,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydicom.uid import UID
 
 from mammo_nb.core.headers import BadHeader, CorruptPixels, Header, NotDicom, typed_errors
@@ -64,7 +64,9 @@ MODES = {"L": 8, "LA": 8, "P": 8, "1": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16
 
 def _opened(data: bytes, path: Path) -> Image.Image:
     "Parsed, not decoded."
-    with typed_errors(NotDicom, path, "neither PNG nor JPEG", "", REMEDY): picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    with typed_errors(NotDicom, path, "the picture does not parse", "", REMEDY):
+        try: picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        except UnidentifiedImageError: raise NotDicom(path, "neither PNG nor JPEG", "", REMEDY) from None  # its message has an address in it
     if picture.mode not in MODES: raise BadHeader(path, f"a {picture.format} of kind {picture.mode}", "", "Convert it to grey of 8 or 16 bits first.")
     return picture
 

@@ -64,7 +64,7 @@ def read_table(
     "Read a table and refuse it if a column is missing or an id is no file name."
     path = Path(path)
     if not path.exists(): raise DatasetError(f"{path} is not there. A competition goes below `raw` of settings.ini, in the layout of the README.")
-    table = pd.read_csv(path, dtype={c: str for c in ("patient_id", "image_id", "prediction_id", "site_id", "machine_id", "error")}, keep_default_na=True)
+    table = pd.read_csv(path, dtype={c: str for c in ("patient_id", "image_id", "prediction_id", "site_id", "machine_id", "dataset", "scaling", "error")}, keep_default_na=True)
     missing = [c for c in required if c not in table]
     if missing: raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
     for c in {"patient_id", "image_id"} & set(table.columns):
@@ -365,6 +365,7 @@ def how_to_get(
 ) -> str:     # a few lines
     "Where a set is to be had, what to accept, and what its folder must hold."
     source = source_of(name)
+    if source is READERS["own"] and name != "own": return f"{name}: no published set is called so ({', '.join(n for n in READERS if n != 'own')}). For a set of your own, the folder {name} holds {source.layout}"
     return f"{name}: from {source.url}\n  to accept: {source.accept}\n  layout of the folder {name}: {source.layout}"
 
 def totals(

@@ -357,7 +357,7 @@ def estimate_text(
     short = ", not enough" * (cost["crops"] > cost["free"])
     return (f"{cost['files']:,} files: about {_duration(cost['seconds'])} with {cost['workers']} process{'es' * (cost['workers'] > 1)}, "
             f"{_amount(cost['crops'])} of crops; {_amount(cost['free'])} free{short}\n"
-            f"as measured on {cost['timed']:,} of them; {_amount(cost['dicom'])} of DICOM to read")
+            f"as measured on {cost['timed']:,} of them; {_amount(cost['dicom'])} of files to read")
 
 def group_kinds(
     table: pd.DataFrame,  # from `check_folder`
