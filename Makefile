@@ -2,8 +2,8 @@
 SHELL  := bash
 SYSTEM ?= mammo
 RECIPE ?= demo
-MODE   ?= $(if $(filter %_roi,$(RECIPE)),detector,full)
-RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full detector,$(MODE)),,-$(MODE))
+MODE   ?= $(if $(filter %_roi,$(RECIPE)),detector,$(if $(filter cbis%,$(RECIPE)),labelled,full))
+RUN    ?= $(if $(filter mammo,$(SYSTEM)),,$(SYSTEM)-)$(RECIPE)$(if $(filter full detector labelled,$(MODE)),,-$(MODE))
 WEIGHTS ?=
 DATASET ?=
 SET    ?=
@@ -11,11 +11,12 @@ VENV   ?= .venv
 PYTHON ?= python3
 
 # the stages of a system, in order, and those that a mode needs: `partial` keeps a trained detector, `trained`
-# keeps everything, `detector` trains nothing else
+# keeps everything, `detector` trains nothing else, `labelled` is for a set of labelled images without a test set
 stages_mammo_full     := 02_phantom 03_datasets 03_detector 04_crops 05_folds 06_train 07_select 08_engines 10_submit 11_report
 stages_mammo_partial  := $(stages_mammo_full)
 stages_mammo_trained  := 02_phantom 10_submit 11_report
 stages_mammo_detector := 03_detector
+stages_mammo_labelled := 03_datasets 03_detector 04_crops 05_folds 06_train 07_select 08_engines 11_report
 # the baseline is a second model on the same data: mammo/ stands before the stages that it borrows
 stages_baseline_full    := mammo/02_phantom mammo/03_datasets 04_prepare mammo/05_folds 06_train 07_select 08_engines 10_submit 11_report
 stages_baseline_trained := mammo/02_phantom 10_submit 11_report
@@ -42,7 +43,7 @@ export PYTHONWARNINGS := ignore:IProgress not found
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 	@echo
-	@echo '  reproduce takes SYSTEM=mammo|baseline RECIPE=demo|tiny|demo_roi|winner_roi RUN=name MODE=full|partial|trained|detector WEIGHTS=folder'
+	@echo '  reproduce takes SYSTEM=mammo|baseline RECIPE=demo|tiny|cbis|demo_roi|winner_roi RUN=name MODE=full|partial|trained|detector|labelled WEIGHTS=folder'
 	@echo '  and SET="train.epochs=8 folds.n_folds=5"; ALLOW_ERRORS=1 ends well although files failed; all targets take VENV=folder'
 
 # ---- environment ---------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ endef
 previous :=
 $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s),$(previous)))$(eval previous := $(s)))
 
-$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo and baseline, the modes: full, partial, trained, detector)))
+$(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo and baseline, the modes: full, partial, trained, detector, labelled)))
 $(if $(filter trained,$(MODE)),$(if $(WEIGHTS),,$(error MODE=trained needs WEIGHTS=folder, such as WEIGHTS=runs/demo/weights)))
 $(if $(filter partial,$(MODE)),$(if $(or $(WEIGHTS),$(wildcard assets/trained/detector.onnx)),,$(error MODE=partial keeps a trained detector: put detector.onnx and detector.json into assets/trained, or name their folder, such as WEIGHTS=runs/demo/weights)))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_network', 'sample_pictures', 'run']
 
-# %% ../../nbs/baseline/08_engines.ipynb #a4ffcced
+# %% ../../nbs/baseline/08_engines.ipynb #8aa346e2
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from .recipes import Train
-from .train import Mirrored, build_network
+from .train import build_network
 from ..core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
 from ..core.files import read_json
-from ..core.networks import load_weights
+from ..core.networks import Mirrored, load_weights
 from ..core.stages import locate, recorded, stage
 from ..mammo.crops import crop_path
 from ..mammo.datasets import read_table

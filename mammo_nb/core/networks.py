@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALLOWED', 'LITE0_PACKAGE', 'LITE0_VERSION', 'LITE0_SHA256', 'LITE0_STAGES', 'WeightsError', 'save_weights',
            'read_state', 'load_state', 'load_weights', 'lite0_name', 'imagenet_lite0_state', 'imagenet_state',
-           'create_network']
+           'create_network', 'Mirrored']
 
 # %% ../../nbs/core/06_networks.ipynb #ba12c789
 import argparse
@@ -174,7 +174,7 @@ def imagenet_state(
         source = f"model.safetensors from https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
         raise WeightsError(name, f"its ImageNet weights could not be fetched ({type(e).__name__})", f"Download {source} and give its path: weights='imagenet:PATH'.") from e
 
-# %% ../../nbs/core/06_networks.ipynb #7400078f
+# %% ../../nbs/core/06_networks.ipynb #7b58773f
 def create_network(
     name: str,                      # timm architecture, with or without a tag
     *,
@@ -185,6 +185,7 @@ def create_network(
     drop_path_rate: float = 0.,     # stochastic depth at the last block, rising linearly
     in_chans: int = 3,              # input channels
     seed: int = 0,                  # of everything that starts at random: the head, or all of it
+    freeze: int = 0,                # parameters, counted from the picture, that stay as they are
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
     "A timm network; nothing is downloaded unless weights='imagenet' asks for it."
     if not timm.is_model(name):
@@ -202,6 +203,7 @@ def create_network(
     if kind == "imagenet": _fill_published(model, state, file or name)
     elif weights == "imagenet_lite0": _fill_published(model, imagenet_lite0_state(), LITE0_PACKAGE)
     elif weights != "none": load_weights(model, Path(weights))
+    for parameter in list(model.parameters())[:freeze]: parameter.requires_grad_(False)
     return model
 
 def _fill_published(model: nn.Module, state: dict, source: str) -> None:
@@ -214,3 +216,13 @@ def _fill_published(model: nn.Module, state: dict, source: str) -> None:
         factor = (len(own.bias) / published) ** 0.5 if isinstance(model, (EfficientNet, MobileNetV3)) else 1.0
         state[head + ".weight"], state[head + ".bias"] = own.weight.detach() * factor, torch.zeros(len(own.bias))
     load_state(model, state, source)
+
+# %% ../../nbs/core/06_networks.ipynb #a9a61486
+class Mirrored(nn.Module):
+    "A classifier asked twice, about the picture and its mirror image: the mean of the two logits."
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (n, 3, height, width) -> (n, 1)
+        return (self.model(x) + self.model(x.flip(-1))) / 2

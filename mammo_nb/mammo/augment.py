@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WINNER', 'POLICIES', 'BEFORE_FITTING', 'random_crop', 'flip_sides', 'flip_ends', 'downscale', 'tone_levels',
            'tone_curve', 'brightness_contrast', 'shift_scale_rotate', 'smooth_noise', 'elastic', 'grid_distortion',
-           'coarse_dropout', 'winner', 'light', 'baseline', 'none', 'augment']
+           'coarse_dropout', 'winner', 'light', 'broad', 'baseline', 'none', 'augment']
 
 # %% ../../nbs/mammo/05_augment.ipynb #8d46e813
 from functools import partial
@@ -192,7 +192,7 @@ def winner(
         image = transforms[rng.choice(len(ways), p=np.divide(weights, sum(weights)))](image, rng)
     return image
 
-# %% ../../nbs/mammo/05_augment.ipynb #87f84c59
+# %% ../../nbs/mammo/05_augment.ipynb #7705d352
 def light(
     image: np.ndarray,            # uint8 (height, width)
     rng: np.random.Generator,
@@ -212,6 +212,22 @@ def light(
     if rng.random() < .25: image = coarse_dropout(image, rng, (1, 3), (.05, .12), (.08, .2))
     return image
 
+def broad(
+    image: np.ndarray,            # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                  # uint8, same shape
+    "Flips, shift, scale, shear, rotation, gamma, brightness and contrast, holes."
+    h, w = image.shape
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-30, 30), np.exp(rng.uniform(np.log(.8), np.log(1.25))))
+    matrix[:, 2] += rng.uniform(-.08, .08, 2) * (w, h)
+    shear = rng.uniform(-.1, .1) if rng.random() < .5 else 0.0
+    image = cv2.warpAffine(image, matrix @ [[1, shear, -shear * h / 2], [0, 1, 0], [0, 0, 1]], (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
+    if rng.random() < .5: image = image[:, ::-1]
+    if rng.random() < .5: image = image[::-1]
+    levels = 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(-.3, .3)) * (1 + rng.uniform(-.25, .25)) + rng.uniform(-25, 25) * (np.arange(256) > 3)   # air stays black
+    image = cv2.LUT(np.ascontiguousarray(image), np.clip(levels, 0, 255).astype(np.uint8))
+    return coarse_dropout(image, rng, (1, 3), (.04, .12), (.06, .2)) if rng.random() < .3 else image
+
 def baseline(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
@@ -226,7 +242,7 @@ def none(
     "As it is."
     return image
 
-POLICIES = {f.__name__: f for f in (winner, light, baseline, none)}
+POLICIES = {f.__name__: f for f in (winner, light, broad, baseline, none)}
 BEFORE_FITTING = ("winner",)   # policies for crops in their own size, which are made to fit afterwards; the others come after fitting
 
 def augment(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_ensemble', 'sample_crops', 'run']
 
-# %% ../../nbs/mammo/08_engines.ipynb #86c33ff7
+# %% ../../nbs/mammo/08_engines.ipynb #f98942e4
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from ..core.stages import locate, recorded, stage
 from .crops import crop_path
 from .datasets import read_table
 from .recipes import Train, get_recipe, get_section
-from .train import build_network
+from .train import as_asked, build_network
 
-# %% ../../nbs/mammo/08_engines.ipynb #6bbd0f69
+# %% ../../nbs/mammo/08_engines.ipynb #80bec988
 def load_ensemble(
     run_dir: Path,   # folder of the run
 ) -> Ensemble:       # uint8 (n, 1, height, width) -> probabilities (n, folds)
@@ -33,7 +33,7 @@ def load_ensemble(
         model = build_network(settings).eval()
         load_weights(model, locate(run_dir, f"final_models/fold_{chosen['fold']}.safetensors"))
         models.append(model)
-    return Ensemble(models, models[0].normalization["mean"], models[0].normalization["std"])
+    return Ensemble([as_asked(model, settings) for model in models], **models[0].normalization)
 
 def sample_crops(
     run_dir: Path,          # folder of the run

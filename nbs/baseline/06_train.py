@@ -34,7 +34,7 @@ from torch.utils.data import WeightedRandomSampler
 from mammo_nb.baseline.recipes import Train
 from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
-from mammo_nb.core.networks import create_network
+from mammo_nb.core.networks import Mirrored, create_network
 from mammo_nb.core.stages import code_of, locate, recorded, stage
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.datasets import per_breast, read_table
@@ -139,18 +139,7 @@ def build_network(
     seed: int = 0,               # of the last layer, and of everything without initial weights
 ) -> nn.Module:                  # one logit an image
     "The classifier of a recipe, its first parameters frozen."
-    model = create_network(settings.network, weights=weights, seed=seed)
-    for parameter in list(model.parameters())[:settings.freeze]: parameter.requires_grad_(False)
-    return model
-
-class Mirrored(nn.Module):
-    "A classifier asked twice, about the picture and its mirror image: the mean of the two logits."
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (n, 3, height, width) -> (n, 1)
-        return (self.model(x) + self.model(x.flip(-1))) / 2
+    return create_network(settings.network, weights=weights, seed=seed, freeze=settings.freeze)
 
 # %%
 convnext = build_network(get_section("baseline/baseline_tiny", "train"))
@@ -160,10 +149,6 @@ print(f"{len(names)} parameters; {sum(not p.requires_grad for p in convnext.para
 network = build_network(settings)
 training_mode(network)
 assert not network.bn1.training and network.blocks[-1][-1].bn3.training   # a frozen normalisation keeps its statistics
-
-# %%
-mirrored, x = Mirrored(network.eval()), torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-with torch.no_grad(): assert torch.equal(mirrored(x), mirrored(x.flip(-1))) and not torch.equal(network(x), network(x.flip(-1)))
 
 # %% [markdown]
 # ## One fold

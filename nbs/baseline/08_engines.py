@@ -28,10 +28,10 @@ import cv2
 import numpy as np
 
 from mammo_nb.baseline.recipes import Train
-from mammo_nb.baseline.train import Mirrored, build_network
+from mammo_nb.baseline.train import build_network
 from mammo_nb.core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
 from mammo_nb.core.files import read_json
-from mammo_nb.core.networks import load_weights
+from mammo_nb.core.networks import Mirrored, load_weights
 from mammo_nb.core.stages import locate, recorded, stage
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table

@@ -260,6 +260,7 @@ def create_network(
     drop_path_rate: float = 0.,     # stochastic depth at the last block, rising linearly
     in_chans: int = 3,              # input channels
     seed: int = 0,                  # of everything that starts at random: the head, or all of it
+    freeze: int = 0,                # parameters, counted from the picture, that stay as they are
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
     "A timm network; nothing is downloaded unless weights='imagenet' asks for it."
     if not timm.is_model(name):
@@ -277,6 +278,7 @@ def create_network(
     if kind == "imagenet": _fill_published(model, state, file or name)
     elif weights == "imagenet_lite0": _fill_published(model, imagenet_lite0_state(), LITE0_PACKAGE)
     elif weights != "none": load_weights(model, Path(weights))
+    for parameter in list(model.parameters())[:freeze]: parameter.requires_grad_(False)
     return model
 
 def _fill_published(model: nn.Module, state: dict, source: str) -> None:
@@ -313,6 +315,23 @@ noise = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))
 with torch.no_grad(): answers = torch.cat([network(noise), maximum(noise)], 1)
 assert (answers[:, 0] - answers[:, 1]).abs().min() > 1e-3
 pd.DataFrame(answers.numpy().round(3), columns=["average", "maximum"])
+
+# %% [markdown]
+# A breast and its mirror image are equally ill. A network may be asked about both.
+
+# %%
+#| export
+class Mirrored(nn.Module):
+    "A classifier asked twice, about the picture and its mirror image: the mean of the two logits."
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (n, 3, height, width) -> (n, 1)
+        return (self.model(x) + self.model(x.flip(-1))) / 2
+
+# %%
+with torch.no_grad(): assert torch.equal(Mirrored(network)(noise), Mirrored(network)(noise.flip(-1))) and not torch.equal(network(noise), network(noise.flip(-1)))
 
 # %% [markdown]
 # A name with a slip in it gets suggestions, not a download:

@@ -330,7 +330,7 @@ assert abs(chance["share of images"].sum() - .9 * sum(p for p, _ in WINNER)) < 1
 chance.groupby("transform", sort=False).sum().round(4)
 
 # %% [markdown]
-# `light` is for small images on two cores: the same kinds of change without those that cost much, and all geometry in one matrix. `baseline` is the single-model baseline's: a mirror, one time in two. Both keep the shape.
+# `light` is for small images on two cores: the same kinds of change without those that cost much, and all geometry in one matrix. `broad` is for a few hundred patients, where every image must do for many: all of it every time, and shear and gamma besides. `baseline` is the single-model baseline's: a mirror, one time in two. Both keep the shape.
 
 # %%
 #| export
@@ -353,6 +353,22 @@ def light(
     if rng.random() < .25: image = coarse_dropout(image, rng, (1, 3), (.05, .12), (.08, .2))
     return image
 
+def broad(
+    image: np.ndarray,            # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                  # uint8, same shape
+    "Flips, shift, scale, shear, rotation, gamma, brightness and contrast, holes."
+    h, w = image.shape
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-30, 30), np.exp(rng.uniform(np.log(.8), np.log(1.25))))
+    matrix[:, 2] += rng.uniform(-.08, .08, 2) * (w, h)
+    shear = rng.uniform(-.1, .1) if rng.random() < .5 else 0.0
+    image = cv2.warpAffine(image, matrix @ [[1, shear, -shear * h / 2], [0, 1, 0], [0, 0, 1]], (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
+    if rng.random() < .5: image = image[:, ::-1]
+    if rng.random() < .5: image = image[::-1]
+    levels = 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(-.3, .3)) * (1 + rng.uniform(-.25, .25)) + rng.uniform(-25, 25) * (np.arange(256) > 3)   # air stays black
+    image = cv2.LUT(np.ascontiguousarray(image), np.clip(levels, 0, 255).astype(np.uint8))
+    return coarse_dropout(image, rng, (1, 3), (.04, .12), (.06, .2)) if rng.random() < .3 else image
+
 def baseline(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
@@ -367,7 +383,7 @@ def none(
     "As it is."
     return image
 
-POLICIES = {f.__name__: f for f in (winner, light, baseline, none)}
+POLICIES = {f.__name__: f for f in (winner, light, broad, baseline, none)}
 BEFORE_FITTING = ("winner",)   # policies for crops in their own size, which are made to fit afterwards; the others come after fitting
 
 def augment(
@@ -384,7 +400,7 @@ def augment(
 # What the network is shown, one policy after another, made to fit a canvas twice as high as wide.
 
 # %%
-for policy in ("winner", "light", "baseline"):
+for policy in ("winner", "light", "broad", "baseline"):
     many = [augment(breast, np.random.default_rng([seed, i]), policy) if policy in BEFORE_FITTING else
             augment(fit_resize(breast, 512, 256), np.random.default_rng([seed, i]), policy) for i in range(24)]
     sheet([fit_resize(m, 512, 256) for m in many], title=policy)

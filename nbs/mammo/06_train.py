@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mammo_nb.core.files import read_json, sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
-from mammo_nb.core.networks import create_network
+from mammo_nb.core.networks import Mirrored, create_network
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.ranks import join, launch
 from mammo_nb.core.stages import code_of, locate, stage
@@ -190,7 +190,14 @@ def build_network(
 ) -> nn.Module:               # one logit an image
     "The classifier of a recipe."
     return create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
-                          drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, seed=seed)
+                          drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, seed=seed, freeze=settings.freeze)
+
+def as_asked(
+    model: nn.Module,
+    settings: Train,     # mirrored
+) -> nn.Module:
+    "The classifier as it is validated and used: asked once, or about the mirror image too."
+    return Mirrored(model) if settings.mirrored else model
 
 def predict_probabilities(
     model: nn.Module,
@@ -233,7 +240,7 @@ def train_fold(
     train_set, held_set = (BreastCrops(t, images, settings, model.normalization) for t in (rest, held))
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
-        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(eval_model, held_set, settings.val_batch_size, settings.workers))
+        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(as_asked(eval_model, settings), held_set, settings.val_batch_size, settings.workers))
         write_csv(folder / f"pred_{epoch}.csv", predictions)
         breasts = per_breast(predictions)
         threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"])

@@ -36,7 +36,7 @@ from mammo_nb.core.stages import locate, recorded, stage
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.recipes import Train, get_recipe, get_section
-from mammo_nb.mammo.train import build_network
+from mammo_nb.mammo.train import as_asked, build_network
 
 # %%
 #| hide
@@ -73,7 +73,7 @@ def load_ensemble(
         model = build_network(settings).eval()
         load_weights(model, locate(run_dir, f"final_models/fold_{chosen['fold']}.safetensors"))
         models.append(model)
-    return Ensemble(models, models[0].normalization["mean"], models[0].normalization["std"])
+    return Ensemble([as_asked(model, settings) for model in models], **models[0].normalization)
 
 def sample_crops(
     run_dir: Path,          # folder of the run

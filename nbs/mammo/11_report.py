@@ -78,9 +78,10 @@ if trained_here:
               f"pF1 {s['pf1']:.3f} at threshold {s['threshold']:.2f}, average precision {s['average_precision']:.3f}"]
 score = test_score(run_dir)
 if score: lines.append(f"Synthetic test set: AUC per breast {score['auc']:.3f}, pF1 of the submission {score['pf1']:.3f} ({score['breasts']} breasts, {score['cancers']} with cancer)")
-per_image = read_table(locate(run_dir, "test_per_image.csv"), ["probability"])
-lines.append(f"`submission.csv`: {len(read_table(locate(run_dir, 'submissions/submission.csv'), ['cancer']))} breasts from {len(per_image)} images, {per_image['error'].notna().sum()} of which failed")
-if (per_image["note"].fillna("") != "").any(): lines.append(f"*{DEMONSTRATION}*: these weights have seen drawn breasts only")
+if "submit" in manifest["stages"]:
+    per_image = read_table(locate(run_dir, "test_per_image.csv"), ["probability"])
+    lines.append(f"`submission.csv`: {len(read_table(locate(run_dir, 'submissions/submission.csv'), ['cancer']))} breasts from {len(per_image)} images, {per_image['error'].notna().sum()} of which failed")
+    if (per_image["note"].fillna("") != "").any(): lines.append(f"*{DEMONSTRATION}*: these weights have seen drawn breasts only")
 print("\n".join(lines).replace("**", "").replace("*", ""))
 Markdown("\n\n".join(lines))
 
