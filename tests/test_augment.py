@@ -179,4 +179,4 @@ def test_augmentation_is_its_seed(policy):
 
 
 def test_an_unknown_policy_is_told():
-    with pytest.raises(ValueError, match="'lite'. There are winner, light, baseline, none"): augment(texture(), np.random.default_rng(0), "lite")
+    with pytest.raises(ValueError, match="'lite'. There are winner, light, broad, baseline, none"): augment(texture(), np.random.default_rng(0), "lite")

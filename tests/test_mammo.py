@@ -174,7 +174,7 @@ def test_a_stranger_in_the_test_table_is_told():
 
 
 # ---- recipes
-@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are demo, demo_roi, tiny"), (("demo", "trian"), "There are phantom"),
+@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are cbis, cbis_long, demo"), (("demo", "trian"), "There are phantom"),
                                         (("demo", "train", {"epoch": 1}), "It has network"), (("demo", "train", {"epochs": 1.5}), "takes int"),
                                         (("demo", "train", {"epochs": True}), "takes int")])
 def test_slips_in_a_recipe_are_told(call, told):

@@ -96,7 +96,7 @@ class Crops:
     window: int = 0             # which of the header's windows; the winner took the first
     height: int = 0             # the crop is made to fit into height x width pixels, and no more than that
     width: int = 0              # is decoded; 0: as large as the detector made it
-    scaling: str = "window"     # to grey levels: window, or percentile for pictures that have none (MiniDDSM, CDD-CESM)
+    scaling: str = "window"     # to grey levels, for files whose table does not say: window, percentile (MiniDDSM, CDD-CESM) or none
     faithful: bool = False      # the winner's preparation to the bit, its defects included
 
 @dataclass(frozen=True)
