@@ -118,7 +118,7 @@ test-runs:
 	@$(PY) -m pytest tests/test_reproduce.py
 
 test-rest:
-	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n_workers 1
+	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n-workers 1
 	@$(PY) -m pytest --ignore tests/test_reproduce.py
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
