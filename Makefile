@@ -115,7 +115,7 @@ test: nbs/.exported  ## the notebooks' own tests, then pytest
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-runs test-rest
 
 test-runs:
-	@$(PY) -m pytest tests/test_reproduce.py
+	@env -u MAKEFLAGS $(PY) -m pytest tests/test_reproduce.py  # it calls make itself
 
 test-rest:
 	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n-workers 1

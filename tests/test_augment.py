@@ -178,5 +178,19 @@ def test_augmentation_is_its_seed(policy):
     assert policy in BEFORE_FITTING or {a.shape for a in once} == {image.shape}
 
 
+def test_a_mask_goes_where_its_image_goes():
+    mask = np.zeros((128, 64), np.uint8)
+    mask[50:70, 20:34] = 255
+    for seed in range(12):   # the image is the mask: wherever the mask says lesion, the moved image is bright, or a hole is there
+        image, moved = np.moveaxis(augment(np.dstack([mask, mask]), np.random.default_rng(seed), "broad"), 2, 0)
+        assert set(np.unique(image[moved == 0])) <= set(range(60)) and moved.max() == 255
+        bright = image[moved == 255] > 100
+        assert bright.mean() > .5
+
+
+def test_a_policy_that_cannot_move_a_mask_says_so():
+    with pytest.raises(ValueError, match="light does not move masks along; broad and none do"): augment(np.zeros((8, 8, 2), np.uint8), np.random.default_rng(0), "light")
+
+
 def test_an_unknown_policy_is_told():
     with pytest.raises(ValueError, match="'lite'. There are winner, light, broad, baseline, none"): augment(texture(), np.random.default_rng(0), "lite")

@@ -107,7 +107,7 @@ def test_a_failing_stage_names_notebook_cell_and_error(checkout, first):
     assert (checkout / "runs/failing/05_folds.failed.ipynb").exists()
 
 
-@pytest.mark.parametrize("arguments, told", [(["RECIPE=tinny"], "There are demo, demo_roi, tiny"), (["SET=train.epoch=3"], "train has no epoch"),
+@pytest.mark.parametrize("arguments, told", [(["RECIPE=tinny"], "There are cbis, cbis_long, demo"), (["SET=train.epoch=3"], "train has no epoch"),
                                              (["SYSTEM=nothing"], "the systems are"), (["MODE=trained"], "needs WEIGHTS")])
 def test_slips_are_told_before_anything_runs(checkout, arguments, told):
     done = make(checkout, "reproduce", "RUN=slip", *arguments)

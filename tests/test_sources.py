@@ -510,3 +510,21 @@ def test_check_counts_against_the_published_numbers(places):
     assert answer.exit_code == 1 and "3 images (published: 1,003), 1 positive images (published: 331); these are not the published numbers" in answer.output
     assert CliRunner().invoke(app, ["check", "--dataset", "ours", "--sample", "1", "--workers", "1"]).exit_code == 0
     assert CliRunner().invoke(app, ["check"]).exit_code == 2 and CliRunner().invoke(app, ["check", "x", "--dataset", "ours"]).exit_code == 2
+
+
+# ---- masks
+def test_a_mask_is_cut_as_its_image_and_one_of_another_size_is_refused(tmp_path):
+    table(tmp_path / "labels.csv", "file|patient_id|laterality|view|cancer", ("a.png", "1", "L", "CC", 1), ("b.png", "2", "L", "CC", 0), ("c.png", "3", "L", "CC", 0))
+    breast = disc(192, 128, top=120, dtype=np.uint8)
+    breast[80:110, 10:40], mask = 255, np.zeros_like(breast)
+    mask[80:110, 10:40] = 255
+    for name in "abc": picture(tmp_path / f"img/{name}.png", breast)
+    picture(tmp_path / "mask/a.png", mask)
+    picture(tmp_path / "mask/c.png", mask[:-1])
+    files = read_set("own", tmp_path)
+    assert files["mask"].tolist()[0] == "mask/a.png" and files["mask"].isna().tolist() == [False, True, False]
+    rows = crop_files(files, tmp_path, tmp_path / "out", Crops(height=96, width=64), workers=1)
+    assert rows["error"].ne("").tolist() == [False, False, True] and "a mask of 191 x 128 for a frame of 192 x 128" in rows["error"][2]
+    grey, cut = (cv2.imread(str(tmp_path / f"out/{place}/1@a.png"), cv2.IMREAD_GRAYSCALE) for place in ("cleaned_images", "cleaned_masks"))
+    assert grey.shape == cut.shape and 100 < (cut > 127).sum() < 30 * 30 and (grey[cut > 127] > 180).all() and (grey[cut == 0] < 180).all()
+    assert [p.name for p in (tmp_path / "out/cleaned_masks").iterdir()] == ["1@a.png"]

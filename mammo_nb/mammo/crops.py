@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
-           'crop_file', 'crop_files', 'crop_folder', 'run']
+           'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run']
 
-# %% ../../nbs/mammo/04_crops.ipynb #e73d8ed3
+# %% ../../nbs/mammo/04_crops.ipynb #572cf140
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ import pandas as pd
 from ..core.backends import Graph, read_sidecar
 from ..core.dicom import Frame, Image, find_files, read_frame
 from ..core.files import inside, write_csv
-from ..core.headers import Header
+from ..core.headers import BadHeader, Header
 from ..core.parallel import map_files
 from ..core.pictures import fit_resize, shrink, write_png
 from ..core.stages import code_of, locate, stage
@@ -124,7 +124,7 @@ def preview(
     for i, line in enumerate(lines): cv2.putText(picture, line, (8, height + 20 + 20 * i), cv2.FONT_HERSHEY_SIMPLEX, .45, (255, 255, 255), 1, cv2.LINE_AA)
     return picture
 
-# %% ../../nbs/mammo/04_crops.ipynb #0fa2f8ac
+# %% ../../nbs/mammo/04_crops.ipynb #840193db
 def crop_path(
     images: Path,      # cleaned_images/
     patient_id: str,
@@ -135,15 +135,26 @@ def crop_path(
 
 WHOLE = ["rows", "columns", "x0", "y0", "x1", "y1"]  # columns of whole numbers, empty where a file failed
 
+def cut_mask(
+    path: Path,        # a picture, lesions white on black
+    breast: Breast,    # cut out of the frame that it belongs to
+) -> np.ndarray:       # uint8, of the crop's shape
+    "The mask of a crop."
+    mask, header, box = read_frame(path).decode().pixels, breast.image.header, breast.box
+    if mask.shape != (header.rows, header.columns): raise BadHeader(path, f"a mask of {mask.shape[0]} x {mask.shape[1]} for a frame of {header.rows} x {header.columns}", "", "Draw masks in the size of the frames.")
+    return shrink(np.uint8(mask[box.y0:box.y1, box.x0:box.x1] > 0) * np.uint8(255), *breast.grey.shape)
+
 def crop_file(
-    item: dict,  # file, patient_id, image_id, and folder, images, previews, settings, detector as set by `crop_files`
+    item: dict,  # file, patient_id, image_id, perhaps mask, and folder, images, masks, previews, settings, detector as set by `crop_files`
 ) -> dict:       # a row of crops.csv, and seconds
     "Decode, find the breast, cut, window, write."
     cv2.setNumThreads(1)  # the processes share the cores already
     started, settings = time.perf_counter(), Crops(**item["settings"])
     frame = read_frame(inside(item["folder"], item["file"]))
     breast = cut_breast(frame, settings, open_detector(item["detector"]) if item.get("detector") else None)
+    mask = cut_mask(inside(item["folder"], item["mask"]), breast) if item.get("mask") else None
     sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), breast.grey)
+    if mask is not None: write_png(crop_path(item["masks"], item["patient_id"], item["image_id"]), mask)
     header, box = frame.header, breast.box
     if item.get("previews"): write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]), preview(breast, fit_resize(breast.grey, 512, 256), [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
     center, width = header.windows[min(settings.window, len(header.windows) - 1)] if header.windows and breast.scaling == "window" else (None, None)
@@ -152,11 +163,11 @@ def crop_file(
             "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4), "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
             "seconds": round(time.perf_counter() - started, 3)}
 
-# %% ../../nbs/mammo/04_crops.ipynb #e5479b55
+# %% ../../nbs/mammo/04_crops.ipynb #e1aeda86
 def crop_files(
-    files: pd.DataFrame,      # file, relative to `folder`; patient_id, image_id; perhaps dataset; perhaps scaling, which wins over the settings' where it is not empty
+    files: pd.DataFrame,      # file, relative to `folder`; patient_id, image_id; perhaps mask, as file; perhaps dataset; perhaps scaling, which wins over the settings' where it is not empty
     folder: Path | Mapping,   # of the files; no name in `files` leads out of it. Of several data sets: dataset -> folder
-    output: Path,             # gets cleaned_images/, crops.csv, crop_errors.csv, crops_seconds.csv
+    output: Path,             # gets cleaned_images/, cleaned_masks/, crops.csv, crop_errors.csv, crops_seconds.csv
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu
     version: str = "",        # of the code, where it is known: another one starts anew
@@ -165,14 +176,15 @@ def crop_files(
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or a cluster; resumes where it was killed."
     output, several = Path(output), isinstance(folder, Mapping)
-    place = {"images": str((output / "cleaned_images").resolve()),
+    place = {"images": str((output / "cleaned_images").resolve()), "masks": str((output / "cleaned_masks").resolve()),
              "detector": str(Path(detector).resolve()) if detector else "", "previews": str((output / "previews").resolve()) if previews else ""}
     known = read_sidecar(Path(detector))["sha256"] if detector else ""  # another detector under the same name starts anew
     scaled = files["scaling"].fillna("") if "scaling" in files else [""] * len(files)
     each = [{"folder": str(Path(folder[d] if several else folder).resolve()), "settings": asdict(replace(settings, scaling=s or settings.scaling))} for d, s in zip(files["dataset"] if several else scaled, scaled)]
-    items = [{**row, **where, **place} for row, where in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), each)]
+    known_masks = files["mask"].fillna("") if "mask" in files else ""
+    items = [{**row, **where, **place} for row, where in zip(files[["file", "patient_id", "image_id"]].assign(mask=known_masks).to_dict("records"), each)]
     work = map_files(crop_file, items, table=output / "crops_seconds.csv", params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
-    for left in (output / "cleaned_images").glob(".*.png"): left.unlink()
+    for left in output.glob("cleaned_*/.*.png"): left.unlink()
     for column in ("patient_id", "image_id"): work[column] = files[column].values  # an error row has them too
     work = work.astype({c: "Int64" for c in WHOLE if c in work})
     write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])

@@ -17,7 +17,7 @@ from ..core.stages import locate, stage
 from .recipes import get_recipe, get_section
 from .sources import BREAST, KEPT, REQUIRED, DatasetError, how_to_get, label_table, read_table, source_of
 
-# %% ../../nbs/mammo/03_datasets.ipynb #27b4be68
+# %% ../../nbs/mammo/03_datasets.ipynb #3916586c
 def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
     "Raise with the first bad row."
     if bad.any(): raise DatasetError(f"{int(bad.sum())} of {len(table)} rows: {what}; the first is {table.loc[bad.idxmax(), ['patient_id', 'image_id']].to_dict()}.")
@@ -25,7 +25,7 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
 def unify(
     raw: pd.DataFrame,      # from a reader of `02_sources`, or columns of a competition's train.csv
     agree: tuple = BREAST,  # images that are equal in these columns must be equal in cancer; (): none
-) -> pd.DataFrame:          # REQUIRED, those of KEPT that are known, and `file`, else as in a competition
+) -> pd.DataFrame:          # REQUIRED, those of KEPT that are known, `file`, else as in a competition, and `mask` if any is known
     "The unified table: checked, ids as text, in the order of the source."
     for c in ("patient_id", "image_id"): _refuse(raw, ~raw[c].fillna("").str.fullmatch(r"[^/\\\x00]+") | raw[c].isin([".", ".."]), f"{c} is no file name")
     _refuse(raw, raw.duplicated(["patient_id", "image_id"]), "an image twice")
@@ -36,6 +36,7 @@ def unify(
     table["cancer"] = table["cancer"].astype(int)
     if "file" in raw: table["file"] = raw["file"]
     else: table["file"] = "train_images/" + raw["patient_id"] + "/" + raw["image_id"] + ".dcm"
+    if "mask" in raw: table["mask"] = raw["mask"]
     return table
 
 # %% ../../nbs/mammo/03_datasets.ipynb #d5b2bba3
@@ -73,7 +74,7 @@ def root_of(
     place = locate(run_dir, place_of(name))
     return place if name == "phantom" else place.parent
 
-# %% ../../nbs/mammo/03_datasets.ipynb #3f5f84b8
+# %% ../../nbs/mammo/03_datasets.ipynb #11a6051c
 def read_set(
     name: str,              # a data set
     folder: Path,           # where it is
@@ -94,9 +95,9 @@ def combine(
     "Several sets in one table; a patient is in one of them."
     table = pd.concat(tables, ignore_index=True)
     _refuse(table, table.groupby("patient_id")["dataset"].transform("nunique") > 1, "a patient_id that is in two data sets; give one of them a prefix")
-    return table[[*REQUIRED, *(c for c in KEPT if c in table), "file", "dataset", "scaling"]]
+    return table[[*REQUIRED, *(c for c in KEPT if c in table), "file", "dataset", "scaling", *(["mask"] if "mask" in table else [])]]
 
-# %% ../../nbs/mammo/03_datasets.ipynb #2bdaf82c
+# %% ../../nbs/mammo/03_datasets.ipynb #1ac5c86a
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -110,6 +111,7 @@ def run(
     reads = [f"{place}/{label_table(name, locate(run_dir, place))}" for name, place in places.items()]
     with stage(run_dir, "datasets", reads=reads, writes=[target], parameters=asdict(settings)):
         tables = [read_set(name, locate(run_dir, place), validated=name == names[0]) for name, place in places.items()]
-        for name, table in zip(names, tables): table["file"] = table["file"] if name == "phantom" else f"{name}/" + table["file"]
+        for name, table in zip(names, tables):
+            for column in {"file", "mask"} & set(table.columns) if name != "phantom" else (): table[column] = f"{name}/" + table[column]
         write_csv(locate(run_dir, target), combine(tables))
     return read_table(locate(run_dir, target), REQUIRED)

@@ -137,6 +137,7 @@ class Train:
     workers: int = 0                         # data-loading processes
     processes: int = 1                       # that train one network together, by torchrun: one a GPU; each has batches of batch_size
     val_batch_size: int = 32
+    lesion_weight: float = 0.0               # of the loss for saying where lesions are, in a set that comes with masks of them
     freeze: int = 0                          # parameters, counted from the picture, that stay as they are
     mirrored: bool = False                   # validated and used with the mean of image and mirror image
     folds: str = ""                          # which are trained, spaces between; "": all
@@ -186,7 +187,8 @@ def _winner(about: str, **changes) -> Recipe:
 
 def _cbis(about: str, crops: Crops = Crops(height=256, width=144), **changes) -> Recipe:
     "Half of these breasts have a cancer, so batches are half and half, and the score is AUC. The 27 frozen parameters are those of the first three blocks."
-    train = Train(height=256, width=144, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0, augment="broad", schedule="cosine", lr=1e-3, min_lr=1e-5, freeze=27, mirrored=True)
+    train = Train(height=256, width=144, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0, augment="broad", schedule="cosine", lr=1e-3, min_lr=1e-5,
+                  lesion_weight=10.0, freeze=27, mirrored=True)
     return Recipe(about, phantom=None, datasets=Datasets("cbis_ddsm_mass_256"), crops=crops, train=replace(train, **changes), select=Select(metric="auc", candidates=1))
 
 RECIPES = {
@@ -195,7 +197,7 @@ RECIPES = {
                    phantom=Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
                    detector=Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0, checkpoint_every=2),
                    crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
-    "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour on two cores", epochs=14),
+    "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour on two cores", epochs=12),
     "cbis_long": _cbis("the same, larger and longer: two hours on two cores", crops=Crops(height=320, width=192), height=320, width=192, epochs=30, freeze=0),
     "demo_roi": Recipe("the detector of `demo` alone"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,

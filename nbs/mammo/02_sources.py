@@ -267,6 +267,7 @@ bmcd
 # %%
 #| export
 PLACES = ("", "img", "images", "train_images")  # where pictures are looked for first
+MASKS = ("mask", "masks")                       # where drawn lesions are, under the names of the pictures
 
 def own_table(
     folder: Path,
@@ -290,9 +291,14 @@ def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
     if not usual and len(found) > 1: raise DatasetError(f"The images of the table could be those in {' or in '.join(found)}; call the folder that is meant images.")
     return found[usual[0] if usual else next(iter(found))]
 
+def _own_masks(folder: Path, files: list[str]) -> list:
+    "The mask of each picture, relative to the folder; None where there is none."
+    place = next((folder / m for m in MASKS if (folder / m).is_dir()), None)
+    return [f"{place.name}/{name}" if place and (place / (name := f"{Path(f).stem}.png")).is_file() else None for f in files]
+
 def read_own(
-    folder: Path,     # a CSV and images
-) -> pd.DataFrame:
+    folder: Path,     # a CSV and images; perhaps mask/ with lesions, white on black, as PNG under the images' names
+) -> pd.DataFrame:    # with `mask` where there are some
     "Anybody's set. Positive: `cancer` is 1. CSV with patient_id, laterality, view, cancer, and image_id or file (image_id: its stem); also KEPT, and `scaling`, where they are there."
     folder = Path(folder)
     path = folder / own_table(folder)
@@ -301,7 +307,9 @@ def read_own(
     if "image_id" not in table: table["image_id"] = [Path(f).stem for f in table["file"].astype(str)]
     if "scaling" in table: table["scaling"] = _known(table.fillna({"scaling": ""}), "scaling", {s: s for s in ("", "window", "percentile", "none")})
     table["laterality"], table["view"] = _side(table["laterality"].astype(str)), table["view"].astype(str).str.strip().str.upper()
-    return table[[c for c in (*REQUIRED, *KEPT, "scaling") if c in table]].assign(file=_own_files(folder, table))
+    table["file"] = _own_files(folder, table)
+    if any(masks := _own_masks(folder, table["file"].tolist())): table["mask"] = masks
+    return table[[c for c in (*REQUIRED, *KEPT, "scaling", "file", "mask") if c in table]]
 
 # %% [markdown]
 # ## All of them

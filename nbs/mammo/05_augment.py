@@ -354,11 +354,11 @@ def light(
     return image
 
 def broad(
-    image: np.ndarray,            # uint8 (height, width)
+    image: np.ndarray,            # uint8 (height, width), or (height, width, 2) with a mask behind the image, which is moved along and keeps its levels
     rng: np.random.Generator,
 ) -> np.ndarray:                  # uint8, same shape
     "Flips, shift, scale, shear, rotation, gamma, brightness and contrast, holes."
-    h, w = image.shape
+    h, w = image.shape[:2]
     matrix = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-30, 30), np.exp(rng.uniform(np.log(.8), np.log(1.25))))
     matrix[:, 2] += rng.uniform(-.08, .08, 2) * (w, h)
     shear = rng.uniform(-.1, .1) if rng.random() < .5 else 0.0
@@ -366,8 +366,9 @@ def broad(
     if rng.random() < .5: image = image[:, ::-1]
     if rng.random() < .5: image = image[::-1]
     levels = 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(-.3, .3)) * (1 + rng.uniform(-.25, .25)) + rng.uniform(-25, 25) * (np.arange(256) > 3)   # air stays black
-    image = cv2.LUT(np.ascontiguousarray(image), np.clip(levels, 0, 255).astype(np.uint8))
-    return coarse_dropout(image, rng, (1, 3), (.04, .12), (.06, .2)) if rng.random() < .3 else image
+    grey = cv2.LUT(np.ascontiguousarray(image if image.ndim == 2 else image[..., 0]), np.clip(levels, 0, 255).astype(np.uint8))
+    if rng.random() < .3: grey = coarse_dropout(grey, rng, (1, 3), (.04, .12), (.06, .2))
+    return grey if image.ndim == 2 else np.dstack([grey, image[..., 1]])
 
 def baseline(
     image: np.ndarray,          # uint8 (height, width)
@@ -386,13 +387,16 @@ def none(
 POLICIES = {f.__name__: f for f in (winner, light, broad, baseline, none)}
 BEFORE_FITTING = ("winner",)   # policies for crops in their own size, which are made to fit afterwards; the others come after fitting
 
+WITH_MASK = ("broad", "none")  # policies that move a mask along
+
 def augment(
-    image: np.ndarray,            # uint8 (height, width)
+    image: np.ndarray,            # uint8 (height, width); for WITH_MASK also (height, width, 2), image and mask
     rng: np.random.Generator,
     policy: str,                  # a key of POLICIES
 ) -> np.ndarray:                  # uint8; another shape where the policy crops
     "One image, changed as the generator says."
     if policy not in POLICIES: raise ValueError(f"No augmentation {policy!r}. There are {', '.join(POLICIES)}.")
+    if image.ndim == 3 and policy not in WITH_MASK: raise ValueError(f"Augmentation {policy} does not move masks along; {' and '.join(WITH_MASK)} do.")
     return np.ascontiguousarray(POLICIES[policy](image, rng))
 
 # %% [markdown]

@@ -22,6 +22,7 @@
 # %%
 #| export
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -127,6 +128,26 @@ def soft_targets(
 # %%
 assert np.allclose(soft_targets(np.array([0, 1]), .1), [0, .9]) and np.allclose(soft_targets(np.array([0, 1]), 0, .1), [.05, .95])
 
+# %% [markdown]
+# Where a set comes with masks of its lesions, the network may learn where they are besides what they are: cell by cell of 16 pixels, whether a part of a lesion is there. One label an image says little about half a thousand pixels of lesion in sixty thousand of breast.
+
+# %%
+#| export
+CELL = 16  # pixels
+
+def lesion_cells(
+    mask: np.ndarray,    # uint8 (height, width), multiples of CELL; lesions white
+) -> np.ndarray:         # float32 (height / CELL, width / CELL), 1 where a lesion is
+    "Cells that a lesion reaches into."
+    h, w = mask.shape
+    if h % CELL or w % CELL: raise ValueError(f"masks are learnt in cells of {CELL} pixels; height and width of the network's input, {h} and {w}, must be multiples of that")
+    return (mask.reshape(h // CELL, CELL, w // CELL, CELL).max((1, 3)) > 127).astype(np.float32)
+
+# %%
+square = np.zeros((64, 32), np.uint8)
+square[15:40, 18:20] = 255
+assert lesion_cells(square).tolist() == [[0, 1], [0, 1], [0, 1], [0, 0]]
+
 # %%
 #| export
 class BreastCrops(Dataset):
@@ -136,26 +157,37 @@ class BreastCrops(Dataset):
         images: Path,                # cleaned_images/
         settings: Train,             # height, width, targets, augmentation
         normalization: dict,         # mean and std of the network, on the scale 0..1
+        masks: bool = False,         # the target goes on with the cells in which a lesion is, from the column `mask` and cleaned_masks/
     ):
         self.paths = [crop_path(images, p, i) for p, i in zip(table["patient_id"], table["image_id"])]
+        self.masks = [crop_path(images.with_name("cleaned_masks"), p, i) if isinstance(m, str) else None for p, i, m in zip(table["patient_id"], table["image_id"], table["mask"])] if masks else None
         self.targets = soft_targets(table["cancer"].to_numpy(), settings.soft_positive, settings.label_smoothing)
         self.settings = settings
         self.mean, self.std = (torch.tensor(np.broadcast_to(normalization[k], 3).copy(), dtype=torch.float32).view(3, 1, 1) for k in ("mean", "std"))
 
     def __len__(self): return len(self.paths)
 
+    def _read(self, path: Path) -> np.ndarray:
+        stored = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if stored is None: raise FileNotFoundError(f"{path} cannot be read: run the crops stage again")
+        return stored
+
     def picture(self, index: int, seed: int) -> np.ndarray:
-        "uint8 (height, width), augmented unless the seed is negative."
-        stored = cv2.imread(str(self.paths[index]), cv2.IMREAD_GRAYSCALE)
-        if stored is None: raise FileNotFoundError(f"{self.paths[index]} cannot be read: run the crops stage again")
-        rng = np.random.default_rng(max(seed, 0))
+        "uint8 (height, width), or with its mask (height, width, 2); augmented unless the seed is negative."
+        size, rng = (self.settings.height, self.settings.width), np.random.default_rng(max(seed, 0))
         policy = self.settings.augment if seed >= 0 and rng.random() < self.settings.augmentation else "none"
-        if policy in BEFORE_FITTING: return fit_resize(augment(stored, rng, policy), self.settings.height, self.settings.width)
-        return augment(fit_resize(stored, self.settings.height, self.settings.width), rng, policy)
+        stored = self._read(self.paths[index])
+        if policy in BEFORE_FITTING and self.masks is None: return fit_resize(augment(stored, rng, policy), *size)
+        fitted = fit_resize(stored, *size)
+        if self.masks is not None: fitted = np.dstack([fitted, fit_resize(self._read(path), *size) if (path := self.masks[index]) else np.zeros_like(fitted)])
+        return augment(fitted, rng, policy)
 
     def __getitem__(self, at: tuple[int, int]):
-        image = torch.from_numpy(self.picture(*at)).float().div(255).expand(3, -1, -1)
-        return (image - self.mean) / self.std, torch.tensor([self.targets[at[0]]])
+        picture, target = self.picture(*at), torch.tensor([self.targets[at[0]]])
+        grey = picture if self.masks is None else picture[..., 0]
+        image = torch.from_numpy(np.ascontiguousarray(grey)).float().div(255).expand(3, -1, -1)
+        if self.masks is not None: target = torch.cat([target, torch.from_numpy(lesion_cells(picture[..., 1])).flatten()])
+        return (image - self.mean) / self.std, target
 
 # %%
 data = BreastCrops(table, images, settings, {"mean": .5, "std": .5})
@@ -183,14 +215,42 @@ def initial_weights(
     word = "imagenet:" if weights.startswith("imagenet:") else ""
     return word + str(locate(folder, weights.removeprefix(word).format(fold=fold)))
 
+class Pointing(nn.Module):
+    "A classifier that in training says besides in which cells a benign and in which a malignant lesion is."
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.index, channels = next((i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
+        self.classifier, self.where, self.normalization = classifier, nn.Conv2d(channels, 2, 1), classifier.normalization
+        nn.init.zeros_(self.where.weight)        # at first: hardly anywhere
+        nn.init.constant_(self.where.bias, -4.)
+
+    def forward(self,
+        x: torch.Tensor,   # (n, 3, height, width)
+    ) -> torch.Tensor:     # (n, 1) logits; in training (n, 1 + 2 cells)
+        if not self.training: return self.classifier(x)
+        features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
+        return torch.cat([self.classifier.forward_head(features), self.where(cells).flatten(1)], 1)
+
+def pointing_loss(
+    output: torch.Tensor,   # (n, 1 + 2 cells), from `Pointing`
+    target: torch.Tensor,   # (n, 1 + cells): the label, and where a lesion is
+    weight: float,          # of the second part
+) -> torch.Tensor:
+    "Cross-entropy of the label, and of the cells, where a cell with a lesion counts ten times."
+    label, there = target[:, :1], target[:, 1:]
+    wanted = torch.cat([there * (1 - label), there * label], 1)
+    cells = F.binary_cross_entropy_with_logits(output[:, 1:], wanted, weight=1 + 9 * wanted)
+    return F.binary_cross_entropy_with_logits(output[:, :1], label) + weight * cells
+
 def build_network(
-    settings: Train,          # network, global_pool, drop rates
+    settings: Train,          # network, global_pool, drop rates, lesion_weight
     weights: str = "none",    # initial weights
     seed: int = 0,            # of what the initial weights leave open: the last layer
 ) -> nn.Module:               # one logit an image
     "The classifier of a recipe."
-    return create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
+    classifier = create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
                           drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, seed=seed, freeze=settings.freeze)
+    return Pointing(classifier) if settings.lesion_weight else classifier
 
 def as_asked(
     model: nn.Module,
@@ -219,6 +279,18 @@ def optimisation(
     return Optimisation(**shared)
 
 # %% [markdown]
+# In use the pointing network is its classifier; in training the two channels follow the label. By hand: one benign picture, four cells, a lesion in the first; before the first step every cell says -4, which costs ln(1 + e^4) = 4.018 where a lesion is, ten times over, and ln(1 + e^-4) = 0.018 elsewhere.
+
+# %%
+pointing = Pointing(build_network(settings, seed=1))
+x = torch.zeros(1, 3, settings.height, settings.width)
+with torch.no_grad():
+    assert torch.equal(pointing.eval()(x), pointing.classifier(x))
+    assert pointing.train()(x).shape == (1, 1 + 2 * lesion_cells(np.zeros((settings.height, settings.width), np.uint8)).size)
+output, target = torch.tensor([[0., *[-4.] * 8]]), torch.tensor([[0., 1, 0, 0, 0]])
+assert np.isclose(pointing_loss(output, target, 1.), np.log(2) + (10 * np.log1p(np.exp(4)) + 7 * np.log1p(np.exp(-4))) / 8)
+
+# %% [markdown]
 # ## One fold
 # After each epoch the averaged weights predict the fold that was held back; the predictions are kept, since the selection wants them all.
 
@@ -237,7 +309,9 @@ def train_fold(
     weights = initial_weights(settings.weights, fold, folder)
     if (file := Path(weights.removeprefix("imagenet:"))).is_file(): identity = {**identity, "weights": sha256(file)}
     model = build_network(settings, weights, settings.seed + fold)
-    train_set, held_set = (BreastCrops(t, images, settings, model.normalization) for t in (rest, held))
+    if settings.lesion_weight and ("mask" not in rest or rest["mask"].isna().all()): raise ValueError("train.lesion_weight is for data sets with masks of their lesions, and this one has none: set it to 0")
+    train_set, held_set = BreastCrops(rest, images, settings, model.normalization, masks=settings.lesion_weight > 0), BreastCrops(held, images, settings, model.normalization)
+    loss = partial(pointing_loss, weight=settings.lesion_weight) if settings.lesion_weight else F.binary_cross_entropy_with_logits
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
         predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(as_asked(eval_model, settings), held_set, settings.val_batch_size, settings.workers))
@@ -247,7 +321,7 @@ def train_fold(
         return {"auc": auc(breasts["cancer"], breasts["probability"]), "pf1": pf1, "threshold": threshold}
 
     batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio, settings.seed + fold, join()[1])
-    return fit(model, train_set, batches, F.binary_cross_entropy_with_logits, validate, optimisation(settings), folder,
+    return fit(model, train_set, batches, loss, validate, optimisation(settings), folder,
                label=f"fold {fold}", identity={**identity, "fold": fold})
 
 def chosen_folds(
