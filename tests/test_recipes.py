@@ -9,17 +9,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mammo_nb.core.networks import WeightsError, create_network, load_weights, save_weights
+from mammo_nb.core.files import sha256
+from mammo_nb.core.networks import WeightsError, create_network, load_weights, read_state, save_weights
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.train import Training, fit, learning_rate, make_optimizer, update_ema
 from mammo_nb.mammo import augment as augment_module
 from mammo_nb.mammo.recipes import RECIPES, get_section
-from mammo_nb.mammo.train import BreastCrops, build_network, chosen_folds, initial_weights, one_positive_batches, optimisation, soft_targets, train_fold
+from mammo_nb.mammo.train import BreastCrops, build_network, chosen_folds, initial_weights, one_positive_batches, optimisation, settings_of, soft_targets, train_fold
 
 # facts, section 4: folds, softening, LR, least LR, epochs and LR of the warm-up, epochs without the last
 TABLE = {"winner_fold2": ("2", .1, 3e-3, 5e-5, 4, 3e-5, 30), "winner_fold3": ("3", .1, 3e-3, 5e-5, 4, 3e-5, 30),
          "winner_stage1": ("0 1", .2, 1e-3, 1e-5, 4, 1e-5, 24), "winner_stage2": ("0 1", .1, 1e-3, 5e-5, 1, 1e-3, 16)}
-WINNERS = [*TABLE, "winner_label_smoothing"]
+WINNERS = ["winner", *TABLE, "winner_label_smoothing"]
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -51,7 +52,10 @@ def test_the_winners_trainings_agree_with_the_facts():
         assert {k: getattr(recipe.train, k) for k in shared} == shared, name
         assert recipe.phantom is None and (recipe.crops.height, recipe.crops.width) == (0, 0) and (recipe.folds.n_folds, recipe.folds.seed) == (4, 67)
         assert recipe.datasets.name == "rsna-breast-cancer-detection" and recipe.datasets.external.split() == ["vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"]
-        assert optimisation(recipe.train).clip_norm == 0 and (recipe.train.weights == "imagenet") == (name != "winner_stage2")
+        assert optimisation(recipe.train).clip_norm == 0 and recipe.train.weights == "imagenet"
+    parts = get_section("winner", "train").by_fold
+    assert list(parts) == [replace(RECIPES[f"winner_{n}"].train, folds="") for n in ("stage2", "stage2", "fold2", "fold3")]
+    assert parts[0].before == replace(RECIPES["winner_stage1"].train, folds="")
 
 
 def test_the_network_pools_by_maximum_and_drops_more_paths_the_deeper():
@@ -98,19 +102,23 @@ def test_a_batch_of_the_winners_is_one_cancer_and_seven_others():
 def test_a_word_stays_a_word_and_a_file_gets_the_number_of_its_fold(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMMO_NB_RUNS", str(tmp_path / "runs"))
     assert [initial_weights(w, 1, tmp_path) for w in ("none", "imagenet", "imagenet_lite0")] == ["none", "imagenet", "imagenet_lite0"]
-    assert initial_weights(get_section("winner_stage2", "train").weights, 1, tmp_path) == str(tmp_path / "runs/winner_stage1/checkpoints/fold_1/epoch_24.safetensors")
+    assert initial_weights("runs/mine/weights/fold_{fold}.safetensors", 1, tmp_path) == str(tmp_path / "runs/mine/weights/fold_1.safetensors")
     assert initial_weights(f"imagenet:{tmp_path}/model.safetensors", 1, tmp_path) == f"imagenet:{tmp_path}/model.safetensors"
-    assert get_section("winner_stage1", "train").epochs - 1 == 24   # the last of the first part
+
+
+def eight_pictures(folder):
+    (folder / "images").mkdir()
+    for i in range(8): write_png(folder / "images" / f"{i}@{i}.png", np.full((40, 20), 30 * i, np.uint8))
+    table = pd.DataFrame({"patient_id": [str(i) for i in range(8)], "image_id": [str(i) for i in range(8)], "laterality": "L", "view": "CC", "cancer": [0, 1] * 4, "fold": [0] * 4 + [1] * 4})
+    return table, folder / "images"
 
 
 def test_a_training_goes_on_from_the_weights_of_another_and_starts_anew_when_they_change(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMMO_NB_RUNS", str(tmp_path / "runs"))
-    (tmp_path / "images").mkdir()
-    for i in range(8): write_png(tmp_path / "images" / f"{i}@{i}.png", np.full((40, 20), 30 * i, np.uint8))
-    table = pd.DataFrame({"patient_id": [str(i) for i in range(8)], "image_id": [str(i) for i in range(8)], "laterality": "L", "view": "CC", "cancer": [0, 1] * 4, "fold": [0] * 4 + [1] * 4})
+    table, images = eight_pictures(tmp_path)
     settings = replace(get_section("tiny", "train"), network="resnet10t", height=32, width=32, epochs=1, batch_size=2, lr=0.0, min_lr=0.0, warmup_epochs=0, weight_decay=0.0, ema_decay=0.0,
                        weights="runs/first/fold_{fold}.safetensors")
-    train = lambda: train_fold(table, 1, tmp_path / "images", tmp_path / "checkpoints" / "fold_1", settings, {})
+    train = lambda: train_fold(table, 1, images, tmp_path / "checkpoints" / "fold_1", settings, {})
     with pytest.raises(WeightsError, match="fold_1.safetensors: no such file.*runs/first"): train()
     (tmp_path / "runs/first").mkdir(parents=True)
     for seed in (1, 2):   # the same recipe, other weights in the file
@@ -119,6 +127,28 @@ def test_a_training_goes_on_from_the_weights_of_another_and_starts_anew_when_the
         train()
         load_weights(after, tmp_path / "checkpoints/fold_1/epoch_0.safetensors")
         assert torch.equal(after.fc.weight, before.fc.weight) and torch.equal(after.conv1[0].weight, before.conv1[0].weight)   # a learning rate of 0
+
+
+def test_a_second_part_goes_on_from_the_last_averaged_weights_of_the_first(tmp_path):
+    table, images = eight_pictures(tmp_path)
+    part = replace(get_section("tiny", "train"), network="resnet10t", weights="none", height=32, width=32, batch_size=2, warmup_epochs=0, ema_decay=0.5)
+    still = dict(lr=0.0, min_lr=0.0, weight_decay=0.0, ema_decay=0.0, epochs=1)
+    train_fold(table, 1, images, tmp_path / "fold_1", replace(part, **still, before=replace(part, epochs=2)), {})
+    first, second = (read_state(tmp_path / "fold_1" / name)[0] for name in ("before/epoch_1.safetensors", "epoch_0.safetensors"))
+    assert all(torch.equal(first[n], second[n]) for n in first if "running" not in n and "tracked" not in n)   # a learning rate of 0
+    digest = sha256(tmp_path / "fold_1/epoch_0.safetensors")
+    (tmp_path / "fold_1/done.json").unlink(); (tmp_path / "fold_1/before/done.json").unlink()
+    train_fold(table, 1, images, tmp_path / "fold_1", replace(part, **still, before=replace(part, epochs=2, lr=2e-3)), {})   # another first part is another training
+    assert sha256(tmp_path / "fold_1/epoch_0.safetensors") != digest
+
+
+def test_folds_may_differ_in_training_but_not_in_network():
+    train = get_section("winner", "train")
+    own = settings_of(train, [0, 1, 2, 3])
+    assert [s.lr for s in own.values()] == [1e-3, 1e-3, 3e-3, 3e-3] and own[1].before.soft_positive == .2 and own[3].before is None
+    assert set(settings_of(get_section("demo", "train"), [0, 1]).values()) == {get_section("demo", "train")}
+    with pytest.raises(ValueError, match="how 4 folds are trained, and there are 2"): settings_of(train, [0, 1])
+    with pytest.raises(ValueError, match="fold 1 has another height"): settings_of(replace(train, by_fold=(train, replace(train, height=1024))), [0, 1])
 
 
 def test_only_the_folds_that_are_named_are_trained():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_network', 'sample_pictures', 'run']
 
-# %% ../../nbs/baseline/08_engines.ipynb #8aa346e2
+# %% ../../nbs/baseline/08_engines.ipynb #f884d208
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .recipes import Train
 from .train import build_network
-from ..core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
+from ..core.engines import Ensemble, export_checked, load_engine
 from ..core.files import read_json
 from ..core.networks import Mirrored, load_weights
 from ..core.stages import locate, recorded, stage
@@ -40,7 +40,7 @@ def sample_pictures(
     rows = oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)]
     return np.stack([cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), p, i)), cv2.IMREAD_GRAYSCALE) for p, i in zip(rows["patient_id"], rows["image_id"])])
 
-# %% ../../nbs/baseline/08_engines.ipynb #40c8403c
+# %% ../../nbs/baseline/08_engines.ipynb #96340a4a
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -51,12 +51,6 @@ def run(
     selection, path = read_json(locate(run_dir, "selection.json")), locate(run_dir, "final_models/baseline.onnx")
     weights = f"final_models/fold_{selection['folds'][0]['fold']}.safetensors"
     with stage(run_dir, "engines", reads=["selection.json", "oof.csv", weights], writes=["final_models/baseline.onnx", "final_models/baseline.json"], parameters=asdict(settings)):
-        model = load_network(run_dir)
-        export_onnx(model, path, (preparation["height"], preparation["width"]), metadata={
+        return export_checked(load_network(run_dir), path, sample_pictures(run_dir), tolerance=settings.tolerance, metadata={
             "recipe": recipe, "network": network["network"], "threshold": selection["threshold"], "prepare": preparation,
             "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
-        difference = parity(load_engine(model), load_engine(path), sample_pictures(run_dir))
-        if difference > settings.tolerance:
-            path.unlink()
-            raise EngineError(f"baseline.onnx differs from torch by {difference:.2g}, more than {settings.tolerance:.2g}")
-    return difference

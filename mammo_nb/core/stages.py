@@ -6,10 +6,11 @@
 __all__ = ['StageError', 'locate', 'read_manifest', 'recorded', 'environment', 'stage', 'practice', 'find_trained', 'code_digest',
            'modules_of', 'stage_inputs', 'stage_name', 'changed_files', 'code_of', 'refresh_inputs', 'execute']
 
-# %% ../../nbs/core/10_stages.ipynb #17f0a162
+# %% ../../nbs/core/10_stages.ipynb #3fb65a55
 import ast
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -166,7 +167,7 @@ def modules_of(
         seen |= new; todo += new
     return sorted(seen)
 
-# %% ../../nbs/core/10_stages.ipynb #a9b6b4ac
+# %% ../../nbs/core/10_stages.ipynb #52156342
 def stage_inputs(
     root: Path,             # the checkout
     notebook: Path,         # source of the stage, nbs/<system>/NN_word.py
@@ -213,7 +214,7 @@ def refresh_inputs(
 ) -> list[str]:       # why the stage has to run again; empty if it has not
     "Rewrite the inputs file if anything has changed."
     target = Path(target)
-    old = read_json(target) if target.exists() else None
+    old, inputs = read_json(target) if target.exists() else None, json.loads(json.dumps(inputs))   # as it comes back from a file
     why = ["first run"] if old is None else [k for k in inputs if old.get(k) != inputs[k]] + list(files)
     if why: write_json(target, inputs)
     return why

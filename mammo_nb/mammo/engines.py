@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_ensemble', 'sample_crops', 'run']
 
-# %% ../../nbs/mammo/08_engines.ipynb #f98942e4
+# %% ../../nbs/mammo/08_engines.ipynb #23dba36f
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..core.backends import read_sidecar
-from ..core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
+from ..core.engines import Ensemble, export_checked, load_engine
 from ..core.files import read_json
 from ..core.networks import load_weights
 from ..core.pictures import fit_resize
@@ -46,7 +46,7 @@ def sample_crops(
     images = locate(run_dir, "processed/cleaned_images")
     return np.stack([fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size) for p, i in zip(rows["patient_id"], rows["image_id"])])
 
-# %% ../../nbs/mammo/08_engines.ipynb #e64b806d
+# %% ../../nbs/mammo/08_engines.ipynb #71eca41b
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -59,13 +59,6 @@ def run(
     weights = [f"final_models/fold_{f['fold']}.safetensors" for f in selection["folds"]]
     path = locate(run_dir, "final_models/ensemble.onnx")
     with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *weights], writes=["final_models/ensemble.onnx", "final_models/ensemble.json"], parameters=asdict(settings)):
-        ensemble = load_ensemble(run_dir)
-        pictures = sample_crops(run_dir, size)
-        export_onnx(ensemble, path, size, metadata={
+        return export_checked(load_ensemble(run_dir), path, sample_crops(run_dir, size), tolerance=settings.tolerance, metadata={
             "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
             "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
-        difference = parity(load_engine(ensemble), load_engine(path), pictures)
-        if difference > settings.tolerance:
-            path.unlink()
-            raise EngineError(f"ensemble.onnx differs from torch by {difference:.2g}, more than {settings.tolerance:.2g}")
-    return difference

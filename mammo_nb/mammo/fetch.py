@@ -7,7 +7,7 @@ __all__ = ['COMPETITION', 'BYTES', 'SETS', 'PUBLISHED', 'CLASSIFIERS', 'DETECTOR
            'set_name', 'check_set', 'fetch_set', 'print_set', 'convert_classifier', 'drawn_pictures', 'build_ensemble',
            'convert_weights', 'fetch_weights']
 
-# %% ../../nbs/mammo/03_fetch.ipynb #cf443e06
+# %% ../../nbs/mammo/03_fetch.ipynb #7b6829dc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.backends import read_sidecar
-from ..core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
+from ..core.engines import Ensemble, export_checked
 from ..core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, need_space
 from ..core.files import read_json, sha256, write_json
 from ..core.networks import create_network, load_weights, save_weights
@@ -95,7 +95,7 @@ def convert_classifier(
     save_weights(model, path, {"network": network, "global_pool": "max", "source": Path(checkpoint).name, "entry": entry, "demonstration": False})
     return model
 
-# %% ../../nbs/mammo/03_fetch.ipynb #df078a82
+# %% ../../nbs/mammo/03_fetch.ipynb #70360d68
 def drawn_pictures(
     size: tuple[int, int],  # height, width
     count: int = 2,
@@ -115,15 +115,10 @@ def build_ensemble(
     threshold: float = THRESHOLD,
 ) -> float:                       # largest difference of a probability against torch
     "Published networks as one graph, if it says what torch says."
-    path, ensemble = Path(folder) / "ensemble.onnx", Ensemble(models, models[0].normalization["mean"], models[0].normalization["std"])
-    export_onnx(ensemble, path, size, metadata={
+    path, ensemble = Path(folder) / "ensemble.onnx", Ensemble(models, **models[0].normalization)
+    return export_checked(ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata={
         "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold, "crops": asdict(Crops(faithful=True)),
         "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False})
-    difference = parity(load_engine(ensemble), load_engine(path), drawn_pictures(size))
-    if not difference <= Engines.tolerance:
-        path.unlink()
-        raise EngineError(f"{path.name} differs from torch by {difference:.2g}, more than {Engines.tolerance:.2g}")
-    return difference
 
 # %% ../../nbs/mammo/03_fetch.ipynb #61824107
 MADE = ["detector.onnx", "yolox.safetensors", *(f"fold_{k}.safetensors" for k in range(4)), "ensemble.onnx"]

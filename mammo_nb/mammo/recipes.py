@@ -6,11 +6,11 @@
 __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Train', 'Select', 'Engines', 'Recipe', 'RecipeError',
            'get_recipe', 'get_section']
 
-# %% ../../nbs/mammo/00_recipes.ipynb #56b0e4b1
+# %% ../../nbs/mammo/00_recipes.ipynb #a733b255
 import importlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #8234f1f8
+# %% ../../nbs/mammo/00_recipes.ipynb #e8745e6d
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -117,6 +117,8 @@ class Train:
     freeze: int = 0                          # parameters, counted from the picture, that stay as they are
     mirrored: bool = False                   # validated and used with the mean of image and mirror image
     folds: str = ""                          # which are trained, spaces between; "": all
+    before: "Train | None" = None            # a training of the same fold that comes first; this one goes on from its last averaged weights
+    by_fold: tuple = ()                      # of Train, one a fold, where folds are trained in different ways; the networks are alike
     seed: int = 42
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Recipe:
     select: Select = Select()
     engines: Engines = Engines()
 
-# %% ../../nbs/mammo/00_recipes.ipynb #24addf63
+# %% ../../nbs/mammo/00_recipes.ipynb #6d9c95e4
 _detector = Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
                      warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
                      checkpoint_every=1000, workers=4, threads=0)
@@ -161,6 +163,9 @@ def _cbis(about: str, crops: Crops = Crops(height=256, width=144), **changes) ->
                   lesion_weight=10.0, freeze=27, mirrored=True)
     return Recipe(about, phantom=None, datasets=Datasets("cbis_ddsm_mass_256"), crops=crops, train=replace(train, **changes), select=Select(metric="auc", candidates=1))
 
+_stage1 = dict(soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25)
+_stage2 = dict(before=replace(_train, **_stage1), lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17)
+
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
@@ -172,11 +177,11 @@ RECIPES = {
     "demo_roi": Recipe("the detector of `demo` alone"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,
                          datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector),
-    "winner_fold2": _winner("the winner's fold 2, ConvNeXt-small at 2048x1024, on a GPU", folds="2"),
+    "winner": _winner("the winner's ensemble: folds 0 and 1 in two parts, 2 and 3 in one, ConvNeXt-small at 2048x1024, on a GPU", by_fold=(*[replace(_train, **_stage2)] * 2, *[_train] * 2)),
+    "winner_fold2": _winner("the winner's fold 2", folds="2"),
     "winner_fold3": _winner("the winner's fold 3, trained as fold 2", folds="3"),
-    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25),
-    "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last averaged weights of the first", folds="0 1",
-                             weights="runs/winner_stage1/checkpoints/fold_{fold}/epoch_24.safetensors", lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17),
+    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", **_stage1),
+    "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last averaged weights of the first, which comes before", folds="0 1", **_stage2),
     "winner_label_smoothing": _winner("the winner's variant with smoothed labels, all folds as fold 2", soft_positive=0.0, label_smoothing=0.1),
 }
 
@@ -192,13 +197,21 @@ def get_recipe(
     if key not in recipes: raise RecipeError(f"No recipe {key!r}. There are {', '.join(sorted(recipes))}.")
     return recipes[key]
 
-# %% ../../nbs/mammo/00_recipes.ipynb #cea54e95
+# %% ../../nbs/mammo/00_recipes.ipynb #409fadc1
 def _checked(where: str, kind: str, value):
     "The value if it fits the field's type; an int is a fine float."
-    wanted = {"int": int, "float": float, "str": str, "bool": bool}[kind]
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
+    if not wanted: raise RecipeError(f"{where} is set in a recipe, not for a run.")
     if wanted is float and type(value) is int: value = float(value)
     if type(value) is not wanted: raise RecipeError(f"{where} takes {kind}, got {value!r}.")
     return value
+
+def _replaced(section, changes: dict):
+    "The section with fields replaced, in the sections inside it too."
+    def inside(value):
+        if isinstance(value, tuple): return tuple(_replaced(v, changes) for v in value)
+        return _replaced(value, changes) if is_dataclass(value) else value
+    return replace(section, **{f.name: inside(getattr(section, f.name)) for f in fields(section)} | changes)
 
 def get_section(
     name: str,                      # a recipe
@@ -214,4 +227,4 @@ def get_section(
     kinds = {f.name: f.type for f in fields(section)}
     wrong = sorted(set(overrides) - set(kinds))
     if wrong: raise RecipeError(f"{stage} has no {', '.join(wrong)}. It has {', '.join(kinds)}.")
-    return replace(section, **{k: _checked(f"{stage}.{k}", getattr(kinds[k], "__name__", kinds[k]), v) for k, v in overrides.items()})
+    return _replaced(section, {k: _checked(f"{stage}.{k}", getattr(kinds[k], "__name__", kinds[k]), v) for k, v in overrides.items()})

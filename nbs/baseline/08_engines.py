@@ -29,7 +29,7 @@ import numpy as np
 
 from mammo_nb.baseline.recipes import Train
 from mammo_nb.baseline.train import build_network
-from mammo_nb.core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
+from mammo_nb.core.engines import Ensemble, export_checked, load_engine
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import Mirrored, load_weights
 from mammo_nb.core.stages import locate, recorded, stage
@@ -97,15 +97,9 @@ def run(
     selection, path = read_json(locate(run_dir, "selection.json")), locate(run_dir, "final_models/baseline.onnx")
     weights = f"final_models/fold_{selection['folds'][0]['fold']}.safetensors"
     with stage(run_dir, "engines", reads=["selection.json", "oof.csv", weights], writes=["final_models/baseline.onnx", "final_models/baseline.json"], parameters=asdict(settings)):
-        model = load_network(run_dir)
-        export_onnx(model, path, (preparation["height"], preparation["width"]), metadata={
+        return export_checked(load_network(run_dir), path, sample_pictures(run_dir), tolerance=settings.tolerance, metadata={
             "recipe": recipe, "network": network["network"], "threshold": selection["threshold"], "prepare": preparation,
             "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
-        difference = parity(load_engine(model), load_engine(path), sample_pictures(run_dir))
-        if difference > settings.tolerance:
-            path.unlink()
-            raise EngineError(f"baseline.onnx differs from torch by {difference:.2g}, more than {settings.tolerance:.2g}")
-    return difference
 
 # %%
 difference = run(run_dir, recipe, overrides)

@@ -230,6 +230,23 @@ for wrong in (pictures / 255, pictures[0], pictures.transpose(0, 2, 1)):
 # The file has to say what torch says, for one picture as for many, and for pictures that are not noise: flat ones, and a gradient.
 
 # %%
+#| export
+def export_checked(
+    ensemble: Ensemble,
+    path: Path,               # NAME.onnx
+    images: np.ndarray,       # uint8 (n, H, W), what it is tried on
+    metadata: dict,           # the caller's entries for NAME.json
+    tolerance: float,         # largest allowed difference of a probability
+) -> float:                   # largest difference there is
+    "Write an ensemble as NAME.onnx and NAME.json if the file says what torch says, else leave none and raise EngineError."
+    path = Path(path)
+    export_onnx(ensemble, path, images.shape[1:], metadata)
+    difference = parity(load_engine(ensemble), load_engine(path), images)
+    if difference <= tolerance: return difference   # a difference that is no number is none
+    path.unlink(); path.with_suffix(".json").unlink()
+    raise EngineError(f"{path.name} differs from torch by {difference:.2g}, more than {tolerance:.2g}")
+
+# %%
 gradient = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8), size)
 tests = np.concatenate([pictures, np.zeros((1, *size), np.uint8), np.full((1, *size), 255, np.uint8), gradient[None], gradient[None, ::-1, ::-1]])
 reference, ours = load_engine(ensemble)(tests), engine(tests)
@@ -239,6 +256,9 @@ axes[0].plot([0, 1], [0, 1], color="lightgrey"); axes[0].plot(reference, ours, "
 axes[1].plot(np.abs(ours - reference), "o", label=[f"network {k}" for k in range(folds)]); axes[1].set(xlabel="picture", ylabel="difference", title=f"largest {parity(load_engine(ensemble), engine, tests):.1e}"); axes[1].legend(); axes[1].ticklabel_format(axis="y", scilimits=(0, 0))
 fig.tight_layout()
 assert parity(load_engine(ensemble), engine, tests) <= 1e-4 and np.abs(one_by_one - ours).max() <= 1e-5
+try: export_checked(ensemble, folder / "refused.onnx", tests, {}, tolerance=1e-12)
+except EngineError as e: print(e)
+assert not list(folder.glob("refused*"))
 
 # %% [markdown]
 # ## Half the bits

@@ -24,6 +24,7 @@
 import ast
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -287,7 +288,7 @@ def refresh_inputs(
 ) -> list[str]:       # why the stage has to run again; empty if it has not
     "Rewrite the inputs file if anything has changed."
     target = Path(target)
-    old = read_json(target) if target.exists() else None
+    old, inputs = read_json(target) if target.exists() else None, json.loads(json.dumps(inputs))   # as it comes back from a file
     why = ["first run"] if old is None else [k for k in inputs if old.get(k) != inputs[k]] + list(files)
     if why: write_json(target, inputs)
     return why

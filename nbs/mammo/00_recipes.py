@@ -22,7 +22,7 @@
 # %%
 #| export
 import importlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 # %%
 #| hide
@@ -141,6 +141,8 @@ class Train:
     freeze: int = 0                          # parameters, counted from the picture, that stay as they are
     mirrored: bool = False                   # validated and used with the mean of image and mirror image
     folds: str = ""                          # which are trained, spaces between; "": all
+    before: "Train | None" = None            # a training of the same fold that comes first; this one goes on from its last averaged weights
+    by_fold: tuple = ()                      # of Train, one a fold, where folds are trained in different ways; the networks are alike
     seed: int = 42
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Recipe:
 # %% [markdown]
 # `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; it is what a stage notebook opened on its own practises on. Recipes that end in `_roi` are about the detector alone: `winner_roi` is the winner's, number by number (facts, section 2).
 #
-# The winner's classifiers are four, one a fold, and not all were trained alike: folds 0 and 1 came first, with a lower learning rate and softer targets, were found not to have learnt enough, and were trained on from where they were (`winner_stage1`, then `winner_stage2`); folds 2 and 3 had it in one go. `winner_label_smoothing` smooths both classes instead of softening the positives; of all that was tried it had the best private score, 0.56.
+# The winner's classifiers are four, one a fold, and not all were trained alike: folds 0 and 1 came first, with a lower learning rate and softer targets, were found not to have learnt enough, and were trained on from where they were (`winner_stage1`, then `winner_stage2`); folds 2 and 3 had it in one go. `winner` is all of that in one run, which ends in his ensemble; the others train a part of it. `winner_label_smoothing` smooths both classes instead of softening the positives; of all that was tried it had the best private score, 0.56.
 
 # %%
 #| export
@@ -191,6 +193,9 @@ def _cbis(about: str, crops: Crops = Crops(height=256, width=144), **changes) ->
                   lesion_weight=10.0, freeze=27, mirrored=True)
     return Recipe(about, phantom=None, datasets=Datasets("cbis_ddsm_mass_256"), crops=crops, train=replace(train, **changes), select=Select(metric="auc", candidates=1))
 
+_stage1 = dict(soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25)
+_stage2 = dict(before=replace(_train, **_stage1), lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17)
+
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3)),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
@@ -202,11 +207,11 @@ RECIPES = {
     "demo_roi": Recipe("the detector of `demo` alone"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,
                          datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector),
-    "winner_fold2": _winner("the winner's fold 2, ConvNeXt-small at 2048x1024, on a GPU", folds="2"),
+    "winner": _winner("the winner's ensemble: folds 0 and 1 in two parts, 2 and 3 in one, ConvNeXt-small at 2048x1024, on a GPU", by_fold=(*[replace(_train, **_stage2)] * 2, *[_train] * 2)),
+    "winner_fold2": _winner("the winner's fold 2", folds="2"),
     "winner_fold3": _winner("the winner's fold 3, trained as fold 2", folds="3"),
-    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25),
-    "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last averaged weights of the first", folds="0 1",
-                             weights="runs/winner_stage1/checkpoints/fold_{fold}/epoch_24.safetensors", lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17),
+    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", **_stage1),
+    "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last averaged weights of the first, which comes before", folds="0 1", **_stage2),
     "winner_label_smoothing": _winner("the winner's variant with smoothed labels, all folds as fold 2", soft_positive=0.0, label_smoothing=0.1),
 }
 
@@ -226,10 +231,18 @@ def get_recipe(
 #| export
 def _checked(where: str, kind: str, value):
     "The value if it fits the field's type; an int is a fine float."
-    wanted = {"int": int, "float": float, "str": str, "bool": bool}[kind]
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
+    if not wanted: raise RecipeError(f"{where} is set in a recipe, not for a run.")
     if wanted is float and type(value) is int: value = float(value)
     if type(value) is not wanted: raise RecipeError(f"{where} takes {kind}, got {value!r}.")
     return value
+
+def _replaced(section, changes: dict):
+    "The section with fields replaced, in the sections inside it too."
+    def inside(value):
+        if isinstance(value, tuple): return tuple(_replaced(v, changes) for v in value)
+        return _replaced(value, changes) if is_dataclass(value) else value
+    return replace(section, **{f.name: inside(getattr(section, f.name)) for f in fields(section)} | changes)
 
 def get_section(
     name: str,                      # a recipe
@@ -245,16 +258,18 @@ def get_section(
     kinds = {f.name: f.type for f in fields(section)}
     wrong = sorted(set(overrides) - set(kinds))
     if wrong: raise RecipeError(f"{stage} has no {', '.join(wrong)}. It has {', '.join(kinds)}.")
-    return replace(section, **{k: _checked(f"{stage}.{k}", getattr(kinds[k], "__name__", kinds[k]), v) for k, v in overrides.items()})
+    return _replaced(section, {k: _checked(f"{stage}.{k}", getattr(kinds[k], "__name__", kinds[k]), v) for k, v in overrides.items()})
 
 # %%
-pd.DataFrame({n: asdict(r.train) for n, r in RECIPES.items()})
+pd.DataFrame({n: asdict(replace(r.train, before=None, by_fold=())) for n, r in RECIPES.items()})
 
 # %% [markdown]
 # A field can be changed for one run, `make reproduce SET="train.epochs=8"`. A slip is told before anything runs:
 
 # %%
-for overrides in ({"epoch": 8}, {"epochs": "8"}):
+for overrides in ({"epoch": 8}, {"epochs": "8"}, {"before": ""}):
     try: get_section(recipe, "train", overrides)
     except RecipeError as e: print(e)
 assert get_section(recipe, "train", {"lr": 1}).lr == 1.0 and get_section(recipe, "train").epochs == RECIPES[recipe].train.epochs
+whole = get_section("winner", "train", {"epochs": 3})   # of every part
+assert [t.epochs for t in whole.by_fold] == [3] * 4 and whole.by_fold[0].before.epochs == 3 and whole.by_fold[2].before is None

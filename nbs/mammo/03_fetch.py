@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.backends import read_sidecar
-from mammo_nb.core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
+from mammo_nb.core.engines import Ensemble, export_checked
 from mammo_nb.core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, need_space
 from mammo_nb.core.files import read_json, sha256, write_json
 from mammo_nb.core.networks import create_network, load_weights, save_weights
@@ -181,15 +181,10 @@ def build_ensemble(
     threshold: float = THRESHOLD,
 ) -> float:                       # largest difference of a probability against torch
     "Published networks as one graph, if it says what torch says."
-    path, ensemble = Path(folder) / "ensemble.onnx", Ensemble(models, models[0].normalization["mean"], models[0].normalization["std"])
-    export_onnx(ensemble, path, size, metadata={
+    path, ensemble = Path(folder) / "ensemble.onnx", Ensemble(models, **models[0].normalization)
+    return export_checked(ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata={
         "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold, "crops": asdict(Crops(faithful=True)),
         "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False})
-    difference = parity(load_engine(ensemble), load_engine(path), drawn_pictures(size))
-    if not difference <= Engines.tolerance:
-        path.unlink()
-        raise EngineError(f"{path.name} differs from torch by {difference:.2g}, more than {Engines.tolerance:.2g}")
-    return difference
 
 # %%
 plt.figure(figsize=(4, 3)); plt.imshow(np.hstack(drawn_pictures((256, 128), 4)), cmap="gray", vmin=0, vmax=255); plt.axis("off");

@@ -76,6 +76,7 @@ images = locate(run_dir, "processed/cleaned_images")
 # %%
 #| export
 READS = ["folds.csv", "processed/crops.csv"]  # and cleaned_images/
+NETWORK = ["network", "global_pool", "height", "width", "lesion_weight", "mirrored"]  # fields of Train that say what a network is, and how it is asked
 
 def _deck(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
     "Cards `start` to `start + count` of an endless row of shuffled decks."
@@ -218,7 +219,7 @@ def initial_weights(
     return word + str(locate(folder, weights.removeprefix(word).format(fold=fold)))
 
 class Pointing(nn.Module):
-    "A classifier that in training says besides in which cells a benign and in which a malignant lesion is."
+    "A classifier that also says in which cells a benign and in which a malignant lesion is, and judges by both."
     def __init__(self, classifier: nn.Module):
         super().__init__()
         self.index, channels = next((i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
@@ -228,21 +229,22 @@ class Pointing(nn.Module):
 
     def forward(self,
         x: torch.Tensor,   # (n, 3, height, width)
-    ) -> torch.Tensor:     # (n, 1) logits; in training (n, 1 + 2 cells)
-        if not self.training: return self.classifier(x)
+    ) -> torch.Tensor:     # (n, 1) logits; in training (n, 2 + 2 cells)
         features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
-        return torch.cat([self.classifier.forward_head(features), self.where(cells).flatten(1)], 1)
+        benign, malignant = self.where(cells).flatten(2).unbind(1)
+        judged = torch.cat([self.classifier.forward_head(features), malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)], 1)
+        return torch.cat([judged, benign, malignant], 1) if self.training else judged.mean(1, keepdim=True)
 
 def pointing_loss(
-    output: torch.Tensor,   # (n, 1 + 2 cells), from `Pointing`
+    output: torch.Tensor,   # (n, 2 + 2 cells), from `Pointing`
     target: torch.Tensor,   # (n, 1 + cells): the label, and where a lesion is
     weight: float,          # of the second part
 ) -> torch.Tensor:
-    "Cross-entropy of the label, and of the cells, where a cell with a lesion counts ten times."
+    "Cross-entropy of the two judgements, and of the cells, where a cell with a lesion counts ten times."
     label, there = target[:, :1], target[:, 1:]
     wanted = torch.cat([there * (1 - label), there * label], 1)
-    cells = F.binary_cross_entropy_with_logits(output[:, 1:], wanted, weight=1 + 9 * wanted)
-    return F.binary_cross_entropy_with_logits(output[:, :1], label) + weight * cells
+    cells = F.binary_cross_entropy_with_logits(output[:, 2:], wanted, weight=1 + 9 * wanted)
+    return F.binary_cross_entropy_with_logits(output[:, :2], label.expand(-1, 2)) + weight * cells
 
 def build_network(
     settings: Train,          # network, global_pool, drop rates, lesion_weight
@@ -281,15 +283,15 @@ def optimisation(
     return Optimisation(**shared)
 
 # %% [markdown]
-# In use the pointing network is its classifier; in training the two channels follow the label. By hand: one benign picture, four cells, a lesion in the first; before the first step every cell says -4, which costs ln(1 + e^4) = 4.018 where a lesion is, ten times over, and ln(1 + e^-4) = 0.018 elsewhere.
+# A pointing network judges twice: by the mean over the picture, as every classifier, and by what its cells say, malignant against benign, in a sum of exponentials, in which a lesion of a few cells is not diluted by the breast around it. What is used is the mean of both. By hand: before the first step all cells say -4, so the second judgement is 0; for one benign picture of four cells with a lesion in the first, the cells cost ln(1 + e^4) = 4.018 where the lesion is, ten times over, and ln(1 + e^-4) = 0.018 elsewhere.
 
 # %%
 pointing = Pointing(build_network(replace(settings, lesion_weight=0.), seed=1))
 x = torch.zeros(1, 3, 64, 32)
 with torch.no_grad():
-    assert torch.equal(pointing.eval()(x), pointing.classifier(x))
-    assert pointing.train()(x).shape == (1, 1 + 2 * lesion_cells(np.zeros((64, 32), np.uint8)).size)
-output, target = torch.tensor([[0., *[-4.] * 8]]), torch.tensor([[0., 1, 0, 0, 0]])
+    assert torch.allclose(pointing.eval()(x), pointing.classifier(x) / 2)
+    assert pointing.train()(x).shape == (1, 2 + 2 * lesion_cells(np.zeros((64, 32), np.uint8)).size)
+output, target = torch.tensor([[0., 0., *[-4.] * 8]]), torch.tensor([[0., 1, 0, 0, 0]])
 assert np.isclose(pointing_loss(output, target, 1.), np.log(2) + (10 * np.log1p(np.exp(4)) + 7 * np.log1p(np.exp(-4))) / 8)
 
 # %% [markdown]
@@ -306,9 +308,10 @@ def train_fold(
     settings: Train,
     identity: dict,        # what data and code this is; a training in progress of another is dropped
 ) -> pd.DataFrame:         # history: one row an epoch
-    "Train on the other folds; after each epoch predict this one."
+    "Train on the other folds; after each epoch predict this one. A training that comes before it is in checkpoints/fold_<fold>/before/."
+    if settings.before: train_fold(table, fold, images, folder / "before", settings.before, identity)
     held, rest = table[table["fold"] == fold], table[table["fold"] != fold]
-    weights = initial_weights(settings.weights, fold, folder)
+    weights = str(folder / "before" / f"epoch_{settings.before.epochs - 1}.safetensors") if settings.before else initial_weights(settings.weights, fold, folder)
     if (file := Path(weights.removeprefix("imagenet:"))).is_file(): identity = {**identity, "weights": sha256(file)}
     model = build_network(settings, weights, settings.seed + fold)
     if settings.lesion_weight and ("mask" not in rest or rest["mask"].isna().all()): raise ValueError("train.lesion_weight is for data sets with masks of their lesions, and this one has none: set it to 0")
@@ -324,7 +327,7 @@ def train_fold(
 
     batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio, settings.seed + fold, join()[1])
     return fit(model, train_set, batches, loss, validate, optimisation(settings), folder,
-               label=f"fold {fold}", identity={**identity, "fold": fold})
+               label=f"fold {fold}", identity={**identity, "recipe": asdict(settings), "fold": fold})
 
 def chosen_folds(
     folds: str,            # numbers with spaces between; "": all
@@ -335,6 +338,18 @@ def chosen_folds(
     wrong = [k for k in folds.split() if k not in map(str, there)]
     if wrong: raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
     return [int(k) for k in folds.split()] or there
+
+def settings_of(
+    settings: Train,
+    folds: list[int],   # all that there are
+) -> dict[int, Train]:  # fold -> how it is trained
+    "Every fold's own training: `by_fold`, or the same for all."
+    if not settings.by_fold: return dict.fromkeys(folds, settings)
+    if len(settings.by_fold) != len(folds): raise ValueError(f"train.by_fold says how {len(settings.by_fold)} folds are trained, and there are {len(folds)}")
+    for k, own in zip(folds, settings.by_fold):
+        differ = [f for f in NETWORK if getattr(own, f) != getattr(settings, f)]
+        if differ: raise ValueError(f"train.by_fold: fold {k} has another {', '.join(differ)} than the others, and they are to be one ensemble")
+    return dict(zip(folds, settings.by_fold))
 
 # %% [markdown]
 # ## Run the stage
@@ -351,8 +366,9 @@ def train_folds(
     settings, run_dir = get_section(recipe, "train", overrides), Path(run_dir)
     reads = [locate(run_dir, r) for r in READS]
     table, folder = read_table(reads[0], ["fold"]), locate(run_dir, "checkpoints/history.csv").parent
-    identity = {"recipe": asdict(settings), "reads": [sha256(r) for r in reads], "code": code_of(run_dir, "train")}
-    for k in chosen_folds(settings.folds, table): train_fold(table, k, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{k}", settings, identity)
+    identity = {"reads": [sha256(r) for r in reads], "code": code_of(run_dir, "train")}
+    own = settings_of(settings, chosen_folds("", table))
+    for k in chosen_folds(settings.folds, table): train_fold(table, k, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{k}", own[k], identity)
 
 def run(
     run_dir: Path,                   # folder of the run

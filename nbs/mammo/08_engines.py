@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 
 from mammo_nb.core.backends import read_sidecar
-from mammo_nb.core.engines import Ensemble, EngineError, export_onnx, load_engine, parity
+from mammo_nb.core.engines import Ensemble, export_checked, load_engine
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.pictures import fit_resize
@@ -104,16 +104,9 @@ def run(
     weights = [f"final_models/fold_{f['fold']}.safetensors" for f in selection["folds"]]
     path = locate(run_dir, "final_models/ensemble.onnx")
     with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *weights], writes=["final_models/ensemble.onnx", "final_models/ensemble.json"], parameters=asdict(settings)):
-        ensemble = load_ensemble(run_dir)
-        pictures = sample_crops(run_dir, size)
-        export_onnx(ensemble, path, size, metadata={
+        return export_checked(load_ensemble(run_dir), path, sample_crops(run_dir, size), tolerance=settings.tolerance, metadata={
             "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
             "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
-        difference = parity(load_engine(ensemble), load_engine(path), pictures)
-        if difference > settings.tolerance:
-            path.unlink()
-            raise EngineError(f"ensemble.onnx differs from torch by {difference:.2g}, more than {settings.tolerance:.2g}")
-    return difference
 
 # %%
 difference = run(run_dir, recipe, overrides)
