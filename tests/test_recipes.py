@@ -101,7 +101,7 @@ def test_a_batch_of_the_winners_is_one_cancer_and_seven_others():
 # ---- what a fold starts from
 def test_a_word_stays_a_word_and_a_file_gets_the_number_of_its_fold(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMMO_NB_RUNS", str(tmp_path / "runs"))
-    assert [initial_weights(w, 1, tmp_path) for w in ("none", "imagenet", "imagenet_lite0")] == ["none", "imagenet", "imagenet_lite0"]
+    assert [initial_weights(w, 1, tmp_path) for w in ("none", "imagenet", "imagenet_lite")] == ["none", "imagenet", "imagenet_lite"]
     assert initial_weights("runs/mine/weights/fold_{fold}.safetensors", 1, tmp_path) == str(tmp_path / "runs/mine/weights/fold_1.safetensors")
     assert initial_weights(f"imagenet:{tmp_path}/model.safetensors", 1, tmp_path) == f"imagenet:{tmp_path}/model.safetensors"
 

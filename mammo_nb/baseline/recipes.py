@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..mammo.recipes import RECIPES as MAMMO
 from ..mammo.recipes import Datasets, Engines, Folds, Phantom
 
-# %% ../../nbs/baseline/00_recipes.ipynb #a181de6f
+# %% ../../nbs/baseline/00_recipes.ipynb #2c4e62f7
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
@@ -22,7 +22,7 @@ class Prepare:
 class Train:
     "One network on one fold; the defaults are what two cores train in two minutes."
     network: str = "tf_efficientnet_lite0"   # a timm name
-    weights: str = "imagenet_lite0"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite0 or a file
+    weights: str = "imagenet_lite"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
     fold: int = 0                            # held back
     epochs: int = 6
     batch_size: int = 26

@@ -124,14 +124,14 @@ class BreastCrops(Dataset):
         if self.masks is not None: target = torch.cat([target, torch.from_numpy(lesion_cells(picture[..., 1])).flatten()])
         return (image - self.mean) / self.std, target
 
-# %% ../../nbs/mammo/06_train.ipynb #5dc2f820
+# %% ../../nbs/mammo/06_train.ipynb #4a897cb2
 def initial_weights(
     weights: str,   # a word that `create_network` knows, or a file; {fold} in it stands for the number
     fold: int,
     folder: Path,   # files are found as `locate` finds them from here
 ) -> str:           # the same, with the file's full path
     "What the network of a fold starts from."
-    if weights in ("none", "imagenet", "imagenet_lite0"): return weights
+    if weights in ("none", "imagenet", "imagenet_lite"): return weights
     word = "imagenet:" if weights.startswith("imagenet:") else ""
     return word + str(locate(folder, weights.removeprefix(word).format(fold=fold)))
 

