@@ -29,18 +29,16 @@ from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, bootstrap_interval, pfbeta
 from mammo_nb.core.stages import locate, read_manifest
 from mammo_nb.mammo.datasets import per_breast, read_table
-from mammo_nb.mammo.report import test_score
+from mammo_nb.mammo.report import environment_table, show_extremes, stages_table, test_score
 
 # %%
 #| hide
-import cv2
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.settings import read_paths
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.predict import DEMONSTRATION
 
 # %% tags=["parameters"]
@@ -68,7 +66,7 @@ lines, per_image = [], read_table(locate(run_dir, "test_per_image.csv"), ["proba
 if trained_here:
     s, network = read_json(locate(run_dir, "selection.json")), manifest["stages"]["train"]["parameters"]["network"]
     lines += [f"**AUC per breast {s['auc']:.3f}** (95 % interval {s['auc_95'][0]:.3f} to {s['auc_95'][1]:.3f}; {s['breasts']} breasts of one fold, {s['cancers']} with cancer)",
-              f"pF1 {s['pf1']:.3f} at threshold {s['threshold']:.2f}; network {network}" + ", in place of the published ConvNeXt-tiny: see the recipes" * ((not network.startswith("convnext_tiny")))]
+              f"pF1 {s['pf1']:.3f} at threshold {s['threshold']:.2f}; network {network}" + ", in place of the published ConvNeXt-tiny: see the recipes" * (not network.startswith("convnext_tiny"))]
 if score := test_score(run_dir): lines.append(f"Synthetic test set: AUC per breast {score['auc']:.3f}, pF1 of the submission {score['pf1']:.3f} ({score['breasts']} breasts, {score['cancers']} with cancer)")
 lines.append(f"`submission.csv`: {len(read_table(locate(run_dir, 'submissions/submission.csv'), ['cancer']))} breasts from {len(per_image)} images, {per_image['error'].notna().sum()} of which failed")
 if (per_image["note"].fillna("") != "").any(): lines.append(f"*{DEMONSTRATION}*: these weights have seen drawn breasts only")
@@ -127,22 +125,13 @@ else:
 # The cancers it found and missed, the others it suspected and did not.
 
 # %%
-if trained_here:
-    oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
-    groups = {"found": oof[oof.cancer == 1].tail(4), "missed": oof[oof.cancer == 1].head(4), "suspected": oof[oof.cancer == 0].tail(4), "passed": oof[oof.cancer == 0].head(4)}
-    fig, axes = plt.subplots(2, 8, figsize=(12, 6.5))
-    for ax, (name, row) in zip(axes.flat, ((n, r) for n, g in groups.items() for r in g.itertuples())):
-        ax.imshow(cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
-        ax.set_title(f"{name}: {row.probability:.2f}", fontsize=9)
-    for ax in axes.flat: ax.axis("off")
-    fig.tight_layout()
+if trained_here: show_extremes(run_dir)
 
 # %% [markdown]
 # ## What it was made of
 
 # %%
-pd.DataFrame([{"stage": n, "seconds": e["seconds"], "wrote": ", ".join(Path(w).name for w in e["writes"])} for n, e in manifest["stages"].items()])
+stages_table(manifest)
 
 # %%
-environment = manifest["environment"]
-pd.Series({**{k: v for k, v in environment.items() if k != "packages"}, **environment["packages"]}, name=manifest["run"]).to_frame()
+environment_table(manifest)

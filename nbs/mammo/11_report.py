@@ -23,21 +23,22 @@
 #| export
 from pathlib import Path
 
+import cv2
+import matplotlib.pyplot as plt
+import pandas as pd
+
 from mammo_nb.core.metrics import auc, pfbeta
 from mammo_nb.core.stages import locate
+from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table
 
 # %%
 #| hide
-import cv2
-import matplotlib.pyplot as plt
-import pandas as pd
 from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
 from mammo_nb.core.files import read_json
 from mammo_nb.core.stages import practice, read_manifest
-from mammo_nb.mammo import crops
 from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.predict import DEMONSTRATION
 
@@ -49,7 +50,7 @@ reads = ["submissions/submission.csv", "manifest.json"]   # and oof.csv, selecti
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import datasets, detector, engines, folds, phantom, select, submit, train  # slow to load, and not needed in a run
+    from mammo_nb.mammo import crops, datasets, detector, engines, folds, phantom, select, submit, train  # slow to load, and not needed in a run
     run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run, engines.run, submit.run)
 manifest = read_manifest(run_dir)
 trained_here = "select" in manifest["stages"]
@@ -104,22 +105,43 @@ if trained_here: display(pd.DataFrame(s["folds"]).round(3))
 # Where it was most right and most wrong, out of fold: the cancers it found and missed, the others it suspected and did not.
 
 # %%
-if trained_here:
+#| export
+def show_extremes(
+    run_dir: Path,   # folder of a run that has trained
+):
+    "Four images each of those found, missed, suspected and passed, with their probabilities out of fold."
     oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
     groups = {"found": oof[oof.cancer == 1].tail(4), "missed": oof[oof.cancer == 1].head(4), "suspected": oof[oof.cancer == 0].tail(4), "passed": oof[oof.cancer == 0].head(4)}
     fig, axes = plt.subplots(2, 8, figsize=(12, 6.5))
     for ax, (name, row) in zip(axes.flat, ((n, r) for n, g in groups.items() for r in g.itertuples())):
-        ax.imshow(cv2.imread(str(crops.crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
+        ax.imshow(cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
         ax.set_title(f"{name}: {row.probability:.2f}", fontsize=9)
     for ax in axes.flat: ax.axis("off")
     fig.tight_layout()
+
+# %%
+if trained_here: show_extremes(run_dir)
 
 # %% [markdown]
 # ## What it was made of
 
 # %%
-pd.DataFrame([{"stage": n, "seconds": e["seconds"], "wrote": ", ".join(Path(w).name for w in e["writes"])} for n, e in manifest["stages"].items()])
+#| export
+def stages_table(
+    manifest: dict,   # of a run
+) -> pd.DataFrame:    # stage, seconds, wrote
+    "What each stage took and made."
+    return pd.DataFrame([{"stage": n, "seconds": e["seconds"], "wrote": ", ".join(Path(w).name for w in e["writes"])} for n, e in manifest["stages"].items()])
+
+def environment_table(
+    manifest: dict,   # of a run
+) -> pd.DataFrame:    # one column, under the run's name
+    "Machine and versions."
+    environment = manifest["environment"]
+    return pd.Series({**{k: v for k, v in environment.items() if k != "packages"}, **environment["packages"]}, name=manifest["run"]).to_frame()
 
 # %%
-environment = manifest["environment"]
-pd.Series({**{k: v for k, v in environment.items() if k != "packages"}, **environment["packages"]}, name=manifest["run"]).to_frame()
+stages_table(manifest)
+
+# %%
+environment_table(manifest)
