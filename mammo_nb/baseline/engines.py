@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_network', 'sample_pictures', 'run']
 
-# %% ../../nbs/baseline/08_engines.ipynb #f884d208
+# %% ../../nbs/baseline/08_engines.ipynb #5d9af111
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .recipes import Train
 from .train import build_network
-from ..core.engines import Ensemble, export_checked, load_engine
+from ..core.engines import Ensemble, export_checked
 from ..core.files import read_json
 from ..core.networks import Mirrored, load_weights
 from ..core.stages import locate, recorded, stage

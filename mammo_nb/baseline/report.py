@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scores', 'compare']
 
-# %% ../../nbs/baseline/11_report.ipynb #640ab30b
+# %% ../../nbs/baseline/11_report.ipynb #595e48dd
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from ..core.files import read_json
 from ..core.metrics import auc, bootstrap_interval, pfbeta
 from ..core.stages import locate, read_manifest
 from ..mammo.datasets import per_breast, read_table
-from ..mammo.report import environment_table, show_extremes, stages_table, test_score
+from ..mammo.report import test_score
 
 # %% ../../nbs/baseline/11_report.ipynb #83eba78c
 def scores(

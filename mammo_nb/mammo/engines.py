@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_ensemble', 'sample_crops', 'run']
 
-# %% ../../nbs/mammo/08_engines.ipynb #23dba36f
+# %% ../../nbs/mammo/08_engines.ipynb #e5d946ab
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..core.backends import read_sidecar
-from ..core.engines import Ensemble, export_checked, load_engine
+from ..core.engines import Ensemble, export_checked
 from ..core.files import read_json
 from ..core.networks import load_weights
 from ..core.pictures import fit_resize

@@ -29,7 +29,7 @@ import numpy as np
 
 from mammo_nb.baseline.recipes import Train
 from mammo_nb.baseline.train import build_network
-from mammo_nb.core.engines import Ensemble, export_checked, load_engine
+from mammo_nb.core.engines import Ensemble, export_checked
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import Mirrored, load_weights
 from mammo_nb.core.stages import locate, recorded, stage
@@ -42,6 +42,7 @@ from mammo_nb.mammo.recipes import get_recipe, get_section
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from mammo_nb.core.engines import load_engine
 from mammo_nb.core.stages import practice
 
 # %% tags=["parameters"]

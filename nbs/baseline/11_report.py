@@ -29,7 +29,7 @@ from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, bootstrap_interval, pfbeta
 from mammo_nb.core.stages import locate, read_manifest
 from mammo_nb.mammo.datasets import per_breast, read_table
-from mammo_nb.mammo.report import environment_table, show_extremes, stages_table, test_score
+from mammo_nb.mammo.report import test_score
 
 # %%
 #| hide
@@ -40,6 +40,7 @@ from mammo_nb.core.files import write_csv
 from mammo_nb.core.settings import read_paths
 from mammo_nb.core.stages import practice
 from mammo_nb.mammo.predict import DEMONSTRATION
+from mammo_nb.mammo.report import environment_table, show_extremes, stages_table
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run

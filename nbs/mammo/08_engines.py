@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 
 from mammo_nb.core.backends import read_sidecar
-from mammo_nb.core.engines import Ensemble, export_checked, load_engine
+from mammo_nb.core.engines import Ensemble, export_checked
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.pictures import fit_resize
@@ -43,6 +43,7 @@ from mammo_nb.mammo.train import as_asked, build_network
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from mammo_nb.core.engines import load_engine
 from mammo_nb.core.stages import practice
 
 # %% tags=["parameters"]
