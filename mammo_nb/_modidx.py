@@ -610,6 +610,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mammo_nb.mammo.detector.view_file': ( 'mammo/detector.html#view_file',
                                                                                 'mammo_nb/mammo/detector.py')},
             'mammo_nb.mammo.engines': { 'mammo_nb.mammo.engines.best_folds': ('mammo/engines.html#best_folds', 'mammo_nb/mammo/engines.py'),
+                                        'mammo_nb.mammo.engines.build_or_tell': ( 'mammo/engines.html#build_or_tell',
+                                                                                  'mammo_nb/mammo/engines.py'),
                                         'mammo_nb.mammo.engines.fitted_crops': ( 'mammo/engines.html#fitted_crops',
                                                                                  'mammo_nb/mammo/engines.py'),
                                         'mammo_nb.mammo.engines.held_back_auc': ( 'mammo/engines.html#held_back_auc',

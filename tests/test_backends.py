@@ -170,6 +170,14 @@ def test_what_cannot_be_asked_for(path):
     with pytest.raises(EngineError): open_graph(path.with_name("g.pt"))
 
 
+def test_who_asks_for_a_gpu_is_not_given_the_processor(path):
+    import onnxruntime
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers(): pytest.skip("onnxruntime has CUDA here")
+    with pytest.raises(EngineError, match="CPUExecutionProvider: pip install onnxruntime-gpu"): open_graph(path, "onnxruntime", device="cuda:0")
+    assert open_graph(path, "onnxruntime", device="cpu")(pictures(2)).shape == (2, 2)
+    with pytest.raises(EngineError, match="on the CPU"): open_graph(path, "openvino", device="cuda")
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_missing_package_is_named(path, monkeypatch, backend):
     monkeypatch.setitem(sys.modules, backend, None)

@@ -392,7 +392,7 @@ def stage_run(tmp_path_factory):
     recorded = {"train": {f: getattr(train, f) for f in train.__dataclass_fields__}, "crops": {"window": 0}, "select": {"metric": "pf1"}}
     write_json(run_dir / "manifest.json", {"run": "run", "stages": {k: {"parameters": v} for k, v in recorded.items()}})
     (weights / "ensemble_9.onnx").write_bytes(b"of a run before")
-    found = engines.run(run_dir, "tiny", {"variants": "1@0.67 1", "ways": "torch-bf16 onnxruntime-fp16", "reduced_tolerance": 1e-9})
+    found = engines.run(run_dir, "tiny", {"variants": "1@0.67 1", "ways": "torch-bf16", "targets": "SM75", "reduced_tolerance": 1e-9})
     return run_dir, found, pd.DataFrame(rows)
 
 
@@ -402,6 +402,8 @@ def test_the_manifest_has_the_parity_of_each_way(stage_run):
     assert entry["results"]["parity"] == found and list(found) == ["onnxruntime-fp32", "torch-bf16", "onnxruntime-fp16"]
     assert found["onnxruntime-fp32"]["within"] and found["onnxruntime-fp32"]["difference"] <= 1e-4 and not found["torch-bf16"]["within"] and found["torch-bf16"]["limit"] == 1e-9
     assert set(json.loads((run_dir / "weights/ensemble.json").read_text())["refused"]) == {"torch-bf16", "onnxruntime-fp16"}
+    assert "not good enough" in entry["results"]["engines"]["SM75"]   # there is none, and the stage has ended well
+    assert all(set(json.loads((run_dir / f"weights/{v['name']}.json").read_text())["refused"]) == {"torch-bf16", "onnxruntime-fp16"} for v in entry["results"]["variants"])
     assert {f"final_models/ensemble{n}.onnx" for n in ("", "_1", "_1_32x32")} < set(entry["writes"]) and not (run_dir / "weights/ensemble_9.onnx").exists()
 
 

@@ -225,7 +225,7 @@ def rebuild(
     if weights_digest(ensemble) != metadata["weights_sha256"]: raise EngineError(f"{', '.join(about['weights'])} are not the weights that were exported: copy them from the same run.")
     return ensemble
 
-# %% ../../nbs/core/08_engines.ipynb #cc509d2a
+# %% ../../nbs/core/08_engines.ipynb #be605495
 WAYS = {"cuda": ("onnxruntime-fp16", "compiled-fp16", "torch-fp16", "onnxruntime-fp32", "compiled-fp32", "torch-fp32"),
         "cpu": ("openvino-bf16", "onnxruntime-fp32", "openvino-fp32", "compiled-fp32", "torch-fp32")}   # before those of 'cuda': the engines in the folder
 
@@ -262,7 +262,7 @@ def open_ensemble(
     if "probe" not in metadata: raise EngineError(f"{name}.json of {folder} is of an older export: run the stage that wrote it again.")
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
     reduced = device != "cpu" if reduced is None else reduced
-    for way, place in _auto_ways(folder, name, device, reduced) if backends == "auto" else [(w, device) for w in backends]:
+    for way, place in _auto_ways(folder, name, device, reduced) if backends == "auto" else [(w, "cpu" if w.startswith("openvino") else device) for w in backends]:
         try:
             if reason := metadata.get("refused", {}).get(way): raise EngineError(reason)
             engine = _open_way(folder, name, metadata, way, place, threads)

@@ -389,7 +389,7 @@ def open_ensemble(
     if "probe" not in metadata: raise EngineError(f"{name}.json of {folder} is of an older export: run the stage that wrote it again.")
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
     reduced = device != "cpu" if reduced is None else reduced
-    for way, place in _auto_ways(folder, name, device, reduced) if backends == "auto" else [(w, device) for w in backends]:
+    for way, place in _auto_ways(folder, name, device, reduced) if backends == "auto" else [(w, "cpu" if w.startswith("openvino") else device) for w in backends]:
         try:
             if reason := metadata.get("refused", {}).get(way): raise EngineError(reason)
             engine = _open_way(folder, name, metadata, way, place, threads)

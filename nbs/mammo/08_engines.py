@@ -27,7 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mammo_nb.core.backends import read_sidecar
+from mammo_nb.core.backends import EngineError, read_sidecar
 from mammo_nb.core.engines import Engine, Ensemble, build_engines, export_checked, gate, load_engine, write_smaller
 from mammo_nb.core.files import read_json, write_json
 from mammo_nb.core.graphs import write_mixed
@@ -162,7 +162,8 @@ def write_variants(
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
     folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
-    size, written = read_sidecar(folder / "ensemble.onnx")["size"], []
+    of_all, written = read_sidecar(folder / "ensemble.onnx"), []
+    size = of_all["size"]
     for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
         kept, path = best_folds(chosen, metric, variant["folds"]), folder / f"{variant['name']}.onnx"
         folds = [chosen[k]["fold"] for k in kept]
@@ -172,11 +173,23 @@ def write_variants(
         else:
             weights = [about["rebuild"]["weights"][k] for k in kept]
             smaller = Ensemble([ensemble.models[k] for k in kept], ensemble.mean.flatten(), ensemble.std.flatten())
-            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {**about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None}, settings.tolerance)
+            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {**about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None, "refused": of_all["refused"]}, settings.tolerance)
             score = held_back_auc(run_dir, folds, load_engine(path))
             write_json(path.with_suffix(".json"), {**read_sidecar(path), "oof_auc": score})
         written.append({**variant, "oof_auc": score})
     return written
+
+def build_or_tell(
+    folder: Path,        # has ensemble.onnx
+    targets: list[str],  # kinds of GPU
+) -> dict:               # kind -> megabytes of ensemble.<kind>.engine, or why there is none: the other ways remain
+    "Engines of the ensemble."
+    found = {}
+    for target in targets:
+        try: build_engines(folder, "ensemble", [target])
+        except EngineError as e: found[target] = str(e)
+        else: found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
+    return found
 
 def run(
     run_dir: Path,                   # folder of the run
@@ -190,7 +203,7 @@ def run(
     weights = [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
     variants, targets = wanted_variants(settings.variants, len(weights), size), settings.targets.split()
     path, ways = locate(run_dir, "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
-    names = ["ensemble.onnx", "ensemble.json", *(f"{v['name']}{s}" for v in variants for s in (".onnx", ".json")), *(f"ensemble.{t}.engine" for t in targets)]
+    names = ["ensemble.onnx", "ensemble.json", *(f"{v['name']}{s}" for v in variants for s in (".onnx", ".json"))]
     about = {"recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
              "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"],
              "rebuild": {"network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0, "mirrored": network.mirrored, "weights": weights}}
@@ -202,7 +215,7 @@ def run(
         results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), ways, limits)
         results["variants"] = write_variants(run_dir, ensemble, settings, about)
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
-        if targets: build_engines(path.parent, "ensemble", targets)
+        if targets: results["engines"] = build_or_tell(path.parent, targets)
     return results["parity"]
 
 # %%
