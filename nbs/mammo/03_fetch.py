@@ -47,6 +47,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import torch
 
+from mammo_nb.core.engines import load_engine
 from mammo_nb.core.files import write_text
 from mammo_nb.core.yolox import create_yolox
 
