@@ -871,8 +871,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mammo_nb/mammo/submit.py'),
                                        'mammo_nb.mammo.submit.Network.__init__': ( 'mammo/submit.html#network.__init__',
                                                                                    'mammo_nb/mammo/submit.py'),
-                                       'mammo_nb.mammo.submit.Network._on_device': ( 'mammo/submit.html#network._on_device',
-                                                                                     'mammo_nb/mammo/submit.py'),
                                        'mammo_nb.mammo.submit.Network.open': ('mammo/submit.html#network.open', 'mammo_nb/mammo/submit.py'),
                                        'mammo_nb.mammo.submit.Output': ('mammo/submit.html#output', 'mammo_nb/mammo/submit.py'),
                                        'mammo_nb.mammo.submit.Test': ('mammo/submit.html#test', 'mammo_nb/mammo/submit.py'),

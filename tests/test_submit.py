@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from mammo_nb.cli import app
 from mammo_nb.core.backends import EngineError, write_graph
-from mammo_nb.core.engines import load_engine
+from mammo_nb.core.engines import load_engine, probe_pictures
 from mammo_nb.core.files import read_json
 from mammo_nb.mammo import submit as module
 from mammo_nb.mammo.budget import BudgetError, Planner, read_budget, read_modes
@@ -43,7 +43,8 @@ def write_ensemble(folder: Path, name="ensemble", size=SIZE, **metadata):
     }}''')
     weights = np.stack([(columns - .3).ravel(), (.4 - columns + rows / 2).ravel()], 1) / (255 * size[0] * size[1]) * 60
     for key, values in {"weights": weights, "bias": [-.5, .25]}.items(): model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values, np.float32), key))
-    write_graph(model, folder / f"{name}.onnx", {"threshold": THRESHOLD, "folds": 2, "size": list(size), "crops": {"height": size[0], "width": size[1]}, "demonstration": True, **metadata})
+    probe = 1 / (1 + np.exp(-(probe_pictures(size).reshape(2, -1) @ weights + [-.5, .25])))
+    write_graph(model, folder / f"{name}.onnx", {"probe": probe.tolist(), "weights_sha256": "0" * 64, "threshold": THRESHOLD, "folds": 2, "size": list(size), "crops": {"height": size[0], "width": size[1]}, "demonstration": True, **metadata})
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,12 @@ def test_processes_and_devices_do_not_show(whole, weights, tmp_path, monkeypatch
     before = sorted(whole.competition.rglob("*"))
     make = lambda: module.load_ensemble(weights)
     for name, how in {"turn": dict(workers=0), "one": dict(workers=1), "two devices": dict(workers=2)}.items():
-        monkeypatch.setattr(module, "devices", lambda: [None] * (1 + (name == "two devices")))
+        monkeypatch.setattr(module, "devices", lambda: ["cpu"] * (1 + (name == "two devices")))
         out = tmp_path / name
         submit_images(whole.competition, make, Output(out / "submission.csv", out / "test_per_image.csv", out / "submit.json"), **how)
         for file in ("submission.csv", "test_per_image.csv"): assert (out / file).read_bytes() == (whole.out / file).read_bytes(), name
         assert sorted(os.listdir(out)) == ["submission.csv", "submit.json", "test_per_image.csv"]
-    assert read_json(out / "submit.json")["networks"] == 2 and sorted(whole.competition.rglob("*")) == before   # the input may be read-only
+    assert read_json(out / "submit.json")["networks"] == ["cpu"] * 2 and sorted(whole.competition.rglob("*")) == before   # the input may be read-only
 
 
 def test_the_mirror_image_counts_half(whole, weights, tmp_path):
@@ -173,7 +174,7 @@ def test_without_images_or_weights_there_is_a_file(scans, weights, tmp_path):
 
 def test_an_answer_that_is_no_number_is_an_error_of_its_image(scans, weights, tmp_path, monkeypatch):
     class Engine:
-        metadata, name = {"batches": [1, 2, 8]}, "broken"
+        metadata, name, precision, refused = {"batches": [1, 2, 8]}, "broken", "fp32", ()
         def __call__(self, images): return np.where(np.arange(len(images))[:, None] == 1, np.nan, .7)
     monkeypatch.setattr(module, "open_network", lambda *_: Engine())
     submit(scans, weights, tmp_path / "out", workers=1)
@@ -189,7 +190,9 @@ SCRIPT = '''
     competition, weights, out, how = sys.argv[1:]
     opened, calls = submit.open_network, []
     class Counting:
-        def __init__(self, *name): self.engine, self.name, self.metadata = (engine := opened(*name)), engine.name, engine.metadata
+        def __init__(self, *name):
+            self.engine = engine = opened(*name)
+            self.name, self.metadata, self.precision, self.refused = engine.name, engine.metadata, engine.precision, engine.refused
         def __call__(self, images):
             calls.append(len(images))
             if len(calls) == 3: os.kill(os.getpid(), int(how))
@@ -251,8 +254,8 @@ def nine_hours(folder: Path, decode, network, budget="9h", images=1600, variants
         clock.now += decode(mode.size)
         return {}, np.zeros((2, 2), np.uint8)
     class Engine:
-        metadata, name = {"batches": [1, 8, 8]}, "simulated"
-        def __init__(self, name):
+        metadata, name, precision, refused = {"batches": [1, 8, 8]}, "simulated", "fp32", ()
+        def __init__(self, name, device):
             clock.now += 30
             self.seconds = network(name)
         def __call__(self, pictures):

@@ -6,13 +6,13 @@
 __all__ = ['to_submission', 'Test', 'read_test', 'open_network', 'devices', 'Network', 'batch_of', 'Ensemble', 'Output',
            'submit_images', 'load_ensemble', 'submit', 'told', 'run']
 
-# %% ../../nbs/mammo/10_submit.ipynb #2b830d33
+# %% ../../nbs/mammo/10_submit.ipynb #7a73b9f0
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from ..core.engines import Engine, load_engine
+from ..core.engines import Engine, open_ensemble
 from ..core.files import read_json, replacing, write_csv, write_json
 from ..core.parallel import collect
 from ..core.stages import locate, stage
@@ -73,31 +73,27 @@ def read_test(
                                  "without an image in test.csv": sorted(set(wanted["prediction_id"]) - set(test["prediction_id"])),
                                  "rows of test.csv that stand twice": int(known.sum()) - len(images)})
 
-# %% ../../nbs/mammo/10_submit.ipynb #13dc79b0
+# %% ../../nbs/mammo/10_submit.ipynb #26cc7f13
 def open_network(
     weights: Path,           # the folder
     name: str = "ensemble",  # of the engine
+    device: str = "auto",    # as in `open_ensemble`
 ) -> Engine:
     "The engine of a submission."
-    return load_engine(Path(weights) / f"{name}.onnx")
+    return open_ensemble(weights, name, device=device)
 
-def devices() -> list:  # numbers of GPUs; [None]: the CPU
+def devices() -> list[str]:  # such as cuda:0; cpu where there is no GPU
     "Where networks can run."
     import torch
-    return list(range(torch.cuda.device_count())) or [None]
+    return [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
 
 class Network:
     "One device, and the engine that is open on it."
     def __init__(self,
-        open_engine: Callable,      # name -> Engine
-        device: int | None = None,  # a GPU; None: the CPU
+        open_engine: Callable,   # name, device -> Engine
+        device: str,             # as in `devices`
     ):
         self.open_engine, self.device, self.name, self.engine = open_engine, device, None, None
-
-    def _on_device(self):
-        if self.device is None: return nullcontext()
-        import torch
-        return torch.cuda.device(self.device)
 
     def open(self,
         name: str,
@@ -105,15 +101,14 @@ class Network:
         "The engine of this name."
         if name != self.name:
             self.engine, self.name = None, None  # its memory is free before the next one wants some
-            with self._on_device(): self.engine, self.name = self.open_engine(name), name
+            self.engine, self.name = self.open_engine(name, self.device), name
         return self.engine
 
     def __call__(self, mode: Mode, pictures: np.ndarray) -> list[dict]:
         "Probabilities: the mean over the folds, and with the mirror image the mean of both."
         engine = self.open(mode.name)
-        with self._on_device():
-            mean = engine(pictures).mean(1)
-            if mode.flip: mean = (mean + engine(np.ascontiguousarray(pictures[:, :, ::-1])).mean(1)) / 2
+        mean = engine(pictures).mean(1)
+        if mode.flip: mean = (mean + engine(np.ascontiguousarray(pictures[:, :, ::-1])).mean(1)) / 2
         return [{"probability": round(float(p), 6), "network": str(mode)} if np.isfinite(p) else {"error": f"NoNumber: {mode} answered {p}"} for p in mean]
 
 def batch_of(
@@ -122,13 +117,13 @@ def batch_of(
     "How many images an engine likes at once: what it was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/mammo/10_submit.ipynb #d4c5f875
+# %% ../../nbs/mammo/10_submit.ipynb #9b54c769
 @dataclass(frozen=True)
 class Ensemble:
     "What is submitted with: files of weights, and how their input is made."
     metadata: dict              # threshold, demonstration, folds, size, perhaps variants
     see: Callable               # item, mode -> row, picture; in a process, which loads its module and all that this needs
-    open_engine: Callable = field(repr=False)    # name -> Engine
+    open_engine: Callable = field(repr=False)    # name, device -> Engine
     name: str = "ensemble"      # of the best engine
     item: dict = field(default_factory=dict)     # entries of each item, for `see`
 
@@ -218,7 +213,7 @@ def _report(test: Test, table: pd.DataFrame, planner: Planner, networks: list, w
     nothing = sorted(set(test.sample["prediction_id"]) - set(table.loc[table["probability"].notna(), "prediction_id"]))
     dropped = [f"{n} images with {mode} instead of {planner.modes[0]}" for mode, n in done.items() if mode != str(planner.modes[0])] + [f"{(~reached).sum()} images not reached"] * bool((~reached).any())
     return {"images": len(table), "predicted": int(table["probability"].notna().sum()), "failed": int(failed.sum()), "not_reached": int((~reached).sum()),
-            "breasts": len(test.sample), "breasts_without_prediction": nothing, "ids": test.told, "engine": networks[0].engine.name, "networks": len(networks), "processes": workers, "batch": batch,
+            "breasts": len(test.sample), "breasts_without_prediction": nothing, "ids": test.told, "engine": f"{networks[0].engine.name}, {networks[0].engine.precision}", "refused": list(networks[0].engine.refused), "networks": [n.device for n in networks], "processes": workers, "batch": batch,
             "seconds": round(spent, 1), "budget_seconds": seconds, "ways": [str(m) for m in planner.modes], "done_with": {m: int(n) for m, n in done.items()}, "dropped": dropped, "plan": planner.log,
             "images_per_second": round(len(planner.decodes) / max(spent, 1e-9), 3), "rates": planner.rates(), "waited": planner.waited()}
 

@@ -26,7 +26,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.engines import Engine, load_engine
+from mammo_nb.core.engines import Engine, open_ensemble
 from mammo_nb.core.files import read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import collect
 from mammo_nb.core.stages import locate, stage
@@ -134,34 +134,30 @@ test.turns()[["file", "prediction_id"]].head(3)
 
 # %% [markdown]
 # ## The networks
-# An engine is opened here and nowhere else. Each GPU has its own; without one there is the CPU's. A variant takes the place of the engine before it, so that two never share the memory.
+# An engine is opened here and nowhere else, by the first way that works on the machine. Each GPU has its own; without one there is the CPU's. A variant takes the place of the engine before it, so that two never share the memory.
 
 # %%
 #| export
 def open_network(
     weights: Path,           # the folder
     name: str = "ensemble",  # of the engine
+    device: str = "auto",    # as in `open_ensemble`
 ) -> Engine:
     "The engine of a submission."
-    return load_engine(Path(weights) / f"{name}.onnx")
+    return open_ensemble(weights, name, device=device)
 
-def devices() -> list:  # numbers of GPUs; [None]: the CPU
+def devices() -> list[str]:  # such as cuda:0; cpu where there is no GPU
     "Where networks can run."
     import torch
-    return list(range(torch.cuda.device_count())) or [None]
+    return [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
 
 class Network:
     "One device, and the engine that is open on it."
     def __init__(self,
-        open_engine: Callable,      # name -> Engine
-        device: int | None = None,  # a GPU; None: the CPU
+        open_engine: Callable,   # name, device -> Engine
+        device: str,             # as in `devices`
     ):
         self.open_engine, self.device, self.name, self.engine = open_engine, device, None, None
-
-    def _on_device(self):
-        if self.device is None: return nullcontext()
-        import torch
-        return torch.cuda.device(self.device)
 
     def open(self,
         name: str,
@@ -169,15 +165,14 @@ class Network:
         "The engine of this name."
         if name != self.name:
             self.engine, self.name = None, None  # its memory is free before the next one wants some
-            with self._on_device(): self.engine, self.name = self.open_engine(name), name
+            self.engine, self.name = self.open_engine(name, self.device), name
         return self.engine
 
     def __call__(self, mode: Mode, pictures: np.ndarray) -> list[dict]:
         "Probabilities: the mean over the folds, and with the mirror image the mean of both."
         engine = self.open(mode.name)
-        with self._on_device():
-            mean = engine(pictures).mean(1)
-            if mode.flip: mean = (mean + engine(np.ascontiguousarray(pictures[:, :, ::-1])).mean(1)) / 2
+        mean = engine(pictures).mean(1)
+        if mode.flip: mean = (mean + engine(np.ascontiguousarray(pictures[:, :, ::-1])).mean(1)) / 2
         return [{"probability": round(float(p), 6), "network": str(mode)} if np.isfinite(p) else {"error": f"NoNumber: {mode} answered {p}"} for p in mean]
 
 def batch_of(
@@ -188,7 +183,7 @@ def batch_of(
 
 # %%
 place = locate(run_dir, "final_models/ensemble.onnx").parent
-network, metadata = Network(lambda name: open_network(place, name)), read_json(place / "ensemble.json")
+network, metadata = Network(partial(open_network, place), "cpu"), read_json(place / "ensemble.json")
 plain, flipped = Mode("ensemble", metadata["folds"], tuple(metadata["size"])), Mode("ensemble", metadata["folds"], tuple(metadata["size"]), flip=True)
 pictures = np.random.default_rng(0).integers(0, 256, (2, *plain.size), np.uint8)
 p = lambda mode, x: np.array([a["probability"] for a in network(mode, x)])
@@ -206,7 +201,7 @@ class Ensemble:
     "What is submitted with: files of weights, and how their input is made."
     metadata: dict              # threshold, demonstration, folds, size, perhaps variants
     see: Callable               # item, mode -> row, picture; in a process, which loads its module and all that this needs
-    open_engine: Callable = field(repr=False)    # name -> Engine
+    open_engine: Callable = field(repr=False)    # name, device -> Engine
     name: str = "ensemble"      # of the best engine
     item: dict = field(default_factory=dict)     # entries of each item, for `see`
 
@@ -296,7 +291,7 @@ def _report(test: Test, table: pd.DataFrame, planner: Planner, networks: list, w
     nothing = sorted(set(test.sample["prediction_id"]) - set(table.loc[table["probability"].notna(), "prediction_id"]))
     dropped = [f"{n} images with {mode} instead of {planner.modes[0]}" for mode, n in done.items() if mode != str(planner.modes[0])] + [f"{(~reached).sum()} images not reached"] * bool((~reached).any())
     return {"images": len(table), "predicted": int(table["probability"].notna().sum()), "failed": int(failed.sum()), "not_reached": int((~reached).sum()),
-            "breasts": len(test.sample), "breasts_without_prediction": nothing, "ids": test.told, "engine": networks[0].engine.name, "networks": len(networks), "processes": workers, "batch": batch,
+            "breasts": len(test.sample), "breasts_without_prediction": nothing, "ids": test.told, "engine": f"{networks[0].engine.name}, {networks[0].engine.precision}", "refused": list(networks[0].engine.refused), "networks": [n.device for n in networks], "processes": workers, "batch": batch,
             "seconds": round(spent, 1), "budget_seconds": seconds, "ways": [str(m) for m in planner.modes], "done_with": {m: int(n) for m, n in done.items()}, "dropped": dropped, "plan": planner.log,
             "images_per_second": round(len(planner.decodes) / max(spent, 1e-9), 3), "rates": planner.rates(), "waited": planner.waited()}
 
