@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mammo_nb/mammo/rehearse.py'),
                                          'mammo_nb.mammo.rehearse._distributions': ( 'mammo/rehearse.html#_distributions',
                                                                                      'mammo_nb/mammo/rehearse.py'),
+                                         'mammo_nb.mammo.rehearse._owners': ('mammo/rehearse.html#_owners', 'mammo_nb/mammo/rehearse.py'),
                                          'mammo_nb.mammo.rehearse._unshare': ('mammo/rehearse.html#_unshare', 'mammo_nb/mammo/rehearse.py'),
                                          'mammo_nb.mammo.rehearse.hidden_test': ( 'mammo/rehearse.html#hidden_test',
                                                                                   'mammo_nb/mammo/rehearse.py'),

@@ -420,6 +420,35 @@ def test_no_network_and_no_writing(tmp_path, monkeypatch, spaces):
     for path in (inputs, inputs / "a"): path.chmod(0o755)
 
 
+OURS = """import csv{imported}
+def submit(competition, weights, output, *, budget, flip):
+    rows, sample = (list(csv.DictReader(open(competition / name))) for name in ("test.csv", "sample_submission.csv"))
+    files = [f"test_images/{{r['patient_id']}}/{{r['image_id']}}.dcm" for r in rows]
+    errors = ["" if (competition / f).stat().st_size > 1000 else "CorruptPixels" for f in files]   # of 64x48 pixels a third is left
+    tables = {{"test_per_image.csv": ["file,laterality,view,x0,y0,x1,y1,probability,error", *(f"{{f}},L,CC,1,1,2,2,.5,{{e}}" for f, e in zip(files, errors))],
+              "submission.csv": ["prediction_id,cancer", *(s["prediction_id"] + ",0" for s in sample)], "submit.json": [f"{{budget}} {{flip}}"]}}
+    for name, lines in tables.items(): (output / name).write_text("\\n".join(lines))
+"""
+READ = "from types import SimpleNamespace as S\ndef read_frame(path): return S(decode=lambda: S(pixels=[[0, 1]], header=S(photometric='MONOCHROME2')))\n"
+
+
+@pytest.mark.parametrize("imported", ["", ", tqdm"])
+def test_a_rehearsal_of_a_small_package(tmp_path, monkeypatch, imported):
+    "The committed notebook with a package of a few lines instead of ours: from an environment without anything else, to the scorer's questions."
+    root, wheels, weights = tmp_path / "checkout", tmp_path / "wheels", tmp_path / "weights"
+    for folder in (root / "kaggle/wheels", wheels, weights): folder.mkdir(parents=True)
+    for name in ("kaggle/submission", "mammo_nb"): (root / name).symlink_to(ROOT / name)
+    write_text(root / "kaggle/wheels/image.txt", "".join(f"{n}==1\n" for n in ("python", "numpy", "pandas", "matplotlib", "ipykernel", "pip")))
+    with zipfile.ZipFile(make_wheel(wheels, "mammo_nb", "0.1.0", "numpy"), "a") as archive:
+        for name, text in {"mammo/submit": OURS.format(imported=imported), "core/dicom": READ}.items(): archive.writestr(f"mammo_nb/{name}.py", text)
+    write_text(wheels / "constraints.txt", "mammo_nb==0.1.0\n")
+    monkeypatch.setattr(rehearse, "hidden_test", lambda folder: hidden_test(folder, (64, 48)))
+    run = lambda: rehearse.rehearse(root, wheels, weights, tmp_path / "scratch", extras="")
+    if imported:
+        with pytest.raises(rehearse.RehearsalError, match="No module named 'tqdm'"): run()   # it is in this environment, and not in the image's list
+    else: assert run() == tmp_path / "scratch/working/submission.csv" and (tmp_path / "scratch/working/submit.json").read_text() == "8h30m False"
+
+
 def test_the_hidden_test_set_is_the_same_every_time(tmp_path):
     for name in "ab": hidden_test(tmp_path / name, (64, 48))
     files = {n: {p.relative_to(tmp_path / n).as_posix(): sha256(p) for p in (tmp_path / n).rglob("*") if p.is_file()} for n in "ab"}

@@ -50,7 +50,8 @@ import importlib
 import subprocess
 import sys
 
-subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(mounted(wheels)), f"mammo_nb{extras}"], check=True)
+shelf = mounted(wheels)
+subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(shelf), "--constraint", str(shelf / "constraints.txt"), f"mammo_nb{extras}"], check=True)
 importlib.invalidate_caches()
 
 # %% [markdown]

@@ -150,7 +150,7 @@ def gather_weights(
     write_json(folder / "manifest.json", found)
     return found
 
-# %% ../../nbs/core/11_kernels.ipynb #425e09eb
+# %% ../../nbs/core/11_kernels.ipynb #5d9e467f
 _OPENING = '''import os, shutil, subprocess, sys
 inputs, work = "/kaggle/input", "/kaggle/working"
 {mounts}
@@ -194,7 +194,7 @@ def stage_kernel(
     write_text(target / f"{name}.ipynb", nbformat.writes(nb))
     write_json(target / KERNEL, {
         "id": f"{user}/{name}", "title": name.replace("-", " "), "code_file": f"{name}.ipynb", "language": "python", "kernel_type": "notebook",
-        "is_private": True, "enable_gpu": gpu, "enable_internet": True, "machine_shape": "NvidiaTeslaT4" if gpu else "", "dataset_sources": [f"{user}/mammo-nb-wheels"],
+        "is_private": True, "enable_gpu": gpu, "enable_internet": True, **({"machine_shape": "NvidiaTeslaT4"} if gpu else {}), "dataset_sources": [f"{user}/mammo-nb-wheels"],
         "competition_sources": competitions, "kernel_sources": [f"{user}/{b}" for b in before], "model_sources": []})
     return target
 

@@ -188,7 +188,7 @@ def write_lock(
     "Names, versions and digests, as pip reads them."
     write_text(path, f"# {note}\n" + "".join(f"{name}=={version} --hash=sha256:{digest}\n" for name, version, digest in rows))
 
-# %% ../../nbs/core/11_wheels.ipynb #208a2301
+# %% ../../nbs/core/11_wheels.ipynb #ba12ca32
 def download_wheels(
     lock: Path,           # lock.txt
     folder: Path,         # wheels go here
@@ -220,6 +220,7 @@ def make_wheels(
         if problems: raise WheelError("The wheels would not install on the image:\n" + "\n".join(problems))
         wheels = [read_wheel(p) for p in sorted(scratch.glob("*.whl"))]
         write_text(scratch / "SHA256SUMS", "".join(f"{sha256(w.path)}  {w.path.name}\n" for w in wheels))
+        write_text(scratch / "constraints.txt", "".join(f"{w.name}=={w.version}\n" for w in wheels))  # else pip would keep an image's own pydicom, of whatever version
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally: shutil.rmtree(scratch, ignore_errors=True)

@@ -6,7 +6,7 @@
 __all__ = ['NESTED', 'FLAT', 'RehearsalError', 'hidden_test', 'scoring_problems', 'visible_packages', 'link_packages',
            'make_environment', 'isolated', 'lay_out', 'rehearse']
 
-# %% ../../nbs/mammo/12_rehearse.ipynb #59db8b62
+# %% ../../nbs/mammo/12_rehearse.ipynb #fd7c3ee7
 import importlib.metadata
 import json
 import os
@@ -17,6 +17,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def scoring_problems(
     if len(wrong): said.append(f"{len(wrong)} values of {value} are no number from 0 to 1, such as {wrong[value].iloc[0]!r} for {wrong[key].iloc[0]}.")
     return said
 
-# %% ../../nbs/mammo/12_rehearse.ipynb #411c4887
+# %% ../../nbs/mammo/12_rehearse.ipynb #42c35678
 def _distributions() -> dict: return {str(canonicalize_name(d.metadata["Name"])): d for d in importlib.metadata.distributions() if d.metadata["Name"]}
 
 def visible_packages(
@@ -97,18 +98,22 @@ def visible_packages(
         todo += needed(map(Requirement, here[name].requires or []), wanted.extras)
     return {name for name, *_ in seen}
 
+@cache
+def _owners() -> dict:
+    "Path below site-packages -> one of the packages that have files there, and the names of all."
+    owners = {}
+    for name, d in _distributions().items():
+        for file in d.files or []:
+            if ".." in file.parts or "__pycache__" in file.parts or file.is_absolute(): continue
+            for k in range(len(file.parts)): owners.setdefault(file.parts[:k + 1], (d, set()))[1].add(name)
+    return owners
+
 def link_packages(
     names: set[str],   # from `visible_packages`
     folder: Path,      # links go here
 ):
     "Links to the files of some packages; a folder that they share with others is made anew, with links to what is theirs."
-    if not names: return
-    owners = {}   # path -> names of the packages that have files there
-    for name, d in _distributions().items():
-        for file in d.files or []:
-            if ".." in file.parts or "__pycache__" in file.parts or file.is_absolute(): continue
-            for k in range(len(file.parts)): owners.setdefault(file.parts[:k + 1], (d, set()))[1].add(name)
-    linked = set()
+    owners, linked = _owners() if names else {}, set()
     for parts, (d, whose) in sorted(owners.items()):
         if not whose & names or any(parts[:k] in linked for k in range(1, len(parts))): continue
         there, here = Path(d.locate_file(Path(*parts))), folder.joinpath(*parts)

@@ -292,6 +292,7 @@ def make_wheels(
         if problems: raise WheelError("The wheels would not install on the image:\n" + "\n".join(problems))
         wheels = [read_wheel(p) for p in sorted(scratch.glob("*.whl"))]
         write_text(scratch / "SHA256SUMS", "".join(f"{sha256(w.path)}  {w.path.name}\n" for w in wheels))
+        write_text(scratch / "constraints.txt", "".join(f"{w.name}=={w.version}\n" for w in wheels))  # else pip would keep an image's own pydicom, of whatever version
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally: shutil.rmtree(scratch, ignore_errors=True)

@@ -31,6 +31,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -164,18 +165,22 @@ def visible_packages(
         todo += needed(map(Requirement, here[name].requires or []), wanted.extras)
     return {name for name, *_ in seen}
 
+@cache
+def _owners() -> dict:
+    "Path below site-packages -> one of the packages that have files there, and the names of all."
+    owners = {}
+    for name, d in _distributions().items():
+        for file in d.files or []:
+            if ".." in file.parts or "__pycache__" in file.parts or file.is_absolute(): continue
+            for k in range(len(file.parts)): owners.setdefault(file.parts[:k + 1], (d, set()))[1].add(name)
+    return owners
+
 def link_packages(
     names: set[str],   # from `visible_packages`
     folder: Path,      # links go here
 ):
     "Links to the files of some packages; a folder that they share with others is made anew, with links to what is theirs."
-    if not names: return
-    owners = {}   # path -> names of the packages that have files there
-    for name, d in _distributions().items():
-        for file in d.files or []:
-            if ".." in file.parts or "__pycache__" in file.parts or file.is_absolute(): continue
-            for k in range(len(file.parts)): owners.setdefault(file.parts[:k + 1], (d, set()))[1].add(name)
-    linked = set()
+    owners, linked = _owners() if names else {}, set()
     for parts, (d, whose) in sorted(owners.items()):
         if not whose & names or any(parts[:k] in linked for k in range(1, len(parts))): continue
         there, here = Path(d.locate_file(Path(*parts))), folder.joinpath(*parts)
