@@ -119,8 +119,8 @@ kaggle-weights: nbs/.exported  ## WEIGHTS=runs/demo/weights: engines, ONNX, safe
 kaggle-push: nbs/.exported  ## send both as data sets, then the submission's notebook, and wait for it; ONLY=kernel leaves the data sets alone
 	@$(NB) kaggle-push $(if $(ONLY),--only $(ONLY))
 
-kaggle-rehearse: nbs/.exported  ## run the submission as Kaggle would: wheels only, no network, a hidden test set; WEIGHTS=runs/demo/weights
-	@$(NB) kaggle-rehearse $(WEIGHTS)
+kaggle-rehearse: nbs/.exported  ## run the submission as Kaggle would: wheels only, no network, a hidden test set; WEIGHTS=runs/demo/weights, EXACT=python3.12
+	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------
 # two halves of about the same length side by side, one thread each: runs of `make reproduce`, and all else

@@ -224,7 +224,7 @@ def main():
         print(e, file=sys.stderr)
         sys.exit(2)
 
-# %% ../nbs/90_cli.ipynb #a1e2bdc2
+# %% ../nbs/90_cli.ipynb #68a309cb
 _OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[nvidia]"]
 
 @app.command("kaggle-wheels")
@@ -299,6 +299,7 @@ def kaggle_push(
 def kaggle_rehearse(
     weights: Path = typer.Argument(None, help="folder with ensemble.onnx; default: a tiny run is made for it"),
     flat: bool = typer.Option(False, help="inputs as Kaggle used to mount them"),
+    exact: str = typer.Option("", help="a Python of the image's version: the image's own versions are installed for it, about 8 GB"),
 ):
     "Run the submission as Kaggle would: wheels only, no network, read-only inputs, a hidden test set; then ask what the scorer asks."
     from mammo_nb.core.kernels import gather_weights
@@ -312,9 +313,9 @@ def kaggle_rehearse(
     here, theirs = "{}.{}".format(*sys.version_info), python_of(read_pins("kaggle/wheels/image.txt"))
     wheels = make_wheels(Path("."), _OUTBOX / "wheels", _INSTALLED)
     print_wheels(wheels)
-    if here != theirs:
+    if here != theirs and not exact:
         print(f"Kaggle's Python is {theirs}, this one {here}: rehearsed with wheels of the same versions for {here}")
         wheels = make_wheels(Path("."), _OUTBOX / f"wheels-{here}", _INSTALLED, here)
     gather_weights(weights, _OUTBOX / "rehearsed-weights")
-    submission = rehearse(Path("."), wheels[0].path.parent, _OUTBOX / "rehearsed-weights", _OUTBOX / "rehearsal", FLAT if flat else NESTED)
+    submission = rehearse(Path("."), wheels[0].path.parent, _OUTBOX / "rehearsed-weights", _OUTBOX / "rehearsal", FLAT if flat else NESTED, exact=exact)
     print(f"the submission would be scored: {submission}")

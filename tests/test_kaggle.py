@@ -458,4 +458,4 @@ def test_the_hidden_test_set_is_the_same_every_time(tmp_path):
 def test_make_calls_the_commands():
     tell = lambda *arguments: subprocess.run(["make", "-n", *arguments, "VENV=v", "-o", "v/.installed", "-o", "nbs/.exported"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert tell("kaggle-wheels") == "v/bin/mammo-nb kaggle-wheels" and tell("kaggle-wheels", "LOCK=1") == "v/bin/mammo-nb kaggle-wheels --lock"
-    assert tell("kaggle-weights", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-weights w" and tell("kaggle-rehearse", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-rehearse w" and tell("kaggle-push", "ONLY=kernel") == "v/bin/mammo-nb kaggle-push --only kernel"
+    assert tell("kaggle-weights", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-weights w" and tell("kaggle-rehearse", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-rehearse w" and tell("kaggle-rehearse", "EXACT=p") == "v/bin/mammo-nb kaggle-rehearse  --exact p" and tell("kaggle-push", "ONLY=kernel") == "v/bin/mammo-nb kaggle-push --only kernel"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NESTED', 'FLAT', 'RehearsalError', 'hidden_test', 'scoring_problems', 'visible_packages', 'link_packages',
-           'make_environment', 'isolated', 'lay_out', 'rehearse']
+           'make_environment', 'exact_environment', 'isolated', 'lay_out', 'rehearse']
 
-# %% ../../nbs/mammo/12_rehearse.ipynb #fd7c3ee7
+# %% ../../nbs/mammo/12_rehearse.ipynb #f15ece1e
 import importlib.metadata
 import json
 import os
@@ -27,7 +27,7 @@ from packaging.utils import canonicalize_name
 
 from ..core.files import write_csv, write_json, write_text
 from ..core.kernels import prepare
-from ..core.wheels import needed, read_pins
+from ..core.wheels import needed, python_of, read_pins
 from .phantom import MACHINES, TEST_COLUMNS, make_image, plan
 
 # %% ../../nbs/mammo/12_rehearse.ipynb #fabbbdb1
@@ -82,7 +82,7 @@ def scoring_problems(
     if len(wrong): said.append(f"{len(wrong)} values of {value} are no number from 0 to 1, such as {wrong[value].iloc[0]!r} for {wrong[key].iloc[0]}.")
     return said
 
-# %% ../../nbs/mammo/12_rehearse.ipynb #42c35678
+# %% ../../nbs/mammo/12_rehearse.ipynb #5a756447
 def _distributions() -> dict: return {str(canonicalize_name(d.metadata["Name"])): d for d in importlib.metadata.distributions() if d.metadata["Name"]}
 
 def visible_packages(
@@ -122,6 +122,12 @@ def link_packages(
             here.symlink_to(there)
             linked.add(parts)
 
+def _kernel(folder: Path) -> Path:
+    "Tell Jupyter of an environment; its Python."
+    kernel = {"argv": [str(folder / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": ""}}
+    write_json(folder / "share/jupyter/kernels/python3/kernel.json", kernel)
+    return folder / "bin/python"
+
 def make_environment(
     folder: Path,          # the environment, made here
     image: Iterable[str],  # normalised names
@@ -130,11 +136,23 @@ def make_environment(
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     packages = folder / "image"
     link_packages(visible_packages(image), packages)
-    site = next(folder.glob("lib/python3*/site-packages"))
-    write_text(site / "image.pth", f"{packages}\n")
-    kernel = {"argv": [str(folder / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": ""}}
-    write_json(folder / "share/jupyter/kernels/python3/kernel.json", kernel)
-    return folder / "bin/python"
+    write_text(next(folder.glob("lib/python3*/site-packages")) / "image.pth", f"{packages}\n")
+    return _kernel(folder)
+
+# %% ../../nbs/mammo/12_rehearse.ipynb #e2efb5a1
+def exact_environment(
+    folder: Path,            # the environment, made here
+    image: dict[str, str],   # normalised name -> version, `python` included
+    python: str,             # a Python of the image's version
+) -> Path:                   # the environment's Python
+    "An environment with the image's packages in the image's versions; from the network."
+    found = subprocess.run([python, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], capture_output=True, text=True).stdout.strip() if shutil.which(python) else "none"
+    if found != python_of(image): raise RehearsalError(f"{python} is {found}, and the image has Python {python_of(image)}: name one of that version, such as EXACT=/usr/bin/python{python_of(image)}.")
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    pins = [f"{name}=={version}" for name, version in image.items() if name != "python"]
+    done = subprocess.run([folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *pins], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode: raise RehearsalError(f"The image's packages could not be installed: {' '.join(done.stdout.splitlines()[-2:])}")
+    return _kernel(folder)
 
 # %% ../../nbs/mammo/12_rehearse.ipynb #edb41c72
 _REFUSE = '''
@@ -167,7 +185,7 @@ def isolated(
     for path in [inputs, *inputs.rglob("*")]: path.chmod(path.stat().st_mode & ~0o222)
     return list(map(str, command)), "a hook that refuses connections, inputs without write permission"
 
-# %% ../../nbs/mammo/12_rehearse.ipynb #733d9bdc
+# %% ../../nbs/mammo/12_rehearse.ipynb #887d9e91
 NESTED = {"competition": "competitions/{name}", "dataset": "datasets/somebody/{name}"}
 FLAT = {"competition": "{name}", "dataset": "{name}"}
 
@@ -194,12 +212,14 @@ def rehearse(
     scratch: Path,           # made anew, and kept for a look
     layout: dict = NESTED,   # or FLAT
     extras: str = "[nvidia]",  # of our wheel
+    exact: str = "",         # a Python of the image's version; "": this one, and the versions that are here
 ) -> Path:                   # submission.csv
     "Run the submission as Kaggle would; an error if it would fail there."
     root, scratch = Path(root).resolve(), Path(scratch).resolve()
     shutil.rmtree(scratch, ignore_errors=True)
     inputs, work = scratch / "input", scratch / "working"
-    python = make_environment(scratch / "venv", read_pins(root / "kaggle/wheels/image.txt"))
+    image = read_pins(root / "kaggle/wheels/image.txt")
+    python = exact_environment(scratch / "venv", image, exact) if exact else make_environment(scratch / "venv", image)
     odd = lay_out(inputs, Path(wheels), Path(weights), layout)
     prepare(root / "kaggle/submission", work, "somebody")
     shutil.copy(root / "kaggle/submission/submission.py", work)

@@ -41,7 +41,7 @@ from packaging.utils import canonicalize_name
 
 from mammo_nb.core.files import write_csv, write_json, write_text
 from mammo_nb.core.kernels import prepare
-from mammo_nb.core.wheels import needed, read_pins
+from mammo_nb.core.wheels import needed, python_of, read_pins
 from mammo_nb.mammo.phantom import MACHINES, TEST_COLUMNS, make_image, plan
 
 # %%
@@ -189,6 +189,12 @@ def link_packages(
             here.symlink_to(there)
             linked.add(parts)
 
+def _kernel(folder: Path) -> Path:
+    "Tell Jupyter of an environment; its Python."
+    kernel = {"argv": [str(folder / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": ""}}
+    write_json(folder / "share/jupyter/kernels/python3/kernel.json", kernel)
+    return folder / "bin/python"
+
 def make_environment(
     folder: Path,          # the environment, made here
     image: Iterable[str],  # normalised names
@@ -197,11 +203,31 @@ def make_environment(
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     packages = folder / "image"
     link_packages(visible_packages(image), packages)
-    site = next(folder.glob("lib/python3*/site-packages"))
-    write_text(site / "image.pth", f"{packages}\n")
-    kernel = {"argv": [str(folder / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python", "env": {"PYTHONPATH": ""}}
-    write_json(folder / "share/jupyter/kernels/python3/kernel.json", kernel)
-    return folder / "bin/python"
+    write_text(next(folder.glob("lib/python3*/site-packages")) / "image.pth", f"{packages}\n")
+    return _kernel(folder)
+
+# %% [markdown]
+# Where there is a Python of the image's version, 8 GB and some minutes, the image's own versions can be installed instead:
+
+# %%
+#| export
+def exact_environment(
+    folder: Path,            # the environment, made here
+    image: dict[str, str],   # normalised name -> version, `python` included
+    python: str,             # a Python of the image's version
+) -> Path:                   # the environment's Python
+    "An environment with the image's packages in the image's versions; from the network."
+    found = subprocess.run([python, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], capture_output=True, text=True).stdout.strip() if shutil.which(python) else "none"
+    if found != python_of(image): raise RehearsalError(f"{python} is {found}, and the image has Python {python_of(image)}: name one of that version, such as EXACT=/usr/bin/python{python_of(image)}.")
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    pins = [f"{name}=={version}" for name, version in image.items() if name != "python"]
+    done = subprocess.run([folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *pins], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode: raise RehearsalError(f"The image's packages could not be installed: {' '.join(done.stdout.splitlines()[-2:])}")
+    return _kernel(folder)
+
+# %%
+try: exact_environment(Path("never/made"), {"python": "2.7.18"}, sys.executable)
+except RehearsalError as e: print(str(e).replace(sys.executable, "this Python"))
 
 # %% [markdown]
 # ## No network, no writing
@@ -280,12 +306,14 @@ def rehearse(
     scratch: Path,           # made anew, and kept for a look
     layout: dict = NESTED,   # or FLAT
     extras: str = "[nvidia]",  # of our wheel
+    exact: str = "",         # a Python of the image's version; "": this one, and the versions that are here
 ) -> Path:                   # submission.csv
     "Run the submission as Kaggle would; an error if it would fail there."
     root, scratch = Path(root).resolve(), Path(scratch).resolve()
     shutil.rmtree(scratch, ignore_errors=True)
     inputs, work = scratch / "input", scratch / "working"
-    python = make_environment(scratch / "venv", read_pins(root / "kaggle/wheels/image.txt"))
+    image = read_pins(root / "kaggle/wheels/image.txt")
+    python = exact_environment(scratch / "venv", image, exact) if exact else make_environment(scratch / "venv", image)
     odd = lay_out(inputs, Path(wheels), Path(weights), layout)
     prepare(root / "kaggle/submission", work, "somebody")
     shutil.copy(root / "kaggle/submission/submission.py", work)
