@@ -57,6 +57,30 @@ def predict(
     failed = print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
+# %% [markdown]
+# ## A competition
+
+# %%
+#| export
+@app.command()
+def submit(
+    competition: Path = typer.Argument(..., help="folder with test.csv, sample_submission.csv and test_images/; only read"),
+    output: Path = typer.Option(..., "--output", "-o", help="submission.csv, test_per_image.csv and submit.json go here"),
+    weights: Path = typer.Option(None, help="folder with ensemble.onnx; default: assets/trained, then the newest finished run"),
+    budget: str = typer.Option("", help="time to end in, as 8h30m, 45m or 90s: what matters least is dropped first; default: no limit"),
+    flip: bool = typer.Option(False, help="the mean of the probabilities of each picture and its mirror image"),
+    pngs: Path = typer.Option(None, help="keep the networks' inputs in this folder"),
+    allow_errors: bool = typer.Option(False, help="exit with 0 even if images failed or were not reached"),
+    workers: int = typer.Option(0, help="processes that decode; 0: one a core"),
+):
+    "Predict a competition's test set and write its submission.csv. A killed run goes on where it was."
+    from mammo_nb.core.files import read_json
+    from mammo_nb.mammo.submit import submit, told
+    submit(competition, weights, output, budget=budget, flip=flip, workers=workers or None, pngs=pngs)
+    report = read_json(output / "submit.json")
+    print(*told(report), f"-> {output / 'submission.csv'}", sep="\n")
+    raise typer.Exit(int(report["predicted"] < report["images"] and not allow_errors))
+
 # %%
 #| export
 def _size(
@@ -264,7 +288,7 @@ def run_end_command(run_dir: Path = _run_dir, allow_errors: bool = typer.Option(
 def _foreseen() -> tuple:
     "Errors whose text says what to do."
     names = {"core.settings": "SettingsError", "core.stages": "StageError", "core.notebooks": "NotebookConflict", "mammo.recipes": "RecipeError",
-             "core.fetch": "FetchError", "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError",
+             "core.fetch": "FetchError", "core.headers": "DicomError", "core.backends": "EngineError", "core.networks": "WeightsError", "core.parallel": "BackendError", "mammo.datasets": "DatasetError", "mammo.roi": "AnnotationError", "mammo.check": "CheckError", "mammo.predict": "PredictError", "mammo.budget": "BudgetError",
              "core.wheels": "WheelError", "core.kernels": "KernelError", "mammo.rehearse": "RehearsalError"}
     loaded = {m: sys.modules.get(f"mammo_nb.{m}") for m in names}
     return tuple(getattr(module, names[m]) for m, module in loaded.items() if module)

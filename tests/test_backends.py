@@ -170,6 +170,14 @@ def test_what_cannot_be_asked_for(path):
     with pytest.raises(EngineError): open_graph(path.with_name("g.pt"))
 
 
+def test_who_asks_for_a_gpu_is_not_given_the_processor(path):
+    import onnxruntime
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers(): pytest.skip("onnxruntime has CUDA here")
+    with pytest.raises(EngineError, match="CPUExecutionProvider: pip install onnxruntime-gpu"): open_graph(path, "onnxruntime", device="cuda:0")
+    assert open_graph(path, "onnxruntime", device="cpu")(pictures(2)).shape == (2, 2)
+    with pytest.raises(EngineError, match="on the CPU"): open_graph(path, "openvino", device="cuda")
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_missing_package_is_named(path, monkeypatch, backend):
     monkeypatch.setitem(sys.modules, backend, None)
@@ -222,7 +230,7 @@ def test_an_engine_for_another_gpu_is_refused(path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="needs an NVIDIA GPU"): open_graph(engine)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     with pytest.raises(EngineError, match="built for SM75, and this GPU is SM86"): open_graph(engine)
 
 
@@ -253,7 +261,7 @@ def test_an_engine_is_built_ahead_of_time(tmp_path, n, batches):
 
 def test_what_a_target_cannot_do_is_told(path):
     pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(EngineError, match="SM75.*FP32 GEMM.*Export it in float16"): build_tensorrt(path, path.with_name("g.engine"), target="SM75")
+    with pytest.raises(EngineError, match="SM75.*FP32 GEMM.*write_mixed"): build_tensorrt(path, path.with_name("g.engine"), target="SM75")
     resign(path, b"not a graph")
     with pytest.raises(EngineError, match="g.onnx cannot be built"): build_tensorrt(path, path.with_name("g.engine"), target="SM75")
     assert not list(path.parent.glob("*.engine*"))

@@ -40,7 +40,7 @@ def sample_pictures(
     rows = oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)]
     return np.stack([cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), p, i)), cv2.IMREAD_GRAYSCALE) for p, i in zip(rows["patient_id"], rows["image_id"])])
 
-# %% ../../nbs/baseline/08_engines.ipynb #96340a4a
+# %% ../../nbs/baseline/08_engines.ipynb #11a47364
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -53,4 +53,5 @@ def run(
     with stage(run_dir, "engines", reads=["selection.json", "oof.csv", weights], writes=["final_models/baseline.onnx", "final_models/baseline.json"], parameters=asdict(settings)):
         return export_checked(load_network(run_dir), path, sample_pictures(run_dir), tolerance=settings.tolerance, metadata={
             "recipe": recipe, "network": network["network"], "threshold": selection["threshold"], "prepare": preparation,
+            "rebuild": {"network": network["network"], "global_pool": None, "pointing": False, "mirrored": True, "weights": [Path(weights).name]},
             "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})

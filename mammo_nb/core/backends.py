@@ -86,7 +86,7 @@ def read_sidecar(
         raise EngineError(f"{path.name} differs from the checksum in {sidecar.name}. The two belong to different runs, or one was damaged: copy both again.")
     return metadata
 
-# %% ../../nbs/core/08_backends.ipynb #f6b42ae4
+# %% ../../nbs/core/08_backends.ipynb #960dcbea
 @dataclass(frozen=True)
 class Graph:
     "A graph that is ready to run."
@@ -111,7 +111,7 @@ class Backend:
     suffix: str                          # of the files that it runs
     pip: str                             # what to install
     precisions: tuple[str, ...]          # that it can be asked for
-    open: Callable = field(repr=False)   # path, metadata, threads, precision -> dtype, shape, compute
+    open: Callable = field(repr=False)   # path, metadata, threads, precision, device -> dtype, shape, compute
 
 BACKENDS: dict[str, Backend] = {}  # package -> how to run with it; the first that fits a file is its default
 
@@ -120,31 +120,37 @@ def _package(name: str) -> ModuleType:
     try: return import_module(name)
     except (ImportError, OSError) as e: raise EngineError(f"{name} cannot be loaded ({e}): pip install {BACKENDS[name].pip}") from e
 
-# %% ../../nbs/core/08_backends.ipynb #64665dfd
+# %% ../../nbs/core/08_backends.ipynb #33f0a471
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # processes started from here inherit it
 
-def _open_onnxruntime(path: Path, metadata: dict, threads: int | None, precision: str) -> tuple:
+def _open_onnxruntime(path: Path, metadata: dict, threads: int | None, precision: str, device: str) -> tuple:
     runtime = _package("onnxruntime")
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented
     options = runtime.SessionOptions()
     options.use_deterministic_compute = True
     if threads: options.intra_op_num_threads = threads
-    wanted = {"CUDAExecutionProvider": {"use_tf32": 0}, "CPUExecutionProvider": {}}  # float32 means float32 on a GPU, too
+    kind, _, number = device.partition(":")
+    wanted = {"CUDAExecutionProvider": {"use_tf32": 0, "device_id": number or "0"}, "CPUExecutionProvider": {}}  # float32 means float32 on a GPU, too
+    if kind == "cpu": del wanted["CUDAExecutionProvider"]
     providers = [(p, o) for p, o in wanted.items() if p in runtime.get_available_providers()]
     try: session = runtime.InferenceSession(path, options, providers=providers)
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotImplemented) as e:
         raise EngineError(f"{path.name} cannot be run by onnxruntime {runtime.__version__} ({e}). Export it again with these versions.") from e
+    if kind == "cuda" and (got := session.get_providers()[0]) != "CUDAExecutionProvider":
+        raise EngineError(f"onnxruntime {runtime.__version__} would run {path.name} with its {got}: pip install onnxruntime-gpu in place of onnxruntime, for the CUDA of this machine.")
     taken = session.get_inputs()[0]
     dtype = taken.type.removeprefix("tensor(").removesuffix(")")  # C's names: 'float' is NumPy's float32
     return {"float": "float32", "double": "float64"}.get(dtype, dtype), tuple(n if isinstance(n, int) else None for n in taken.shape), lambda x: session.run(None, {taken.name: x})[0]
 
-# %% ../../nbs/core/08_backends.ipynb #88cf3006
-def _open_openvino(path: Path, metadata: dict, threads: int | None, precision: str) -> tuple:
+# %% ../../nbs/core/08_backends.ipynb #c3571242
+def _open_openvino(path: Path, metadata: dict, threads: int | None, precision: str, device: str) -> tuple:
+    if device.startswith("cuda"): raise EngineError("openvino computes on the CPU, not on an NVIDIA GPU: ask for device 'cpu'.")
     sys.modules.setdefault("openvino_telemetry", None)  # an import of it fails
     openvino = _package("openvino")
     options = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     if threads: options["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"): raise EngineError("This processor has no bfloat16: ask for precision 'fp32'.")
     try:
         model = core.read_model(path)
         compiled = core.compile_model(model, "CPU", options)
@@ -152,7 +158,7 @@ def _open_openvino(path: Path, metadata: dict, threads: int | None, precision: s
     taken = model.input(0)
     return taken.element_type.to_dtype().name, tuple(None if n.is_dynamic else n.get_length() for n in taken.partial_shape), lambda x: compiled([x])[0]
 
-# %% ../../nbs/core/08_backends.ipynb #20dac411
+# %% ../../nbs/core/08_backends.ipynb #06657776
 BACKENDS |= {"onnxruntime": Backend(".onnx", "onnxruntime", ("fp32",), _open_onnxruntime),
              "openvino": Backend(".onnx", "openvino", ("fp32", "bf16"), _open_openvino)}
 
@@ -160,7 +166,8 @@ def open_graph(
     path: Path,                  # NAME.onnx or NAME.engine, its JSON beside it
     backend: str = "auto",       # a key of BACKENDS that fits the file; 'auto' = onnxruntime, or what built the engine
     threads: int | None = None,  # threads on the CPU; None = one a core
-    precision: str = "fp32",     # or, with openvino, 'bf16' where the processor has it; an engine keeps its own
+    precision: str = "fp32",     # or, with openvino, 'bf16' where the processor has it; a file in float16 keeps its own
+    device: str = "",            # 'cpu', 'cuda' or 'cuda:1'; "": a GPU if the package sees one
 ) -> Graph:
     "Open a graph with one of the back ends."
     path = Path(path)
@@ -170,7 +177,7 @@ def open_graph(
     name = fits[0] if backend == "auto" else backend
     if name not in fits: raise EngineError(f"No backend {backend!r} for {path.name}: it is 'auto' or {' or '.join(map(repr, fits))}.")
     if precision not in BACKENDS[name].precisions: raise EngineError(f"No precision {precision!r} with {name}: it is {' or '.join(map(repr, BACKENDS[name].precisions))}.")
-    return Graph(name, path, metadata, *BACKENDS[name].open(path, metadata, threads, precision))
+    return Graph(name, path, metadata, *BACKENDS[name].open(path, metadata, threads, precision, device))
 
 @lru_cache(maxsize=4)
 def process_graph(
@@ -180,11 +187,11 @@ def process_graph(
     "A graph of this process, opened once and on one thread: where work is spread over processes, they share the cores."
     return open_graph(Path(path), backend, threads=1)
 
-# %% ../../nbs/core/08_backends.ipynb #1883f9b9
-def _target() -> str | None:
-    "The GPU of this machine by compute capability, such as 'SM75'; None if torch finds none."
+# %% ../../nbs/core/08_backends.ipynb #5dc4c462
+def _target(device: str = "cuda") -> str | None:
+    "A GPU of this machine by compute capability, such as 'SM75'; None if torch finds none."
     import torch  # slow to load, and not needed by the other back ends
-    return "SM{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+    return "SM{}{}".format(*torch.cuda.get_device_capability(device)) if torch.cuda.is_available() else None
 
 def _logger(trt: ModuleType):
     "A logger that keeps errors for the exception that follows, and says nothing."
@@ -231,39 +238,41 @@ def build_tensorrt(
     content = builder.build_serialized_network(network, config)
     if content is None:
         reason = "; ".join(logger.errors)
-        raise EngineError(f"{failed}: {reason}{' Export it in float16.' if 'FP32 GEMM' in reason else ''}")
+        raise EngineError(f"{failed}: {reason}{' Convert it with write_mixed of core/graphs first.' if 'FP32 GEMM' in reason else ''}")
     with replacing(path_engine) as temporary: temporary.write_bytes(content)
     sidecar = {**{k: v for k, v in metadata.items() if k not in ("format", "opset", "sha256")}, "format": "tensorrt", "package": package, "version": trt.__version__,
                "target": target, "batches": list(batches), "onnx_sha256": metadata["sha256"], "sha256": sha256(path_engine)}
     write_json(sidecar_path(path_engine), sidecar)
     return sidecar
 
-# %% ../../nbs/core/08_backends.ipynb #e036b5bf
-def _open_tensorrt(path: Path, metadata: dict, threads: int | None, precision: str) -> tuple:
+# %% ../../nbs/core/08_backends.ipynb #9655ff3f
+def _open_tensorrt(path: Path, metadata: dict, threads: int | None, precision: str, device: str) -> tuple:
     package, built = metadata["package"], metadata["version"]
     trt = _package(package)
     if trt.__version__ != built: raise EngineError(f"{path.name} was built by {package} {built}, and this is {trt.__version__}: pip install {BACKENDS[package].pip}=={built}, or build it again from its ONNX file.")
-    if (here := _target()) is None: raise EngineError(f"{path.name} needs an NVIDIA GPU and its driver, and torch finds none here: run its ONNX file instead.")
+    if device == "cpu" or (here := _target(device or "cuda")) is None: raise EngineError(f"{path.name} needs an NVIDIA GPU and its driver, and {'the CPU was asked for' if device == 'cpu' else 'torch finds none here'}: run its ONNX file instead.")
     if here != metadata["target"]: raise EngineError(f"{path.name} was built for {metadata['target']}, and this GPU is {here}: build it again for {here}, or run its ONNX file.")
     import torch
-    logger = _logger(trt)
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
-    context = engine and engine.create_execution_context()
+    logger, gpu = _logger(trt), torch.device(device or "cuda")
+    with torch.cuda.device(gpu):
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        context = engine and engine.create_execution_context()
     if context is None: raise EngineError(f"{path.name} cannot be run by {package} {built}: {'; '.join(logger.errors)}")
     modes = {engine.get_tensor_mode(n): n for n in map(engine.get_tensor_name, range(engine.num_io_tensors))}
     taken, given = modes[trt.TensorIOMode.INPUT], modes[trt.TensorIOMode.OUTPUT]
     dtype, out = (np.dtype(trt.nptype(engine.get_tensor_dtype(n))).name for n in (taken, given))
 
     def portion(images):
-        x = torch.from_numpy(images).cuda()
+        x = torch.from_numpy(images).to(gpu)
         if not context.set_input_shape(taken, tuple(x.shape)): raise EngineError(f"{path.name} takes {metadata['batches'][0]} to {metadata['batches'][2]} images at once, got {len(x)}.")
         y = torch.empty(tuple(context.get_tensor_shape(given)), dtype=getattr(torch, out), device=x.device)
         context.set_tensor_address(taken, x.data_ptr())
         context.set_tensor_address(given, y.data_ptr())
-        stream = torch.cuda.current_stream()
-        done = context.execute_async_v3(stream.cuda_stream)
-        stream.synchronize()
+        with torch.cuda.device(gpu):
+            stream = torch.cuda.current_stream()
+            done = context.execute_async_v3(stream.cuda_stream)
+            stream.synchronize()
         if not done: raise EngineError(f"{path.name} failed: {'; '.join(logger.errors) or runtime}")
         return y.cpu().numpy()
 

@@ -65,7 +65,7 @@ def environment() -> dict:
             "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
             "packages": {p: metadata.version(p) for p in _packages if p in installed}}
 
-# %% ../../nbs/core/10_stages.ipynb #fb23867f
+# %% ../../nbs/core/10_stages.ipynb #20f97c61
 @contextmanager
 def stage(
     run_dir: Path,      # folder of the run
@@ -75,15 +75,15 @@ def stage(
     writes: list = (),  # names of files that this stage promises
     parameters: dict | None = None,  # the recipe's section, seeds included; JSON-able
 ):
-    "Check what a stage reads, time it, check and record what it wrote."
+    "Check what a stage reads, time it, check and record what it wrote; what the block puts into the dict that it gets is recorded, too."
     run_dir = Path(run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     missing = [r for r in reads if not locate(run_dir, r).exists()]
     if missing: raise StageError(f"{name} reads {', '.join(missing)}, which {run_dir.name} does not have: run the stage that writes it first.")
     with open(run_dir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system whatever happens to this process
-        started = time.monotonic()
-        yield
+        started, results = time.monotonic(), {}
+        yield results
         seconds = round(time.monotonic() - started, 1)
         missing = [w for w in writes if not locate(run_dir, w).exists()]
         if missing: raise StageError(f"{name} ended without writing {', '.join(missing)}.")
@@ -91,7 +91,8 @@ def stage(
         manifest["environment"] = environment()
         manifest["stages"][name] = {"parameters": parameters or {}, "seconds": seconds,
                                     "reads": {r: sha256(locate(run_dir, r)) for r in reads},
-                                    "writes": {w: sha256(locate(run_dir, w)) for w in writes}}
+                                    "writes": {w: sha256(locate(run_dir, w)) for w in writes},
+                                    **({"results": results} if results else {})}
         write_json(run_dir / "manifest.json", manifest)
 
 # %% ../../nbs/core/10_stages.ipynb #01f8c601

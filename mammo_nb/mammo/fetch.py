@@ -95,7 +95,7 @@ def convert_classifier(
     save_weights(model, path, {"network": network, "global_pool": "max", "source": Path(checkpoint).name, "entry": entry, "demonstration": False})
     return model
 
-# %% ../../nbs/mammo/03_fetch.ipynb #70360d68
+# %% ../../nbs/mammo/03_fetch.ipynb #5b577331
 def drawn_pictures(
     size: tuple[int, int],  # height, width
     count: int = 2,
@@ -118,6 +118,7 @@ def build_ensemble(
     path, ensemble = Path(folder) / "ensemble.onnx", Ensemble(models, **models[0].normalization)
     return export_checked(ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata={
         "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold, "crops": asdict(Crops(faithful=True)),
+        "rebuild": {"network": network, "global_pool": "max", "pointing": False, "mirrored": False, "weights": [f"fold_{k}.safetensors" for k in range(len(models))]},
         "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False})
 
 # %% ../../nbs/mammo/03_fetch.ipynb #61824107

@@ -10,7 +10,7 @@ __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Trai
 import importlib
 from dataclasses import dataclass, fields, is_dataclass, replace
 
-# %% ../../nbs/mammo/00_recipes.ipynb #e8745e6d
+# %% ../../nbs/mammo/00_recipes.ipynb #49ef3a1e
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -130,7 +130,11 @@ class Select:
 @dataclass(frozen=True)
 class Engines:
     "The ensemble as one graph."
-    tolerance: float = 1e-4     # largest allowed difference of a probability against torch, fp32
+    tolerance: float = 1e-4             # largest allowed difference of a probability against torch, fp32
+    reduced_tolerance: float = 5e-3     # the same of ways that compute in 16 bits
+    ways: str = "openvino-fp32 openvino-bf16 torch-bf16"   # compared with torch besides ONNX Runtime; onnxruntime-fp16 is the graph of which engines are built
+    variants: str = ""                  # cheaper ensembles, for a time budget: "2" has the two best folds, "2@0.75" at three quarters of the size
+    targets: str = ""                   # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, and no such GPU
 
 @dataclass(frozen=True)
 class Recipe:
@@ -145,7 +149,7 @@ class Recipe:
     select: Select = Select()
     engines: Engines = Engines()
 
-# %% ../../nbs/mammo/00_recipes.ipynb #6d9c95e4
+# %% ../../nbs/mammo/00_recipes.ipynb #fbcbf622
 _detector = Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0,
                      warmup_lr=1e-5, flat_epochs=5, l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03, frozen_norm=0,
                      checkpoint_every=1000, workers=4, threads=0)
@@ -167,11 +171,11 @@ _stage1 = dict(soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=2
 _stage2 = dict(before=replace(_train, **_stage1), lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17)
 
 RECIPES = {
-    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3)),
+    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(height=256, width=128), train=Train(epochs=3), engines=Engines(variants="2 1@0.75")),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    phantom=Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
                    detector=Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0, checkpoint_every=2),
-                   crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2)),
+                   crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2), engines=Engines(variants="1")),
     "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour on two cores", epochs=12),
     "cbis_long": _cbis("the same, larger and longer: two hours on two cores", crops=Crops(height=320, width=192), height=320, width=192, epochs=30, freeze=0),
     "demo_roi": Recipe("the detector of `demo` alone"),

@@ -99,6 +99,7 @@ def run(
     with stage(run_dir, "engines", reads=["selection.json", "oof.csv", weights], writes=["final_models/baseline.onnx", "final_models/baseline.json"], parameters=asdict(settings)):
         return export_checked(load_network(run_dir), path, sample_pictures(run_dir), tolerance=settings.tolerance, metadata={
             "recipe": recipe, "network": network["network"], "threshold": selection["threshold"], "prepare": preparation,
+            "rebuild": {"network": network["network"], "global_pool": None, "pointing": False, "mirrored": True, "weights": [Path(weights).name]},
             "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
 
 # %%

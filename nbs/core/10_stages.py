@@ -104,15 +104,15 @@ def stage(
     writes: list = (),  # names of files that this stage promises
     parameters: dict | None = None,  # the recipe's section, seeds included; JSON-able
 ):
-    "Check what a stage reads, time it, check and record what it wrote."
+    "Check what a stage reads, time it, check and record what it wrote; what the block puts into the dict that it gets is recorded, too."
     run_dir = Path(run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     missing = [r for r in reads if not locate(run_dir, r).exists()]
     if missing: raise StageError(f"{name} reads {', '.join(missing)}, which {run_dir.name} does not have: run the stage that writes it first.")
     with open(run_dir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system whatever happens to this process
-        started = time.monotonic()
-        yield
+        started, results = time.monotonic(), {}
+        yield results
         seconds = round(time.monotonic() - started, 1)
         missing = [w for w in writes if not locate(run_dir, w).exists()]
         if missing: raise StageError(f"{name} ended without writing {', '.join(missing)}.")
@@ -120,15 +120,17 @@ def stage(
         manifest["environment"] = environment()
         manifest["stages"][name] = {"parameters": parameters or {}, "seconds": seconds,
                                     "reads": {r: sha256(locate(run_dir, r)) for r in reads},
-                                    "writes": {w: sha256(locate(run_dir, w)) for w in writes}}
+                                    "writes": {w: sha256(locate(run_dir, w)) for w in writes},
+                                    **({"results": results} if results else {})}
         write_json(run_dir / "manifest.json", manifest)
 
 # %%
 run = Path(tempfile.mkdtemp()) / "first"
-with stage(run, "labels", writes=["processed/labels.csv"], parameters={"patients": 2}):
+with stage(run, "labels", writes=["processed/labels.csv"], parameters={"patients": 2}) as results:
     table = locate(run, "processed/labels.csv")
     table.parent.mkdir(parents=True)
     table.write_text("patient_id,cancer\n1,0\n2,1\n")
+    results["cancers"] = 1
 read_manifest(run)["stages"]
 
 # %%

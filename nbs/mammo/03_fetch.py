@@ -184,6 +184,7 @@ def build_ensemble(
     path, ensemble = Path(folder) / "ensemble.onnx", Ensemble(models, **models[0].normalization)
     return export_checked(ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata={
         "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold, "crops": asdict(Crops(faithful=True)),
+        "rebuild": {"network": network, "global_pool": "max", "pointing": False, "mirrored": False, "weights": [f"fold_{k}.safetensors" for k in range(len(models))]},
         "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False})
 
 # %%

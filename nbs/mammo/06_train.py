@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mammo_nb.core.files import read_json, sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
-from mammo_nb.core.networks import Mirrored, create_network
+from mammo_nb.core.networks import CELL, Mirrored, Pointing, create_network
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.ranks import join, launch
 from mammo_nb.core.stages import code_of, locate, stage
@@ -136,8 +136,6 @@ assert np.allclose(soft_targets(np.array([0, 1]), .1), [0, .9]) and np.allclose(
 
 # %%
 #| export
-CELL = 16  # pixels
-
 def lesion_cells(
     mask: np.ndarray,    # uint8 (height, width), multiples of CELL; lesions white
 ) -> np.ndarray:         # float32 (height / CELL, width / CELL), 1 where a lesion is
@@ -217,23 +215,6 @@ def initial_weights(
     if weights in ("none", "imagenet", "imagenet_lite0"): return weights
     word = "imagenet:" if weights.startswith("imagenet:") else ""
     return word + str(locate(folder, weights.removeprefix(word).format(fold=fold)))
-
-class Pointing(nn.Module):
-    "A classifier that also says in which cells a benign and in which a malignant lesion is, and judges by both."
-    def __init__(self, classifier: nn.Module):
-        super().__init__()
-        self.index, channels = next((i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
-        self.classifier, self.where, self.normalization = classifier, nn.Conv2d(channels, 2, 1), classifier.normalization
-        nn.init.zeros_(self.where.weight)        # at first: hardly anywhere
-        nn.init.constant_(self.where.bias, -4.)
-
-    def forward(self,
-        x: torch.Tensor,   # (n, 3, height, width)
-    ) -> torch.Tensor:     # (n, 1) logits; in training (n, 2 + 2 cells)
-        features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
-        benign, malignant = self.where(cells).flatten(2).unbind(1)
-        judged = torch.cat([self.classifier.forward_head(features), malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)], 1)
-        return torch.cat([judged, benign, malignant], 1) if self.training else judged.mean(1, keepdim=True)
 
 def pointing_loss(
     output: torch.Tensor,   # (n, 2 + 2 cells), from `Pointing`

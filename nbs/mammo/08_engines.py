@@ -14,7 +14,7 @@
 # # Engines
 # > Four networks, one graph: pixels in, four probabilities out, wherever it has to run.
 #
-# A submission should not need the code that trained it. The folds' networks, the normalisation before them and the sigmoid after them become one ONNX file that takes 8-bit pictures; with a small JSON beside it, that says what it is, it is all that `mammo-nb predict` and the submission need.
+# A submission should not need the code that trained it. The folds' networks, the normalisation before them and the sigmoid after them become one ONNX file that takes 8-bit pictures; with a small JSON beside it, that says what it is, it is all that `mammo-nb predict` and the submission need. Which program computes it, and with how many bits, is up to the machine it runs on; how far each is from torch is measured here, on crops of this run, and what is too far is ruled out.
 
 # %%
 #| default_exp mammo.engines
@@ -27,15 +27,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mammo_nb.core.backends import read_sidecar
-from mammo_nb.core.engines import Ensemble, export_checked, load_engine
-from mammo_nb.core.files import read_json
+from mammo_nb.core.backends import EngineError, read_sidecar
+from mammo_nb.core.engines import Engine, Ensemble, build_engines, export_checked, gate, load_engine, write_smaller
+from mammo_nb.core.files import read_json, write_json
+from mammo_nb.core.graphs import write_mixed
+from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.stages import locate, recorded, stage
 from mammo_nb.mammo.crops import crop_path
-from mammo_nb.mammo.datasets import read_table
-from mammo_nb.mammo.recipes import Train, get_recipe, get_section
+from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.recipes import Engines, RecipeError, Train, get_recipe, get_section
 from mammo_nb.mammo.train import as_asked, build_network
 
 # %%
@@ -50,7 +52,7 @@ run_dir = ""                                  # folder of the run; "" makes a sm
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `engines`
 reads = ["selection.json"]                    # and final_models/fold_*.safetensors, oof.csv
-writes = ["final_models/ensemble.onnx", "final_models/ensemble.json"]
+writes = ["final_models/ensemble.onnx", "final_models/ensemble.json"]   # and ensemble_*, ensemble.fp16.* and ensemble.*.engine, if the recipe asks for them
 
 # %%
 #| hide
@@ -75,16 +77,76 @@ def load_ensemble(
         models.append(model)
     return Ensemble([as_asked(model, settings) for model in models], **models[0].normalization)
 
+def fitted_crops(
+    run_dir: Path,          # folder of the run
+    rows,                   # of a table with patient_id and image_id
+    size: tuple[int, int],  # height, width
+) -> np.ndarray:            # uint8 (rows, height, width)
+    "Crops as networks see them."
+    images = locate(run_dir, "processed/cleaned_images")
+    return np.stack([fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size) for p, i in zip(rows["patient_id"], rows["image_id"])])
+
 def sample_crops(
     run_dir: Path,          # folder of the run
     size: tuple[int, int],  # height, width
     count: int = 16,
 ) -> np.ndarray:            # uint8 (count, height, width)
-    "Crops spread over the out-of-fold table, from most to least suspicious, as networks see them."
+    "Crops spread over the out-of-fold table, from least to most suspicious."
     oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
-    rows = oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)]
-    images = locate(run_dir, "processed/cleaned_images")
-    return np.stack([fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size) for p, i in zip(rows["patient_id"], rows["image_id"])])
+    return fitted_crops(run_dir, oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)], size)
+
+# %% [markdown]
+# ## Cheaper ones
+# A submission has a time limit, and a machine may be slower than expected. Then the same networks are asked at a smaller size, or only the best of them; which cheaper ensembles there are, and in which order they are worth trying, the JSON says. The score of a smaller one can be told from the out-of-fold predictions: those of the folds that stay. A smaller size has to be predicted again, which is done where it takes no more than minutes.
+
+# %%
+#| export
+MEASURED = 2000   # crops; of more, the score at another size is left open
+
+def wanted_variants(
+    variants: str,          # of the recipe, such as "2 2@0.75"
+    folds: int,             # of the whole ensemble
+    size: tuple[int, int],  # height, width of its input
+) -> list[dict]:            # name, folds, size, scale; from best to cheapest, as far as the work that they take tells
+    "Cheaper ensembles of a recipe."
+    wanted = []
+    for word in variants.split():
+        count, _, scale = word.partition("@")
+        try: count, scale = int(count), float(scale or 1)
+        except ValueError: raise RecipeError(f"engines.variants takes words such as 2 or 2@0.75, got {word!r}.") from None
+        small = list(size) if scale == 1 else [max(32, round(side * scale / 32) * 32) for side in size]
+        if not 1 <= count <= folds or not 0 < scale <= 1 or (count == folds and small == list(size)): raise RecipeError(f"engines.variants: {word} is no cheaper ensemble of {folds} folds at {size[0]}x{size[1]}.")
+        wanted.append({"name": f"ensemble_{count}" + (f"_{small[0]}x{small[1]}" if small != list(size) else ""), "folds": count, "size": small, "scale": scale})
+    return sorted(wanted, key=lambda v: -v["folds"] * v["size"][0] * v["size"][1])
+
+def best_folds(
+    chosen: list[dict],  # `folds` of selection.json
+    metric: str,         # pf1 or auc, by which epochs were selected
+    count: int,
+) -> list[int]:          # places in the list, ascending
+    "The folds with the best scores on what was held back from them."
+    return sorted(sorted(range(len(chosen)), key=lambda k: (-chosen[k][metric], -chosen[k]["auc"], k))[:count])
+
+def held_back_auc(
+    run_dir: Path,                 # folder of the run
+    folds: list[int],              # numbers of the folds, in the order of the engine's columns
+    engine: Engine | None = None,  # of another size, whose predictions are to be scored; None: those of oof.csv
+) -> float | None:                 # per breast; None if it would take too long
+    "AUC on what was held back from these folds."
+    oof = read_table(locate(run_dir, "oof.csv"), ["probability"])
+    oof = oof[oof["fold"].isin(folds)].reset_index(drop=True)
+    if engine and len(oof) > MEASURED: return None
+    for column, fold in enumerate(folds if engine else []):
+        own = oof[oof["fold"] == fold]
+        for start in range(0, len(own), 16): oof.loc[own.index[start:start + 16], "probability"] = engine(fitted_crops(run_dir, own.iloc[start:start + 16], engine.size))[:, column]
+    breasts = per_breast(oof)
+    return round(auc(breasts["cancer"], breasts["probability"]), 4)
+
+# %%
+assert [v["name"] for v in wanted_variants("1 2@0.75 2", 4, (256, 128))] == ["ensemble_2", "ensemble_2_192x96", "ensemble_1"]
+assert best_folds([{"pf1": .5, "auc": .7}, {"pf1": .6, "auc": .8}, {"pf1": .6, "auc": .9}], "pf1", 2) == [1, 2]
+try: wanted_variants("4", 4, (256, 128))
+except RecipeError as e: print(e)
 
 # %% [markdown]
 # ## Run the stage
@@ -92,37 +154,92 @@ def sample_crops(
 
 # %%
 #| export
+def write_variants(
+    run_dir: Path,       # folder of the run
+    ensemble: Ensemble,  # the whole one, final_models/ensemble.onnx
+    settings: Engines,
+    about: dict,         # entries of its JSON
+) -> list[dict]:         # name, folds, size, scale, oof_auc
+    "Cheaper ensembles beside the whole one."
+    folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
+    of_all, written = read_sidecar(folder / "ensemble.onnx"), []
+    size = of_all["size"]
+    for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
+        kept, path = best_folds(chosen, metric, variant["folds"]), folder / f"{variant['name']}.onnx"
+        folds = [chosen[k]["fold"] for k in kept]
+        if variant["size"] == size:
+            score = held_back_auc(run_dir, folds)
+            write_smaller(ensemble, folder / "ensemble.onnx", path, kept, {"oof_auc": score})
+        else:
+            weights = [about["rebuild"]["weights"][k] for k in kept]
+            smaller = Ensemble([ensemble.models[k] for k in kept], ensemble.mean.flatten(), ensemble.std.flatten())
+            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {**about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None, "refused": of_all["refused"]}, settings.tolerance)
+            score = held_back_auc(run_dir, folds, load_engine(path))
+            write_json(path.with_suffix(".json"), {**read_sidecar(path), "oof_auc": score})
+        written.append({**variant, "oof_auc": score})
+    return written
+
+def build_or_tell(
+    folder: Path,        # has ensemble.onnx
+    targets: list[str],  # kinds of GPU
+) -> dict:               # kind -> megabytes of ensemble.<kind>.engine, or why there is none: the other ways remain
+    "Engines of the ensemble."
+    found = {}
+    for target in targets:
+        try: build_engines(folder, "ensemble", [target])
+        except EngineError as e: found[target] = str(e)
+        else: found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
+    return found
+
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
     overrides: dict | None = None,   # changes to the section `engines`
-) -> float:                          # largest difference of a probability against torch
-    "Selected weights -> final_models/ensemble.onnx and ensemble.json."
+) -> dict:                           # way -> difference of a probability against torch, and its limit
+    "Selected weights -> final_models/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
     settings, network = get_section(recipe, "engines", overrides), Train(**recorded(run_dir, "train"))
-    size = network.height, network.width
+    size, limits = (network.height, network.width), {"fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance}
     selection = read_json(locate(run_dir, "selection.json"))
-    weights = [f"final_models/fold_{f['fold']}.safetensors" for f in selection["folds"]]
-    path = locate(run_dir, "final_models/ensemble.onnx")
-    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *weights], writes=["final_models/ensemble.onnx", "final_models/ensemble.json"], parameters=asdict(settings)):
-        return export_checked(load_ensemble(run_dir), path, sample_crops(run_dir, size), tolerance=settings.tolerance, metadata={
-            "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
-            "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"]})
+    weights = [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
+    variants, targets = wanted_variants(settings.variants, len(weights), size), settings.targets.split()
+    path, ways = locate(run_dir, "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
+    names = ["ensemble.onnx", "ensemble.json", *(f"{v['name']}{s}" for v in variants for s in (".onnx", ".json"))]
+    about = {"recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
+             "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"],
+             "rebuild": {"network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0, "mirrored": network.mirrored, "weights": weights}}
+    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *(f"final_models/{w}" for w in weights)], writes=[f"final_models/{n}" for n in names], parameters=asdict(settings)) as results:
+        for old in path.parent.glob("ensemble[._]*"): old.unlink()   # of weights that may have changed
+        ensemble, crops = load_ensemble(run_dir), sample_crops(run_dir, size)
+        results["parity"] = {"onnxruntime-fp32": {"difference": export_checked(ensemble, path, crops, about, settings.tolerance), "limit": settings.tolerance, "within": True}}
+        if "onnxruntime-fp16" in ways: write_mixed(path, path.with_name("ensemble.fp16.onnx"))
+        results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), ways, limits)
+        results["variants"] = write_variants(run_dir, ensemble, settings, about)
+        write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
+        if targets: results["engines"] = build_or_tell(path.parent, targets)
+    return results["parity"]
 
 # %%
-difference = run(run_dir, recipe, overrides)
+found = run(run_dir, recipe, overrides)
 engine = load_engine(locate(run_dir, "final_models/ensemble.onnx"))
-print(f"{engine.name}, input {engine.size}, largest difference from torch {difference:.1e}")
+print(f"{engine.name}, input {engine.size}, largest difference from torch {found['onnxruntime-fp32']['difference']:.1e}")
 
 # %% [markdown]
 # ## What came out
-# One point a crop and fold: the file against torch. And what stands in the JSON beside it.
+# One point a crop and fold: the file against torch. Beside it all ways that were compared, and how far they may be off; those beyond are noted in the JSON and not taken.
 
 # %%
 pictures = sample_crops(run_dir, engine.size)
 ours, reference = engine(pictures), load_engine(load_ensemble(run_dir))(pictures)
-fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+compared = {way: f for way, f in found.items() if "difference" in f}
+fig, axes = plt.subplots(1, 2, figsize=(10, 3))
 axes[0].plot([0, 1], [0, 1], color="lightgrey"); axes[0].plot(reference, ours, "."); axes[0].set(xlabel="torch", ylabel="ensemble.onnx", title="probabilities")
-axes[1].hist(np.abs(ours - reference).ravel(), bins=20); axes[1].set(xlabel="difference", title=f"largest {np.abs(ours - reference).max():.1e}"); fig.tight_layout()
+for row, (way, f) in enumerate(compared.items()):
+    axes[1].plot(max(f["difference"], 1e-9), row, "o", color="tab:blue" if f["within"] else "tab:red"); axes[1].plot([f["limit"]] * 2, [row - .4, row + .4], color="grey")
+axes[1].set(xscale="log", xlabel="largest difference from torch, and its limit", yticks=range(len(compared)), yticklabels=compared, xlim=(5e-10, .1)); axes[1].invert_yaxis(); fig.tight_layout()
 
 # %%
+pd.DataFrame(found).T
+
+# %%
+display(pd.DataFrame([{"name": "ensemble", "folds": engine.metadata["folds"], "size": engine.metadata["size"], "scale": 1.0, "oof_auc": round(engine.metadata["oof_auc"], 4)}, *engine.metadata["variants"]]))
 pd.Series(engine.metadata, name="ensemble.json").to_frame()
