@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['see_item', 'find_network', 'run']
 
-# %% ../../nbs/baseline/10_submit.ipynb #93bcdb2c
+# %% ../../nbs/baseline/10_submit.ipynb #521df865
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from .recipes import Prepare
 from ..core.dicom import read_image
 from ..core.files import inside, read_json
 from ..core.stages import StageError, find_trained, locate, stage
-from ..mammo.datasets import competition, read_table
-from ..mammo.submit import Ensemble, Output, open_network, submit_images, told
+from ..mammo.datasets import competition
+from ..mammo.submit import Ensemble, Output, open_network, submit_images
 
 # %% ../../nbs/baseline/10_submit.ipynb #36e3934d
 def see_item(

@@ -33,14 +33,16 @@ from mammo_nb.baseline.recipes import Prepare
 from mammo_nb.core.dicom import read_image
 from mammo_nb.core.files import inside, read_json
 from mammo_nb.core.stages import StageError, find_trained, locate, stage
-from mammo_nb.mammo.datasets import competition, read_table
-from mammo_nb.mammo.submit import Ensemble, Output, open_network, submit_images, told
+from mammo_nb.mammo.datasets import competition
+from mammo_nb.mammo.submit import Ensemble, Output, open_network, submit_images
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import practice
+from mammo_nb.mammo.datasets import read_table
+from mammo_nb.mammo.submit import told
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run

@@ -191,12 +191,12 @@ def _winner(about: str, **changes) -> Recipe:
     "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
     return Recipe(about, phantom=None, datasets=Datasets("rsna-breast-cancer-detection", external="vindr miniddsm cmmd cddcesm bmcd"), detector=_detector, train=replace(_train, **changes))
 
-def _cbis(about: str, crops: Crops = Crops(height=256, width=144), **changes) -> Recipe:
+def _cbis(about: str, height: int, width: int, **changes) -> Recipe:
     """Half of these breasts have a cancer, so batches are half and half, and the score is AUC. The 27 frozen parameters of Lite0 are those of the
     first three blocks, the 36 of Lite2 those of the first four. What each choice is worth: tests/bench/cbis.py."""
-    train = Train(height=256, width=144, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0, augment="broad", epochs=12, schedule="cosine", lr=1e-3, min_lr=1e-5,
+    train = Train(height=height, width=width, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0, augment="broad", epochs=9, schedule="cosine", lr=1e-3, min_lr=1e-5,
                   lesion_weight=10.0, freeze=27, mirrored=True)
-    return Recipe(about, phantom=None, datasets=Datasets("cbis_ddsm_mass_256"), crops=crops, train=replace(train, **changes), select=Select(metric="auc", candidates=1))
+    return Recipe(about, phantom=None, datasets=Datasets("cbis_ddsm_mass_256"), crops=Crops(height=height, width=width), train=replace(train, **changes), select=Select(metric="auc", candidates=1))
 
 _stage1 = dict(soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25)
 _stage2 = dict(before=replace(_train, **_stage1), lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17)
@@ -207,9 +207,8 @@ RECIPES = {
                    phantom=Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
                    detector=Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0, checkpoint_every=2),
                    crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2), engines=Engines(variants="1")),
-    "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour of two cores"),
-    "cbis_long": _cbis("the same, larger, with a larger network: two hours of one core", crops=Crops(height=320, width=192), height=320, width=192, network="tf_efficientnet_lite2", freeze=36,
-                       drop_path_rate=0.1),
+    "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour of two cores", 320, 192),
+    "cbis_long": _cbis("the same, larger, with a larger network: two hours", 448, 256, network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1, epochs=8),
     "demo_roi": Recipe("the detector of `demo` alone"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,
                          datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector),

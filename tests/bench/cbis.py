@@ -1,7 +1,7 @@
 """What each choice of the recipe `cbis` is worth, on the same crops and folds of CBIS-DDSM masses.
 
     make reproduce RECIPE=cbis                                    # makes runs/cbis: crops and folds
-    .venv/bin/python tests/bench/cbis.py runs/cbis                # every row, folds 2 and 3: two hours of one core
+    .venv/bin/python tests/bench/cbis.py runs/cbis                # every row, folds 2 and 3: three hours of one core
     .venv/bin/python tests/bench/cbis.py runs/cbis --rows "frozen features" "plain fine-tune" --folds 0 1 2 3
 
 Each row changes something against the row above it. AUC is per breast, the mean over its views, malignant against benign, of the folds
@@ -35,8 +35,8 @@ RESULTS = Path(__file__).parent / "results" / "cbis.csv"
 PLAIN = dict(network="tf_efficientnet_lite0", lesion_weight=0.0, freeze=0, mirrored=False, augment="light", epochs=16, lr=8e-4, min_lr=1e-5, warmup_epochs=2,
              drop_rate=0.2, drop_path_rate=0.0, label_smoothing=0.0, weight_decay=1e-2, height=256, width=144)
 STEPS = {"plain fine-tune": {}, "broad augmentation, mirror image, first blocks frozen": dict(augment="broad", mirrored=True, freeze=27, epochs=12, lr=1e-3, warmup_epochs=1, drop_rate=0.3),
-         "where the lesion is (cbis)": dict(lesion_weight=10.0), "Lite2": dict(network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1),
-         "held back more": dict(drop_path_rate=0.2, drop_rate=0.5, label_smoothing=0.1, lr=5e-4, weight_decay=0.05), "six epochs": dict(epochs=6)}
+         "where the lesion is": dict(lesion_weight=10.0), "320x192, 9 epochs (cbis)": dict(height=320, width=192, epochs=9), "Lite2": dict(network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1),
+         "448x256, 8 epochs (cbis_long)": dict(height=448, width=256, epochs=8)}
 
 
 def frozen_features(table: pd.DataFrame, images: Path, folds: list, settings) -> pd.DataFrame:
