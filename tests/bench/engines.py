@@ -85,9 +85,11 @@ def main():
     parser.add_argument("--folds", type=int, default=None, help="of the network; default: 1, on a GPU 4")
     parser.add_argument("--batch", type=int, default=None, help="default: 4, on a GPU 2")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without", nargs="*", default=[], help="ways to leave out: compiling takes minutes of a processor")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
+    cpu_ways, gpu_ways = ([w for w in ways if w not in args.without] for ways in (CPU, GPU))
     torch.set_num_threads(args.threads)
     size, folds, batch = tuple(args.size or ((2048, 1024) if gpu else (256, 128))), args.folds or (4 if gpu else 1), args.batch or (2 if gpu else 4)
     clock, rows = time.process_time if args.threads == 1 and not gpu else time.perf_counter, []
@@ -96,16 +98,16 @@ def main():
             weights = locate(args.run, "final_models/ensemble.onnx").parent
             for file in (*weights.glob("ensemble.[jo]*"), *weights.glob("fold_*")): Path(copy, file.name).write_bytes(file.read_bytes())
             about = read_json(weights / "ensemble.json")
-            rows += measured(f"{about['folds']} x {about['network']} at {about['size'][0]}x{about['size'][1]} of {args.run.name}", opened(Path(copy), CPU, "cpu", args.threads),
+            rows += measured(f"{about['folds']} x {about['network']} at {about['size'][0]}x{about['size'][1]} of {args.run.name}", opened(Path(copy), cpu_ways, "cpu", args.threads),
                              sample_crops(args.run, tuple(about["size"])), batch, args.rounds, clock)
     with tempfile.TemporaryDirectory() as folder:
-        folder, ways = random_ensemble(Path(folder), args.network, folds, size), CPU
+        folder, ways = random_ensemble(Path(folder), args.network, folds, size), cpu_ways
         if gpu:
             write_mixed(folder / "ensemble.onnx", folder / "ensemble.fp16.onnx")
             target = "SM{}{}".format(*torch.cuda.get_device_capability())
             try: build_engines(folder, "ensemble", [target])
             except EngineError as e: print(e)
-            ways = [*GPU, *(f.name for f in folder.glob("*.engine"))]
+            ways = [*gpu_ways, *(f.name for f in folder.glob("*.engine"))]
         rows += measured(f"{folds} x {args.network} at {size[0]}x{size[1]}, random weights", opened(folder, ways, "cuda" if gpu else "cpu", args.threads),
                          np.concatenate([drawn_pictures(size, 4)] * 2), batch, args.rounds, clock)
     found = []
