@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOST', 'UNREACHED', 'Processes', 'BackendError', 'collect', 'map_files']
 
-# %% ../../nbs/core/03_parallel.ipynb #a5a500cc
+# %% ../../nbs/core/03_parallel.ipynb #2b81e059
 import asyncio
 import json
 import os
@@ -20,7 +20,7 @@ from queue import SimpleQueue
 import joblib
 import numpy as np
 import pandas as pd
-from joblib.externals.loky import get_reusable_executor
+from joblib.executor import get_memmapping_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
@@ -76,7 +76,7 @@ class _Journal:
         self._write(f'{{"item": "{item}", "row": {row}}}')
         self.rows[item] = json.loads(row)
 
-# %% ../../nbs/core/03_parallel.ipynb #ce8e4ed0
+# %% ../../nbs/core/03_parallel.ipynb #dbbb8617
 LOST = ("WorkerLost: the process ended without an error message, and did so again with this item alone; "
         "look for a lack of memory, or a crash in a codec")
 
@@ -99,11 +99,12 @@ class Processes:
 
     def __enter__(self): return self
     def __exit__(self, *_):
-        if wait(self.running, timeout=1).not_done: self._executor().shutdown(wait=False, kill_workers=True)  # what hangs is not waited for
+        if wait(self.running, timeout=1).not_done: self._executor().terminate(kill_workers=True)  # what hangs is not waited for
 
     def __len__(self): return len(self.held) + len(self.running) + len(self.suspects)  # started and not yet taken
 
-    def _executor(self): return get_reusable_executor(self.workers, timeout=self.idle, env=self.env)
+    # there is one executor in a process, and joblib's own calls use it too: loky's, made without joblib, would be taken for it
+    def _executor(self): return get_memmapping_executor(self.workers, timeout=self.idle, env=self.env)
 
     def _run(self, name, item, alone: bool):
         if self.workers:

@@ -39,7 +39,7 @@ from queue import SimpleQueue
 import joblib
 import numpy as np
 import pandas as pd
-from joblib.externals.loky import get_reusable_executor
+from joblib.executor import get_memmapping_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
@@ -153,11 +153,12 @@ class Processes:
 
     def __enter__(self): return self
     def __exit__(self, *_):
-        if wait(self.running, timeout=1).not_done: self._executor().shutdown(wait=False, kill_workers=True)  # what hangs is not waited for
+        if wait(self.running, timeout=1).not_done: self._executor().terminate(kill_workers=True)  # what hangs is not waited for
 
     def __len__(self): return len(self.held) + len(self.running) + len(self.suspects)  # started and not yet taken
 
-    def _executor(self): return get_reusable_executor(self.workers, timeout=self.idle, env=self.env)
+    # there is one executor in a process, and joblib's own calls use it too: loky's, made without joblib, would be taken for it
+    def _executor(self): return get_memmapping_executor(self.workers, timeout=self.idle, env=self.env)
 
     def _run(self, name, item, alone: bool):
         if self.workers:

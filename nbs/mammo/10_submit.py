@@ -182,7 +182,7 @@ def batch_of(
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
 # %%
-place = locate(run_dir, "final_models/ensemble.onnx").parent
+place = find_weights(weights or locate(run_dir, "final_models/ensemble.onnx").parent)
 network, metadata = Network(partial(open_network, place), "cpu"), read_json(place / "ensemble.json")
 plain, flipped = Mode("ensemble", metadata["folds"], tuple(metadata["size"])), Mode("ensemble", metadata["folds"], tuple(metadata["size"]), flip=True)
 pictures = np.random.default_rng(0).integers(0, 256, (2, *plain.size), np.uint8)
@@ -366,7 +366,7 @@ submission.head()
 
 # %%
 breasts = per_image.groupby("prediction_id")["probability"].mean()
-threshold = read_json(find_weights(weights or locate(run_dir, "final_models/ensemble.onnx").parent) / "ensemble.json")["threshold"]
+threshold = metadata["threshold"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), width_ratios=[2, 1])
 axes[0].hist(breasts.dropna(), bins=30); axes[0].axvline(threshold, color="orange", label=f"threshold {threshold:.2f}"); axes[0].set(xlabel="probability of a breast", ylabel="breasts"); axes[0].legend()
 parts = list(report["waited"])
