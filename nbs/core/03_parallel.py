@@ -39,8 +39,7 @@ from queue import SimpleQueue
 import joblib
 import numpy as np
 import pandas as pd
-from joblib.executor import get_memmapping_executor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 from tqdm import tqdm
 
 # %%
@@ -150,22 +149,24 @@ class Processes:
         self.held, self.running, self.suspects = deque(), {}, deque()  # running: future -> name, item, alone
         share = str(max(1, joblib.cpu_count() // max(1, workers)))
         self.env = {name: os.environ.get(name, share) for name in _THREADS}
+        self.pool = self._new_pool()
 
     def __enter__(self): return self
     def __exit__(self, *_):
-        if wait(self.running, timeout=1).not_done: self._executor().terminate(kill_workers=True)  # what hangs is not waited for
+        if self.workers: self.pool.shutdown(kill_workers=bool(wait(self.running, timeout=1).not_done))  # what hangs is not waited for
 
     def __len__(self): return len(self.held) + len(self.running) + len(self.suspects)  # started and not yet taken
 
-    # there is one executor in a process, and joblib's own calls use it too: loky's, made without joblib, would be taken for it
-    def _executor(self): return get_memmapping_executor(self.workers, timeout=self.idle, env=self.env)
+    # a pool of its own: loky's reusable one belongs to joblib's own calls. It starts its processes when it gets work
+    def _new_pool(self): return ProcessPoolExecutor(self.workers, timeout=self.idle, env=self.env) if self.workers else None
 
     def _run(self, name, item, alone: bool):
         if self.workers:
             while True:
-                try: future = self._executor().submit(self.fn, item)
-                except TerminatedWorkerError: continue  # it broke between the two calls; the next one is new
-                break
+                try: future = self.pool.submit(self.fn, item); break
+                except TerminatedWorkerError:  # a process has died since
+                    self.pool.shutdown(kill_workers=True)
+                    self.pool = self._new_pool()
         else: (future := Future()).set_result(self.fn(item))
         self.running[future] = name, item, alone
         future.add_done_callback(self.events.put)
