@@ -36,7 +36,7 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help data weights reproduce test test-runs test-rest notebooks export sync lab check-export install clean FORCE
+.PHONY: help data weights reproduce kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test test-runs test-rest notebooks export sync lab check-export install clean FORCE
 .SECONDARY:
 .DEFAULT_GOAL := help
 
@@ -108,6 +108,19 @@ $(foreach s,$(STAGES),$(eval $(call stage_rules,$(s),$(previous)))$(eval previou
 $(if $(filter reproduce,$(MAKECMDGOALS)),$(if $(STAGES),,$(error No stages for SYSTEM=$(SYSTEM) MODE=$(MODE); the systems are: mammo and baseline, the modes: full, partial, trained, detector, labelled)))
 $(if $(filter trained,$(MODE)),$(if $(WEIGHTS),,$(error MODE=trained needs WEIGHTS=folder, such as WEIGHTS=runs/demo/weights)))
 $(if $(filter partial,$(MODE)),$(if $(or $(WEIGHTS),$(wildcard assets/trained/detector.onnx)),,$(error MODE=partial keeps a trained detector: put detector.onnx and detector.json into assets/trained, or name their folder, such as WEIGHTS=runs/demo/weights)))
+
+# ---- Kaggle --------------------------------------------------------------------------------------
+kaggle-wheels: nbs/.exported  ## gather what Kaggle's image lacks for predicting into build/kaggle/wheels; LOCK=1 chooses versions anew
+	@$(NB) kaggle-wheels $(if $(LOCK),--lock)
+
+kaggle-weights: nbs/.exported  ## WEIGHTS=runs/demo/weights: engines, ONNX, safetensors and a manifest into build/kaggle/weights
+	@$(NB) kaggle-weights $(WEIGHTS)
+
+kaggle-push: nbs/.exported  ## send both as data sets, then the submission's notebook, and wait for it; ONLY=kernel leaves the data sets alone
+	@$(NB) kaggle-push $(if $(ONLY),--only $(ONLY))
+
+kaggle-rehearse: nbs/.exported  ## run the submission as Kaggle would: wheels only, no network, a hidden test set; WEIGHTS=runs/demo/weights, EXACT=python3.12
+	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------
 # two halves of about the same length side by side, one thread each: runs of `make reproduce`, and all else

@@ -22,8 +22,8 @@ from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo import faithful
 from mammo_nb.mammo.boxes import find_box
 from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast
+from mammo_nb.mammo.inputs import network_input
 from mammo_nb.mammo.phantom import make_competition, write_dicom
-from mammo_nb.mammo.predict import network_input
 from mammo_nb.mammo.recipes import Crops
 
 

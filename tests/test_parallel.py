@@ -290,7 +290,7 @@ def test_an_item_that_always_kills_its_worker_costs_one_row(tmp_path, cluster, k
         return square(item)
     found = map_files(kills, things(20), table=tmp_path / "t.csv", **on(cluster))
     assert found["file"].tolist() == [i["file"] for i in things(20)]
-    assert {f: e for f, e in zip(found["file"], found["error"]) if e} == {"007.dcm": json.loads(parallel.LOST)["error"]}
+    assert {f: e for f, e in zip(found["file"], found["error"]) if e} == {"007.dcm": parallel.LOST}
     assert found["square"].dropna().tolist() == [i["x"] ** 2 for i in things(20) if i["x"] != 7]
     assert log.read_text().split().count("007.dcm") == 2  # the second time alone
 

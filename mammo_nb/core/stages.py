@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['StageError', 'locate', 'read_manifest', 'recorded', 'environment', 'stage', 'practice', 'find_trained', 'code_digest',
-           'modules_of', 'stage_inputs', 'stage_name', 'changed_files', 'code_of', 'refresh_inputs', 'execute']
+           'modules_of', 'stage_inputs', 'stage_name', 'changed_files', 'code_of', 'refresh_inputs', 'parameter_names',
+           'execute']
 
 # %% ../../nbs/core/10_stages.ipynb #3fb65a55
 import ast
@@ -220,13 +221,15 @@ def refresh_inputs(
     if why: write_json(target, inputs)
     return why
 
-# %% ../../nbs/core/10_stages.ipynb #6c1dc09f
-def _parameter_names(source: Path) -> set[str]:
+# %% ../../nbs/core/10_stages.ipynb #f7a59255
+def parameter_names(
+    source: Path,  # notebook source
+) -> set[str]:
     "Names assigned in the cell tagged `parameters`."
     from jupytext import reads
     cells = reads(Path(source).read_text(encoding="utf-8"), fmt="py:percent").cells
     tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
-    return {t.id for s in tagged for n in ast.parse(s).body if isinstance(n, ast.Assign) for t in n.targets}
+    return {t.id for s in tagged for n in ast.parse(s).body if isinstance(n, ast.Assign) for target in n.targets for t in ast.walk(target) if isinstance(t, ast.Name)}
 
 def execute(
     source: Path,        # notebook source; the .ipynb beside it is what runs
@@ -240,7 +243,7 @@ def execute(
     source, output = Path(source), Path(output)
     running, failed = output.with_name(f".{output.name}"), output.with_suffix(".failed.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    accepted = _parameter_names(source)
+    accepted = parameter_names(source)
     try:
         with tempfile.TemporaryDirectory() as sockets:  # files that only this user can open, where a port could be listened to
             papermill.execute_notebook(source.with_suffix(".ipynb"), running, {k: v for k, v in parameters.items() if k in accepted},

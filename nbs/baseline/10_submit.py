@@ -14,36 +14,35 @@
 # # Submit
 # > The hidden test set in one pass, with a valid file from the first second.
 #
-# The same safeguards as the winner's submission, and its functions where they do not know what a crop is: the sample goes out first, and a file that cannot be read costs its own breast only. Most of the time goes into decoding; the network is asked twice an image.
+# The winner's submission does the work, safeguards included: the sample goes out first, and a file that cannot be read costs its own breast only. Here is what differs, the picture and the network. Most of the time goes into decoding; the network is asked twice an image.
 
 # %%
 #| default_exp baseline.submit
 
 # %%
 #| export
-import shutil
+from functools import partial
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
 
 from mammo_nb.baseline.prepare import prepare
 from mammo_nb.baseline.recipes import Prepare
 from mammo_nb.core.dicom import read_image
-from mammo_nb.core.engines import process_engine
-from mammo_nb.core.files import inside, read_json, replacing, write_csv
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.files import inside, read_json
 from mammo_nb.core.stages import StageError, find_trained, locate, stage
-from mammo_nb.mammo.crops import WHOLE
-from mammo_nb.mammo.datasets import competition, read_table
-from mammo_nb.mammo.predict import DEMONSTRATION, PER_IMAGE
-from mammo_nb.mammo.submit import test_items, to_submission
+from mammo_nb.mammo.datasets import competition
+from mammo_nb.mammo.submit import Ensemble, Output, open_network, submit_images
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.stages import practice
+from mammo_nb.mammo.datasets import read_table
+from mammo_nb.mammo.submit import told
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -67,16 +66,15 @@ if not run_dir:
 
 # %%
 #| export
-def predict_file(
-    item: dict,  # folder, file, weights; row of test.csv
-) -> dict:       # a row of test_per_image.csv
-    "Predict one file."
+def see_item(
+    item: dict,              # folder, file, row; settings: of `prepare`
+    mode,                    # there is only one
+) -> tuple[dict, np.ndarray]:  # row without probability; uint8 (height, width)
+    "A file as a row and a picture."
     cv2.setNumThreads(1)  # the processes share the cores already
-    engine = process_engine(str(Path(item["weights"]) / "baseline.onnx"))
     image = read_image(inside(item["folder"], item["file"]))
-    picture, box = prepare(image, Prepare(**engine.metadata["prepare"]))
-    return {**item["row"], "rows": image.header.rows, "columns": image.header.columns, "decoder": image.decoder,
-            "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source, "probability": round(float(engine(picture[None]).item()), 6)}
+    picture, box = prepare(image, Prepare(**item["settings"]))
+    return {**item["row"], "rows": image.header.rows, "columns": image.header.columns, "decoder": image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source}, picture
 
 def find_network(
     run_dir: Path,                 # folder of the run
@@ -97,27 +95,21 @@ def run(
     run_dir: Path,                 # folder of the run
     recipe: str,                   # a recipe
     weights: Path | None = None,   # see `find_network`
-    workers: int | None = None,    # processes; None: one a core
+    workers: int | None = None,    # processes that decode; None: one a core
 ) -> pd.DataFrame:                 # the submission
-    "test_images -> submissions/submission.csv and test_per_image.csv."
+    "test_images -> submissions/submission.csv, test_per_image.csv and submit.json."
     source, place = competition(recipe), find_network(run_dir, weights)
-    folder, target, table = locate(run_dir, source), locate(run_dir, "submissions/submission.csv"), locate(run_dir, "test_per_image.csv")
+    files = Output(locate(run_dir, "submissions/submission.csv"), locate(run_dir, "test_per_image.csv"), locate(run_dir, "submit.json"))
     reads = [f"{source}/test.csv", f"{source}/sample_submission.csv", str(place / "baseline.onnx"), str(place / "baseline.json")]
     with stage(run_dir, "submit", reads=reads, writes=["submissions/submission.csv", "test_per_image.csv"], parameters={"weights": place.name}):
-        with replacing(target) as temporary: shutil.copyfile(folder / "sample_submission.csv", temporary)
-        (items, test), metadata = test_items(folder, place), read_json(place / "baseline.json")
-        result = map_files(predict_file, items, table=table, params=metadata, workers=workers, label="predict").reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
-        for column in ("patient_id", "image_id", "laterality", "view", "prediction_id"): result[column] = test[column].values  # an error row has them too
-        result["note"] = DEMONSTRATION if metadata["demonstration"] else ""
-        write_csv(table, result)
-        submission = to_submission(result, read_table(target, ["prediction_id"]), metadata["threshold"])
-        write_csv(target, submission)
-    return submission
+        metadata = read_json(place / "baseline.json")
+        network = Ensemble(metadata, see_item, partial(open_network, place), "baseline", {"settings": metadata["prepare"]})
+        return submit_images(locate(run_dir, source), lambda: network, files, workers=workers)
 
 # %%
 submission = run(run_dir, recipe, weights or None, workers or None)
 per_image = read_table(locate(run_dir, "test_per_image.csv"), ["probability"])
-print(f"{len(submission)} breasts, {submission['cancer'].sum()} called; {per_image['error'].notna().sum()} of {len(per_image)} images failed")
+print(f"{len(submission)} breasts, {submission['cancer'].sum()} called", *told(read_json(locate(run_dir, "submit.json"))), sep="\n")
 submission.head()
 
 # %% [markdown]

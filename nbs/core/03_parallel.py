@@ -28,15 +28,18 @@ workers = 2    # processes
 import asyncio
 import json
 import os
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 
 import joblib
 import numpy as np
 import pandas as pd
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 from tqdm import tqdm
 
 # %%
@@ -122,53 +125,90 @@ assert _Journal(folder / "t.journal", {"height": 1024}).rows == {}
 # %% [markdown]
 # ## Processes
 # joblib's processes take functions defined in a notebook as well as imported ones. Python cannot survive everything: a codec's crash, or the system's out-of-memory killer, ends the whole process with no exception. All items that were in flight are then suspects; each is tried once more, alone in the machine. Most then finish. The one that ends its process again gets a row that says so.
+#
+# Whoever starts an item also takes its result, and may leave both for later: nothing runs that was not started, so a slow consumer is not buried. [A stream](03_stream.py) uses the same processes, and a queue that others write into as well.
 
 # %%
 #| export
-LOST = json.dumps({"error": "WorkerLost: the process ended without an error message, and did so again with this item alone; "
-                            "look for a lack of memory, or a crash in a codec"})
+LOST = ("WorkerLost: the process ended without an error message, and did so again with this item alone; "
+        "look for a lack of memory, or a crash in a codec")
 
-def _named_row(
-    fn,          # item -> row
-    name: str,   # hash of the item
-    item: dict,  # what to work on
-) -> tuple[str, str]:
-    "A row that says whose it is: rows come in the order they finish."
-    return name, _row(fn, item)
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 
-def _run(
-    fn,                  # item -> row
-    todo: dict,          # hash -> item
-    workers: int,        # processes, 2 or more
-    started: set,        # gets the hash of each item handed to a process
-):                       # yields (hash, row as JSON)
-    "Rows in the order they finish."
-    def tasks():
-        for name, item in todo.items():
-            started.add(name)
-            yield joblib.delayed(_named_row)(fn, name, item)
-    # batches of one: nothing that is finished waits for something that is not; orphans of a killed run leave after a minute
-    return joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered", idle_worker_timeout=60)(tasks())
+class Processes:
+    "Processes of this machine that work on items; outlives the death of any of them. `with` ends them if something is still running."
+    def __init__(self,
+        fn,             # item -> result; what it raises is raised here by `take`
+        workers: int,   # processes; 0: in this one, at once
+        lost,           # result of an item that ends its process twice
+        events: SimpleQueue | None = None,  # gets a future for each result; None: a queue of its own
+        idle: int = 60, # seconds after which a process without work leaves: orphans of a killed run as well
+    ):
+        self.fn, self.workers, self.lost, self.idle = fn, workers, lost, idle
+        self.events = events or SimpleQueue()
+        self.held, self.running, self.suspects = deque(), {}, deque()  # running: future -> name, item, alone
+        share = str(max(1, joblib.cpu_count() // max(1, workers)))
+        self.env = {name: os.environ.get(name, share) for name in _THREADS}
+        self.pool = self._new_pool()
+
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        if self.workers: self.pool.shutdown(kill_workers=bool(wait(self.running, timeout=1).not_done))  # what hangs is not waited for
+
+    def __len__(self): return len(self.held) + len(self.running) + len(self.suspects)  # started and not yet taken
+
+    # a pool of its own: loky's reusable one belongs to joblib's own calls. It starts its processes when it gets work
+    def _new_pool(self): return ProcessPoolExecutor(self.workers, timeout=self.idle, env=self.env) if self.workers else None
+
+    def _run(self, name, item, alone: bool):
+        if self.workers:
+            while True:
+                try: future = self.pool.submit(self.fn, item); break
+                except TerminatedWorkerError:  # a process has died since
+                    self.pool.shutdown(kill_workers=True)
+                    self.pool = self._new_pool()
+        else: (future := Future()).set_result(self.fn(item))
+        self.running[future] = name, item, alone
+        future.add_done_callback(self.events.put)
+
+    def _refill(self):
+        if self.suspects:
+            if not self.running: self._run(*self.suspects.popleft(), alone=True)
+        elif not any(alone for _, _, alone in self.running.values()):
+            while self.held and len(self.running) < max(1, 2 * self.workers): self._run(*self.held.popleft(), alone=False)  # a second item per process waits there; all of these are suspects when one dies
+
+    def start(self,
+        name,  # of the item, for `take`
+        item,  # what to work on
+    ):
+        "Have an item worked on."
+        self.held.append((name, item))
+        self._refill()
+
+    def take(self,
+        future: Future,  # from `events`
+    ):                   # name, result; None for one that is tried once more
+        "The result that an event stands for."
+        name, item, alone = self.running.pop(future)
+        try: found = name, future.result()
+        except TerminatedWorkerError:
+            found = (name, self.lost) if alone else None
+            if not alone: self.suspects.append((name, item))
+        self._refill()
+        return found
 
 def _in_processes(
     fn,            # item -> row
     todo: dict,    # hash -> item
-    workers: int,  # processes, 2 or more
+    workers: int,  # processes; 0: in this one
 ):                 # yields (hash, row as JSON) in the order they finish
-    "Rows of all items; outlives the death of a process."
-    while todo:
-        started, done = set(), set()
-        try:
-            for name, row in _run(fn, todo, workers, started):
-                done.add(name)
-                yield name, row
-        except TerminatedWorkerError:
-            for name in [n for n in todo if n in started - done]:
-                try: (_, row), = _run(fn, {name: todo[name]}, 2, set())  # two, one of them idle: a single one would be this very process
-                except TerminatedWorkerError: row = LOST
-                done.add(name)
-                yield name, row
-        todo = {name: item for name, item in todo.items() if name not in done}
+    "Rows of all items."
+    rest = iter(todo.items())
+    with Processes(partial(_row, fn), workers, json.dumps({"error": LOST})) as processes:
+        while True:
+            for name, item in islice(rest, max(0, max(1, 2 * workers) - len(processes))): processes.start(name, item)
+            if not len(processes): return
+            if found := processes.take(processes.events.get()): yield found
 
 # %% [markdown]
 # ## A cluster
@@ -228,19 +268,52 @@ def _on_cluster(
                 if not names: break
                 future = next(finished)
                 try: row = future.result()
-                except KilledWorker: row = LOST
+                except KilledWorker: row = None
                 name = names.pop(future)
-                if row is LOST and not alone: suspects.append(name)
-                else: yield name, row
+                if row is None and not alone: suspects.append(name)
+                else: yield name, row or json.dumps({"error": LOST})
     except (CancelledError, OSError) as e:
         raise BackendError(f"the scheduler is gone ({e}); start it again and repeat the call: finished rows are in the journal") from e
 
 # %% [markdown]
 # ## One call
-# The table has one row per item, in the order of the items, with their key first and the error last. It is written under another name and renamed, so that it is there whole or not at all; then the journal goes.
+# The table has one row per item, in the order of the items, with their key first and the error last. It is written under another name and renamed, so that it is there whole or not at all; then the journal goes. Who makes the rows is another matter: processes or a cluster here, a stream with a network at its end elsewhere. A stream may run out of time; items without a row are then errors of their own, and the journal stays for a call that does them.
 
 # %%
 #| export
+UNREACHED = "NotReached: the time ended before its turn came; the same call again goes on with it"
+
+def collect(
+    rows_of,               # (hash -> item, of all; hash -> row, of those that are done, and it grows) -> closable iterator of (hash, row as JSON) of the others
+    items,                 # dicts with a unique `key`
+    *,
+    table: Path | str,     # csv to write; `<table>.journal` beside it while running
+    key: str = "file",     # name of what identifies an item
+    params=None,           # json-able: what the rows depend on besides their items; others start anew
+    label: str = "",       # beside the progress bar
+) -> pd.DataFrame:         # as `map_files`
+    "A row an item from any source, resumed where a killed run stopped."
+    items, table = list(items), Path(table)
+    keys = [json.loads(json.dumps(item[key], default=_plain)) for item in items]
+    if len(set(keys)) < len(keys): raise ValueError(f"{table.name}: {len(keys) - len(set(keys))} items repeat a {key!r} of another; it must be unique")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    hashed = {joblib.hash((name, item)): item for name, item in zip(keys, items)}
+    path = table.with_name(table.name + ".journal")
+    journal = _Journal(path, params)
+    with journal.file, closing(rows_of(hashed, journal.rows)) as finished, tqdm(total=len(items), initial=len(hashed.keys() & journal.rows.keys()), desc=label or table.stem) as bar:
+        for name, row in finished:
+            journal.add(name, row)
+            bar.update()
+    rows = [{key: name, **journal.rows.get(h, {"error": UNREACHED})} for name, h in zip(keys, hashed)]
+    columns = list(dict.fromkeys(c for row in rows for c in row if c != "error")) + ["error"]
+    result = pd.DataFrame(rows, columns=columns if rows else [key, "error"], dtype=object)  # object: whole numbers stay whole beside an empty field
+    temporary = table.with_name(table.name + ".tmp")
+    result.to_csv(temporary, index=False)
+    os.replace(temporary, table)
+    if not (hashed.keys() - journal.rows.keys()): path.unlink()
+    if failed := int((result["error"] != "").sum()): tqdm.write(f"{table.name}: {failed} of {len(result)} failed, see its column 'error'")
+    return result.infer_objects()
+
 def map_files(
     fn,                    # item -> flat dict, one row of the table; may be defined in a notebook
     items,                 # dicts with a unique `key`
@@ -254,31 +327,13 @@ def map_files(
     scheduler: str = "",   # with "dask": its address, such as tcp://10.0.0.5:8786
 ) -> pd.DataFrame:         # key, the rows' columns, error ('' or 'Class: message'), in the order of `items`; read the csv with keep_default_na=False
     "Run `fn` on every item, resume where a killed run stopped, and write the table."
-    items, table = list(items), Path(table)
-    keys = [json.loads(json.dumps(item[key], default=_plain)) for item in items]
-    if len(set(keys)) < len(keys): raise ValueError(f"{table.name}: {len(keys) - len(set(keys))} items repeat a {key!r} of another; it must be unique")
-    table.parent.mkdir(parents=True, exist_ok=True)
-    hashed = {joblib.hash((name, item)): item for name, item in zip(keys, items)}
-    path = table.with_name(table.name + ".journal")
     with _client(backend, scheduler) as client:  # before the journal is touched
-        journal = _Journal(path, params)
-        todo = {name: item for name, item in hashed.items() if name not in journal.rows}
-        workers = max(1, min(workers or joblib.cpu_count(), len(todo)))
-        if client: finished = _on_cluster(client, fn, todo)
-        else: finished = _in_processes(fn, todo, workers) if workers > 1 else ((name, _row(fn, item)) for name, item in todo.items())
-        with journal.file, closing(finished), tqdm(total=len(items), initial=len(items) - len(todo), desc=label or table.stem) as bar:
-            for name, row in finished:
-                journal.add(name, row)
-                bar.update()
-    rows = [{key: name, **journal.rows[h]} for name, h in zip(keys, hashed)]
-    columns = list(dict.fromkeys(c for row in rows for c in row if c != "error")) + ["error"]
-    result = pd.DataFrame(rows, columns=columns if rows else [key, "error"], dtype=object)  # object: whole numbers stay whole beside an empty field
-    temporary = table.with_name(table.name + ".tmp")
-    result.to_csv(temporary, index=False)
-    os.replace(temporary, table)
-    path.unlink()
-    if failed := int((result["error"] != "").sum()): tqdm.write(f"{table.name}: {failed} of {len(result)} failed, see its column 'error'")
-    return result.infer_objects()
+        def rows_of(hashed, done):
+            todo = {name: item for name, item in hashed.items() if name not in done}
+            if client: return _on_cluster(client, fn, todo)
+            several = max(1, min(workers or joblib.cpu_count(), len(todo)))
+            return _in_processes(fn, todo, several if several > 1 else 0)
+        return collect(rows_of, items, table=table, key=key, params=params, label=label)
 
 # %% [markdown]
 # A dozen files, of which one is empty. The function is defined here, in the notebook, and runs in other processes:

@@ -306,12 +306,14 @@ target = root / "inputs.json"
 
 # %%
 #| export
-def _parameter_names(source: Path) -> set[str]:
+def parameter_names(
+    source: Path,  # notebook source
+) -> set[str]:
     "Names assigned in the cell tagged `parameters`."
     from jupytext import reads
     cells = reads(Path(source).read_text(encoding="utf-8"), fmt="py:percent").cells
     tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
-    return {t.id for s in tagged for n in ast.parse(s).body if isinstance(n, ast.Assign) for t in n.targets}
+    return {t.id for s in tagged for n in ast.parse(s).body if isinstance(n, ast.Assign) for target in n.targets for t in ast.walk(target) if isinstance(t, ast.Name)}
 
 def execute(
     source: Path,        # notebook source; the .ipynb beside it is what runs
@@ -325,7 +327,7 @@ def execute(
     source, output = Path(source), Path(output)
     running, failed = output.with_name(f".{output.name}"), output.with_suffix(".failed.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    accepted = _parameter_names(source)
+    accepted = parameter_names(source)
     try:
         with tempfile.TemporaryDirectory() as sockets:  # files that only this user can open, where a port could be listened to
             papermill.execute_notebook(source.with_suffix(".ipynb"), running, {k: v for k, v in parameters.items() if k in accepted},

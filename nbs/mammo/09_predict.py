@@ -14,7 +14,7 @@
 # # Predict
 # > Any folder of mammograms in, a probability for each image and breast out, and a picture of what was looked at.
 #
-# Competition data is tidy; a folder from a clinic is not. Files without a laterality tag, several patients in one folder, a tomosynthesis container, a PDF: each is either predicted or named with the reason why not. The submission of the competition goes through the same function.
+# Competition data is tidy; a folder from a clinic is not. Files without a laterality tag, several patients in one folder, a tomosynthesis container, a PDF: each is either predicted or named with the reason why not. The submission of the competition reads its files in the same way.
 
 # %%
 #| default_exp mammo.predict
@@ -22,25 +22,21 @@
 # %%
 #| export
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mammo_nb.core.backends import read_sidecar
-from mammo_nb.core.dicom import find_files, read_frame
+from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import process_engine
 from mammo_nb.core.files import inside, read_json, write_csv
-from mammo_nb.core.headers import Header
 from mammo_nb.core.parallel import map_files
-from mammo_nb.core.pictures import fit_resize, write_png
+from mammo_nb.core.pictures import write_png
 from mammo_nb.core.settings import SettingsError
 from mammo_nb.core.stages import find_trained
-from mammo_nb.mammo import faithful
-from mammo_nb.mammo.boxes import open_detector
-from mammo_nb.mammo.crops import WHOLE, Breast, cut_breast, faithful_floats, preview
+from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
+from mammo_nb.mammo.inputs import row_of, see
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -49,6 +45,7 @@ import tempfile
 
 import cv2
 import matplotlib.pyplot as plt
+import numpy as np
 
 from mammo_nb.core.stages import locate, practice
 from mammo_nb.mammo import crops, datasets, detector, engines, folds, phantom, select, train
@@ -108,7 +105,7 @@ def detector_of(
 
 # %% [markdown]
 # ## Who, which side, which view
-# The tags speak first, then a table of the user's, in the manner of a competition's `test.csv`; otherwise the answer is *unknown*, which is better than a guess.
+# Where the tags of a file do not say, a table of the user's may, in the manner of a competition's `test.csv`.
 
 # %%
 #| export
@@ -129,45 +126,23 @@ def read_sides(
             rows[row["image_id"]] = {k: row[k] for k in ("patient_id", "image_id", "laterality", "view") if pd.notna(row.get(k))}
     return rows
 
-def _identify(header: Header, item: dict) -> dict:
-    "patient_id, image_id, laterality and view of one file."
-    row, path = item.get("row") or {}, Path(item["file"])
-    return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",
-            "image_id": row.get("image_id") or header.image_id or path.stem,
-            "laterality": header.laterality or row.get("laterality") or "unknown",
-            "view": header.view or row.get("view") or "unknown"}
-
 # %% [markdown]
 # ## One image
-# Decode, find, cut, window, resize, predict: the same functions that made the training crops, with the settings that the weights remember.
+# [Inputs](09_inputs.py) reads the file; the network is in the same process.
 
 # %%
 #| export
-def network_input(
-    breast: Breast,          # cut out of its frame
-    settings: Crops,         # `faithful` is read here: resized before it is cut off to whole levels
-    size: tuple[int, int],   # height, width of the network's input
-) -> np.ndarray:             # uint8 (height, width)
-    "What the network is shown."
-    if settings.faithful: return faithful.network_input(faithful_floats(breast.image, breast.box, replace(settings, scaling=breast.scaling)), *size)
-    return fit_resize(breast.grey, *size)
-
 def predict_file(
     item: dict,  # folder, file, weights, detector; row from a table; previews: folder or ""; name: of the preview
 ) -> dict:       # a row of per_image.csv
     "Predict one file."
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
-    settings = Crops(**engine.metadata["crops"])
-    frame = read_frame(inside(item["folder"], item["file"]))
-    breast = cut_breast(frame, settings, open_detector(item["detector"]) if item["detector"] else None)
-    seen, box = network_input(breast, settings, engine.size), breast.box
-    probability = float(engine(seen[None]).mean())
-    who = _identify(frame.header, item)
+    seen = see(inside(item["folder"], item["file"]), Crops(**engine.metadata["crops"]), item["detector"], engine.size)
+    row, probability = row_of(seen, item), float(engine(seen.picture[None]).mean())
     if item.get("previews"):
-        lines = [f"{who['laterality']} {who['view']}   probability {probability:.3f}   box: {box.source}"] + [DEMONSTRATION] * bool(engine.metadata["demonstration"])
-        write_png(Path(item["previews"]) / f"{item['name']}.png", preview(breast, seen, lines))
-    return {**who, "rows": frame.header.rows, "columns": frame.header.columns, "decoder": breast.image.decoder,
-            "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source, "probability": round(probability, 6)}
+        lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"] + [DEMONSTRATION] * bool(engine.metadata["demonstration"])
+        write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
+    return {**row, "probability": round(probability, 6)}
 
 # %% [markdown]
 # ## A folder
