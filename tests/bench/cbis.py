@@ -35,8 +35,8 @@ RESULTS = Path(__file__).parent / "results" / "cbis.csv"
 PLAIN = dict(network="tf_efficientnet_lite0", lesion_weight=0.0, freeze=0, mirrored=False, augment="light", epochs=16, lr=8e-4, min_lr=1e-5, warmup_epochs=2,
              drop_rate=0.2, drop_path_rate=0.0, label_smoothing=0.0, weight_decay=1e-2, height=256, width=144)
 STEPS = {"plain fine-tune": {}, "broad augmentation, mirror image, first blocks frozen": dict(augment="broad", mirrored=True, freeze=27, epochs=12, lr=1e-3, warmup_epochs=1, drop_rate=0.3),
-         "where the lesion is": dict(lesion_weight=10.0), "320x192, 9 epochs (cbis)": dict(height=320, width=192, epochs=9), "Lite2": dict(network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1),
-         "448x256, 8 epochs (cbis_long)": dict(height=448, width=256, epochs=8)}
+         "where the lesion is": dict(lesion_weight=10.0), "320x192, 7 epochs (cbis)": dict(height=320, width=192, epochs=7), "Lite2": dict(network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1),
+         "448x256, 6 epochs (cbis_long)": dict(height=448, width=256, epochs=6)}
 
 
 def frozen_features(table: pd.DataFrame, images: Path, folds: list, settings) -> pd.DataFrame:
