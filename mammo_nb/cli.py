@@ -35,7 +35,7 @@ def predict(
     failed = print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #c64f3b6b
+# %% ../nbs/90_cli.ipynb #b4b9e303
 @app.command()
 def submit(
     competition: Path = typer.Argument(..., help="folder with test.csv, sample_submission.csv and test_images/; only read"),
@@ -44,13 +44,14 @@ def submit(
     budget: str = typer.Option("", help="time to end in, as 8h30m, 45m or 90s: what matters least is dropped first; default: no limit"),
     flip: bool = typer.Option(False, help="the mean of the probabilities of each picture and its mirror image"),
     pngs: Path = typer.Option(None, help="keep the networks' inputs in this folder"),
+    backend: str = typer.Option("auto", help="how the networks run: onnxruntime-fp32, openvino-fp32, compiled-fp32, torch-fp32 or an engine's file; default: the first that works"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if images failed or were not reached"),
     workers: int = typer.Option(0, help="processes that decode; 0: one a core"),
 ):
     "Predict a competition's test set and write its submission.csv. A killed run goes on where it was."
     from mammo_nb.core.files import read_json
     from mammo_nb.mammo.submit import submit, told
-    submit(competition, weights, output, budget=budget, flip=flip, workers=workers or None, pngs=pngs)
+    submit(competition, weights, output, budget=budget, flip=flip, workers=workers or None, pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
     print(*told(report), f"-> {output / 'submission.csv'}", sep="\n")
     raise typer.Exit(int(report["predicted"] < report["images"] and not allow_errors))

@@ -14,12 +14,14 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mammo_nb.cli import app
 from mammo_nb.core.backends import EngineError, write_graph
-from mammo_nb.core.engines import load_engine, probe_pictures
+from mammo_nb.core.engines import Ensemble as networks, export_onnx, load_engine, probe_pictures
 from mammo_nb.core.files import read_json
+from mammo_nb.core.networks import create_network, save_weights
 from mammo_nb.mammo import submit as module
 from mammo_nb.mammo.budget import BudgetError, Planner, read_budget, read_modes
 from mammo_nb.mammo.datasets import DatasetError
@@ -82,6 +84,23 @@ def test_a_stream_answers_as_predict_does(whole, weights, tmp_path):
         assert whole.table[column].astype(str).tolist() == expected[column].astype(str).tolist(), column
     mean = expected.assign(breast=test["patient_id"] + "_" + test["laterality"]).groupby("breast")["probability"].mean()
     assert whole.submission["cancer"].tolist() == [int(mean[b] > THRESHOLD) for b in whole.submission["prediction_id"]] and 0 < whole.submission["cancer"].mean() < 1
+
+
+def test_the_way_to_run_the_networks_does_not_show(whole, tmp_path):
+    models = [create_network("convnext_atto", seed=k) for k in range(2)]
+    for k, model in enumerate(models):
+        torch.nn.init.normal_(model.get_classifier().weight, std=.2, generator=torch.Generator().manual_seed(k))
+        save_weights(model, tmp_path / f"fold_{k}.safetensors", {})
+    built = {"network": "convnext_atto", "global_pool": None, "pointing": False, "mirrored": False, "weights": ["fold_0.safetensors", "fold_1.safetensors"]}
+    export_onnx(networks(models, **models[0].normalization), tmp_path / "ensemble.onnx", SIZE, {"rebuild": built, "threshold": .5, "crops": {"height": SIZE[0], "width": SIZE[1]}, "demonstration": True})
+    tables = {}
+    for way in ("onnxruntime-fp32", "openvino-fp32", "torch-fp32"):
+        submit(whole.competition, tmp_path, tmp_path / way, backend=way, workers=1)
+        assert read_json(tmp_path / way / "submit.json")["engine"] == way.replace("-", ", ")
+        tables[way] = read(tmp_path / way)["probability"]
+    assert np.ptp(tables["torch-fp32"]) > .01 and all(np.abs(t - tables["torch-fp32"]).max() < 5e-5 for t in tables.values())
+    assert len({(tmp_path / way / "submission.csv").read_bytes() for way in tables}) == 1
+    with pytest.raises(EngineError, match="nowhere.engine"): submit(whole.competition, tmp_path, tmp_path / "none", backend="nowhere.engine", workers=1)
 
 
 def test_processes_and_devices_do_not_show(whole, weights, tmp_path, monkeypatch):
@@ -176,7 +195,7 @@ def test_an_answer_that_is_no_number_is_an_error_of_its_image(scans, weights, tm
     class Engine:
         metadata, name, precision, refused = {"batches": [1, 2, 8]}, "broken", "fp32", ()
         def __call__(self, images): return np.where(np.arange(len(images))[:, None] == 1, np.nan, .7)
-    monkeypatch.setattr(module, "open_network", lambda *_: Engine())
+    monkeypatch.setattr(module, "open_network", lambda *_, **__: Engine())
     submit(scans, weights, tmp_path / "out", workers=1)
     table, report = read(tmp_path / "out"), read_json(tmp_path / "out/submit.json")
     assert report["batch"] == 2 and table["error"].str.startswith("NoNumber").sum() == len(table) // 2 == report["failed"] and (table["probability"].dropna() == .7).all()
@@ -190,8 +209,8 @@ SCRIPT = '''
     competition, weights, out, how = sys.argv[1:]
     opened, calls = submit.open_network, []
     class Counting:
-        def __init__(self, *name):
-            self.engine = engine = opened(*name)
+        def __init__(self, *name, **how):
+            self.engine = engine = opened(*name, **how)
             self.name, self.metadata, self.precision, self.refused = engine.name, engine.metadata, engine.precision, engine.refused
         def __call__(self, images):
             calls.append(len(images))

@@ -73,14 +73,15 @@ def read_test(
                                  "without an image in test.csv": sorted(set(wanted["prediction_id"]) - set(test["prediction_id"])),
                                  "rows of test.csv that stand twice": int(known.sum()) - len(images)})
 
-# %% ../../nbs/mammo/10_submit.ipynb #26cc7f13
+# %% ../../nbs/mammo/10_submit.ipynb #de04d034
 def open_network(
     weights: Path,           # the folder
     name: str = "ensemble",  # of the engine
     device: str = "auto",    # as in `open_ensemble`
+    backend: str = "auto",   # such as 'torch-fp32', and no other; 'auto': the first that works
 ) -> Engine:
     "The engine of a submission."
-    return open_ensemble(weights, name, device=device)
+    return open_ensemble(weights, name, "auto" if backend == "auto" else [backend], device)
 
 def devices() -> list[str]:  # such as cuda:0; cpu where there is no GPU
     "Where networks can run."
@@ -117,7 +118,7 @@ def batch_of(
     "How many images an engine likes at once: what it was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/mammo/10_submit.ipynb #9b54c769
+# %% ../../nbs/mammo/10_submit.ipynb #fd3259fa
 @dataclass(frozen=True)
 class Ensemble:
     "What is submitted with: files of weights, and how their input is made."
@@ -202,7 +203,7 @@ def _table(test: Test, found: pd.DataFrame, metadata: dict) -> pd.DataFrame:
     "A row an image, in the order of test.csv."
     table = found.set_index("file").reindex(test.images["file"]).reset_index().reindex(columns=[*PER_IMAGE, "network"]).astype({c: "Int64" for c in WHOLE})
     for column in "patient_id", "image_id": table[column] = test.images[column]   # an error row has them too
-    for column in "laterality", "view": table[column] = table[column].fillna(test.images[column])
+    for column in "laterality", "view": table[column] = table[column].where(table[column].notna(), test.images[column])
     table["probability"], table["note"], table["prediction_id"] = pd.to_numeric(table["probability"]), DEMONSTRATION if metadata["demonstration"] else "", test.images["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 
@@ -217,15 +218,16 @@ def _report(test: Test, table: pd.DataFrame, planner: Planner, networks: list, w
             "seconds": round(spent, 1), "budget_seconds": seconds, "ways": [str(m) for m in planner.modes], "done_with": {m: int(n) for m, n in done.items()}, "dropped": dropped, "plan": planner.log,
             "images_per_second": round(len(planner.decodes) / max(spent, 1e-9), 3), "rates": planner.rates(), "waited": planner.waited()}
 
-# %% ../../nbs/mammo/10_submit.ipynb #b879c53a
+# %% ../../nbs/mammo/10_submit.ipynb #0175dfed
 def load_ensemble(
     weights: Path,             # folder with ensemble.onnx, ensemble.json and the detector
     pngs: Path | None = None,  # keep the networks' inputs here; None: nowhere
+    backend: str = "auto",     # as in `open_network`
 ) -> Ensemble:
     "The ensemble of a folder."
     metadata, detector = read_json(weights / "ensemble.json"), detector_of(weights)
     item = {"settings": metadata["crops"], "detector": str(detector or ""), "size": metadata["size"], "pngs": str(Path(pngs).resolve()) if pngs else ""}
-    return Ensemble(metadata, see_item, partial(open_network, weights), item=item)
+    return Ensemble(metadata, see_item, partial(open_network, weights, backend=backend), item=item)
 
 def submit(
     competition: Path,          # test.csv, sample_submission.csv, test_images/<patient>/<image>.dcm; only read
@@ -236,11 +238,12 @@ def submit(
     flip: bool = False,         # the mean of the probabilities of each picture and its mirror image
     workers: int | None = None, # processes that decode; None: one a core
     pngs: Path | None = None,   # keep the networks' inputs here
+    backend: str = "auto",      # as in `open_network`
 ) -> pd.DataFrame:              # the submission
     "A competition -> its submission."
     output = Path(output)
     files = Output(output / "submission.csv", output / "test_per_image.csv", output / "submit.json")
-    return submit_images(Path(competition).resolve(), lambda: load_ensemble(find_weights(weights).resolve(), pngs), files, budget=budget, flip=flip, workers=workers)
+    return submit_images(Path(competition).resolve(), lambda: load_ensemble(find_weights(weights).resolve(), pngs, backend), files, budget=budget, flip=flip, workers=workers)
 
 def told(
     report: dict,       # submit.json

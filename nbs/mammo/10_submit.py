@@ -142,9 +142,10 @@ def open_network(
     weights: Path,           # the folder
     name: str = "ensemble",  # of the engine
     device: str = "auto",    # as in `open_ensemble`
+    backend: str = "auto",   # such as 'torch-fp32', and no other; 'auto': the first that works
 ) -> Engine:
     "The engine of a submission."
-    return open_ensemble(weights, name, device=device)
+    return open_ensemble(weights, name, "auto" if backend == "auto" else [backend], device)
 
 def devices() -> list[str]:  # such as cuda:0; cpu where there is no GPU
     "Where networks can run."
@@ -280,7 +281,7 @@ def _table(test: Test, found: pd.DataFrame, metadata: dict) -> pd.DataFrame:
     "A row an image, in the order of test.csv."
     table = found.set_index("file").reindex(test.images["file"]).reset_index().reindex(columns=[*PER_IMAGE, "network"]).astype({c: "Int64" for c in WHOLE})
     for column in "patient_id", "image_id": table[column] = test.images[column]   # an error row has them too
-    for column in "laterality", "view": table[column] = table[column].fillna(test.images[column])
+    for column in "laterality", "view": table[column] = table[column].where(table[column].notna(), test.images[column])
     table["probability"], table["note"], table["prediction_id"] = pd.to_numeric(table["probability"]), DEMONSTRATION if metadata["demonstration"] else "", test.images["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 
@@ -303,11 +304,12 @@ def _report(test: Test, table: pd.DataFrame, planner: Planner, networks: list, w
 def load_ensemble(
     weights: Path,             # folder with ensemble.onnx, ensemble.json and the detector
     pngs: Path | None = None,  # keep the networks' inputs here; None: nowhere
+    backend: str = "auto",     # as in `open_network`
 ) -> Ensemble:
     "The ensemble of a folder."
     metadata, detector = read_json(weights / "ensemble.json"), detector_of(weights)
     item = {"settings": metadata["crops"], "detector": str(detector or ""), "size": metadata["size"], "pngs": str(Path(pngs).resolve()) if pngs else ""}
-    return Ensemble(metadata, see_item, partial(open_network, weights), item=item)
+    return Ensemble(metadata, see_item, partial(open_network, weights, backend=backend), item=item)
 
 def submit(
     competition: Path,          # test.csv, sample_submission.csv, test_images/<patient>/<image>.dcm; only read
@@ -318,11 +320,12 @@ def submit(
     flip: bool = False,         # the mean of the probabilities of each picture and its mirror image
     workers: int | None = None, # processes that decode; None: one a core
     pngs: Path | None = None,   # keep the networks' inputs here
+    backend: str = "auto",      # as in `open_network`
 ) -> pd.DataFrame:              # the submission
     "A competition -> its submission."
     output = Path(output)
     files = Output(output / "submission.csv", output / "test_per_image.csv", output / "submit.json")
-    return submit_images(Path(competition).resolve(), lambda: load_ensemble(find_weights(weights).resolve(), pngs), files, budget=budget, flip=flip, workers=workers)
+    return submit_images(Path(competition).resolve(), lambda: load_ensemble(find_weights(weights).resolve(), pngs, backend), files, budget=budget, flip=flip, workers=workers)
 
 def told(
     report: dict,       # submit.json
