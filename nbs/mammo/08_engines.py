@@ -235,7 +235,7 @@ fig, axes = plt.subplots(1, 2, figsize=(10, 3))
 axes[0].plot([0, 1], [0, 1], color="lightgrey"); axes[0].plot(reference, ours, "."); axes[0].set(xlabel="torch", ylabel="ensemble.onnx", title="probabilities")
 for row, (way, f) in enumerate(compared.items()):
     axes[1].plot(max(f["difference"], 1e-9), row, "o", color="tab:blue" if f["within"] else "tab:red"); axes[1].plot([f["limit"]] * 2, [row - .4, row + .4], color="grey")
-axes[1].set(xscale="log", xlabel="largest difference from torch, and its limit", yticks=range(len(compared)), yticklabels=compared, xlim=(5e-10, .1)); axes[1].invert_yaxis(); fig.tight_layout()
+axes[1].set(xscale="log", xlabel="largest difference from torch, and its limit", yticks=range(len(compared)), yticklabels=compared, xlim=(5e-10, 2)); axes[1].invert_yaxis(); fig.tight_layout()
 
 # %%
 pd.DataFrame(found).T
