@@ -208,7 +208,7 @@ RECIPES = {
                    detector=Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0, checkpoint_every=2),
                    crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2), engines=Engines(variants="1")),
     "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour of two cores", 320, 192),
-    "cbis_long": _cbis("the same, larger, with a larger network: an hour and a half", 448, 256, network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1, epochs=6),
+    "cbis_long": _cbis("the same, larger, with a larger network, in an hour of two cores", 448, 256, network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1, epochs=6),
     "demo_roi": Recipe("the detector of `demo` alone"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU", phantom=None,
                          datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector),

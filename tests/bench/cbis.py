@@ -2,41 +2,51 @@
 
     make reproduce RECIPE=cbis                                    # makes runs/cbis: crops and folds
     .venv/bin/python tests/bench/cbis.py runs/cbis                # every row, folds 2 and 3: three hours of one core
-    .venv/bin/python tests/bench/cbis.py runs/cbis --rows "frozen features" "plain fine-tune" --folds 0 1 2 3
+    .venv/bin/python tests/bench/cbis.py runs/cbis --rows "frozen features" "plain torch" --folds 0 1 2 3
+    .venv/bin/python tests/bench/cbis.py runs/cbis_long --rows "this run"   # no training: what the run's own networks said
 
-Each row changes something against the row above it. AUC is per breast, the mean over its views, malignant against benign, of the folds
+The first three rows are yardsticks. `plain torch` shares no stage with ours: pictures as they come, 256x256, shuffled, AdamW with one
+cycle to 8e-4, no average of weights; the next has our crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. AUC is per breast, the mean over its views, malignant against benign, of the folds
 held back, after the last epoch, so that nothing is chosen on what is scored; with its 95 % interval, bootstrapped over
-patients, and for comparison the AUC per image, without averaging, and with the best epoch of each fold. One thread. A row that is stopped goes on where it was, in
-runs/cbis/ablation. Results are added to tests/bench/results/cbis.csv.
+patients, and for comparison the AUC per image, without averaging, and with the best epoch of each fold. One thread. A row
+that trains by our stages goes on where it was stopped, in runs/cbis/ablation. Results are added to tests/bench/results/cbis.csv.
 """
 import argparse
 import platform
+import subprocess
 import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch.nn import functional as F
+from tqdm.auto import trange
 
+from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, bootstrap_interval
 from mammo_nb.core.networks import create_network
+from mammo_nb.core.settings import read_paths
 from mammo_nb.core.stages import locate
+from mammo_nb.mammo.augment import augment
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import get_section
 from mammo_nb.mammo.train import BreastCrops, train_fold
 
 RESULTS = Path(__file__).parent / "results" / "cbis.csv"
-# Lite0, sixteen epochs of a cosine from 8e-4, the light augmentation: what one would write first
+# where the ladder starts: Lite0, sixteen epochs of a cosine from 8e-4, the light augmentation
 PLAIN = dict(network="tf_efficientnet_lite0", lesion_weight=0.0, freeze=0, mirrored=False, augment="light", epochs=16, lr=8e-4, min_lr=1e-5, warmup_epochs=2,
              drop_rate=0.2, drop_path_rate=0.0, label_smoothing=0.0, weight_decay=1e-2, height=256, width=144)
 STEPS = {"plain fine-tune": {}, "broad augmentation, mirror image, first blocks frozen": dict(augment="broad", mirrored=True, freeze=27, epochs=12, lr=1e-3, warmup_epochs=1, drop_rate=0.3),
          "where the lesion is": dict(lesion_weight=10.0), "320x192, 7 epochs (cbis)": dict(height=320, width=192, epochs=7), "Lite2": dict(network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1),
          "448x256, 6 epochs (cbis_long)": dict(height=448, width=256, epochs=6)}
+ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, "this run"]
 
 
 def frozen_features(table: pd.DataFrame, images: Path, folds: list, settings) -> pd.DataFrame:
@@ -56,18 +66,39 @@ def frozen_features(table: pd.DataFrame, images: Path, folds: list, settings) ->
     return pd.concat(parts)
 
 
+def plain_torch(pictures: list, table: pd.DataFrame, folds: list, epochs: int = 16, batch: int = 16) -> pd.DataFrame:
+    "What one would write first, without this package's sampler, schedule or average of weights; no mirror image, last epoch."
+    parts = []
+    labels = torch.tensor(table["cancer"].to_numpy(), dtype=torch.float32)
+    for k in folds:
+        held, rest = np.flatnonzero(table["fold"] == k), np.flatnonzero(table["fold"] != k)
+        rng, steps = np.random.default_rng(k), -(-len(rest) // batch)
+        torch.manual_seed(k)
+        network = create_network("tf_efficientnet_lite0", weights="imagenet_lite", drop_rate=.2, seed=k).to(memory_format=torch.channels_last)
+        tensor = lambda chosen: (torch.from_numpy(np.stack(chosen)).float().div(255)[:, None].expand(-1, 3, -1, -1) - .5).div(.5).contiguous(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-4, total_steps=epochs * steps)
+        for epoch in trange(epochs, desc=f"plain torch, fold {k}"):
+            for chosen in np.array_split(rng.permutation(rest), steps):
+                x = tensor([augment(pictures[i], rng, "light") for i in chosen])
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(network.train()(x)[:, 0], labels[chosen]).backward()
+                optimizer.step(); schedule.step()
+        with torch.inference_mode(): said = torch.cat([network.eval()(tensor([pictures[i] for i in part])).sigmoid() for part in np.array_split(held, 10)])
+        parts.append(table.iloc[held].assign(probability=said.numpy()))
+    return pd.concat(parts)
+
+
 def scores(predictions: pd.DataFrame) -> dict:
     breasts = per_breast(predictions)
     low, high = bootstrap_interval(auc, breasts["cancer"], breasts["probability"], breasts["patient_id"])
     return {"breasts": len(breasts), "auc": auc(breasts["cancer"], breasts["probability"]), "from": low, "to": high, "auc_images": auc(predictions["cancer"], predictions["probability"])}
 
 
-def trained(name: str, settings, table: pd.DataFrame, images: Path, folds: list, folder: Path) -> dict:
-    "Scores of one way to train."
+def trained(folders: list[Path], histories: list[pd.DataFrame]) -> dict:
+    "Scores of one way to train: what it said of its held-back folds, after the last and after the best epochs."
     best, last = [], []
-    for k in folds:
-        place = folder / name.replace(" ", "_") / f"fold_{k}"
-        history = train_fold(table, k, images, place, settings, {})
+    for place, history in zip(folders, histories):
         for part, epoch in ((best, history.loc[history["auc"].idxmax(), "epoch"]), (last, history["epoch"].iloc[-1])): part.append(read_table(place / f"pred_{int(epoch)}.csv", ["probability"]))
     return {**scores(pd.concat(last)), "auc_best_epochs": scores(pd.concat(best))["auc"]}
 
@@ -76,18 +107,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--folds", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--rows", nargs="+", default=["frozen features", *STEPS], choices=["frozen features", *STEPS])
+    parser.add_argument("--rows", nargs="+", default=ROWS[:-1], choices=ROWS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    cpu = next((line.split(":")[1].strip() for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines() if line.startswith("Model name")), platform.processor())
     table, images = read_table(locate(args.run_dir, "folds.csv"), ["fold"]), locate(args.run_dir, "processed/cleaned_images")
     settings = replace(get_section("cbis", "train"), **PLAIN)
     ways = {}
     for name, changes in STEPS.items(): ways[name] = settings = replace(settings, **changes)
     for name in args.rows:
         started = time.process_time()
-        row = scores(frozen_features(table, images, args.folds, ways["plain fine-tune"])) if name == "frozen features" else trained(name, ways[name], table, images, args.folds, args.run_dir / "ablation")
-        row = {"row": name, "folds": " ".join(map(str, args.folds)), **{k: round(v, 3) for k, v in row.items()}, "minutes_of_a_core": round((time.process_time() - started) / 60, 1),
-               "cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "timm": version("timm"), "numpy": np.__version__}
+        folder = locate(args.run_dir, "checkpoints/history.csv").parent if name == "this run" else args.run_dir / "ablation" / name.replace(" ", "_")
+        places = [folder / f"fold_{k}" for k in args.folds]
+        if name == "frozen features": row = scores(frozen_features(table, images, args.folds, ways["plain fine-tune"]))
+        elif name == "plain torch":
+            whole = read_paths().samples / "cbis_ddsm_mass_256/img"
+            row = scores(plain_torch([cv2.imread(str(whole / f"{i}.png"), cv2.IMREAD_GRAYSCALE) for i in table["image_id"]], table, args.folds))
+        elif name == "plain torch, our crops":
+            crops = BreastCrops(table, images, ways["plain fine-tune"], {"mean": .5, "std": .5})
+            row = scores(plain_torch([crops.picture(i, -1) for i in range(len(crops))], table, args.folds))
+        elif name == "this run": row = trained(places, [pd.DataFrame(read_json(p / "done.json")["history"]) for p in places])
+        else: row = trained(places, [train_fold(table, k, images, p, ways[name], {}) for k, p in zip(args.folds, places)])
+        row = {"row": args.run_dir.resolve().name + ", as made" if name == "this run" else name, "folds": " ".join(map(str, args.folds)), **{k: round(v, 3) for k, v in row.items()}, "minutes_of_a_core": round((time.process_time() - started) / 60, 1),
+               "cpu": cpu, "torch": torch.__version__, "timm": version("timm"), "numpy": np.__version__}
         known = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["row", "folds"])
         known = known[(known["row"] != row["row"]) | (known["folds"].astype(str) != row["folds"])]
         pd.concat([known, pd.DataFrame([row])]).to_csv(RESULTS, index=False)
