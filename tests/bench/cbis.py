@@ -1,12 +1,12 @@
 """What each choice of the recipe `cbis` is worth, on the same crops and folds of CBIS-DDSM masses.
 
     make reproduce RECIPE=cbis                                    # makes runs/cbis: crops and folds
-    .venv/bin/python tests/bench/cbis.py runs/cbis                # every row, folds 2 and 3: three hours of one core
+    .venv/bin/python tests/bench/cbis.py runs/cbis                # every row, folds 2 and 3: four to five hours of one core
     .venv/bin/python tests/bench/cbis.py runs/cbis --rows "frozen features" "plain torch" --folds 0 1 2 3
     .venv/bin/python tests/bench/cbis.py runs/cbis_long --rows "this run"   # no training: what the run's own networks said
 
-The first three rows are yardsticks. `plain torch` shares no stage with ours: pictures as they come, 256x256, shuffled, AdamW with one
-cycle to 8e-4, no average of weights; the next has our crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. AUC is per breast, the mean over its views, malignant against benign, of the folds
+The first three rows are yardsticks. `plain torch` has our folds, initial weights and light augmentation, and else nothing of ours:
+pictures as they come, 256x256, shuffled, AdamW with one cycle to 8e-4, no average of weights; the next has our crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. AUC is per breast, the mean over its views, malignant against benign, of the folds
 held back, after the last epoch, so that nothing is chosen on what is scored; with its 95 % interval, bootstrapped over
 patients, and for comparison the AUC per image, without averaging, and with the best epoch of each fold. One thread. A row
 that trains by our stages goes on where it was stopped, in runs/cbis/ablation. Results are added to tests/bench/results/cbis.csv.
