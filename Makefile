@@ -12,11 +12,11 @@ PYTHON ?= python3
 
 # the stages of a system, in order, and those that a mode needs: `partial` keeps a trained detector, `trained`
 # keeps everything, `detector` trains nothing else, `labelled` is for a set of labelled images without a test set
-stages_mammo_full     := 02_phantom 03_datasets 03_detector 04_crops 05_folds 06_train 07_select 08_engines 10_submit 11_report
+stages_mammo_full     := 01_phantom 02_datasets 03_detector 04_crops 05_folds 06_train 07_select 08_engines 09_submit 10_report
 stages_mammo_partial  := $(stages_mammo_full)
-stages_mammo_trained  := 02_phantom 10_submit 11_report
+stages_mammo_trained  := 01_phantom 09_submit 10_report
 stages_mammo_detector := 03_detector
-stages_mammo_labelled := 03_datasets 03_detector 04_crops 05_folds 06_train 07_select 08_engines 11_report
+stages_mammo_labelled := 02_datasets 03_detector 04_crops 05_folds 06_train 07_select 08_engines 10_report
 # the baseline is a second model on the same data: mammo/ stands before the stages that it borrows
 stages_baseline_full    := mammo/02_phantom mammo/03_datasets 04_prepare mammo/05_folds 06_train 07_select 08_engines 10_submit 11_report
 stages_baseline_trained := mammo/02_phantom 10_submit 11_report

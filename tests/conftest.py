@@ -12,47 +12,59 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def pytest_sessionfinish(session, exitstatus): session.config.exit_status = int(exitstatus)
+def pytest_sessionfinish(session, exitstatus):
+    session.config.exit_status = int(exitstatus)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    "Leave without tearing the interpreter down: with all the native libraries of all tests in one process that has crashed (SIGSEGV in threading._shutdown) after the last test."
-    if not hasattr(config, "exit_status"): return
+    """Leave without tearing the interpreter down: with all the native libraries of all tests in one process that has
+    crashed (SIGSEGV in threading._shutdown) after the last test."""
+    if not hasattr(config, "exit_status"):
+        return
     config.get_terminal_writer().flush()
-    for stream in (sys.stdout, sys.stderr): stream.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os._exit(config.exit_status)
 
 
 @pytest.fixture(scope="session")
 def real_scans():
     "The folder of real mammograms; a test that asks for it is skipped where it is absent."
-    if not (SHARED / "mammo").is_dir(): pytest.skip("needs real scans in ../shared/data/mammo")
+    if not (SHARED / "mammo").is_dir():
+        pytest.skip("needs real scans in ../shared/data/mammo")
     return SHARED / "mammo"
 
 
 def copy_checkout(to: Path) -> Path:
     "The sources of the checkout in another folder, as git would see them, built notebooks left out."
     for name in ("nbs", "mammo_nb", "assets"):
-        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__", "trained", ".exported", ".ipynb_checkpoints"))
-    for name in ("pyproject.toml", "settings.ini", "jupytext.toml", "Makefile", "requirements.lock", "README.md"): shutil.copy(ROOT / name, to / name)
+        shutil.copytree(
+            ROOT / name, to / name, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__", "trained", ".exported",
+                                                                  ".ipynb_checkpoints"))
+    for name in ("pyproject.toml", "settings.ini", "jupytext.toml", "Makefile", "requirements.lock", "README.md"):
+        shutil.copy(ROOT / name, to / name)
     return to
 
 
 def make(checkout: Path, *arguments: str, **popen) -> subprocess.CompletedProcess:
     "Run make in a copy, with the environment that runs the tests; modules come from the copy."
     venv = Path(sys.prefix)
-    return subprocess.run(["make", *arguments, f"VENV={venv}", "-o", f"{venv}/.installed"], cwd=checkout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    return subprocess.run(["make", *arguments, f"VENV={venv}", "-o", f"{venv}/.installed"], cwd=checkout, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           env={**os.environ, "PYTHONPATH": str(checkout)}, **popen)
 
 
 @contextmanager
 def local_cluster(**options):
-    "A Dask cluster of this machine's processes. It leaves thread counts in the environment, which would reach the trainings of later tests."
+    """A Dask cluster of this machine's processes. It leaves thread counts in the environment, which would reach the
+    trainings of later tests."""
     distributed = pytest.importorskip("distributed")
     before = dict(os.environ)
     try:
-        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", **options) as cluster: yield cluster
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
+                                      **options) as cluster:
+            yield cluster
     finally:
         os.environ.clear()
         os.environ.update(before)

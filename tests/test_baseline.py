@@ -1,4 +1,5 @@
-"The single-model baseline: preparation on hand-made pictures, loaded dice, frozen layers, cosine restarts, duds, and the mean of two logits."
+"""The single-model baseline: preparation on hand-made pictures, loaded dice, frozen layers, cosine restarts, duds, and
+the mean of two logits."""
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,10 +23,12 @@ from mammo_nb.core.files import sha256, write_csv, write_json
 from mammo_nb.core.train import Optimisation, fit, learning_rate, make_optimizer
 from mammo_nb.mammo.recipes import RecipeError, get_recipe, get_section
 
-TINY = Train(network="test_convnext", weights="none", epochs=3, batch_size=4, positive_weight=3.0, freeze=2, lr=1e-2, restart_epochs=1.5, precision="fp32", dud_pf1=0.0, checkpoint_every=2, seed=5)
+TINY = Train(network="test_convnext", weights="none", epochs=3, batch_size=4, positive_weight=3.0, freeze=2, lr=1e-2,
+             restart_epochs=1.5, precision="fp32", dud_pf1=0.0, checkpoint_every=2, seed=5)
 
 
-def stored(pixels, photometric="MONOCHROME2"): return SimpleNamespace(pixels=np.asarray(pixels), header=SimpleNamespace(photometric=photometric))
+def stored(pixels, photometric="MONOCHROME2"):
+    return SimpleNamespace(pixels=np.asarray(pixels), header=SimpleNamespace(photometric=photometric))
 
 
 # ---- preparation
@@ -53,13 +56,15 @@ def test_the_box_is_that_of_the_largest_outline():
     cv2.rectangle(grey, (20, 90), (30, 100), 0, -1)
     cv2.rectangle(grey, (80, 10), (95, 20), 255, -1)   # a marker
     box = largest_box(grey)
-    assert np.allclose([box.x0, box.y0, box.x1, box.y1], [0, 50, 60, 150], atol=2) and box.source == "otsu"   # the blur moves an edge by two at most
+    # the blur moves an edge by two at most
+    assert np.allclose([box.x0, box.y0, box.x1, box.y1], [0, 50, 60, 150], atol=2) and box.source == "otsu"
 
 
 @pytest.mark.parametrize("rows, columns, size", [(30, 40, (80, 40)), (90, 20, (90, 45)), (91, 20, (92, 46)), (80, 40, (80, 40)), (79, 40, (80, 40)), (1, 1, (2, 1))])
 def test_zeros_go_on_top_or_to_the_left(rows, columns, size):
     padded = pad_upright(np.full((rows, columns), 9, np.uint8))
-    assert padded.shape == size and (padded[-rows:, -columns:] == 9).all() and padded.astype(int).sum() == 9 * rows * columns
+    assert padded.shape == size and (padded[-rows:, -columns:]
+                                     == 9).all() and padded.astype(int).sum() == 9 * rows * columns
 
 
 def test_what_is_stored_is_cut_padded_and_resized():
@@ -67,7 +72,8 @@ def test_what_is_stored_is_cut_padded_and_resized():
     frame[100:300, :50] = 3000   # four times as high as wide: the left half of the picture is padding
     frame[10, 290] = 4095        # a bright spot too small to count
     picture, box = prepare(stored(frame), Prepare(height=64, width=32))
-    assert picture.shape == (64, 32) and picture[:, :14].max() <= 1 and abs(int(picture[32, 24]) - 2900 * 255 // 3995) <= 1
+    assert picture.shape == (64,
+                             32) and picture[:, :14].max() <= 1 and abs(int(picture[32, 24]) - 2900 * 255 // 3995) <= 1
     mirrored, _ = prepare(stored(frame.max() - frame, "MONOCHROME1"), Prepare(height=64, width=32))
     assert np.abs(mirrored.astype(int) - picture).max() <= 1
 
@@ -89,26 +95,33 @@ def test_positives_are_drawn_as_often_as_their_weight_says(weight):
 def test_draws_depend_on_seed_and_epoch_alone():
     deal = weighted_batches(CANCER, 26, 12.0, seed=1)
     later = deal(3)
-    torch.manual_seed(9); np.random.seed(9)
+    torch.manual_seed(9)
+    np.random.seed(9)
     assert weighted_batches(CANCER, 26, 12.0, seed=1)(3) == later
     assert later != deal(2) and later != weighted_batches(CANCER, 26, 12.0, seed=2)(3)
-    assert [len(b) for b in later] == [26] * 153 + [22] and len({s for b in later for _, s in b}) > 3990   # each draw its own flip
+    # each draw its own flip
+    assert [len(b) for b in later] == [26] * 153 + [22] and len({s for b in later for _, s in b}) > 3990
 
 
 def test_dice_need_both_classes():
-    with pytest.raises(ValueError, match="0 positives among 5"): weighted_batches(np.zeros(5), 2, 3.0, 0)
+    with pytest.raises(ValueError, match="0 positives among 5"):
+        weighted_batches(np.zeros(5), 2, 3.0, 0)
 
 
 # ---- schedule
 @pytest.mark.parametrize("epochs, restart, factor", [(12, 3, 1), (14, 2, 2), (9, 1.5, 1), (13, 1, 3)])
 def test_restarts_are_torchs_stepped_every_batch(epochs, restart, factor):
     steps = 8   # an epoch
-    config = Optimisation(epochs=epochs, batch_size=1, lr=5e-5, min_lr=1e-6, schedule="cosine", restart_epochs=restart, restart_factor=factor)
+    config = Optimisation(epochs=epochs, batch_size=1, lr=5e-5, min_lr=1e-6, schedule="cosine", restart_epochs=restart,
+                          restart_factor=factor)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-5)
-    torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=int(restart * steps), T_mult=factor, eta_min=1e-6)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=int(restart * steps), T_mult=factor,
+                                                                  eta_min=1e-6)
     for n in range(epochs * steps):
-        assert learning_rate(config, n // steps, n % steps / steps) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), n
-        optimizer.step(); torchs.step()
+        assert learning_rate(config, n // steps, n % steps / steps) == pytest.approx(
+            optimizer.param_groups[0]["lr"], rel=1e-9), n
+        optimizer.step()
+        torchs.step()
 
 
 def test_without_restarts_it_is_one_cosine():
@@ -116,14 +129,19 @@ def test_without_restarts_it_is_one_cosine():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-5)
     torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=35)
     for n in range(35):
-        assert learning_rate(config, n // 7, n % 7 / 7) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6, abs=1e-15), n
-        optimizer.step(); torchs.step()
+        assert learning_rate(config, n // 7, n % 7 / 7) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6,
+                                                                         abs=1e-15), n
+        optimizer.step()
+        torchs.step()
 
 
 def test_the_loop_follows_the_schedule_at_every_step(tmp_path):
     class One:
-        def __getitem__(self, at): return torch.ones(1), torch.zeros(1)
-    config = Optimisation(epochs=4, batch_size=1, optimizer="sgd", momentum=0.0, lr=1e-2, min_lr=0.0, schedule="cosine", restart_epochs=2, precision="fp32")
+        def __getitem__(self, at):
+            return torch.ones(1), torch.zeros(1)
+
+    config = Optimisation(epochs=4, batch_size=1, optimizer="sgd", momentum=0.0, lr=1e-2, min_lr=0.0, schedule="cosine",
+                          restart_epochs=2, precision="fp32")
     model, weights = nn.Linear(1, 1, bias=False), []
     nn.init.zeros_(model.weight)
 
@@ -132,7 +150,8 @@ def test_the_loop_follows_the_schedule_at_every_step(tmp_path):
         return output.mean()
     fit(model, One(), lambda epoch: [[(0, 0)]] * 5, loss, lambda *_: {}, config, tmp_path, device="cpu")
     moved = -np.diff([*weights, model.weight.item()])
-    assert moved == pytest.approx([learning_rate(config, n // 5, n % 5 / 5) for n in range(20)], abs=1e-8) and moved[10] == pytest.approx(1e-2, abs=1e-8)
+    assert moved == pytest.approx([learning_rate(config, n // 5, n % 5 / 5)
+                                   for n in range(20)], abs=1e-8) and moved[10] == pytest.approx(1e-2, abs=1e-8)
 
 
 # ---- network
@@ -140,7 +159,10 @@ def test_frozen_parameters_get_no_entry_and_the_rest_does():
     model = build_network(replace(TINY, freeze=7))
     names = [n for n, p in model.named_parameters() if not p.requires_grad]
     assert names == [n for n, _ in model.named_parameters()][:7]
-    entries = {id(p) for group in make_optimizer(model, Optimisation(epochs=1, batch_size=1)).param_groups for p in group["params"]}
+    entries = {
+        id(p) for group in make_optimizer(model, Optimisation(epochs=1, batch_size=1)).param_groups
+        for p in group["params"]
+    }
     assert entries == {id(p) for p in list(model.parameters())[7:]}
 
 
@@ -148,9 +170,15 @@ def test_the_published_network_has_the_published_head():
     settings = RECIPES["baseline_tiny"].train
     model = build_network(settings)
     norm, last = model.head.norm, model.head.fc
-    assert [n for n, _ in model.head.named_parameters()] == ["norm.weight", "norm.bias", "fc.weight", "fc.bias"] and isinstance(norm, nn.LayerNorm) and norm.normalized_shape == (768,) and norm.eps == 1e-6 and (last.in_features, last.out_features) == (768, 1)
+    assert [n for n, _ in model.head.named_parameters()] == [
+        "norm.weight", "norm.bias", "fc.weight", "fc.bias"
+    ] and isinstance(
+        norm, nn.LayerNorm) and norm.normalized_shape == (768,) and norm.eps == 1e-6 and (last.in_features,
+                                                                                          last.out_features) == (768, 1)
     assert sum(not p.requires_grad for p in model.parameters()) == 70
-    assert (settings.epochs, settings.batch_size) == (17, 26) and 3e-5 <= settings.lr <= 8e-5 and 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
+    assert (settings.epochs, settings.batch_size) == (
+        17,
+        26) and 3e-5 <= settings.lr <= 8e-5 and 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
 
 
 class Sided(nn.Module):
@@ -159,19 +187,23 @@ class Sided(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(3.0))
 
-    def forward(self, x): return self.scale * (x[:, 0, :, :x.shape[-1] // 2].mean((1, 2), keepdim=False) - 0.1)[:, None]
+    def forward(self, x):
+        return self.scale * (x[:, 0, :, :x.shape[-1] // 2].mean((1, 2), keepdim=False) - 0.1)[:, None]
 
 
 def test_the_answer_is_the_mean_of_two_logits_in_torch_and_in_the_file(tmp_path):
     pictures = np.zeros((3, 8, 6), np.uint8)
-    pictures[0, :, :3] = 255; pictures[1, :, 3:] = 255; pictures[2] = 51
+    pictures[0, :, :3] = 255
+    pictures[1, :, 3:] = 255
+    pictures[2] = 51
     ensemble = Ensemble([Mirrored(Sided())], 0.0, 1.0)
     # by hand: logits of the two sides are 3 * 0.9 and 3 * -0.1; of the even picture 3 * 0.1 both
     expected = 1 / (1 + np.exp(-np.array([1.2, 1.2, 0.3])))
     assert load_engine(ensemble)(pictures)[:, 0] == pytest.approx(expected, abs=1e-6)
     export_onnx(ensemble, tmp_path / "baseline.onnx", (8, 6), {})
     engine = load_engine(tmp_path / "baseline.onnx")
-    assert engine(pictures)[:, 0] == pytest.approx(expected, abs=1e-6) and engine(pictures[:1])[0, 0] == pytest.approx(expected[0], abs=1e-6)
+    assert engine(pictures)[:, 0] == pytest.approx(expected, abs=1e-6) and engine(pictures[:1])[0, 0] == pytest.approx(
+        expected[0], abs=1e-6)
 
 
 # ---- one fold
@@ -184,16 +216,19 @@ def data(tmp_path_factory):
         for view in ("CC", "MLO"):
             cancer, name = int(patient % 4 == 0), f"{patient}{view}"
             picture = rng.integers(0, 90, (64, 32), dtype=np.uint8)
-            if cancer: picture[20:40, 8:20] = 255
+            if cancer:
+                picture[20:40, 8:20] = 255
             cv2.imwrite(str(images / f"{patient}@{name}.png"), picture)
             rows.append((str(patient), name, "L", view, cancer, patient % 3 % 2))
     return pd.DataFrame(rows, columns=["patient_id", "image_id", "laterality", "view", "cancer", "fold"]), images
 
 
-def run(data, folder, settings=TINY): return train_fold(*data, folder, settings, (64, 32), {})
+def run(data, folder, settings=TINY):
+    return train_fold(*data, folder, settings, (64, 32), {})
 
 
-def digests(folder): return [sha256(p) for p in sorted(folder.glob("epoch_*.safetensors"))]
+def digests(folder):
+    return [sha256(p) for p in sorted(folder.glob("epoch_*.safetensors"))]
 
 
 @pytest.fixture(scope="module")
@@ -203,24 +238,30 @@ def whole(data, tmp_path_factory):
 
 
 def test_an_interrupted_training_ends_with_the_same_bits(data, whole, tmp_path, monkeypatch):
-    class PowerCut(Exception): pass
+    class PowerCut(Exception):
+        pass
     read, times = BreastCrops.picture, []
 
     def cut(self, index, seed):
         times.append(seed)
-        if len(times) == 30: raise PowerCut   # in the second epoch: 16 pictures are trained on, 8 predicted twice over
+        if len(times) == 30:
+            raise PowerCut   # in the second epoch: 16 pictures are trained on, 8 predicted twice over
         return read(self, index, seed)
     with monkeypatch.context() as m:
         m.setattr(BreastCrops, "picture", cut)
-        with pytest.raises(PowerCut): run(data, tmp_path / "fold_0")
-    assert not (tmp_path / "fold_0" / "done.json").exists() and torch.load(tmp_path / "fold_0" / "last.pt", weights_only=True)["epoch"] == 1
-    assert run(data, tmp_path / "fold_0").equals(whole[1]) and digests(tmp_path / "fold_0") == digests(whole[0]) and len(digests(whole[0])) == 3
+        with pytest.raises(PowerCut):
+            run(data, tmp_path / "fold_0")
+    assert not (tmp_path / "fold_0" / "done.json").exists() and torch.load(tmp_path / "fold_0" / "last.pt",
+                                                                           weights_only=True)["epoch"] == 1
+    assert run(data, tmp_path / "fold_0").equals(whole[1]) and digests(tmp_path / "fold_0") == digests(
+        whole[0]) and len(digests(whole[0])) == 3
 
 
 def test_the_fold_held_back_is_predicted_and_no_other(data, whole):
     table, history = data[0], whole[1]
     predicted = pd.read_csv(whole[0] / "pred_2.csv", dtype={"patient_id": str})
-    assert set(predicted["patient_id"]) == set(table.loc[table["fold"] == 0, "patient_id"]) and history["epoch"].tolist() == [0, 1, 2]
+    assert set(predicted["patient_id"]) == set(table.loc[table["fold"] == 0,
+                                                         "patient_id"]) and history["epoch"].tolist() == [0, 1, 2]
     assert set(history["threshold"]) <= set(np.arange(20) / 20) and not history["stop"].any()
 
 
@@ -233,7 +274,8 @@ def test_frozen_layers_do_not_move_nor_do_their_statistics(data, tmp_path, netwo
     layers = {n.rpartition(".")[0] for n in frozen}
     still = [n for n in before if n in frozen or n in dict(model.named_buffers()) and n.rpartition(".")[0] in layers]
     assert [n for n in before if torch.equal(before[n], after[n])] == still
-    if network == "test_efficientnet": assert "bn1.running_mean" in still
+    if network == "test_efficientnet":
+        assert "bn1.running_mean" in still
 
 
 def test_a_dud_is_given_up_after_two_epochs_and_stays_given_up(data, tmp_path, monkeypatch):
@@ -255,11 +297,13 @@ def test_the_loss_counts_positives_as_often_as_it_says(data, tmp_path, monkeypat
     logits, targets = torch.tensor([[0.3], [-1.2]]), torch.tensor([[1.0], [0.0]])
     by_hand = (20 * np.log1p(np.exp(-0.3)) + np.log1p(np.exp(-1.2))) / 2
     assert seen["loss"](logits, targets).item() == pytest.approx(by_hand, rel=1e-6)
-    assert seen["loss"](logits, targets).item() != pytest.approx(F.binary_cross_entropy_with_logits(logits, targets).item())
+    assert seen["loss"](logits, targets).item() != pytest.approx(
+        F.binary_cross_entropy_with_logits(logits, targets).item())
 
 
 def test_a_fold_that_is_not_there_is_told(data, tmp_path):
-    with pytest.raises(ValueError, match="no fold 7 .* 0, 1"): run(data, tmp_path, replace(TINY, fold=7))
+    with pytest.raises(ValueError, match="no fold 7 .* 0, 1"):
+        run(data, tmp_path, replace(TINY, fold=7))
 
 
 def test_half_of_the_pictures_are_mirrored(data):
@@ -276,7 +320,9 @@ def test_half_of_the_pictures_are_mirrored(data):
 @pytest.fixture
 def no_interval(monkeypatch):
     "Intervals have tests of their own, and take seconds."
-    for module in ("select", "report"): monkeypatch.setattr(f"mammo_nb.{'mammo' if module == 'select' else 'baseline'}.{module}.bootstrap_interval", lambda *_: (0.1, 0.9))
+    for module in ("select", "report"):
+        monkeypatch.setattr(f"mammo_nb.{'mammo' if module == 'select' else 'baseline'}.{module}.bootstrap_interval",
+                            lambda *_: (0.1, 0.9))
 
 
 def test_thresholds_are_twentieths(no_interval):
@@ -285,19 +331,27 @@ def test_thresholds_are_twentieths(no_interval):
     assert len(THRESHOLDS) == 20 and THRESHOLDS[-1] == 0.95
     oof = pd.DataFrame({"patient_id": list("abcde"), "laterality": "L", "cancer": labels, "probability": probabilities})
     result = summarise_fold(oof)
-    assert result["threshold"] == 0.5 and result["plateau"] == (0.2, 0.6) and result["pf1"] == pytest.approx(0.8) and result["breasts"] == 5
+    assert result["threshold"] == 0.5 and result["plateau"] == (
+        0.2, 0.6) and result["pf1"] == pytest.approx(0.8) and result["breasts"] == 5
 
 
 def test_recipes_are_found_by_system_and_share_the_data(tmp_path):
     for name in ("demo", "tiny"):
-        for section in ("phantom", "datasets", "folds"): assert get_section(f"baseline/{name}", section) == get_section(name, section)
-    assert get_recipe("baseline/baseline_tiny").phantom is None and get_section("baseline/demo", "train", {"freeze": 60}).freeze == 60
-    for call, told in ((("baseline/winner", "train"), "There are baseline_tiny, demo, tiny"), (("baseline/demo", "crops"), "phantom, datasets, prepare"), (("baseline/demo", "train", {"ema_decay": .9}), "It has network")):
-        with pytest.raises(RecipeError, match=told): get_section(*call)
+        for section in ("phantom", "datasets", "folds"):
+            assert get_section(f"baseline/{name}", section) == get_section(name, section)
+    assert get_recipe("baseline/baseline_tiny").phantom is None and get_section("baseline/demo", "train",
+                                                                                {"freeze": 60}).freeze == 60
+    for call, told in ((("baseline/winner", "train"), "There are baseline_tiny, demo, tiny"),
+                       (("baseline/demo", "crops"), "phantom, datasets, prepare"), (("baseline/demo", "train", {
+                           "ema_decay": .9
+                       }), "It has network")):
+        with pytest.raises(RecipeError, match=told):
+            get_section(*call)
 
 
 def fake_run(folder, patients, probabilities, threshold, folds=(0,)):
-    oof = pd.DataFrame([(p, f"{p}{k}", "L", k % 2, k) for k in folds for p in patients], columns=["patient_id", "image_id", "laterality", "cancer", "fold"])
+    oof = pd.DataFrame([(p, f"{p}{k}", "L", k % 2, k) for k in folds for p in patients],
+                       columns=["patient_id", "image_id", "laterality", "cancer", "fold"])
     oof["patient_id"] += oof["fold"].astype(str)
     oof["cancer"] = [int(p[0] in "ab") for p in oof["patient_id"]]
     write_csv(folder / "oof.csv", oof.assign(probability=probabilities))
@@ -308,9 +362,11 @@ def fake_run(folder, patients, probabilities, threshold, folds=(0,)):
 
 def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path, no_interval):
     ours = fake_run(tmp_path / "baseline-demo", "abcd", [.9, .3, .4, .1], 0.35)
-    theirs = fake_run(tmp_path / "demo", "abcd", [.9, .8, .4, .1, 0, 0, 1, 1], 0.5, folds=(0, 1))   # fold 1, all wrong, does not count
+    # fold 1, all wrong, does not count
+    theirs = fake_run(tmp_path / "demo", "abcd", [.9, .8, .4, .1, 0, 0, 1, 1], 0.5, folds=(0, 1))
     table = compare(ours, theirs).set_index("system")
-    assert table["AUC"].tolist() == [1.0, 0.75] and table["pF1"].tolist() == [1.0, 0.5] and table["networks"].tolist() == [2, 1]
+    assert table["AUC"].tolist() == [1.0, 0.75
+                                     ] and table["pF1"].tolist() == [1.0, 0.5] and table["networks"].tolist() == [2, 1]
     assert table["all stages, s"].tolist() == [3.5, 3.5] and table["test AUC"].isna().all()
     assert "other images in fold 0" in compare(ours, fake_run(tmp_path / "else", "abce", [0] * 4, 0.5))
     assert "run make reproduce" in compare(ours, tmp_path / "nowhere")
@@ -320,5 +376,8 @@ def test_make_finds_borrowed_stages():
     done = make(ROOT, "-n", "reproduce", "SYSTEM=baseline", "RECIPE=tiny", "RUN=dry-baseline")
     lines = [line for line in done.stdout.splitlines() if "stage-run" in line]
     assert [line.split("stage-run ")[1].split()[0] for line in lines] == [
-        "mammo/02_phantom", "mammo/03_datasets", "04_prepare", "mammo/05_folds", "06_train", "07_select", "08_engines", "10_submit", "11_report"]
-    assert "--before 02_phantom" in next(line for line in done.stdout.splitlines() if "stage-inputs mammo/03_datasets" in line)
+        "mammo/02_phantom", "mammo/03_datasets", "04_prepare", "mammo/05_folds", "06_train", "07_select", "08_engines",
+        "09_submit", "10_report"
+    ]
+    assert "--before 01_phantom" in next(
+        line for line in done.stdout.splitlines() if "stage-inputs mammo/03_datasets" in line)

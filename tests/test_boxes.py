@@ -6,7 +6,7 @@ import pytest
 
 from mammo_nb.core.backends import EngineError
 from mammo_nb.core.dicom import Image
-from mammo_nb.mammo.boxes import Box, detect, find_box, find_boxes, find_detector, open_detector
+from mammo_nb.mammo.reading.boxes import Box, detect, find_box, find_boxes, find_detector, open_detector
 from mammo_nb.mammo.recipes import Crops
 
 
@@ -14,7 +14,8 @@ class Says:
     "A detector of 416 pixels that gives the same boxes to every picture: cx, cy, w, h, objectness, class."
     metadata = {"size": 416}
 
-    def __init__(self, *said): self.said, self.asked = np.array(said, np.float32).reshape(-1, 6), []
+    def __init__(self, *said):
+        self.said, self.asked = np.array(said, np.float32).reshape(-1, 6), []
 
     def __call__(self, squares):
         self.asked.append(squares.shape)
@@ -22,7 +23,8 @@ class Says:
 
 
 @pytest.fixture
-def image(make_image): return make_image(832, 640, np.s_[100:700, 0:400])
+def image(make_image):
+    return make_image(832, 640, np.s_[100:700, 0:400])
 
 
 @pytest.fixture
@@ -34,7 +36,8 @@ def make_image():
         pixels = np.zeros((rows, columns), np.uint16)
         pixels[where] = 3000
         pixels[where][::7] = 2500
-        if photometric == "MONOCHROME1": pixels = 4095 - pixels
+        if photometric == "MONOCHROME1":
+            pixels = 4095 - pixels
         step = int(1 / scale)
         fields = dict.fromkeys(Header.__dataclass_fields__)
         header = Header(**{**fields, "rows": rows, "columns": columns, "photometric": photometric, "windows": ()})
@@ -50,12 +53,16 @@ def test_the_surest_box_comes_back_in_frame_pixels(image):
     assert (box.x0, box.y0, box.x1, box.y1) == (80, 220, 321, 581)   # outwards to whole pixels
     box = find_box(image, replace(Crops(), faithful=True), Says((100.25, 200.25, 120, 180, .9, .9)))
     assert (box.x0, box.y0, box.x1, box.y1) == (80, 220, 320, 580)   # cut off, as the winner did
-    assert find_box(image, graph=Says((300, 400, 200, 200, .9, .9))).x1 == 640 and find_box(image, graph=Says((300, 400, 200, 200, .9, .9))).y1 == 832
+    assert find_box(image, graph=Says(
+        (300, 400, 200, 200, .9, .9))).x1 == 640 and find_box(image, graph=Says((300, 400, 200, 200, .9, .9))).y1 == 832
 
 
-@pytest.mark.parametrize("said, source", [((100, 200, 120, 180, .71, .71), "detector"), ((100, 200, 120, 180, .7, .7), "otsu"),       # .5041 and .49
-                                          ((100, 200, 73, 73, .9, .9), "detector"), ((100, 200, 72, 72, .9, .9), "otsu")])            # 5329 and 5184 of 133120 pixels: 4 % is 5325
-def test_area_and_confidence_decide_who_is_heard(image, said, source): assert find_box(image, graph=Says(said)).source == source
+# .5041 and .49
+@pytest.mark.parametrize("said, source", [((100, 200, 120, 180, .71, .71), "detector"), ((100, 200, 120, 180, .7, .7), "otsu"),
+                                          # 5329 and 5184 of 133120 pixels: 4 % is 5325
+                                          ((100, 200, 73, 73, .9, .9), "detector"), ((100, 200, 72, 72, .9, .9), "otsu")])
+def test_area_and_confidence_decide_who_is_heard(image, said, source):
+    assert find_box(image, graph=Says(said)).source == source
 
 
 def test_the_order_is_detector_otsu_full_frame(make_image, image):
@@ -67,12 +74,18 @@ def test_the_order_is_detector_otsu_full_frame(make_image, image):
 
 def test_an_error_is_an_error(image):
     class Broken(Says):
-        def __call__(self, squares): raise RuntimeError("out of memory")
-    with pytest.raises(RuntimeError, match="out of memory"): find_box(image, graph=Broken(np.zeros(6)))
+        def __call__(self, squares):
+            raise RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        find_box(image, graph=Broken(np.zeros(6)))
 
 
 def test_a_batch_gives_what_single_frames_give(make_image):
-    images = [make_image(832, 640, np.s_[100:700, 0:400]), make_image(600, 900, np.s_[50:500, 300:900]), make_image(300, 200, np.s_[0:250, 20:150])]
+    images = [
+        make_image(832, 640, np.s_[100:700, 0:400]),
+        make_image(600, 900, np.s_[50:500, 300:900]),
+        make_image(300, 200, np.s_[0:250, 20:150])
+    ]
     graph = Says((100, 150, 120, 180, .9, .9))
     together = find_boxes(images, graph=graph)
     assert graph.asked == [(3, 1, 416, 416)] and together == [find_box(image, graph=graph) for image in images]
@@ -80,22 +93,31 @@ def test_a_batch_gives_what_single_frames_give(make_image):
 
 @pytest.mark.parametrize("graph", [None, Says((100, 200, 150, 280, .9, .9))])
 def test_a_quarter_of_the_frame_and_its_negative_give_the_same_box(make_image, graph):
-    whole, quarter, negative = (find_box(make_image(1664, 1280, np.s_[200:1400, 0:800], **o), graph=graph) for o in ({}, {"scale": .25}, {"photometric": "MONOCHROME1"}))
+    whole, quarter, negative = (find_box(make_image(1664, 1280, np.s_[200:1400, 0:800], **o), graph=graph)
+                                for o in ({}, {"scale": .25}, {"photometric": "MONOCHROME1"}))
     assert whole.source == quarter.source and negative == whole
-    assert max(abs(a - b) for a, b in zip((whole.x0, whole.y0, whole.x1, whole.y1), (quarter.x0, quarter.y0, quarter.x1, quarter.y1))) <= 12   # three pixels of the view
+    # three pixels of the view
+    assert max(
+        abs(a - b) for a, b in zip((whole.x0, whole.y0, whole.x1, whole.y1), (quarter.x0, quarter.y0, quarter.x1,
+                                                                              quarter.y1))) <= 12
 
 
 def test_all_boxes_of_a_view_thinned_out(make_image):
     views = [np.zeros((416, 320), np.uint8)]
-    (boxes, scores), = detect(views, Says((100, 200, 120, 180, .9, .9), (101, 200, 120, 180, .8, .9), (100, 200, 60, 90, .9, .7)), .5, .9)
+    (boxes, scores), = detect(
+        views, Says((100, 200, 120, 180, .9, .9), (101, 200, 120, 180, .8, .9), (100, 200, 60, 90, .9, .7)), .5, .9)
     assert boxes.tolist() == [[40, 110, 160, 290], [70, 155, 130, 245]] and scores.tolist() == pytest.approx([.81, .63])
 
 
 def test_what_is_no_detector_is_refused(tmp_path, monkeypatch):
     import onnx
     from mammo_nb.core.backends import write_graph
-    model = onnx.parser.parse_model('<ir_version: 10, opset_import: ["": 20]> g (float[n, 2] x) => (float[n, 2] y) { y = Relu(x) }')
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[n, 2] x) => (float[n, 2] y) { y = Relu(x) }')
     write_graph(model, tmp_path / "detector.onnx", {"decoded": False, "classes": 1})
-    with pytest.raises(EngineError, match="no detector of one class"): open_detector(tmp_path / "detector.onnx")
-    assert find_detector(str(tmp_path)) == find_detector(str(tmp_path / "detector.onnx")) == tmp_path / "detector.onnx" and find_detector("otsu") is None
-    with pytest.raises(EngineError, match="has no detector.onnx"): find_detector(str(tmp_path / "nowhere"))
+    with pytest.raises(EngineError, match="no detector of one class"):
+        open_detector(tmp_path / "detector.onnx")
+    assert find_detector(str(tmp_path)) == find_detector(str(
+        tmp_path / "detector.onnx")) == tmp_path / "detector.onnx" and find_detector("otsu") is None
+    with pytest.raises(EngineError, match="has no detector.onnx"):
+        find_detector(str(tmp_path / "nowhere"))

@@ -10,9 +10,9 @@ import pytest
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
-from mammo_nb.mammo import check
+from mammo_nb.mammo.tools import check
 from mammo_nb.core.headers import DicomError
-from mammo_nb.mammo.check import COLUMNS, CheckError, check_folder, estimate, estimate_text, group_kinds, print_check
+from mammo_nb.mammo.tools.check import COLUMNS, CheckError, check_folder, estimate, estimate_text, group_kinds, print_check
 from mammo_nb.mammo.phantom import write_dicom
 from mammo_nb.mammo.recipes import Crops
 
@@ -23,7 +23,8 @@ def scan(path, number, patient_id="1", laterality="L", view="CC", syntax=JPEG200
     "A bright half disc with noise of its own."
     y, x = np.mgrid[:64, :48]
     pixels = (np.hypot(x, y - 32) < 28) * 2000 + np.random.default_rng(number).integers(0, 200, (64, 48))
-    write_dicom(path, pixels.astype(np.uint16), patient_id=patient_id, image_id=str(number), laterality=laterality, view=view, syntax=syntax,
+    write_dicom(path, pixels.astype(
+        np.uint16), patient_id=patient_id, image_id=str(number), laterality=laterality, view=view, syntax=syntax,
                 photometric="MONOCHROME2", bits_stored=12, windows=((1100, 2200),), voi_function="LINEAR")
     return path
 
@@ -31,11 +32,14 @@ def scan(path, number, patient_id="1", laterality="L", view="CC", syntax=JPEG200
 @pytest.fixture
 def root(tmp_path):
     "A competition in which nothing is wrong: two patients for training, one for testing."
-    rows = [(p, str(4 * int(p) + i), "LR"[i // 2], ("CC", "MLO")[i % 2], syntax) for p in "123" for i, syntax in enumerate(SYNTAXES)]
+    rows = [(p, str(4 * int(p) + i), "LR"[i // 2], ("CC", "MLO")[i % 2], syntax) for p in "123"
+            for i, syntax in enumerate(SYNTAXES)]
     for split, patients in (("train", "12"), ("test", "3")):
         chosen = [row for row in rows if row[0] in patients]
-        for p, image_id, side, view, syntax in chosen: scan(tmp_path / f"c/{split}_images/{p}/{image_id}.dcm", int(image_id), p, side, view, syntax)
-        pd.DataFrame([row[:4] for row in chosen], columns=["patient_id", "image_id", "laterality", "view"]).to_csv(tmp_path / f"c/{split}.csv", index=False)
+        for p, image_id, side, view, syntax in chosen:
+            scan(tmp_path / f"c/{split}_images/{p}/{image_id}.dcm", int(image_id), p, side, view, syntax)
+        pd.DataFrame([row[:4] for row in chosen], columns=["patient_id", "image_id", "laterality", "view"]).to_csv(
+            tmp_path / f"c/{split}.csv", index=False)
     return tmp_path / "c"
 
 
@@ -46,24 +50,29 @@ def change(path, **tags):
     "Set tags of a file, or with None remove them."
     ds = pydicom.dcmread(path)
     for name, value in tags.items():
-        if value is not None: setattr(ds, name, value)
-        elif name in ds: delattr(ds, name)
+        if value is not None:
+            setattr(ds, name, value)
+        elif name in ds:
+            delattr(ds, name)
     ds.save_as(path)
 
 
 def edit(csv, **columns):
     "Change columns of the first row of a table."
     table = pd.read_csv(csv, dtype=str)
-    for name, value in columns.items(): table.loc[0, name] = value
+    for name, value in columns.items():
+        table.loc[0, name] = value
     table.to_csv(csv, index=False)
 
 
 def trouble(table):
     "(problems, errors) by file, only where there are any."
-    return [{r.file: getattr(r, column) for r in table.itertuples() if getattr(r, column)} for column in ("problems", "error")]
+    return [{r.file: getattr(r, column) for r in table.itertuples() if getattr(r, column)}
+            for column in ("problems", "error")]
 
 
-def checked(folder, **arguments): return check_folder(folder, **{"workers": 1, **arguments})
+def checked(folder, **arguments):
+    return check_folder(folder, **{"workers": 1, **arguments})
 
 
 def test_a_clean_competition_has_no_problem(root, capsys):
@@ -73,7 +82,8 @@ def test_a_clean_competition_has_no_problem(root, capsys):
     assert table["syntax"].nunique() == 4 and (table["bytes"] > 1000).all() and table.attrs["others"] == 2
     assert print_check(table) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "12 DICOM files, 0 cannot be read, 2 other files left out" and lines[-3].startswith("12 files: about 1 s with 1 process, ")
+    assert lines[-1] == "12 DICOM files, 0 cannot be read, 2 other files left out" and lines[-3].startswith(
+        "12 files: about 1 s with 1 process, ")
 
 
 @pytest.mark.parametrize("tags, problem", [
@@ -90,7 +100,8 @@ def test_problems_of_a_header(root, tags, problem, capsys):
     table = checked(root, sample=0)
     assert trouble(table) == [{FIRST: problem} if problem else {}, {}] and print_check(table) == 0
     printed = capsys.readouterr().out
-    assert "DOE" not in printed and "20230212" not in printed and (not problem or f"      1  {problem}: {FIRST}" in printed)
+    assert "DOE" not in printed and "20230212" not in printed and (not problem
+                                                                   or f"      1  {problem}: {FIRST}" in printed)
 
 
 def test_an_unusable_window_is_an_error_where_the_sample_meets_it(root):
@@ -100,16 +111,20 @@ def test_an_unusable_window_is_an_error_where_the_sample_meets_it(root):
 
 def test_header_and_table_disagree(root):
     edit(root / "train.csv", laterality="R", view="MLO")
-    assert trouble(checked(root, sample=0)) == [{FIRST: "laterality L in the header, R in the table; view CC in the header, MLO in the table"}, {}]
+    assert trouble(checked(root, sample=0)) == [{
+        FIRST: "laterality L in the header, R in the table; view CC in the header, MLO in the table"
+    }, {}]
 
 
 def test_a_side_is_unknown_only_if_the_table_does_not_know_it(root):
     change(root / FIRST, ImageLaterality=None, ViewPosition=None)
     table = checked(root, sample=0).set_index("file")
     assert table.loc[FIRST, ["laterality", "view", "problems"]].tolist() == ["L", "CC", ""]
-    for name in ("train.csv", "test.csv"): (root / name).unlink()
+    for name in ("train.csv", "test.csv"):
+        (root / name).unlink()
     table = checked(root, sample=0)
-    assert trouble(table) == [{FIRST: "laterality unknown; view unknown"}, {}]   # and nothing about tables, since there is none
+    # and nothing about tables, since there is none
+    assert trouble(table) == [{FIRST: "laterality unknown; view unknown"}, {}]
     assert table.set_index("file").loc[FIRST, "laterality"] == "unknown"
 
 
@@ -119,8 +134,9 @@ def test_files_and_rows_that_do_not_match(root, capsys):
     train = pd.read_csv(root / "train.csv", dtype=str)
     pd.concat([train, train[1:2]]).to_csv(root / "train.csv", index=False)
     table = checked(root, sample=0)
-    assert trouble(table) == [{"train_images/1/99.dcm": "in no table", OTHER: "named by train.csv row 3 and train.csv row 10"},
-                              {FIRST: "Missing: named by train.csv, not there"}]
+    assert trouble(table) == [{
+        "train_images/1/99.dcm": "in no table", OTHER: "named by train.csv row 3 and train.csv row 10"
+    }, {FIRST: "Missing: named by train.csv, not there"}]
     assert len(table) == 13 and print_check(table) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "12 DICOM files, 0 cannot be read, 2 other files left out"
 
@@ -138,9 +154,12 @@ def test_repeated_files(root):
     change(root / "train_images/2/9.dcm", SOPInstanceUID="1.2.3.4.5", ImageLaterality="L", ViewPosition="MLO")
     shutil.copy(root / FIRST, root / "train_images/copy.dcm")
     table = checked(root, sample=0)
-    assert trouble(table) == [{"train_images/2/8.dcm": f"same SOPInstanceUID as {FIRST}", "train_images/2/9.dcm": f"same pixels as {OTHER}",
-                               "train_images/copy.dcm": f"in no table; same SOPInstanceUID as {FIRST}; same pixels as {FIRST}"}, {}]
-    assert group_kinds(table, "problems")["same SOPInstanceUID as ..."] == ["train_images/2/8.dcm", "train_images/copy.dcm"]
+    assert trouble(table) == [{
+        "train_images/2/8.dcm": f"same SOPInstanceUID as {FIRST}", "train_images/2/9.dcm": f"same pixels as {OTHER}",
+        "train_images/copy.dcm": f"in no table; same SOPInstanceUID as {FIRST}; same pixels as {FIRST}"
+    }, {}]
+    assert group_kinds(table,
+                       "problems")["same SOPInstanceUID as ..."] == ["train_images/2/8.dcm", "train_images/copy.dcm"]
 
 
 def test_a_name_is_no_uid_unless_the_file_is_named_after_it(tmp_path):
@@ -159,9 +178,11 @@ def test_several_frames_are_a_problem_and_not_sampled(root):
 
 def test_colour_cannot_be_used(root):
     path = root / "train_images/1/7.dcm"
-    change(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, PixelData=3 * pydicom.dcmread(path).PixelData)
+    change(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0,
+           PixelData=3 * pydicom.dcmread(path).PixelData)
     problems, errors = trouble(checked(root, sample=0))
-    assert problems == {"train_images/1/7.dcm": "colour, RGB"} and errors["train_images/1/7.dcm"].startswith("BadHeader")
+    assert problems == {"train_images/1/7.dcm": "colour, RGB"
+                        } and errors["train_images/1/7.dcm"].startswith("BadHeader")
 
 
 def test_a_file_cut_short_is_found_without_decoding(root, capsys):
@@ -171,12 +192,15 @@ def test_a_file_cut_short_is_found_without_decoding(root, capsys):
     problems, errors = trouble(table)
     assert problems == {} and list(errors) == [FIRST] and errors[FIRST].startswith("CorruptPixels: 4.dcm: ")
     assert table["decoder"].eq("").all() and table.set_index("file").loc[FIRST, "columns"] == 48   # the header is there
-    assert print_check(table) == 1 and capsys.readouterr().out.splitlines()[-1].startswith("12 DICOM files, 1 cannot be read")
+    assert print_check(table) == 1 and capsys.readouterr().out.splitlines()[-1].startswith(
+        "12 DICOM files, 1 cannot be read")
 
 
 @pytest.mark.parametrize("recode, problem", [
     (lambda frame: frame[:len(frame) // 2], "pixels without end marker"),
-    (lambda frame: imagecodecs.jpeg2k_encode(np.zeros((64, 40), np.uint16), level=0, codecformat="j2k", reversible=True), "64 x 40 x 1 in the pixels, 64 x 48 x 1 in the header"),
+    (lambda frame: imagecodecs.jpeg2k_encode(np.zeros((64, 40), np.uint16), level=0, codecformat="j2k", reversible=True), "64 "
+                                                                      "x 40 x 1 in the pixels, 64 x 48 x 1 in the "
+                                                                      "header"),
     (lambda frame: b"nothing " * 40, "pixels do not start like their compression")], ids=["cut", "size", "start"])
 def test_a_frame_that_contradicts_its_header_is_found_without_the_sample(root, recode, problem):
     ds = pydicom.dcmread(root / FIRST)
@@ -189,7 +213,8 @@ def test_a_frame_that_contradicts_its_header_is_found_without_the_sample(root, r
 def test_no_image_at_all(root):
     (root / "train_images/broken.dcm").write_bytes(b"nothing")
     problems, errors = trouble(checked(root, sample=0))
-    assert problems == {"train_images/broken.dcm": "in no table"} and errors["train_images/broken.dcm"].startswith("NotDicom")
+    assert problems == {"train_images/broken.dcm": "in no table"
+                        } and errors["train_images/broken.dcm"].startswith("NotDicom")
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "train_images/../../x.dcm", "train_images\\1.dcm", "C:/x.dcm", ""])
@@ -198,15 +223,18 @@ def test_a_table_cannot_name_files_outside(root, name):
     table = pd.read_csv(root / "train.csv", dtype=str)
     table["file"] = [FIRST, name, *(f"train_images/{r.patient_id}/{r.image_id}.dcm" for r in table[2:].itertuples())]
     table.to_csv(root / "train.csv", index=False)
-    with pytest.raises(CheckError, match="train.csv, row 3: .*no path below"): checked(root)
+    with pytest.raises(CheckError, match="train.csv, row 3: .*no path below"):
+        checked(root)
     table.to_csv(root.parent / "own.csv", index=False)
     (root / "train.csv").unlink()
-    with pytest.raises(CheckError, match="own.csv, row 3: .*no path below"): checked(root, table=root.parent / "own.csv")
+    with pytest.raises(CheckError, match="own.csv, row 3: .*no path below"):
+        checked(root, table=root.parent / "own.csv")
 
 
 def test_ids_that_are_no_file_names_are_refused(root):
     edit(root / "train.csv", patient_id="..")
-    with pytest.raises(CheckError, match="row 2: patient_id '..' is no file name"): checked(root)
+    with pytest.raises(CheckError, match="row 2: patient_id '..' is no file name"):
+        checked(root)
 
 
 def test_the_table_is_found_from_within(root, monkeypatch):
@@ -230,22 +258,29 @@ def test_a_file_column_counts_from_the_competition(root):
 def test_a_table_of_ones_own_names_images_wherever_they_lie(root, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
-    for path in (root / "train_images").rglob("*.dcm"): shutil.copy(path, flat)
+    for path in (root / "train_images").rglob("*.dcm"):
+        shutil.copy(path, flat)
     table = pd.read_csv(root / "train.csv", dtype=str).drop(columns="patient_id")
     table.loc[0, "image_id"] = "77"
     table.to_csv(tmp_path / "own.csv", index=False)
-    assert trouble(checked(flat, table=tmp_path / "own.csv", sample=0)) == [{"4.dcm": "in no table"}, {"77.dcm": "Missing: named by own.csv, not there"}]
+    assert trouble(checked(flat, table=tmp_path / "own.csv",
+                           sample=0)) == [{"4.dcm": "in no table"}, {"77.dcm": "Missing: named by own.csv, not there"}]
 
 
 def test_what_cannot_be_checked_is_said(root, tmp_path):
-    with pytest.raises(DicomError, match="not a folder"): checked(root / "no")
+    with pytest.raises(DicomError, match="not a folder"):
+        checked(root / "no")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DicomError, match="no DICOM file"): checked(tmp_path / "empty")
-    with pytest.raises(CheckError, match="is not there"): checked(root, table=root / "no.csv")
+    with pytest.raises(DicomError, match="no DICOM file"):
+        checked(tmp_path / "empty")
+    with pytest.raises(CheckError, match="is not there"):
+        checked(root, table=root / "no.csv")
     (tmp_path / "own.csv").write_text("laterality,view\nL,CC\n")
-    with pytest.raises(CheckError, match="no column image_id"): checked(root, table=tmp_path / "own.csv")
+    with pytest.raises(CheckError, match="no column image_id"):
+        checked(root, table=tmp_path / "own.csv")
     (tmp_path / "own.csv").write_bytes(b"")
-    with pytest.raises(CheckError, match="own.csv cannot be used"): checked(root, table=tmp_path / "own.csv")
+    with pytest.raises(CheckError, match="own.csv cannot be used"):
+        checked(root, table=tmp_path / "own.csv")
 
 
 def test_the_sample_is_as_large_as_asked_and_the_same_each_time(root, monkeypatch):
@@ -267,7 +302,8 @@ def test_the_crops_are_measured_as_the_settings_make_them(root):
 def test_a_failure_in_the_sample_is_an_error_and_is_not_timed(root, monkeypatch):
     crop_file = check.crop_file
     def fails(item):
-        if item["file"] == FIRST: raise RuntimeError("no memory")
+        if item["file"] == FIRST:
+            raise RuntimeError("no memory")
         return crop_file(item)
     monkeypatch.setattr(check, "crop_file", fails)
     table = checked(root)
@@ -275,8 +311,11 @@ def test_a_failure_in_the_sample_is_an_error_and_is_not_timed(root, monkeypatch)
     assert table.attrs["estimate"]["timed"] == 11 and table.attrs["estimate"]["files"] == 11
 
 
-def many(n, **columns): return pd.DataFrame({"file": [f"{i}.dcm" for i in range(n)], "error": "", "problems": "", "frames": 1, "bytes": 6_000_000, "syntax": "RLE",
-                                             "rows": 5355, "columns": 4915, "photometric": "MONOCHROME2", **columns})
+def many(n, **columns):
+    return pd.DataFrame({
+        "file": [f"{i}.dcm" for i in range(n)], "error": "", "problems": "", "frames": 1, "bytes": 6_000_000,
+        "syntax": "RLE", "rows": 5355, "columns": 4915, "photometric": "MONOCHROME2", **columns
+    })
 
 
 def test_the_estimate_by_hand(monkeypatch):
@@ -284,8 +323,10 @@ def test_the_estimate_by_hand(monkeypatch):
     table = many(54_708)
     table.loc[0, "error"], table.loc[1, "frames"] = "CorruptPixels: cut", 50   # neither becomes a crop
     cost = estimate(table, [.2, .28], [1_700_000, 1_900_000], workers=2)
-    assert cost == {"files": 54_706, "timed": 2, "workers": 2, "seconds": pytest.approx(54_706 * .24 / 2), "crops": pytest.approx(54_706 * 1_800_000),
-                    "dicom": 54_706 * 6_000_000, "free": 412 * 10**9}
+    assert cost == {
+        "files": 54_706, "timed": 2, "workers": 2, "seconds": pytest.approx(54_706 * .24 / 2), "crops": pytest.approx(
+            54_706 * 1_800_000), "dicom": 54_706 * 6_000_000, "free": 412 * 10**9
+    }
     first, second = estimate_text(cost).splitlines()
     assert first == "54,706 files: about 1 h 49 min with 2 processes, 98.5 GB of crops; 412 GB free"
     assert second == "as measured on 2 of them; 328 GB of files to read"

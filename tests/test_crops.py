@@ -19,10 +19,10 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.pictures import shrink
 from mammo_nb.core.windows import WindowError
-from mammo_nb.mammo import faithful
-from mammo_nb.mammo.boxes import find_box
+from mammo_nb.mammo.reading import faithful
+from mammo_nb.mammo.reading.boxes import find_box
 from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast
-from mammo_nb.mammo.inputs import network_input
+from mammo_nb.mammo.reading.inputs import network_input
 from mammo_nb.mammo.phantom import make_competition, write_dicom
 from mammo_nb.mammo.recipes import Crops
 
@@ -31,11 +31,13 @@ def half_disc(rows: int, columns: int, top: int = 4000) -> np.ndarray:
     "Tissue at the left edge, brighter to the chest wall, in noise; uint16."
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
     r = (x / (.6 * columns)) ** 2 + ((y - rows / 2) / (.42 * rows)) ** 2
-    return np.where(r < 1, top * (1 - r * .7), top / 100 + np.random.default_rng(rows).integers(0, 8, r.shape)).astype(np.uint16)
+    return np.where(r < 1, top * (1 - r * .7), top / 100 + np.random.default_rng(rows).integers(0, 8, r.shape)).astype(
+        np.uint16)
 
-
-def write(path: Path, pixels: np.ndarray, syntax=JPEG2000Lossless, bits: int = 12, windows=((2048, 4096),), voi_function: str = "", photometric: str = "MONOCHROME2") -> Path:
-    write_dicom(path, pixels, patient_id="1", image_id="2", laterality="L", view="CC", syntax=syntax, photometric=photometric, bits_stored=bits, windows=windows, voi_function=voi_function)
+def write(path: Path, pixels: np.ndarray, syntax=JPEG2000Lossless, bits: int = 12, windows=((2048, 4096),),
+          voi_function: str = "", photometric: str = "MONOCHROME2") -> Path:
+    write_dicom(path, pixels, patient_id="1", image_id="2", laterality="L", view="CC", syntax=syntax,
+                photometric=photometric, bits_stored=bits, windows=windows, voi_function=voi_function)
     return path
 
 
@@ -63,7 +65,10 @@ def test_a_crop_from_a_smaller_picture_shows_the_same(scan, tmp_path, size):
     plain = write(tmp_path / "a.dcm", half_disc(1801, 1401), ExplicitVRLittleEndian)  # has no smaller picture
     small, full = (cut_breast(read_frame(p), settings) for p in (scan, plain))
     assert small.image.scale < full.image.scale == 1
-    assert np.abs(np.array([small.box.x0, small.box.y0, small.box.x1, small.box.y1]) - [full.box.x0, full.box.y0, full.box.x1, full.box.y1]).max() <= 8  # two pixels of the quarter
+    # two pixels of the quarter
+    assert np.abs(
+        np.array([small.box.x0, small.box.y0, small.box.x1, small.box.y1])
+        - [full.box.x0, full.box.y0, full.box.x1, full.box.y1]).max() <= 8
     again = cut_breast(read_frame(plain), settings)
     assert np.array_equal(again.grey, full.grey)
     both = [cv2.resize(b.grey, (64, 128), interpolation=cv2.INTER_AREA).astype(int) for b in (small, full)]
@@ -72,7 +77,8 @@ def test_a_crop_from_a_smaller_picture_shows_the_same(scan, tmp_path, size):
 
 def test_the_last_resort_is_the_whole_picture(scan, monkeypatch):
     from mammo_nb.core import decoders
-    def broken(*_): raise ValueError("cannot reduce")
+    def broken(*_):
+        raise ValueError("cannot reduce")
     monkeypatch.setitem(decoders.DECODERS, "pillow", replace(decoders.DECODERS["pillow"], decode=broken))
     image = read_frame(scan).decode(.25)
     assert image.scale == 1 and image.pixels.shape == (1801, 1401)
@@ -87,9 +93,12 @@ def test_shrinking_is_by_means():
 # ---- the winner's way, against the formulas of facts section 3 in 64-bit floats
 def by_the_facts(pixels: np.ndarray, center: float, width: float, function: str, inverted: bool) -> np.ndarray:
     x = pixels.astype(np.uint16).view(np.int16).astype(float)
-    if function == "SIGMOID": grey = 255 / (1 + np.exp(-4 * (x - center) / width))
-    elif function == "LINEAR": grey = np.clip(((x - (center - .5)) / (width - 1) + .5) * 255, 0, 255)
-    else: grey = np.clip(((x - center) / width + .5) * 255, 0, 255)
+    if function == "SIGMOID":
+        grey = 255 / (1 + np.exp(-4 * (x - center) / width))
+    elif function == "LINEAR":
+        grey = np.clip(((x - (center - .5)) / (width - 1) + .5) * 255, 0, 255)
+    else:
+        grey = np.clip(((x - center) / width + .5) * 255, 0, 255)
     return 255 - grey if inverted else grey
 
 
@@ -98,13 +107,16 @@ def by_the_facts(pixels: np.ndarray, center: float, width: float, function: str,
 def test_faithful_training_crops(tmp_path, function, photometric):
     pixels = half_disc(900, 700)
     stored = 4095 - pixels if photometric == "MONOCHROME1" else pixels
-    frame = read_frame(write(tmp_path / "a.dcm", stored, windows=((1900, 2600), (1, 2)), voi_function=function, photometric=photometric))
+    frame = read_frame(
+        write(tmp_path / "a.dcm", stored, windows=((1900, 2600), (1, 2)), voi_function=function,
+              photometric=photometric))
     breast = cut_breast(frame, Crops(faithful=True, height=64, width=32))
     assert breast.image.scale == 1
     cut = stored[breast.box.y0:breast.box.y1, breast.box.x0:breast.box.x1]
     expected = by_the_facts(cut, 1900, 2600, function, photometric == "MONOCHROME1")
     assert breast.grey.shape == cut.shape and (breast.grey == expected.astype(np.uint8)).mean() > .9999
-    assert np.abs(breast.grey.astype(int) - expected.astype(np.uint8)).max() <= 1  # a level that 32 bits put on the other side
+    # a level that 32 bits put on the other side
+    assert np.abs(breast.grey.astype(int) - expected.astype(np.uint8)).max() <= 1
 
 
 def test_faithful_casts_to_int16_and_ours_does_not(tmp_path):
@@ -113,7 +125,9 @@ def test_faithful_casts_to_int16_and_ours_does_not(tmp_path):
     wrapped, right = cut_breast(frame, Crops(faithful=True)), cut_breast(frame)
     cut = lambda b: pixels[b.box.y0:b.box.y1, b.box.x0:b.box.x1]
     assert np.abs(right.grey - (cut(right) - 32_767.5) / 65_535 * 255 - 127.5).max() < 1.01
-    assert not wrapped.grey[cut(wrapped) > 40_000].any() and np.abs(wrapped.grey.astype(int) - by_the_facts(cut(wrapped), 32_768, 65_536, "LINEAR", False).astype(np.uint8)).max() <= 1
+    assert not wrapped.grey[cut(wrapped) > 40_000].any() and np.abs(
+        wrapped.grey.astype(int)
+        - by_the_facts(cut(wrapped), 32_768, 65_536, "LINEAR", False).astype(np.uint8)).max() <= 1
 
 
 def test_faithful_network_input_resizes_before_it_cuts_off(tmp_path):
@@ -121,13 +135,16 @@ def test_faithful_network_input_resizes_before_it_cuts_off(tmp_path):
     settings = Crops(faithful=True)
     breast = cut_breast(frame, settings)
     seen = network_input(breast, settings, (512, 256))
-    grey = by_the_facts(breast.image.pixels[breast.box.y0:breast.box.y1, breast.box.x0:breast.box.x1], 1900, 2600, "LINEAR", False)
+    grey = by_the_facts(breast.image.pixels[breast.box.y0:breast.box.y1, breast.box.x0:breast.box.x1], 1900, 2600,
+                        "LINEAR", False)
     ratio = min(512 / grey.shape[0], 256 / grey.shape[1])
     rows, columns = int(grey.shape[0] * ratio), int(grey.shape[1] * ratio)
     expected = np.zeros((512, 256))
     top, left = (512 - rows) // 2, (256 - columns) // 2
-    expected[top:top + rows, left:left + columns] = cv2.resize(grey, (columns, rows), interpolation=cv2.INTER_LINEAR)  # bilinear, half-pixel centres, no smoothing
-    assert seen.dtype == np.uint8 and (seen == expected.astype(np.uint8)).mean() > .999 and np.abs(seen - expected).max() < 1.01
+    # bilinear, half-pixel centres, no smoothing
+    expected[top:top + rows, left:left + columns] = cv2.resize(grey, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    assert seen.dtype == np.uint8 and (seen == expected.astype(
+        np.uint8)).mean() > .999 and np.abs(seen - expected).max() < 1.01
 
 
 def test_faithful_percentile_and_detector_view():
@@ -139,18 +156,21 @@ def test_faithful_percentile_and_detector_view():
     view, ratio = faithful.detector_view(eight, None, "percentile", 416)
     assert ratio == 416 / 300 and view.shape == (416, int(200 * ratio)) and view.max() <= eight.max()  # as it was
     wide = np.array([[-32_768, 0], [0, 32_767]], np.int16)  # a range that int16 cannot hold
-    assert faithful.grey_floats(wide, type("H", (), {"windows": (), "photometric": "MONOCHROME2"}), "window").round().tolist() == [[0, 128], [128, 255]]
+    assert faithful.grey_floats(wide, type("H", (), {"windows": (), "photometric": "MONOCHROME2"}),
+                                "window").round().tolist() == [[0, 128], [128, 255]]
 
 
 def test_faithful_refuses_a_window_without_meaning(tmp_path):
     frame = read_frame(write(tmp_path / "a.dcm", half_disc(300, 250), windows=((1900, 0),)))
-    with pytest.raises(WindowError): cut_breast(frame, Crops(faithful=True))
+    with pytest.raises(WindowError):
+        cut_breast(frame, Crops(faithful=True))
 
 
 def test_faithful_box_is_cut_off_at_all_sides(scan):
     image = read_frame(scan).decode()
     ours, theirs = find_box(image), find_box(image, Crops(faithful=True))
-    assert theirs.source == ours.source == "otsu" and abs(theirs.x1 - ours.x1) <= 9 and abs(theirs.y0 - ours.y0) <= 9 and isinstance(theirs.x1, int)
+    assert theirs.source == ours.source == "otsu" and abs(theirs.x1 - ours.x1) <= 9 and abs(
+        theirs.y0 - ours.y0) <= 9 and isinstance(theirs.x1, int)
 
 
 # ---- memory
@@ -184,46 +204,59 @@ def test_a_worker_takes_at_most_four_times_the_frame(tmp_path, syntax, way):
 def test_no_name_leads_out_of_the_folder(tmp_path):
     outside = write(tmp_path / "secret/a.dcm", half_disc(300, 250))
     inside = write(tmp_path / "data/a.dcm", half_disc(300, 250))
-    files = pd.DataFrame({"file": ["a.dcm", "../secret/a.dcm", str(outside)], "patient_id": ["1", "2", "3"], "image_id": ["1", "2", "3"]})
+    files = pd.DataFrame({
+        "file": ["a.dcm", "../secret/a.dcm", str(outside)], "patient_id": ["1", "2", "3"], "image_id": ["1", "2", "3"]
+    })
     table = crop_files(files, inside.parent, tmp_path / "out", workers=1)
     assert [e.split(":")[0] for e in table["error"]] == ["", "PathError", "PathError"]
     assert [p.name for p in (tmp_path / "out/cleaned_images").iterdir()] == ["1@1.png"]
 
 
 def test_names_of_a_folder_stay_apart_and_below(tmp_path):
-    for name in ("7/1.dcm", "8/1.dcm", "9.dcm", "a b@c/é.dcm"): write(tmp_path / "in" / name, half_disc(300, 250))
+    for name in ("7/1.dcm", "8/1.dcm", "9.dcm", "a b@c/é.dcm"):
+        write(tmp_path / "in" / name, half_disc(300, 250))
     table = crop_folder(tmp_path / "in", tmp_path / "out", workers=1)
     assert (table["error"] == "").all()
     names = sorted(p.name for p in (tmp_path / "out/cleaned_images").iterdir())
     assert names == ["7@1.png", "8@1.png", "a b%40c@%C3%A9.png", "unknown@9.png"]
 
 
-BROKEN = {"empty": lambda data: b"", "text": lambda data: b"patient,image\n" * 50, "cut": lambda data: data[:len(data) // 2], "beginning": lambda data: data[:200],
-          "no syntax": lambda data: data.replace(b"1.2.840.10008.1.2", b"1.2.840.99999.9.9")}
+BROKEN = {
+    "empty": lambda data: b"", "text": lambda data: b"patient,image\n" * 50, "cut": lambda data: data[:len(data) // 2],
+    "beginning": lambda data: data[:200],
+    "no syntax": lambda data: data.replace(b"1.2.840.10008.1.2", b"1.2.840.99999.9.9")
+}
 
 
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory):
     "1,000 phantom files, 100 of them drawn, 20 of them broken."
     root = tmp_path_factory.mktemp("thousand")
-    drawn = make_competition(root / "c", patients=24, test_patients=1, frame=(192, 160), prevalence=.1, seed=3)["file"][:100]
+    drawn = make_competition(root / "c", patients=24, test_patients=1, frame=(192, 160), prevalence=.1,
+                             seed=3)["file"][:100]
     rng = np.random.default_rng(0)
     files = [root / f"in/{k:02}/{i:03}.dcm" for k in range(10) for i in range(100)]
     for k, path in enumerate(files):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / "c" / drawn[k % 100], path)
     broken = rng.choice(1000, 20, replace=False)
-    for n, k in enumerate(broken): files[k].write_bytes(list(BROKEN.values())[n % len(BROKEN)](files[k].read_bytes()))
+    for n, k in enumerate(broken):
+        files[k].write_bytes(list(BROKEN.values())[n % len(BROKEN)](files[k].read_bytes()))
     return root / "in", {f"{files[k].parent.name}/{files[k].name}" for k in broken}
 
 
 def command(folder: Path, output: Path, *more: str, **popen) -> subprocess.Popen:
-    return subprocess.Popen([Path(sys.prefix) / "bin/mammo-nb", "crops", folder, "-o", output, "--detector", "otsu", *more], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **popen)
+    return subprocess.Popen(
+        [Path(sys.prefix) / "bin/mammo-nb", "crops", folder, "-o", output, "--detector", "otsu", *more], cwd=ROOT,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **popen)
 
 
 def content(output: Path) -> dict:
     "Digest of each file that must not depend on how the run went."
-    return {p.relative_to(output).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(output.rglob("*")) if p.is_file() and p.name != "crops_seconds.csv"}
+    return {
+        p.relative_to(output).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(output.rglob("*"))
+        if p.is_file() and p.name != "crops_seconds.csv"
+    }
 
 
 def test_a_thousand_files_with_twenty_broken_killed_twice(thousand, tmp_path):
@@ -232,12 +265,14 @@ def test_a_thousand_files_with_twenty_broken_killed_twice(thousand, tmp_path):
     said = undisturbed.communicate()[0]
     assert undisturbed.returncode == 1 and "980 of 1000 files cropped" in said, said
     errors = pd.read_csv(tmp_path / "a/crop_errors.csv")
-    assert set(errors["file"]) == broken and len(errors) == 20 and errors["error"].str.match(r"(NotDicom|CorruptPixels|BadHeader|MissingTag|UnsupportedSyntax): \d+\.dcm: ").all()
+    assert set(errors["file"]) == broken and len(errors) == 20 and errors["error"].str.match(
+        r"(NotDicom|CorruptPixels|BadHeader|MissingTag|UnsupportedSyntax): \d+\.dcm: ").all()
     journal, finished = tmp_path / "b/crops_seconds.csv.journal", {}
     rng = np.random.default_rng()
     for at in sorted(rng.integers(30, 900, 2)):
         run = command(folder, tmp_path / "b")
-        while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > at): time.sleep(.002)
+        while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > at):
+            time.sleep(.002)
         assert run.poll() is None, f"ended before row {at}"
         os.killpg(run.pid, signal.SIGKILL)
         run.communicate()
@@ -264,10 +299,12 @@ def test_the_same_call_on_a_cluster_that_loses_a_worker(thousand, tmp_path):
         shutil.copy(path, part / path.relative_to(folder))
     crop_folder(part, tmp_path / "local", workers=1)
     with local_cluster() as cluster:
-        with distributed.Client(cluster) as client: first = next(iter(client.run(os.getpid).values()))
+        with distributed.Client(cluster) as client:
+            first = next(iter(client.run(os.getpid).values()))
         run = command(part, tmp_path / "cluster", "--backend", "dask", "--scheduler", cluster.scheduler_address)
         journal = tmp_path / "cluster/crops_seconds.csv.journal"
-        while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 10): time.sleep(.002)
+        while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 10):
+            time.sleep(.002)
         assert run.poll() is None
         os.kill(first, signal.SIGKILL)
         said = run.communicate()[0]
@@ -283,5 +320,7 @@ def test_a_run_with_failures_ends_with_1_unless_told_otherwise(tmp_path):
     end = lambda *more: CliRunner().invoke(app, ["run-end", "--run-dir", str(run), *more])
     (run / "processed/crop_errors.csv").write_text("file,patient_id,image_id,error\n")
     assert end().exit_code == 0
-    (run / "processed/crop_errors.csv").write_text("file,patient_id,image_id,error\na.dcm,1,2,CorruptPixels: a.dcm: x\n")
-    assert end().exit_code == 1 and "1 training images could not be used" in end().output and end("--allow-errors").exit_code == 0
+    (run /
+     "processed/crop_errors.csv").write_text("file,patient_id,image_id,error\na.dcm,1,2,CorruptPixels: a.dcm: x\n")
+    assert end().exit_code == 1 and "1 training images could not be used" in end().output and end(
+        "--allow-errors").exit_code == 0

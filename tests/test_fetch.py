@@ -1,4 +1,5 @@
-"Fetching: a Kaggle on this machine that hangs up, refuses and lies; what came is kept, and half a file is never taken for a whole one."
+"""Fetching: a Kaggle on this machine that hangs up, refuses and lies; what came is kept, and half a file is never taken
+for a whole one."""
 import argparse
 import io
 import json
@@ -22,18 +23,23 @@ from mammo_nb import cli
 from mammo_nb.core import fetch as core
 from mammo_nb.core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, list_files, need_space, unpack
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
-from mammo_nb.mammo import fetch
-from mammo_nb.mammo.fetch import CLASSIFIERS, COMPETITION, DETECTOR, SETS, check_set, fetch_set, fetch_weights
-from mammo_nb.mammo.sources import READERS
+from mammo_nb.mammo.tools import fetch
+from mammo_nb.mammo.tools.fetch import CLASSIFIERS, COMPETITION, DETECTOR, SETS, check_set, fetch_set, fetch_weights
+from mammo_nb.mammo.reading.sources import READERS
 
-FILES = {"train.csv": b"patient_id,image_id,laterality,view,cancer\n1,2,L,CC,0\n1,3,R,CC,1\n", "train_images/1/2.dcm": bytes(range(256)) * 300, "train_images/1/3.dcm": b"\x00" * 50_000, "test_images/9/8.dcm": b"x" * 70_000}
+FILES = {
+    "train.csv": b"patient_id,image_id,laterality,view,cancer\n1,2,L,CC,0\n1,3,R,CC,1\n",
+    "train_images/1/2.dcm": bytes(range(256)) * 300, "train_images/1/3.dcm": b"\x00" * 50_000,
+    "test_images/9/8.dcm": b"x" * 70_000
+}
 SECRET = "X-Goog-Signature=secret"
 
 
 def packed(files: dict) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items(): archive.writestr(name, content)
+        for name, content in files.items():
+            archive.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -47,49 +53,72 @@ class Handler(BaseHTTPRequestHandler):
             status = kaggle.refusals[call].pop(0)
             return self.answer(status, {"code": status, "message": "no"}, {"Retry-After": "0"})
         if call in ("ListDataFiles", "ListDatasetFiles"):
-            files = kaggle.files if call == "ListDataFiles" else {n: c for n, c in kaggle.storage.items() if n != "archive.zip"}
+            files = kaggle.files if call == "ListDataFiles" else {
+                n: c for n, c in kaggle.storage.items() if n != "archive.zip"
+            }
             start, size = int(asked.get("pageToken") or 0), min(asked["pageSize"], 3)
-            page = [{"name": n, "totalBytes": kaggle.sizes.get(n, len(c))} for n, c in list(files.items())[start:start + size]]
-            return self.answer(200, {"files" if call == "ListDataFiles" else "datasetFiles": page, "nextPageToken": str(start + size) if start + size < len(files) else ""})
-        name = "archive.zip" if call == "DownloadDataFiles" else kaggle.renamed.get(asked["fileName"], asked["fileName"])
+            page = [{"name": n, "totalBytes": kaggle.sizes.get(n, len(c))}
+                    for n, c in list(files.items())[start:start + size]]
+            return self.answer(
+                200, {
+                    "files" if call == "ListDataFiles" else "datasetFiles": page,
+                    "nextPageToken": str(start + size) if start + size < len(files) else ""
+                })
+        name = "archive.zip" if call == "DownloadDataFiles" else kaggle.renamed.get(asked["fileName"],
+                                                                                    asked["fileName"])
         self.answer(302, None, {"Location": f"/storage/{name}?{SECRET}"})
 
     def answer(self, status: int, content: dict | None, headers: dict = {}):
         body = json.dumps(content).encode() if content is not None else b""
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": len(body), **headers}.items(): self.send_header(name, value)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(body), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
     def do_GET(self):
         kaggle, name = self.server, self.path.partition("?")[0].rpartition("/")[2]
-        ours = self.headers["User-Agent"] == "mammo_nb"  # the package opens what it is redirected to and is stopped there
+        # the package opens what it is redirected to and is stopped there
+        ours = self.headers["User-Agent"] == "mammo_nb"
         kaggle.log.append((name if ours else "link", self.headers.get("Range"), self.headers))
         cut = kaggle.cuts.pop(0) if kaggle.cuts and (ours or kaggle.cuts[0] in (403, 500)) else None
-        if cut in (403, 500): return self.answer(cut, {"code": cut, "message": "gone"})
-        if name not in kaggle.storage: return self.answer(404, {})
+        if cut in (403, 500):
+            return self.answer(cut, {"code": cut, "message": "gone"})
+        if name not in kaggle.storage:
+            return self.answer(404, {})
         content, tag = kaggle.storage[name], f'"{kaggle.version}"'
         wanted = self.headers.get("Range") if self.headers.get("If-Range") in (None, tag) else None
         start = int(wanted[6:-1]) if wanted else 0
-        if start and start >= len(content): return self.answer(416, {})
+        if start and start >= len(content):
+            return self.answer(416, {})
         self.send_response(206 if wanted else 200)
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": len(content) - start, "Accept-Ranges": "bytes", "ETag": tag, "Last-Modified": "Wed, 01 Mar 2023 00:00:00 GMT"}
-        for key, value in {**headers, **({"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if wanted else {})}.items(): self.send_header(key, value)
+        headers = {
+            "Content-Type": "application/octet-stream", "Content-Length": len(content) - start,
+            "Accept-Ranges": "bytes", "ETag": tag, "Last-Modified": "Wed, 01 Mar 2023 00:00:00 GMT"
+        }
+        for key, value in {
+                **headers, **({"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if wanted else {})
+        }.items():
+            self.send_header(key, value)
         self.end_headers()
         part = content[start:start + (len(content) if cut is None else cut)] if ours else b""
         kaggle.sent += len(part)
         self.wfile.write(part)  # HTTP/1.0: the line ends here, however much was promised
 
-    def log_message(self, *arguments): pass
+    def log_message(self, *arguments):
+        pass
 
 
 @pytest.fixture
 def kaggle(tmp_path, monkeypatch):
     "A Kaggle on the loopback interface, the package pointed at it, credentials in the environment, no waiting."
-    for name in [n for n in os.environ if n.startswith("KAGGLE") or n.lower().endswith("_proxy")]: monkeypatch.delenv(name)
-    for name, value in {"HOME": str(tmp_path / "home"), "KAGGLE_USERNAME": "somebody", "KAGGLE_KEY": "key"}.items(): monkeypatch.setenv(name, value)
+    for name in [n for n in os.environ if n.startswith("KAGGLE") or n.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in {"HOME": str(tmp_path / "home"), "KAGGLE_USERNAME": "somebody", "KAGGLE_KEY": "key"}.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "home").mkdir()
-    extended, environment = (pytest.importorskip(f"kaggle{rest}") for rest in (".api.kaggle_api_extended", "sdk.kaggle_env"))
+    extended, environment = (pytest.importorskip(f"kaggle{rest}")
+                             for rest in (".api.kaggle_api_extended", "sdk.kaggle_env"))
     monkeypatch.setattr(extended.KaggleApi, "config", str(tmp_path / "home" / "kaggle.json"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -103,7 +132,8 @@ def kaggle(tmp_path, monkeypatch):
     server.server_close()
 
 
-def contents(folder: Path) -> dict: return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def contents(folder: Path) -> dict:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def free(monkeypatch, size: float):
@@ -117,10 +147,14 @@ def test_make_data_fetches_the_competition_once(kaggle, tmp_path, monkeypatch, c
     free(monkeypatch, 1e12)
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["mammo-nb", "data", "rsna"])
-        with pytest.raises(SystemExit) as end: cli.main()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
         assert not end.value.code
     assert contents(tmp_path / "raw" / COMPETITION) == FILES
-    assert [call for call, *_ in kaggle.log] == ["ListDataFiles", "ListDataFiles", "DownloadDataFiles", "link", "archive.zip"]   # nothing was asked the second time
+    # nothing was asked the second time
+    assert [call for call, *_ in kaggle.log] == [
+        "ListDataFiles", "ListDataFiles", "DownloadDataFiles", "link", "archive.zip"
+    ]
     assert kaggle.log[0][1]["competitionName"] == COMPETITION and kaggle.log[0][2]["Authorization"].startswith("Basic ")
     assert f"mammo-nb check --dataset {COMPETITION}" in capsys.readouterr().out
 
@@ -129,26 +163,32 @@ def test_a_line_that_breaks_and_a_link_that_expires_cost_no_byte_twice(kaggle, t
     kaggle.cuts = [60_000, 10_000, 403, 403, 50_000]
     assert fetch_competition(connect(), "any", tmp_path / "any") == 4
     assert contents(tmp_path / "any") == FILES and kaggle.sent == len(kaggle.storage["archive.zip"])
-    assert [r for call, r, _ in kaggle.log if call == "archive.zip"] == [None, "bytes=60000-", "bytes=70000-", "bytes=120000-"]
+    assert [r for call, r, _ in kaggle.log
+            if call == "archive.zip"] == [None, "bytes=60000-", "bytes=70000-", "bytes=120000-"]
     assert [call for call, *_ in kaggle.log].count("DownloadDataFiles") == 6   # a new link each time
 
 
 def test_an_interrupted_run_goes_on_where_it_was(kaggle, tmp_path):
     kaggle.cuts = [60_000] + [500] * 50
-    with pytest.raises(FetchError, match="any: 500 .* from the storage.* run again") as e: fetch_competition(connect(), "any", tmp_path / "any")
+    with pytest.raises(FetchError, match="any: 500 .* from the storage.* run again") as e:
+        fetch_competition(connect(), "any", tmp_path / "any")
     assert "secret" not in str(e.value)
     there = contents(tmp_path / "any")
-    assert not {n for n in there if not n.startswith(STAGING)} and len(there[f"{STAGING}/incoming/.any.zip.part"]) == 60_000 and not any(b"secret" in c for c in there.values())
+    assert not {n for n in there if not n.startswith(STAGING)} and len(
+        there[f"{STAGING}/incoming/.any.zip.part"]) == 60_000 and not any(b"secret" in c for c in there.values())
     kaggle.cuts = []
     kaggle.log.clear()
     fetch_competition(connect(), "any", tmp_path / "any")
     assert contents(tmp_path / "any") == FILES and kaggle.sent == len(kaggle.storage["archive.zip"])
-    assert [call for call, *_ in kaggle.log] == ["DownloadDataFiles", "link", "archive.zip"] and kaggle.log[-1][1] == "bytes=60000-"   # the list is remembered
+    # the list is remembered
+    assert [call for call, *_ in kaggle.log] == ["DownloadDataFiles", "link", "archive.zip"
+                                                 ] and kaggle.log[-1][1] == "bytes=60000-"
 
 
 def test_a_half_of_an_older_version_is_not_continued(kaggle, tmp_path):
     kaggle.cuts = [60_000] + [500] * 50
-    with pytest.raises(FetchError): fetch_competition(connect(), "any", tmp_path / "any")
+    with pytest.raises(FetchError):
+        fetch_competition(connect(), "any", tmp_path / "any")
     newer = {**FILES, "train.csv": b"patient_id,image_id\n5,6\n"}
     kaggle.cuts, kaggle.version, kaggle.storage["archive.zip"] = [], 2, packed(newer)
     fetch_competition(connect(), "any", tmp_path / "any")
@@ -158,10 +198,12 @@ def test_a_half_of_an_older_version_is_not_continued(kaggle, tmp_path):
 def test_a_truncated_or_damaged_archive_is_not_taken_for_a_whole_one(kaggle, tmp_path):
     whole = kaggle.storage["archive.zip"]
     kaggle.storage["archive.zip"] = whole[:-200]   # ends properly as far as HTTP can tell
-    with pytest.raises(FetchError, match="damaged"): fetch_competition(connect(), "any", tmp_path / "any")
+    with pytest.raises(FetchError, match="damaged"):
+        fetch_competition(connect(), "any", tmp_path / "any")
     at = whole.index(b"x" * 1000) + 500
     kaggle.version, kaggle.storage["archive.zip"] = 2, whole[:at] + b"y" + whole[at + 1:]
-    with pytest.raises(FetchError, match="damaged .*CRC"): fetch_competition(connect(), "any", tmp_path / "any")
+    with pytest.raises(FetchError, match="damaged .*CRC"):
+        fetch_competition(connect(), "any", tmp_path / "any")
     there = contents(tmp_path / "any")
     assert "train.csv" in there and "test_images/9/8.dcm" not in there and check_set("rsna", tmp_path)["problems"]
     kaggle.version, kaggle.storage["archive.zip"] = 3, whole
@@ -181,43 +223,57 @@ def test_unpacking_goes_on_and_keeps_what_was_finished(tmp_path):
 @pytest.mark.parametrize("name", ["../climbed", "a/../../../climbed", "/tmp/mammo_nb_climbed", "C:\\climbed"])
 def test_an_archive_that_climbs_out_writes_nothing(kaggle, tmp_path, name):
     kaggle.storage["archive.zip"] = packed({"train.csv": b"", name: b"evil"})
-    with pytest.raises(FetchError, match="leads out"): fetch_competition(connect(), "any", tmp_path / "any")
-    assert not [n for n in contents(tmp_path) if n.endswith(("climbed", "train.csv"))] and not Path("/tmp/mammo_nb_climbed").exists()
+    with pytest.raises(FetchError, match="leads out"):
+        fetch_competition(connect(), "any", tmp_path / "any")
+    assert not [n for n in contents(tmp_path) if n.endswith(("climbed", "train.csv"))
+                ] and not Path("/tmp/mammo_nb_climbed").exists()
 
 
 def test_files_that_kaggle_lists_and_does_not_send_are_missed(kaggle, tmp_path):
     kaggle.files["train_images/7/7.dcm"] = b"listed"
-    with pytest.raises(FetchError, match="1 of the 5 files .* train_images/7/7.dcm"): fetch_competition(connect(), "any", tmp_path / "any")
+    with pytest.raises(FetchError, match="1 of the 5 files .* train_images/7/7.dcm"):
+        fetch_competition(connect(), "any", tmp_path / "any")
     assert (tmp_path / "any" / STAGING).exists()
 
 
 def test_two_processes_do_not_write_to_one_download(tmp_path):
     with core._staging(tmp_path / "any"):
-        with pytest.raises(FetchError, match="another process"): fetch_competition(None, "any", tmp_path / "any")
+        with pytest.raises(FetchError, match="another process"):
+            fetch_competition(None, "any", tmp_path / "any")
 
 
 # ---- what stands in the way ----------------------------------------------------------------------
 def test_without_credentials_the_command_says_what_to_do(kaggle, tmp_path, monkeypatch, capsys):
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"): monkeypatch.delenv(name)
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
     monkeypatch.setenv("MAMMO_NB_RAW", str(tmp_path / "raw"))
     monkeypatch.setattr(sys, "argv", ["mammo-nb", "data", "rsna"])
-    with pytest.raises(SystemExit) as end: cli.main()
+    with pytest.raises(SystemExit) as end:
+        cli.main()
     out, said = capsys.readouterr()
-    assert end.value.code == 2 and all(word in said for word in ("kaggle.com/settings", "~/.kaggle/access_token", "rules")) and "OAuth" not in out and not kaggle.log
+    assert end.value.code == 2 and all(word in said for word in ("kaggle.com/settings", "~/.kaggle/access_token",
+                                                                 "rules")) and "OAuth" not in out and not kaggle.log
 
 
 def test_a_token_is_asked_for_its_owner_and_may_have_expired(kaggle, monkeypatch):
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"): monkeypatch.delenv(name)
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
     monkeypatch.setenv("KAGGLE_API_TOKEN", "expired")
     kaggle.refusals = {"IntrospectToken": [403] * 9}
-    with pytest.raises(FetchError, match="no longer hold"): connect()
+    with pytest.raises(FetchError, match="no longer hold"):
+        connect()
     assert kaggle.log[0][0] == "IntrospectToken"
 
 
-@pytest.mark.parametrize("status, words", [(403, "accept the rules of the competition at https://www.kaggle.com/competitions/any/rules"), (401, "no longer hold"), (404, "Kaggle has no any"), (429, "Wait some minutes")])
+@pytest.mark.parametrize("status, words", [(403, "accept the rules of the competition at "
+                                                 "https://www.kaggle.com/competitions/any/rules"), (401, "no "
+                                                                      "longer hold"), (404, "Kaggle "
+                                                                      "has no any"), (429, "Wait "
+                                                                      "some minutes")])
 def test_refusals_are_explained(kaggle, tmp_path, status, words):
     kaggle.refusals = {"DownloadDataFiles": [status] * 20}
-    with pytest.raises(FetchError, match=words): fetch_competition(connect(), "any", tmp_path / "any")
+    with pytest.raises(FetchError, match=words):
+        fetch_competition(connect(), "any", tmp_path / "any")
     assert not (tmp_path / "any" / "train.csv").exists()
 
 
@@ -228,20 +284,25 @@ def test_a_busy_kaggle_is_asked_for_its_list_again(kaggle):
 
 def test_no_network_is_said_so(kaggle, tmp_path):
     api = connect()
-    kaggle.shutdown(); kaggle.server_close()
-    with pytest.raises(FetchError, match="any: ConnectionError.* run again"): fetch_competition(api, "any", tmp_path / "any")
+    kaggle.shutdown()
+    kaggle.server_close()
+    with pytest.raises(FetchError, match="any: ConnectionError.* run again"):
+        fetch_competition(api, "any", tmp_path / "any")
 
 
 def test_a_disk_that_is_too_small_stops_before_the_first_byte(kaggle, tmp_path, monkeypatch):
     free(monkeypatch, 500e9)
-    with pytest.raises(FetchError, match=r"630\.0 GB, .* 500\.0 GB free"): fetch_set("rsna", tmp_path)
+    with pytest.raises(FetchError, match=r"630\.0 GB, .* 500\.0 GB free"):
+        fetch_set("rsna", tmp_path)
     assert not kaggle.sent
     need = 2 * sum(map(len, FILES.values()))
     free(monkeypatch, need - 1)
-    with pytest.raises(FetchError, match="archive and unpacked"): fetch_competition(connect(), "any", tmp_path / "any")
+    with pytest.raises(FetchError, match="archive and unpacked"):
+        fetch_competition(connect(), "any", tmp_path / "any")
     free(monkeypatch, need)
     assert fetch_competition(connect(), "any", tmp_path / "any") == 4
-    with pytest.raises(FetchError): need_space(tmp_path / "not" / "there" / "yet", need + 1, "more")
+    with pytest.raises(FetchError):
+        need_space(tmp_path / "not" / "there" / "yet", need + 1, "more")
 
 
 # ---- a plain file --------------------------------------------------------------------------------
@@ -255,7 +316,8 @@ def test_a_download_is_continued_and_only_then_named(plain, tmp_path):
     content, path = plain.storage["w.pth"], tmp_path / "w.pth"
     plain.cuts = [100_000, 50_000]
     for came in (100_000, 150_000):
-        with pytest.raises(FetchError, match=f"ended after {came} of 256000 bytes"): download(f"{plain.url}/w.pth", path)
+        with pytest.raises(FetchError, match=f"ended after {came} of 256000 bytes"):
+            download(f"{plain.url}/w.pth", path)
         assert not path.exists()
     assert download(f"{plain.url}/w.pth", path) == sha256(path) and contents(tmp_path / ".")["w.pth"] == content
     assert [r for _, r, _ in plain.log] == [None, "bytes=100000-", "bytes=150000-"] and plain.sent == len(content)
@@ -264,7 +326,8 @@ def test_a_download_is_continued_and_only_then_named(plain, tmp_path):
 
 def test_a_file_that_has_changed_is_fetched_anew(plain, tmp_path):
     plain.cuts = [100_000]
-    with pytest.raises(FetchError): download(f"{plain.url}/w.pth", tmp_path / "w.pth")
+    with pytest.raises(FetchError):
+        download(f"{plain.url}/w.pth", tmp_path / "w.pth")
     plain.version, plain.storage["w.pth"] = 2, b"shorter"
     download(f"{plain.url}/w.pth", tmp_path / "w.pth")
     assert (tmp_path / "w.pth").read_bytes() == b"shorter"
@@ -272,15 +335,18 @@ def test_a_file_that_has_changed_is_fetched_anew(plain, tmp_path):
 
 def test_a_part_that_is_complete_already_is_not_appended_to(plain, tmp_path):
     plain.cuts = [100_000]
-    with pytest.raises(FetchError): download(f"{plain.url}/w.pth", tmp_path / "w.pth")
+    with pytest.raises(FetchError):
+        download(f"{plain.url}/w.pth", tmp_path / "w.pth")
     (tmp_path / ".w.pth.part").write_bytes(plain.storage["w.pth"])   # killed between the last byte and the new name
     download(f"{plain.url}/w.pth", tmp_path / "w.pth")
     assert (tmp_path / "w.pth").read_bytes() == plain.storage["w.pth"]
 
 
 def test_what_is_not_there_or_not_the_same_is_refused(plain, tmp_path):
-    with pytest.raises(FetchError, match="404"): download(f"{plain.url}/other.pth", tmp_path / "other.pth")
-    with pytest.raises(FetchError, match="has the SHA-256"): download(f"{plain.url}/w.pth", tmp_path / "w.pth", "0" * 64)
+    with pytest.raises(FetchError, match="404"):
+        download(f"{plain.url}/other.pth", tmp_path / "other.pth")
+    with pytest.raises(FetchError, match="has the SHA-256"):
+        download(f"{plain.url}/w.pth", tmp_path / "w.pth", "0" * 64)
     assert not [n for n in contents(tmp_path) if n.endswith("pth")]
 
 
@@ -290,15 +356,21 @@ def test_a_set_of_another_publisher_is_described_and_looked_at(tmp_path, monkeyp
     monkeypatch.setitem(READERS, "vindr", replace(READERS["vindr"], patients=1, images=2, positives=1))
     def ask():
         monkeypatch.setattr(sys, "argv", ["mammo-nb", "data", "vindr"])
-        with pytest.raises(SystemExit) as end: cli.main()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
         return end.value.code, capsys.readouterr().out
     code, said = ask()
-    assert code == 1 and all(words in said for words in (READERS["vindr"].url, READERS["vindr"].accept, READERS["vindr"].layout, str(tmp_path / "vindr"), "is not there"))
-    for f in ("images/a/b.dicom", "images/a/c.dicom"): write_text(tmp_path / "vindr" / f, "")
+    assert code == 1 and all(words in said
+                             for words in (READERS["vindr"].url, READERS["vindr"].accept, READERS["vindr"].layout,
+                                           str(tmp_path / "vindr"), "is not there"))
+    for f in ("images/a/b.dicom", "images/a/c.dicom"):
+        write_text(tmp_path / "vindr" / f, "")
     code, said = ask()
     assert code == 1 and "has no breast-level_annotations.csv" in said
     labels = "study_id,image_id,laterality,view_position,breast_birads,breast_density\na,b,L,CC,BI-RADS 5,DENSITY B\n"
-    for more, told in (("", "1 images, 2 are published"), ("a,d,R,CC,BI-RADS 1,DENSITY B\n", "1 of 2 images are not there, such as images/a/d.dicom"), ("a,c,R,CC,BI-RADS 5,DENSITY B\n", "2 positive images, 1 are published")):
+    for more, told in (("", "1 images, 2 are published"), ("a,d,R,CC,BI-RADS 1,DENSITY B\n",
+                                                           "1 of 2 images are not there, such as images/a/d.dicom"),
+                       ("a,c,R,CC,BI-RADS 5,DENSITY B\n", "2 positive images, 1 are published")):
         write_text(tmp_path / "vindr/breast-level_annotations.csv", labels + more)
         code, said = ask()
         assert code == 1 and told in said
@@ -311,11 +383,14 @@ def test_the_sets_are_listed_and_a_slip_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MAMMO_NB_RAW", str(tmp_path))
     (tmp_path / "cmmd").mkdir()
     monkeypatch.setattr(sys, "argv", ["mammo-nb", "data"])
-    with pytest.raises(SystemExit) as end: cli.main()
+    with pytest.raises(SystemExit) as end:
+        cli.main()
     said = capsys.readouterr().out.splitlines()
-    assert not end.value.code and [line.split()[0] for line in said] == ["rsna", "vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"] == list(SETS)
+    assert not end.value.code and [line.split()[0] for line in said
+                                   ] == ["rsna", "vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"] == list(SETS)
     assert [line.split()[0] for line in said if "has a folder" in line] == ["cmmd"]
-    with pytest.raises(FetchError, match="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd"): fetch_set("vinder", tmp_path)
+    with pytest.raises(FetchError, match="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd"):
+        fetch_set("vinder", tmp_path)
     assert check_set("rsna", tmp_path)["set"] == check_set(COMPETITION, tmp_path)["set"] == COMPETITION
 
 
@@ -332,7 +407,11 @@ def published(tmp_path_factory):
     for k, name in enumerate(CLASSIFIERS[:2]):
         last, averaged = (create_network("test_convnext", global_pool="max", seed=seed) for seed in (99, k))
         torch.nn.init.normal_(averaged.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(k))
-        torch.save({"epoch": 8, "arch": "test_convnext", "state_dict": last.state_dict(), "version": 2, "state_dict_ema": averaged.state_dict(), "metric": np.float64(.5), "args": argparse.Namespace(lr=3e-3)}, folder / name)
+        torch.save(
+            {
+                "epoch": 8, "arch": "test_convnext", "state_dict": last.state_dict(), "version": 2,
+                "state_dict_ema": averaged.state_dict(), "metric": np.float64(.5), "args": argparse.Namespace(lr=3e-3)
+            }, folder / name)
         models.append(averaged.eval())
     torch.save({"start_epoch": 400, "model": create_yolox().state_dict(), "best_ap": .96}, folder / DETECTOR)
     return {p.name: p.read_bytes() for p in folder.iterdir()}, models
@@ -340,17 +419,22 @@ def published(tmp_path_factory):
 
 def stand_in(checkpoint: Path, folder: Path, size: int) -> float:
     "What convert_detector leaves; the graph itself is made in test_detector and in the notebook."
-    for name in ("detector.onnx", "yolox.safetensors"): write_text(folder / name, Path(checkpoint).name)
-    for name in ("detector", "yolox"): write_json(folder / f"{name}.json", {"source": Path(checkpoint).name, "size": size, "sha256": sha256(folder / "detector.onnx")})
+    for name in ("detector.onnx", "yolox.safetensors"):
+        write_text(folder / name, Path(checkpoint).name)
+    for name in ("detector", "yolox"):
+        write_json(folder / f"{name}.json",
+                   {"source": Path(checkpoint).name, "size": size, "sha256": sha256(folder / "detector.onnx")})
     return 0.
 
 
 def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, monkeypatch):
     from mammo_nb.core.engines import load_engine
-    from mammo_nb.mammo.predict import detector_of, find_weights
+    from mammo_nb.mammo.tools.predict import detector_of, find_weights
     files, models = published
     monkeypatch.setattr(fetch, "CLASSIFIERS", CLASSIFIERS[:2])   # half of them, for half of the time
-    monkeypatch.setattr(fetch, "MADE", ["detector.onnx", "yolox.safetensors", "fold_0.safetensors", "fold_1.safetensors", "ensemble.onnx"])
+    monkeypatch.setattr(
+        fetch, "MADE",
+        ["detector.onnx", "yolox.safetensors", "fold_0.safetensors", "fold_1.safetensors", "ensemble.onnx"])
     packed_one = packed({CLASSIFIERS[1]: files[CLASSIFIERS[1]]})   # Kaggle packs what it likes for the journey
     kaggle.storage = {**files, "README.md": b"not wanted", "yolox_nano.pth": b"of COCO"}
     kaggle.renamed = {CLASSIFIERS[1]: CLASSIFIERS[1] + ".zip"}
@@ -361,44 +445,57 @@ def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, 
         patch.setattr(kaggle, "storage", {**kaggle.storage, CLASSIFIERS[1] + ".zip": packed_one})
         folder = tmp_path / "trained"
         differences = fetch_weights(folder, connect(), **SMALL)
-    assert set(differences) == {"detector", "ensemble"} and {n: c for n, c in contents(folder).items() if n in files} == files
+    assert set(differences) == {"detector", "ensemble"} and {n: c for n, c in contents(folder).items() if n in files
+                                                             } == files
     assert [r for n, r, _ in kaggle.log if n == CLASSIFIERS[0]] == [None, "bytes=1000000-"]
 
     engine, pictures = load_engine(find_weights(folder) / "ensemble.onnx"), fetch.drawn_pictures(SMALL["size"], 4)
     x = torch.from_numpy(pictures)[:, None].repeat(1, 3, 1, 1) / 255
     mean, std = (torch.tensor(models[0].normalization[k])[:, None, None] for k in ("mean", "std"))
-    with torch.no_grad(): by_hand = torch.sigmoid(torch.cat([m((x - mean) / std) for m in models], 1)).numpy()
+    with torch.no_grad():
+        by_hand = torch.sigmoid(torch.cat([m((x - mean) / std) for m in models], 1)).numpy()
     assert np.abs(engine(pictures) - by_hand).max() < 1e-4 and by_hand.std() > .01
     assert detector_of(folder) == folder / "detector.onnx" and read_json(folder / "detector.json")["size"] == 64
     about = read_json(folder / "ensemble.json")
-    assert about["threshold"] == .31 and about["crops"]["faithful"] and about["crops"]["confidence"] == .5 and about["demonstration"] is False
-    assert read_json(folder / "fold_1.json")["entry"] == "state_dict_ema" and read_json(folder / "fold_1.json")["source"] == CLASSIFIERS[1]
-    assert read_json(folder / "origin.json")["yolox_nano.pth"]["sha256"] == sha256(folder / "yolox_nano.pth") and set(read_json(folder / "origin.json")) == {*files, "yolox_nano.pth"}
+    assert about["threshold"] == .31 and about["crops"]["faithful"] and about["crops"]["confidence"] == .5 and about[
+        "demonstration"] is False
+    assert read_json(folder / "fold_1.json")["entry"] == "state_dict_ema" and read_json(
+        folder / "fold_1.json")["source"] == CLASSIFIERS[1]
+    assert read_json(folder / "origin.json")["yolox_nano.pth"]["sha256"] == sha256(folder / "yolox_nano.pth") and set(
+        read_json(folder / "origin.json")) == {*files, "yolox_nano.pth"}
 
     kaggle.log.clear()
     monkeypatch.setattr(fetch, "convert_weights", lambda *given: "converted")
     (folder / CLASSIFIERS[0]).unlink()   # the pickles may go: what was made of them is what is used
     assert fetch_weights(folder, **SMALL) == {} and not kaggle.log
     (folder / "ensemble.onnx").unlink()
-    assert fetch_weights(folder, connect(), **SMALL) == "converted" and [n for n, *_ in kaggle.log if n in files] == [CLASSIFIERS[0]]
+    assert fetch_weights(folder, connect(), **SMALL) == "converted" and [n for n, *_ in kaggle.log if n in files
+                                                                         ] == [CLASSIFIERS[0]]
 
     write_text(folder / "ensemble.onnx", "")
     write_json(folder / "ensemble.json", {"recipe": "demo"})
-    with pytest.raises(FetchError, match="ensemble.onnx of another origin"): fetch_weights(folder, **SMALL)
+    with pytest.raises(FetchError, match="ensemble.onnx of another origin"):
+        fetch_weights(folder, **SMALL)
 
 
 def test_a_file_of_a_data_set_that_is_short_or_absent_is_not_kept(kaggle, tmp_path):
     kaggle.storage, kaggle.sizes = {"a.pth": b"abc", "b.pth": b"abc"}, {"b.pth": 4}
-    with pytest.raises(FetchError, match="b.pth .* not the 4 bytes"): fetch_files(connect(), "some/body", ["a.pth", "b.pth"], tmp_path / "to")
-    assert {n for n in contents(tmp_path / "to") if not n.startswith(STAGING)} == {"a.pth"} and not list((tmp_path / "to" / STAGING).rglob("b.pth"))
-    with pytest.raises(FetchError, match="some/body has no c.pth"): fetch_files(connect(), "some/body", ["c.pth"], tmp_path / "to")
+    with pytest.raises(FetchError, match="b.pth .* not the 4 bytes"):
+        fetch_files(connect(), "some/body", ["a.pth", "b.pth"], tmp_path / "to")
+    assert {n for n in contents(tmp_path / "to") if not n.startswith(STAGING)} == {"a.pth"} and not list(
+        (tmp_path / "to" / STAGING).rglob("b.pth"))
+    with pytest.raises(FetchError, match="some/body has no c.pth"):
+        fetch_files(connect(), "some/body", ["c.pth"], tmp_path / "to")
     kaggle.sizes, kaggle.version = {}, 2
     fetch_files(connect(), "some/body", ["a.pth", "b.pth"], tmp_path / "to")
-    assert contents(tmp_path / "to") == {"a.pth": b"abc", "b.pth": b"abc"} and [n for n, *_ in kaggle.log if n == "a.pth"] == ["a.pth"]
+    assert contents(tmp_path / "to") == {"a.pth": b"abc", "b.pth": b"abc"
+                                         } and [n for n, *_ in kaggle.log if n == "a.pth"] == ["a.pth"]
     kaggle.refusals = {"ListDatasetFiles": [403] * 20}
-    with pytest.raises(FetchError, match="its terms at https://www.kaggle.com/datasets/some/body"): fetch_files(connect(), "some/body", ["a.pth"], tmp_path / "other")
+    with pytest.raises(FetchError, match="its terms at https://www.kaggle.com/datasets/some/body"):
+        fetch_files(connect(), "some/body", ["a.pth"], tmp_path / "other")
 
 
 def test_make_calls_the_commands():
-    tell = lambda *arguments: subprocess.run(["make", "-n", *arguments, "VENV=v", "-o", "v/.installed"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    tell = lambda *arguments: subprocess.run(["make", "-n", *arguments, "VENV=v", "-o", "v/.installed"], cwd=ROOT,
+                                             capture_output=True, text=True, check=True).stdout.strip()
     assert tell("data", "DATASET=rsna") == "v/bin/mammo-nb data rsna" and tell("weights") == "v/bin/mammo-nb weights"

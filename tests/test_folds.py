@@ -11,7 +11,10 @@ from mammo_nb.core.folds import LeakageError, assign_folds, balance, check_folds
 def labels() -> pd.DataFrame:
     "300 patients with 2 to 6 images each, one in ten with a cancer in one breast."
     rng = np.random.default_rng(0)
-    patients = pd.DataFrame({"patient_id": [f"{i:05d}" for i in rng.permutation(300)], "images": rng.integers(2, 7, 300), "sick": rng.random(300) < 0.1})
+    patients = pd.DataFrame({
+        "patient_id": [f"{i:05d}" for i in rng.permutation(300)], "images": rng.integers(2, 7, 300),
+        "sick": rng.random(300) < 0.1
+    })
     table = patients.loc[patients.index.repeat(patients["images"])].reset_index(drop=True)
     table["cancer"] = (table["sick"] & (rng.random(len(table)) < 0.5)).astype(int)
     return table.drop(columns=["images", "sick"])
@@ -48,7 +51,8 @@ def test_ids_kept_as_text_are_split_like_the_numbers_they_are(labels):
 
 def test_other_columns_may_be_stratified_and_grouped(labels):
     renamed = labels.rename(columns={"cancer": "bleeding", "patient_id": "study"})
-    assert assign_folds(renamed, label="bleeding", group="study")["fold"].tolist() == assign_folds(labels)["fold"].tolist()
+    assert assign_folds(renamed, label="bleeding",
+                        group="study")["fold"].tolist() == assign_folds(labels)["fold"].tolist()
 
 
 def test_one_patient_moved_by_hand_is_found_and_named(labels):
@@ -56,7 +60,8 @@ def test_one_patient_moved_by_hand_is_found_and_named(labels):
     check_folds(folds)
     leaking = folds["patient_id"].iloc[0]
     folds.loc[0, "fold"] = (folds.loc[0, "fold"] + 1) % 4
-    with pytest.raises(LeakageError, match=f"1 patient_id in more than one fold.*{leaking}"): check_folds(folds)
+    with pytest.raises(LeakageError, match=f"1 patient_id in more than one fold.*{leaking}"):
+        check_folds(folds)
     check_folds(folds.drop(index=0))
     check_folds(folds.assign(image=range(len(folds))), group="image")
 
@@ -64,7 +69,8 @@ def test_one_patient_moved_by_hand_is_found_and_named(labels):
 def test_fewer_sick_patients_than_folds_is_an_error(labels):
     sick = labels.loc[labels["cancer"] == 1, "patient_id"].unique()
     few = labels[~labels["patient_id"].isin(sick[3:])]
-    with pytest.raises(ValueError, match="3 patient_id"): assign_folds(few)
+    with pytest.raises(ValueError, match="3 patient_id"):
+        assign_folds(few)
     assert set(assign_folds(few, n_folds=3).query("cancer == 1")["fold"]) == {0, 1, 2}
 
 

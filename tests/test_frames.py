@@ -3,12 +3,12 @@ import cv2
 import numpy as np
 import pytest
 
-from mammo_nb.mammo import frames
-from mammo_nb.mammo.anatomy import mask_box
-from mammo_nb.mammo.appearance import FAMILIES, borders
-from mammo_nb.mammo.frames import draw_frame, draw_frames, draw_scene, plan_frames
-from mammo_nb.mammo.roi import COLUMNS, read_yolo
-from mammo_nb.mammo.scenes import draw_build, lay_out
+from mammo_nb.mammo.drawing import frames
+from mammo_nb.mammo.drawing.anatomy import mask_box
+from mammo_nb.mammo.drawing.appearance import FAMILIES, borders
+from mammo_nb.mammo.drawing.frames import draw_frame, draw_frames, draw_scene, plan_frames
+from mammo_nb.mammo.reading.roi import COLUMNS, read_yolo
+from mammo_nb.mammo.drawing.scenes import draw_build, lay_out
 
 PLAN = dict(patients=3, held_back=.34, size=128, seed=3)
 
@@ -39,11 +39,13 @@ def test_workers_change_no_byte(made, tmp_path):
 def test_an_interrupted_set_is_finished(made, monkeypatch):
     folder, boxes = made
     before, drawn = content(folder), []
-    for image in boxes["image"][:3]: (folder / image).unlink()
+    for image in boxes["image"][:3]:
+        (folder / image).unlink()
     (folder / f"labels/{boxes['patient_id'][5]}@{boxes['image_id'][5]}.txt").unlink()
     (folder / "train.txt").unlink()
     monkeypatch.setattr(frames, "draw_frame", lambda *a: drawn.append(1) or draw_frame(*a))
-    assert [frames.make_frame_file(folder, f, PLAN["size"], 1.0) for f in plan_frames(3, .34, 3)] and len(drawn) == 4   # the others are kept
+    # the others are kept
+    assert [frames.make_frame_file(folder, f, PLAN["size"], 1.0) for f in plan_frames(3, .34, 3)] and len(drawn) == 4
     assert draw_frames(folder, **PLAN, workers=1).equals(boxes) and content(folder) == before
 
 
@@ -59,11 +61,13 @@ def test_the_set_is_one_that_roi_reads(made):
     folder, boxes = made
     read, problems = read_yolo(folder, images=True)
     assert problems.empty and list(boxes) == COLUMNS and len(read) == 12
-    assert boxes.groupby("patient_id")["split"].nunique().eq(1).all() and boxes.groupby("split")["patient_id"].nunique().to_dict() == {"train": 2, "val": 1}
+    assert boxes.groupby("patient_id")["split"].nunique().eq(1).all() and boxes.groupby(
+        "split")["patient_id"].nunique().to_dict() == {"train": 2, "val": 1}
     assert set(boxes["image_id"]) == {"LCC", "LMLO", "RCC", "RMLO"} and (boxes["w"] * boxes["h"]).ge(.06 - 1e-9).all()
     for r in boxes.itertuples():
         picture = cv2.imread(str(folder / r.image), cv2.IMREAD_UNCHANGED)
-        assert picture.dtype == np.uint8 and picture.ndim == 2 and max(picture.shape) == PLAN["size"] and (picture.min(), picture.max()) == (0, 255)
+        assert picture.dtype == np.uint8 and picture.ndim == 2 and max(
+            picture.shape) == PLAN["size"] and (picture.min(), picture.max()) == (0, 255)
 
 
 @pytest.mark.parametrize("size", [97, 256])
@@ -94,8 +98,10 @@ def test_only_what_hides_the_breast_moves_its_box():
             before = layout.cover.copy()
             family(np.random.default_rng([i, 1]), layout)
             assert np.isfinite(layout.picture).all() and layout.picture.shape == before.shape
-            if family in hiding: moved += not np.array_equal(before, layout.cover)
-            else: assert np.array_equal(before, layout.cover), family.__name__
+            if family in hiding:
+                moved += not np.array_equal(before, layout.cover)
+            else:
+                assert np.array_equal(before, layout.cover), family.__name__
     assert moved
 
 

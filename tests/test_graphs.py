@@ -26,14 +26,20 @@ GRAPH = '''<ir_version: 10, opset_import: ["": 20]> blocks (uint8[n, 1, 16, 12] 
     probabilities = Sigmoid(logits)
 }'''
 rng = np.random.default_rng(5)
-WEIGHTS = {"kernels": rng.normal(size=(4, 1, 5, 5)) / 5, "more": rng.normal(size=(6, 4, 3, 3)) / 6, "shift": rng.normal(size=(1, 6, 1, 1)), "scale": rng.uniform(.5, 2, 6),
-           "square": rng.normal(size=(6, 6)) / 2, "w0": rng.normal(size=(6, 1)) * 5, "w1": rng.normal(size=(6, 1)) * 5}
+WEIGHTS = {
+    "kernels": rng.normal(size=(4, 1, 5, 5)) / 5, "more": rng.normal(size=(6, 4, 3, 3)) / 6,
+    "shift": rng.normal(size=(1, 6, 1, 1)), "scale": rng.uniform(.5, 2, 6), "square": rng.normal(size=(6, 6)) / 2,
+    "w0": rng.normal(size=(6, 1)) * 5, "w1": rng.normal(size=(6, 1)) * 5
+}
 PICTURES = rng.integers(0, 256, (8, 1, 16, 12), dtype=np.uint8) * (np.arange(8)[:, None, None, None] > 1)
 
 
 def blocks() -> onnx.ModelProto:
     model = onnx.parser.parse_model(GRAPH)
-    model.graph.initializer.extend([*(onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in WEIGHTS.items()), onnx.numpy_helper.from_array(np.array([1, 2]), "area")])
+    model.graph.initializer.extend([
+        *(onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in WEIGHTS.items()),
+        onnx.numpy_helper.from_array(np.array([1, 2]), "area")
+    ])
     return model
 
 
@@ -53,7 +59,10 @@ def by_hand() -> np.ndarray:
 def types(model: onnx.ModelProto) -> dict:
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     names = {1: "float32", 10: "float16"}
-    return {v.name: names.get(v.type.tensor_type.elem_type, "other") for v in (*inferred.input, *inferred.value_info, *inferred.output)}
+    return {
+        v.name: names.get(v.type.tensor_type.elem_type, "other")
+        for v in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
 
 
 def run(model: onnx.ModelProto, folder) -> np.ndarray:
@@ -74,13 +83,20 @@ def test_each_node_computes_in_the_type_that_is_right_for_it():
     to_mixed(model)
     found, first = types(model), next(n for n in model.graph.node if n.op_type == "Conv")
     for node in model.graph.node:
-        if node.op_type in ("Cast", "Concat"): continue
-        used = {found[n] if n in found else onnx.helper.tensor_dtype_to_np_dtype(next(i.data_type for i in model.graph.initializer if i.name == n)).name for n in node.input} - {"other", "int64"}
+        if node.op_type in ("Cast", "Concat"):
+            continue
+        used = {
+            found[n] if n in found else onnx.helper.tensor_dtype_to_np_dtype(
+                next(i.data_type for i in model.graph.initializer if i.name == n)).name for n in node.input
+        } - {"other", "int64"}
         low = node.op_type in PRODUCTS and node is not first or node.op_type in ("Add", "Transpose")
         assert used == {"float16" if low else "float32"}, node
-    assert {n.op_type for n in model.graph.node} & (KEPT | {"ReduceMean"}) == {"LayerNormalization", "Softmax", "ReduceMean"}
+    assert {n.op_type
+            for n in model.graph.node} & (KEPT | {"ReduceMean"}) == {"LayerNormalization", "Softmax", "ReduceMean"}
     stored = {i.name: i.data_type for i in model.graph.initializer}
-    assert stored["scale"] == stored["kernels"] == onnx.TensorProto.FLOAT and {"more", "square", "w0", "w1"}.isdisjoint(stored)   # those lie there in float16 only
+    # those lie there in float16 only
+    assert stored["scale"] == stored["kernels"] == onnx.TensorProto.FLOAT and {"more", "square", "w0", "w1"
+                                                                               }.isdisjoint(stored)
 
 
 def test_sums_of_squares_do_not_overflow(tmp_path):
@@ -93,7 +109,11 @@ def test_sums_of_squares_do_not_overflow(tmp_path):
         mean = Div(roots, many)
     }'''
     model = onnx.parser.parse_model(text)
-    model.graph.initializer.extend([onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "one"), onnx.numpy_helper.from_array(np.float32(10.), "many"), onnx.numpy_helper.from_array(np.array([1, 2, 3]), "area")])
+    model.graph.initializer.extend([
+        onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "one"),
+        onnx.numpy_helper.from_array(np.float32(10.), "many"),
+        onnx.numpy_helper.from_array(np.array([1, 2, 3]), "area")
+    ])
     to_mixed(model)
     expected = np.sqrt((PICTURES.astype(float)**2).sum((1, 2, 3))) / 10
     assert expected.max()**2 * 100 > 65504   # which float16 could not hold
@@ -102,9 +122,11 @@ def test_sums_of_squares_do_not_overflow(tmp_path):
 
 def test_a_weight_that_float16_cannot_hold_is_refused(tmp_path):
     model = blocks()
-    next(i for i in model.graph.initializer if i.name == "square").CopyFrom(onnx.numpy_helper.from_array(np.full((6, 6), 1e5, np.float32), "square"))
+    next(i for i in model.graph.initializer if i.name == "square").CopyFrom(
+        onnx.numpy_helper.from_array(np.full((6, 6), 1e5, np.float32), "square"))
     write_graph(model, tmp_path / "g.onnx", {})
-    with pytest.raises(EngineError, match="g.onnx: square has values beyond 65504"): write_mixed(tmp_path / "g.onnx", tmp_path / "m.onnx")
+    with pytest.raises(EngineError, match="g.onnx: square has values beyond 65504"):
+        write_mixed(tmp_path / "g.onnx", tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -112,14 +134,17 @@ def test_a_graph_with_branches_is_refused():
     text = '''<ir_version: 10, opset_import: ["": 20]> branches (float[n] x, bool c) => (float[n] y) {
         y = If (c) <then_branch = a () => (float[n] p) { p = Identity(x) }, else_branch = b () => (float[n] q) { q = Neg(x) }>
     }'''
-    with pytest.raises(EngineError, match="branches"): to_mixed(onnx.parser.parse_model(text))
+    with pytest.raises(EngineError, match="branches"):
+        to_mixed(onnx.parser.parse_model(text))
 
 
 def test_the_json_of_a_converted_graph(tmp_path):
     written = write_graph(blocks(), tmp_path / "g.onnx", {"threshold": .3, "precision": "float32"})
     mixed = write_mixed(tmp_path / "g.onnx", tmp_path / "g.fp16.onnx")
     assert mixed == read_sidecar(tmp_path / "g.fp16.onnx") and read_sidecar(tmp_path / "g.onnx") == written
-    assert (mixed["precision"], mixed["threshold"], mixed["fp32_sha256"], mixed["output"]) == ("mixed", .3, written["sha256"], written["output"]) and mixed["sha256"] != written["sha256"]
+    assert (mixed["precision"], mixed["threshold"], mixed["fp32_sha256"],
+            mixed["output"]) == ("mixed", .3, written["sha256"],
+                                 written["output"]) and mixed["sha256"] != written["sha256"]
     again = write_mixed(tmp_path / "g.onnx", tmp_path / "h.fp16.onnx")
     assert again["sha256"] == mixed["sha256"]
 
@@ -135,9 +160,11 @@ def test_networks_are_left_out(tmp_path, kept):
 
 def test_what_is_no_ensemble_is_not_cut():
     for wrong in ([2], [-1], []):
-        with pytest.raises(EngineError, match="networks 0 to 1"): keep_columns(blocks(), wrong)
+        with pytest.raises(EngineError, match="networks 0 to 1"):
+            keep_columns(blocks(), wrong)
     model = blocks()
     del model.graph.node[-1]
     model.graph.node[-1].op_type = "Add"
     model.graph.output[0].name = "logits"
-    with pytest.raises(EngineError, match="No ensemble"): keep_columns(model, [0])
+    with pytest.raises(EngineError, match="No ensemble"):
+        keep_columns(model, [0])

@@ -8,7 +8,7 @@ import pytest
 
 from mammo_nb.core.dicom import Image
 from mammo_nb.core.pictures import fit_resize
-from mammo_nb.mammo.boxes import Box, find_box, otsu_box
+from mammo_nb.mammo.reading.boxes import Box, find_box, otsu_box
 from mammo_nb.mammo.crops import crop
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table, unify
 from mammo_nb.mammo.recipes import RECIPES, RecipeError, get_section
@@ -18,7 +18,10 @@ from mammo_nb.mammo.train import one_positive_batches
 
 
 def table(**columns):
-    base = {"patient_id": ["007", "007"], "image_id": ["01", "02"], "laterality": ["L", "L"], "view": ["CC", "MLO"], "cancer": [1, 1]}
+    base = {
+        "patient_id": ["007", "007"], "image_id": ["01", "02"], "laterality": ["L", "L"], "view": ["CC", "MLO"],
+        "cancer": [1, 1]
+    }
     return pd.DataFrame({**base, **columns})
 
 
@@ -26,28 +29,36 @@ def table(**columns):
 def test_ids_stay_text_and_order_stays(tmp_path):
     table().to_csv(tmp_path / "train.csv", index=False)
     unified = unify(read_table(tmp_path / "train.csv", ["cancer"]))
-    assert unified["patient_id"].tolist() == ["007", "007"] and unified["file"].tolist() == ["train_images/007/01.dcm", "train_images/007/02.dcm"]
+    assert unified["patient_id"].tolist() == ["007", "007"] and unified["file"].tolist() == [
+        "train_images/007/01.dcm", "train_images/007/02.dcm"
+    ]
 
 
-@pytest.mark.parametrize("columns, told", [({"image_id": ["01", "01"]}, "an image twice"), ({"laterality": ["L", "left"]}, "neither L nor R"),
+@pytest.mark.parametrize("columns, told", [({"image_id": ["01", "01"]}, "an image twice"), ({"laterality": ["L", "left"]}, "neither "
+                                                                      "L nor R"),
                                            ({"cancer": [1, 2]}, "neither 0 nor 1"), ({"cancer": [1, 0]}, "disagree")])
 def test_tables_that_make_no_sense_are_refused(columns, told):
-    with pytest.raises(DatasetError, match=told): unify(table(**columns))
+    with pytest.raises(DatasetError, match=told):
+        unify(table(**columns))
 
 
 @pytest.mark.parametrize("image_id", ["../../etc/passwd", "..", "a/b", "a\\b", ""])
 def test_an_id_cannot_leave_its_folder(tmp_path, image_id):
     table(image_id=[image_id, "02"]).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DatasetError, match="no file name"): read_table(tmp_path / "t.csv", [])
+    with pytest.raises(DatasetError, match="no file name"):
+        read_table(tmp_path / "t.csv", [])
 
 
 def test_missing_column_lists_what_there_is(tmp_path):
     table().drop(columns="cancer").to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DatasetError, match="no column cancer; it has patient_id"): read_table(tmp_path / "t.csv", ["cancer"])
+    with pytest.raises(DatasetError, match="no column cancer; it has patient_id"):
+        read_table(tmp_path / "t.csv", ["cancer"])
 
 
 def test_breast_is_the_mean_of_its_images():
-    breasts = per_breast(pd.DataFrame({"patient_id": ["a", "a", "a", "b"], "laterality": ["L", "R", "L", "L"], "probability": [.2, .9, .4, .5]}))
+    breasts = per_breast(
+        pd.DataFrame(
+            {"patient_id": ["a", "a", "a", "b"], "laterality": ["L", "R", "L", "L"], "probability": [.2, .9, .4, .5]}))
     assert breasts["probability"].round(9).tolist() == [.3, .9, .5] and breasts["images"].tolist() == [2, 1, 1]
 
 
@@ -57,8 +68,9 @@ def disc_frame(header_of, rows=1600, columns=1200, photometric="MONOCHROME2"):
     y, x = np.mgrid[:rows, :columns]
     pixels = np.where((x / 700) ** 2 + ((y - 800) / 600) ** 2 < 1, 1500, 20).astype(np.uint16)
     pixels[100:180, 1000:1120] = 4000
-    return Image(replace(header_of, rows=rows, columns=columns, photometric=photometric, windows=((2048.0, 4096.0),), voi_function="LINEAR"),
-                 pixels if photometric == "MONOCHROME2" else 4095 - pixels, "made")
+    return Image(
+        replace(header_of, rows=rows, columns=columns, photometric=photometric, windows=((2048.0, 4096.0),),
+                voi_function="LINEAR"), pixels if photometric == "MONOCHROME2" else 4095 - pixels, "made")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +109,9 @@ def test_a_bright_marker_alone_is_no_breast():
 
 
 def test_crop_is_windowed_from_stored_values_and_inverted(header):
-    both = [crop(disc_frame(header, photometric=p), Box(0, 700, 100, 800, "otsu")) for p in ("MONOCHROME2", "MONOCHROME1")]
+    both = [
+        crop(disc_frame(header, photometric=p), Box(0, 700, 100, 800, "otsu")) for p in ("MONOCHROME2", "MONOCHROME1")
+    ]
     # PS3.3 C.11.2.1.2.1 by hand: ((1500 - 2047.5) / 4095 + .5) * 255 = 93.4
     assert abs(int(both[0][50, 50]) - 93) <= 1 and abs(int(both[1][50, 50]) - 93) <= 1
 
@@ -123,7 +137,8 @@ def test_every_batch_has_a_positive_and_every_negative_comes_once(ratio):
         rows = [[i for i, _ in b] for b in batches(epoch)]
         assert all(cancer[r].sum() >= 1 and len(r) <= 8 for r in rows)
         assert sorted(i for r in rows for i in r if not cancer[i]) == list(range(7, 100))
-        for r in rows: np.add.at(seen, r, 1)
+        for r in rows:
+            np.add.at(seen, r, 1)
     assert np.ptp(seen[:7]) <= 1     # the deck deals positives evenly, across epochs
     assert batches(2) == one_positive_batches(cancer, 8, ratio, seed=3)(2) != batches(1)
 
@@ -134,23 +149,27 @@ def test_every_rank_has_a_positive_in_each_batch_and_together_they_see_each_nega
     cancer[:5] = 1
     deal = one_positive_batches(cancer, 8, .1429, 3, ranks)(0)
     shares = [deal[r::ranks] for r in range(ranks)]
-    assert len({len(s) for s in shares}) == 1 and len(deal) == {1: 14, 2: 14, 3: 15}[ranks]      # 96 negatives, 7 a batch
+    # 96 negatives, 7 a batch
+    assert len({len(s) for s in shares}) == 1 and len(deal) == {1: 14, 2: 14, 3: 15}[ranks]
     assert all(cancer[[i for i, _ in b]].sum() == 1 and 6 <= len(b) - 1 <= 7 for s in shares for b in s)
     assert sorted(i for b in deal for i, _ in b if not cancer[i]) == list(range(5, 101))
 
 
 def test_training_without_one_class_is_refused():
-    with pytest.raises(ValueError, match="both classes"): one_positive_batches(np.zeros(9), 4, .5, 0)
+    with pytest.raises(ValueError, match="both classes"):
+        one_positive_batches(np.zeros(9), 4, .5, 0)
 
 
 # ---- selection and submission
 def test_best_epoch_breaks_ties_by_auc_then_early():
-    history = pd.DataFrame({"fold": [0, 0, 0, 1, 1], "epoch": [1, 2, 3, 1, 2], "pf1": [.5, .7, .7, .6, .6], "auc": [.9, .8, .85, .7, .7]})
+    history = pd.DataFrame(
+        {"fold": [0, 0, 0, 1, 1], "epoch": [1, 2, 3, 1, 2], "pf1": [.5, .7, .7, .6, .6], "auc": [.9, .8, .85, .7, .7]})
     assert best_epochs(history)[["fold", "epoch"]].values.tolist() == [[0, 3], [1, 1]]
 
 
 def test_epochs_are_chosen_together_and_equals_keep_the_epochs_that_are_best_alone():
-    breasts = {(0, 1): ([1, 0], [.9, .1]), (0, 2): ([1, 0], [.3, .2]), (1, 1): ([1, 0], [.4, .35]), (1, 2): ([1, 0], [.8, .2])}
+    breasts = {(0, 1): ([1, 0], [.9, .1]), (0, 2): ([1, 0], [.3, .2]), (1, 1): ([1, 0], [.4, .35]),
+               (1, 2): ([1, 0], [.8, .2])}
     breasts = {k: pd.DataFrame({"cancer": c, "probability": p}) for k, (c, p) in breasts.items()}
     ranked = pd.DataFrame({"fold": [0, 0, 1, 1], "epoch": [2, 1, 1, 2]})       # by themselves all are without a mistake
     tried = combinations(ranked, breasts)
@@ -165,22 +184,28 @@ def test_plateau_stops_at_the_first_fall():
 def test_submission_follows_the_sample_and_a_lost_breast_is_zero():
     predictions = pd.DataFrame({"prediction_id": ["b", "a", "a", "c"], "probability": [.7, .2, .9, np.nan]})
     sample = pd.DataFrame({"prediction_id": ["c", "a", "b"], "cancer": .021})
-    assert to_submission(predictions, sample, .55).values.tolist() == [["c", 0], ["a", 0], ["b", 1]]   # a: mean .55 is not above
+    # a: mean .55 is not above
+    assert to_submission(predictions, sample, .55).values.tolist() == [["c", 0], ["a", 0], ["b", 1]]
 
 
 def test_a_stranger_in_the_test_table_is_told():
     with pytest.raises(DatasetError, match="such as z"):
-        to_submission(pd.DataFrame({"prediction_id": ["z"], "probability": [.5]}), pd.DataFrame({"prediction_id": ["a"], "cancer": 0}), .5)
+        to_submission(pd.DataFrame({"prediction_id": ["z"], "probability": [.5]}),
+                      pd.DataFrame({"prediction_id": ["a"], "cancer": 0}), .5)
 
 
 # ---- recipes
-@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are cbis, cbis_long, demo"), (("demo", "trian"), "There are phantom"),
-                                        (("demo", "train", {"epoch": 1}), "It has network"), (("demo", "train", {"epochs": 1.5}), "takes int"),
+@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are cbis, cbis_long, demo"), (("demo", "trian"), "There "
+                                                                      "are phantom"),
+                                        (("demo", "train", {"epoch": 1}), "It has network"), (("demo", "train", {"epochs": 1.5}), "takes "
+                                                                      "int"),
                                         (("demo", "train", {"epochs": True}), "takes int")])
 def test_slips_in_a_recipe_are_told(call, told):
-    with pytest.raises(RecipeError, match=told): get_section(*call)
+    with pytest.raises(RecipeError, match=told):
+        get_section(*call)
 
 
 def test_overrides_leave_the_recipe_alone():
     assert get_section("demo", "train", {"lr": 1}).lr == 1.0 != RECIPES["demo"].train.lr
-    with pytest.raises(Exception, match="cannot assign"): RECIPES["demo"].train.lr = 1.0
+    with pytest.raises(Exception, match="cannot assign"):
+        RECIPES["demo"].train.lr = 1.0

@@ -11,7 +11,8 @@ from mammo_nb.core.metrics import GRID, auc, average_precision, best_threshold, 
 def screening():
     rng = np.random.default_rng(1)
     y = (rng.random(500) < 0.1).astype(int)
-    return y, np.round(1 / (1 + np.exp(-rng.normal(np.where(y, 0.5, -1.5), 1))), 2)   # hundredths: many ties, many on the grid
+    # hundredths: many ties, many on the grid
+    return y, np.round(1 / (1 + np.exp(-rng.normal(np.where(y, 0.5, -1.5), 1))), 2)
 
 
 def competition_pf1(labels, predictions, beta=1.0):
@@ -19,8 +20,10 @@ def competition_pf1(labels, predictions, beta=1.0):
     positives = ctp = cfp = 0
     for label, p in zip(labels, np.clip(predictions, 0, 1)):
         positives += label
-        if label: ctp += p
-        else: cfp += p
+        if label:
+            ctp += p
+        else:
+            cfp += p
     precision, recall = (ctp / (ctp + cfp) if ctp + cfp else 0), (ctp / positives if positives else 0)
     return (1 + beta**2) * precision * recall / (beta**2 * precision + recall) if precision and recall else 0
 
@@ -71,7 +74,8 @@ def test_best_threshold_is_the_best_of_the_loop(screening):
 
 def test_ranking_metrics_are_scikit_learns_and_count_ties_half(screening):
     y, p = screening
-    assert auc(y, p) == pytest.approx(roc_auc_score(y, p)) and average_precision(y, p) == pytest.approx(average_precision_score(y, p))
+    assert auc(y, p) == pytest.approx(roc_auc_score(y, p)) and average_precision(y, p) == pytest.approx(
+        average_precision_score(y, p))
     pairs = p[y == 1][:, None] - p[y == 0]
     assert auc(y, p) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
     assert auc([0, 1, 0, 1], [0.5] * 4) == 0.5
@@ -79,37 +83,44 @@ def test_ranking_metrics_are_scikit_learns_and_count_ties_half(screening):
 
 def test_an_empty_class_is_defined():
     assert pfbeta([0, 0], [0.2, 0.3]) == 0 and pfbeta([1, 0], [0, 0]) == 0
-    assert np.isnan(auc([0, 0], [0.2, 0.3])) and np.isnan(auc([1, 1], [0.2, 0.3])) and np.isnan(average_precision([0, 0], [0.2, 0.3]))
+    assert np.isnan(auc([0, 0], [0.2, 0.3])) and np.isnan(auc([1, 1], [0.2, 0.3])) and np.isnan(
+        average_precision([0, 0], [0.2, 0.3]))
     assert threshold_curve([0, 0], [0.2, 0.3])[["score", "precision", "recall"]].to_numpy().max() == 0
     assert best_threshold([0, 0], [0.2, 0.3]) == (0.5, 0)
 
 
 @pytest.mark.parametrize("labels, probabilities, says", [
-    ([0, 1], [0.5], "2 labels for 1"), ([0, 2], [0.5, 0.5], "0 or 1"), ([0, np.nan], [0.5, 0.5], "0 or 1"), ([0, 1], [0.5, np.nan], "1 probabilities are not finite")])
+    ([0, 1], [0.5], "2 labels for 1"), ([0, 2], [0.5, 0.5], "0 or 1"), ([0, np.nan], [0.5, 0.5], "0 or 1"), ([0, 1], [0.5, np.nan], "1 "
+                                                                      "probabilities are not finite")])
 def test_bad_input(labels, probabilities, says):
     for score in (pfbeta, threshold_curve, best_threshold, auc, average_precision):
-        with pytest.raises(ValueError, match=says): score(labels, probabilities)
+        with pytest.raises(ValueError, match=says):
+            score(labels, probabilities)
 
 
 def test_bootstrap_repeats_itself_and_draws_whole_patients(screening):
     y, p = screening
     patients = np.arange(500) // 4
     low, high = bootstrap_interval(auc, y, p, patients, n=200)
-    assert (low, high) == bootstrap_interval(auc, y, p, patients, n=200) != bootstrap_interval(auc, y, p, patients, n=200, seed=1)
+    assert (low, high) == bootstrap_interval(auc, y, p, patients, n=200) != bootstrap_interval(
+        auc, y, p, patients, n=200, seed=1)
     assert low < auc(y, p) < high
     narrow = bootstrap_interval(auc, y, p, patients, n=200, level=0.5)
     assert low < narrow[0] < narrow[1] < high
     seen = []
-    bootstrap_interval(lambda a, b: seen.append(np.sort(b)) or 0., np.tile([0, 1, 0, 1], 3), np.arange(12) / 12, np.repeat(["a", "b", "c"], 4), n=20)
+    bootstrap_interval(lambda a, b: seen.append(np.sort(b)) or 0., np.tile([0, 1, 0, 1], 3),
+                       np.arange(12) / 12, np.repeat(["a", "b", "c"], 4), n=20)
     for drawn in seen:
         index, count = np.unique((drawn * 12).round().astype(int), return_counts=True)
-        assert len(drawn) == 12 and all(len(set(count[index // 4 == g])) == 1 and (index // 4 == g).sum() == 4 for g in set(index // 4))
+        assert len(drawn) == 12 and all(
+            len(set(count[index // 4 == g])) == 1 and (index // 4 == g).sum() == 4 for g in set(index // 4))
 
 
 def test_copying_every_patients_images_makes_no_one_surer(screening):
     y, p = (np.repeat(v, 4) for v in screening)
     patients = np.repeat(np.arange(500), 4)
-    whole, once = bootstrap_interval(auc, y, p, patients, n=300), bootstrap_interval(auc, *screening, np.arange(500), n=300)
+    whole, once = bootstrap_interval(auc, y, p, patients, n=300), bootstrap_interval(
+        auc, *screening, np.arange(500), n=300)
     assert whole == pytest.approx(once)
     by_image = bootstrap_interval(auc, y, p, np.arange(2000), n=300)
     assert by_image[1] - by_image[0] < 0.7 * (whole[1] - whole[0])

@@ -16,9 +16,15 @@ from mammo_nb.core.headers import DicomError
 from mammo_nb.core.parallel import map_files
 from mammo_nb.mammo.crops import cut_breast
 
-SYNTAXES = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51",
-            "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.5", "1.2.3.4"]
-FILES = ["mammo/ge_senographe_RMLO_GH133.dcm", "mammo/ddsm_P_00173_benign_L_CC.dcm", "mammo/dbt_4frames_128.dcm", "dicom/wg04/*.dcm", "dicom/ct_by_syntax/*.dcm", "dicom/pydicom/*.dcm"]
+SYNTAXES = [
+    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.5", "1.2.3.4"
+]
+FILES = [
+    "mammo/ge_senographe_RMLO_GH133.dcm", "mammo/ddsm_P_00173_benign_L_CC.dcm", "mammo/dbt_4frames_128.dcm",
+    "dicom/wg04/*.dcm", "dicom/ct_by_syntax/*.dcm", "dicom/pydicom/*.dcm"
+]
 KINDS = ["cut", "flip header", "flip anywhere", "Rows", "Columns", "BitsStored", "syntax", "window"]
 PER_FILE = 24  # mutations; each kind three times
 
@@ -42,22 +48,29 @@ def without(data: bytes, keyword: str) -> bytes:
 
 
 def with_syntax(data: bytes, rng: np.random.Generator) -> bytes:
-    old = str(pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True).file_meta.TransferSyntaxUID).encode()
+    old = str(pydicom.dcmread(io.BytesIO(data), force=True,
+                              stop_before_pixels=True).file_meta.TransferSyntaxUID).encode()
     new = [s.encode() for s in SYNTAXES if len(s) <= len(old) and s.encode() != old]
     return data.replace(old, rng.choice(new).ljust(len(old), b"\0"), 1)
 
 
 def mutant(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
     "A damaged copy."
-    if kind == "cut": return data[:rng.integers(1, len(data))]
+    if kind == "cut":
+        return data[:rng.integers(1, len(data))]
     if kind.startswith("flip"):
         damaged = bytearray(data)
         end = min(len(data), 3000) if kind == "flip header" else len(data)
-        for at in rng.integers(128, end, rng.integers(1, 6)): damaged[at] ^= 1 << rng.integers(8)
+        for at in rng.integers(128, end, rng.integers(1, 6)):
+            damaged[at] ^= 1 << rng.integers(8)
         return bytes(damaged)
-    if kind == "syntax": return with_syntax(data, rng)
-    if kind == "window": return without(data, str(rng.choice(["WindowCenter", "WindowWidth"])))
-    return with_number(data, kind, int(rng.integers(0, 20) if kind == "BitsStored" else rng.choice([0, 1, 2, 100, 500, 513, 3000, 60_000])))
+    if kind == "syntax":
+        return with_syntax(data, rng)
+    if kind == "window":
+        return without(data, str(rng.choice(["WindowCenter", "WindowWidth"])))
+    return with_number(
+        data, kind,
+        int(rng.integers(0, 20) if kind == "BitsStored" else rng.choice([0, 1, 2, 100, 500, 513, 3000, 60_000])))
 
 
 def read(item):
@@ -69,12 +82,18 @@ def read(item):
         frame = read_frame(item["file"], frame=0)
         image = frame.decode()
         cut_breast(frame)
-    except DicomError as e: return {"outcome": type(e).__name__}
+    except DicomError as e:
+        return {"outcome": type(e).__name__}
     except ValueError as e:
-        if type(e).__name__ != "WindowError": raise
+        if type(e).__name__ != "WindowError":
+            raise
         return {"outcome": "WindowError"}
-    finally: signal.alarm(0)
-    return {"outcome": "read", "shape": image.pixels.shape == (image.header.rows, image.header.columns), "sha": hashlib.sha256(np.ascontiguousarray(image.pixels, np.int64)).hexdigest()}
+    finally:
+        signal.alarm(0)
+    return {
+        "outcome": "read", "shape": image.pixels.shape == (image.header.rows, image.header.columns),
+        "sha": hashlib.sha256(np.ascontiguousarray(image.pixels, np.int64)).hexdigest()
+    }
 
 
 def differing(path: str) -> float:
@@ -82,8 +101,10 @@ def differing(path: str) -> float:
     ours = read_image(path, frame=0).pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try: theirs = pydicom.dcmread(path, force=True).pixel_array
-        except Exception: return 0
+        try:
+            theirs = pydicom.dcmread(path, force=True).pixel_array
+        except Exception:
+            return 0
     return float((ours != (theirs[0] if theirs.ndim == 3 else theirs)).mean())
 
 
@@ -92,8 +113,10 @@ def test_damaged_real_files(tmp_path):
     items, originals = [], {}
     for n, path in enumerate(sorted(p for pattern in FILES for p in SHARED.glob(pattern))):
         data = path.read_bytes()
-        try: originals[n] = hashlib.sha256(np.ascontiguousarray(read_image(path, frame=0).pixels, np.int64)).hexdigest()
-        except DicomError: continue
+        try:
+            originals[n] = hashlib.sha256(np.ascontiguousarray(read_image(path, frame=0).pixels, np.int64)).hexdigest()
+        except DicomError:
+            continue
         for i in range(PER_FILE if len(data) < 4_000_000 else 8):
             kind = KINDS[i % len(KINDS)]
             name = tmp_path / f"{n}_{i}.dcm"
@@ -101,12 +124,15 @@ def test_damaged_real_files(tmp_path):
             items.append({"file": name, "original": n, "kind": kind, "of": path.name})
     assert len(items) >= 500
     table = map_files(read, items, table=tmp_path / "outcome.csv", workers=2)
-    assert (table["error"] == "").all(), table.loc[table["error"] != "", ["file", "error"]].to_string()  # no other error, no hang, no process lost
+    # no other error, no hang, no process lost
+    assert (table["error"] == "").all(), table.loc[table["error"] != "", ["file", "error"]].to_string()
     table["kind"], table["of"] = [i["kind"] for i in items], [i["of"] for i in items]
     seen = table[table["outcome"] == "read"]
     assert seen["shape"].all()
     same = seen["sha"] == [originals[items[i]["original"]] for i in seen.index]
     wrong = seen[~same & ~seen["kind"].str.startswith("flip")]
     assert wrong.empty, wrong[["of", "kind"]].to_string()
-    # flipped bits of the pixels themselves cannot be told from pixels; what then comes out is what an independent reader sees
-    for row in seen[~same].itertuples(): assert differing(row.file) < 1e-3, (row.of, row.kind)
+    # flipped bits of the pixels themselves cannot be told from pixels; what then comes out is what an independent
+    # reader sees
+    for row in seen[~same].itertuples():
+        assert differing(row.file) < 1e-3, (row.of, row.kind)

@@ -18,7 +18,8 @@ def modules(root: Path) -> dict:
 
 
 @pytest.fixture
-def checkout(tmp_path): return copy_checkout(tmp_path)
+def checkout(tmp_path):
+    return copy_checkout(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,8 @@ def edit(path: Path, old: str, new: str):
 def test_editing_a_text_cell_leaves_the_package_alone(checkout):
     export(checkout)
     before = modules(checkout)
-    edit(checkout / "nbs/mammo/05_folds.py", "Four views of one patient look alike.", "Four views of one patient look much alike.")
+    edit(checkout / "nbs/mammo/05_folds.py", "Four views of one patient look alike.",
+         "Four views of one patient look much alike.")
     export(checkout)
     assert modules(checkout) == before
 
@@ -88,7 +90,8 @@ def test_a_module_goes_with_its_notebook(checkout):
     export(checkout)
     (checkout / "nbs/mammo/11_report.py").unlink()
     export(checkout)
-    assert not (checkout / "mammo_nb/mammo/report.py").exists() and not (checkout / "nbs/mammo/11_report.ipynb").exists()
+    assert not (checkout / "mammo_nb/mammo/report.py").exists() and not (
+        checkout / "nbs/mammo/11_report.ipynb").exists()
 
 
 def test_an_edit_in_jupyter_comes_back_to_the_source_only(checkout):
@@ -101,12 +104,14 @@ def test_an_edit_in_jupyter_comes_back_to_the_source_only(checkout):
     cell.outputs = [nbformat.v4.new_output("stream", text="added in Jupyter\n")]
     nb.metadata["language_info"] = {"name": "python", "version": "3.99"}  # as Jupyter does on saving
     nbformat.write(nb, target)
-    with pytest.raises(NotebookConflict, match="make sync"): build(checkout)
+    with pytest.raises(NotebookConflict, match="make sync"):
+        build(checkout)
     assert sync(checkout) == [checkout / "nbs/mammo/05_folds.py"]
     changed = {s for s in SOURCES if (checkout / s).read_text() != sources[s]}
     assert changed == {Path("nbs/mammo/05_folds.py")}
     assert (checkout / "nbs/mammo/05_folds.py").read_text() == sources[Path("nbs/mammo/05_folds.py")].replace(
-        "table = run(run_dir, recipe, overrides)\ntable.head()", "table = run(run_dir, recipe, overrides)\ntable.head()\nprint('added in Jupyter')")
+        "table = run(run_dir, recipe, overrides)\ntable.head()",
+        "table = run(run_dir, recipe, overrides)\ntable.head()\nprint('added in Jupyter')")
     assert build(checkout) == [] and sync(checkout) == []
 
 
@@ -118,5 +123,6 @@ def test_edits_on_both_sides_are_a_conflict_and_lose_nothing(checkout):
     target.write_text(json.dumps(content))
     edit(target.with_suffix(".py"), "# # Folds", "# # Folds again")
     for action in (build, sync):
-        with pytest.raises(NotebookConflict): action(checkout)
+        with pytest.raises(NotebookConflict):
+            action(checkout)
     assert "1 + 1" in target.read_text() and "Folds again" in target.with_suffix(".py").read_text()

@@ -19,7 +19,8 @@ from mammo_nb.core import parallel
 from mammo_nb.core.parallel import BackendError, map_files
 
 def square(item):
-    if item.get("bad"): raise ValueError(f"{item['file']} is bad")
+    if item.get("bad"):
+        raise ValueError(f"{item['file']} is bad")
     return {"square": item["x"] ** 2, "half": np.float32(item["x"] / 2), "where": Path("a") / item["file"]}
 
 def things(n, **more):
@@ -38,44 +39,53 @@ def test_order_columns_types_and_errors(tmp_path, workers):
     assert frame["file"].tolist() == [i["file"] for i in items]
     assert frame["error"].tolist() == ["ValueError: 015.dcm is bad" if i.get("bad") else "" for i in items]
     good = frame[frame["error"] == ""]
-    assert good["square"].tolist() == [i["x"] ** 2 for i in items if not i.get("bad")] and frame["square"].isna().sum() == 1
+    assert good["square"].tolist() == [i["x"]**2
+                                       for i in items if not i.get("bad")] and frame["square"].isna().sum() == 1
     stored = read(table)
     assert stored["file"].tolist() == frame["file"].tolist() and stored["error"].tolist() == frame["error"].tolist()
-    assert stored.loc[0].tolist() == ["019.dcm", "361", "9.5", "a/019.dcm", ""]  # whole numbers stay whole beside the empty field
+    # whole numbers stay whole beside the empty field
+    assert stored.loc[0].tolist() == ["019.dcm", "361", "9.5", "a/019.dcm", ""]
     assert os.listdir(table.parent) == ["t.csv"]  # neither journal nor temporary file
 
 def test_the_table_is_the_same_for_any_number_of_workers(tmp_path):
-    for workers in (1, 2): map_files(square, things(30), table=tmp_path / f"{workers}.csv", workers=workers)
+    for workers in (1, 2):
+        map_files(square, things(30), table=tmp_path / f"{workers}.csv", workers=workers)
     assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
 
 def test_no_items_and_repeated_keys(tmp_path):
     assert map_files(square, [], table=tmp_path / "t.csv").columns.tolist() == ["file", "error"]
     assert read(tmp_path / "t.csv").empty
-    with pytest.raises(ValueError, match="'file'"): map_files(square, things(3) + things(1), table=tmp_path / "t.csv")
-    with pytest.raises(KeyError): map_files(square, [{"x": 1}], table=tmp_path / "t.csv")
+    with pytest.raises(ValueError, match="'file'"):
+        map_files(square, things(3) + things(1), table=tmp_path / "t.csv")
+    with pytest.raises(KeyError):
+        map_files(square, [{"x": 1}], table=tmp_path / "t.csv")
 
 def test_another_key_and_a_row_that_cannot_be_written(tmp_path):
-    frame = map_files(lambda item: {"what": object() if item["id"] else 1}, [{"id": 0}, {"id": 1}], table=tmp_path / "t.csv", key="id", workers=1)
+    frame = map_files(lambda item: {"what": object() if item["id"] else 1}, [{"id": 0}, {"id": 1}],
+                      table=tmp_path / "t.csv", key="id", workers=1)
     assert frame["id"].tolist() == [0, 1] and frame["error"][0] == ""
     assert frame["error"][1] == "TypeError: a object does not fit into a table"
 
 def interrupted_after(n, calls):
     def fn(item):
         calls.append(item["file"])
-        if len(calls) == n: raise KeyboardInterrupt
+        if len(calls) == n:
+            raise KeyboardInterrupt
         return square(item)
     return fn
 
 def broken_off(tmp_path, params=None):
     "A run of 10 broken off at the 6th; returns its journal."
-    with pytest.raises(KeyboardInterrupt): map_files(interrupted_after(6, []), things(10), table=tmp_path / "t.csv", workers=1, params=params)
+    with pytest.raises(KeyboardInterrupt):
+        map_files(interrupted_after(6, []), things(10), table=tmp_path / "t.csv", workers=1, params=params)
     assert not (tmp_path / "t.csv").exists()
     return tmp_path / "t.csv.journal"
 
 def resume(tmp_path, items=None, params=None):
     "The files that a second call works on."
     calls = []
-    frame = map_files(interrupted_after(-1, calls), items or things(10), table=tmp_path / "t.csv", workers=1, params=params)
+    frame = map_files(interrupted_after(-1, calls), items or things(10), table=tmp_path / "t.csv", workers=1,
+                      params=params)
     assert frame["square"].tolist() == [i["x"] ** 2 for i in items or things(10)] and (frame["error"] == "").all()
     assert not (tmp_path / "t.csv.journal").exists()
     return calls
@@ -93,7 +103,8 @@ def test_a_finished_run_starts_anew(tmp_path):
 def test_error_rows_are_kept_too(tmp_path):
     items = things(10)
     items[0]["bad"] = True
-    with pytest.raises(KeyboardInterrupt): map_files(interrupted_after(6, []), items, table=tmp_path / "t.csv", workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        map_files(interrupted_after(6, []), items, table=tmp_path / "t.csv", workers=1)
     calls = []
     frame = map_files(interrupted_after(-1, calls), items, table=tmp_path / "t.csv", workers=1)
     assert len(calls) == 5 and frame["error"][0] == "ValueError: 009.dcm is bad"
@@ -125,11 +136,15 @@ def test_a_torn_last_line_is_done_again(tmp_path, tear):
 def test_a_torn_journal_goes_on_being_one(tmp_path):
     journal = broken_off(tmp_path)
     journal.write_bytes(journal.read_bytes()[:-7])
-    with pytest.raises(KeyboardInterrupt): map_files(interrupted_after(3, []), things(10), table=tmp_path / "t.csv", workers=1)
-    assert [json.loads(line)["row"]["square"] for line in journal.read_text().splitlines()[1:]] == [81, 64, 49, 36, 25, 16]
+    with pytest.raises(KeyboardInterrupt):
+        map_files(interrupted_after(3, []), things(10), table=tmp_path / "t.csv", workers=1)
+    assert [json.loads(line)["row"]["square"]
+            for line in journal.read_text().splitlines()[1:]] == [81, 64, 49, 36, 25, 16]
     assert len(resume(tmp_path)) == 4
 
-@pytest.mark.parametrize("content", [b"", b"\x00\xff garbage", b'{"params": nu', b'{"params": null}', b'{"params": null}\nnull\n', b'{"params": null}\n{"item": 3}\n{}\n'])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff garbage", b'{"params": nu', b'{"params": null}', b'{"params": '
+                                                                      b'null}\nnull\n', b'{"params": '
+                                                                      b'null}\n{"item": 3}\n{}\n'])
 def test_a_damaged_journal_costs_work_not_correctness(tmp_path, content):
     (tmp_path / "t.csv.journal").write_bytes(content)
     assert len(resume(tmp_path)) == 10
@@ -164,7 +179,8 @@ def run(folder, mode, workers=2):
     "Run the script; returns its exit status."
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
     with open(folder / "stderr", "w") as stderr:  # a file: workers of a killed run would hold a pipe open
-        done = subprocess.run([sys.executable, folder / "script.py", folder, mode, str(workers)], stderr=stderr, timeout=120)
+        done = subprocess.run([sys.executable, folder / "script.py", folder, mode,
+                               str(workers)], stderr=stderr, timeout=120)
     assert done.returncode in (0, -signal.SIGKILL), (folder / "stderr").read_text()
     return done.returncode
 
@@ -191,7 +207,8 @@ def test_a_worker_that_always_dies_costs_one_row(tmp_path):
     assert table.loc[lost, "file"].tolist() == ["027"] and table.loc[lost, "error"].item().startswith("WorkerLost: ")
     assert table.loc[~lost, "value"].astype(float).tolist() == [i * 3 for i in range(40) if i != 27]
     assert calls(tmp_path, "exit_always").count("027") == 2  # tried once more
-    assert len(calls(tmp_path, "exit_always")) <= 40 + 20  # of the others those in flight, and those that a busy machine had not fetched yet
+    # of the others those in flight, and those that a busy machine had not fetched yet
+    assert len(calls(tmp_path, "exit_always")) <= 40 + 20
 
 def test_two_deaths_in_one_run(tmp_path):
     assert run(tmp_path, "killed_twice", 3) == 0
@@ -209,23 +226,28 @@ def test_an_exception_costs_one_row(tmp_path):
 
 def test_a_function_that_cannot_be_sent_is_an_error_at_once(tmp_path):
     lock = threading.Lock()
-    with pytest.raises(Exception, match="pickle"): map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", workers=2)
+    with pytest.raises(Exception, match="pickle"):
+        map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", workers=2)
     assert not (tmp_path / "t.csv").exists()
 
 
-# --- a cluster. Its processes start with the first test that asks for it: the tests above have the machine to themselves.
+# --- a cluster. Its processes start with the first test that asks for it: the tests above have the machine to
+# themselves.
 
 @pytest.fixture(scope="module")
 def cluster():
     "Two worker processes, which nannies start again when they die."
     pytest.importorskip("distributed")  # before its settings are changed: it brings them along
     import dask
-    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):  # not 30 for a result in a process that has just been killed
-        with local_cluster() as cluster: yield cluster
+    # not 30 for a result in a process that has just been killed
+    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
+        with local_cluster() as cluster:
+            yield cluster
 
 @pytest.fixture
 def kill(cluster, tmp_path):
-    "A function for items: has their process killed, once all workers are up. Dask gives up a worker that dies while it starts."
+    """A function for items: has their process killed, once all workers are up. Dask gives up a worker that dies while
+    it starts."""
     asked, over = tmp_path / "asked", threading.Event()
     asked.mkdir()
     def executioner():
@@ -237,7 +259,8 @@ def kill(cluster, tmp_path):
             over.wait(0.01)
     def kill(pid=None):
         (asked / str(pid or os.getpid())).touch()
-        while pid is None: time.sleep(1)
+        while pid is None:
+            time.sleep(1)
     thread = threading.Thread(target=executioner)
     thread.start()
     yield kill
@@ -285,8 +308,10 @@ def test_an_item_that_always_kills_its_worker_costs_one_row(tmp_path, cluster, k
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)  # 3 by default: three more deaths, two seconds each
     log = tmp_path / "log"
     def kills(item):
-        with open(log, "a") as f: f.write(item["file"] + "\n")
-        if item["x"] == 7: kill()
+        with open(log, "a") as f:
+            f.write(item["file"] + "\n")
+        if item["x"] == 7:
+            kill()
         return square(item)
     found = map_files(kills, things(20), table=tmp_path / "t.csv", **on(cluster))
     assert found["file"].tolist() == [i["file"] for i in things(20)]
@@ -298,12 +323,15 @@ def test_a_bystander_of_a_death_gets_its_row(tmp_path, cluster, kill, monkeypatc
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
     victim, log = tmp_path / "victim", tmp_path / "log"
     def work(item):
-        with open(log, "a") as f: f.write(item["file"] + "\n")
+        with open(log, "a") as f:
+            f.write(item["file"] + "\n")
         if item["x"] == 1 and not os.path.lexists(victim):
             os.symlink(str(os.getpid()), victim)  # appears whole
-            while True: time.sleep(1)
+            while True:
+                time.sleep(1)
         if item["x"] == 0:
-            while not os.path.lexists(victim): time.sleep(0.01)
+            while not os.path.lexists(victim):
+                time.sleep(0.01)
             kill(os.readlink(victim))
         return square(item)
     found = map_files(work, things(2), table=tmp_path / "t.csv", **on(cluster))
@@ -312,11 +340,13 @@ def test_a_bystander_of_a_death_gets_its_row(tmp_path, cluster, kill, monkeypatc
 
 def test_a_function_that_cannot_be_sent_to_a_cluster_is_an_error_at_once(tmp_path, cluster):
     lock = threading.Lock()
-    with pytest.raises(Exception, match="serialize"): map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", **on(cluster))
+    with pytest.raises(Exception, match="serialize"):
+        map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", **on(cluster))
 
 def test_a_run_waits_for_the_first_worker_and_says_so(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=0, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0") as cluster:
+    with distributed.LocalCluster(n_workers=0, threads_per_worker=1, processes=False, protocol="tcp",
+                                  dashboard_address=":0") as cluster:
         said = []
         monkeypatch.setattr(parallel.tqdm, "write", lambda text: (said.append(text), cluster.scale(1)))
         assert map_files(square, things(3), table=tmp_path / "t.csv", **on(cluster))["square"].tolist() == [4, 1, 0]
@@ -324,13 +354,15 @@ def test_a_run_waits_for_the_first_worker_and_says_so(tmp_path, monkeypatch):
 
 def test_a_scheduler_that_goes_away_leaves_the_journal(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0")
+    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp",
+                                       dashboard_address=":0")
     monkeypatch.setattr(parallel, "_PATIENCE", 1)  # the client tries for so long to find it again
     add, added = parallel._Journal.add, []
     def add_and_close(self, item, row):
         add(self, item, row)
         added.append(item)
-        if len(added) == 3: cluster.close()
+        if len(added) == 3:
+            cluster.close()
     with monkeypatch.context() as patch, pytest.raises(BackendError, match="scheduler is gone"):
         patch.setattr(parallel._Journal, "add", add_and_close)
         map_files(square, things(10), table=tmp_path / "t.csv", **on(cluster))
@@ -340,7 +372,8 @@ def test_a_scheduler_that_goes_away_leaves_the_journal(tmp_path, monkeypatch):
 def test_errors_of_a_backend_say_what_to_do(tmp_path, monkeypatch):
     before = broken_off(tmp_path, params={"height": 2048}).read_bytes()
     def message(**place):
-        with pytest.raises(BackendError) as e: map_files(square, things(10), table=tmp_path / "t.csv", **place)  # other params: would start anew
+        with pytest.raises(BackendError) as e:
+            map_files(square, things(10), table=tmp_path / "t.csv", **place)  # other params: would start anew
         return str(e.value)
     assert "'loky'" in message(backend="ray") and "'dask'" in message(backend="ray")
     assert "tcp://10.0.0.5:8786" in message(backend="dask")
@@ -354,10 +387,12 @@ def test_errors_of_a_backend_say_what_to_do(tmp_path, monkeypatch):
         address = "tcp://127.0.0.1:{}".format(silent.getsockname()[1])
         assert f"no Dask scheduler answers at {address}" in message(backend="dask", scheduler=address)  # refused
         silent.listen()
-        assert f"no Dask scheduler answers at {address}" in message(backend="dask", scheduler=address)  # taken, and nothing said
+        # taken, and nothing said
+        assert f"no Dask scheduler answers at {address}" in message(backend="dask", scheduler=address)
     assert "missing port" in message(backend="dask", scheduler="somewhere")
     assert (tmp_path / "t.csv.journal").read_bytes() == before
 
 def test_nothing_of_dask_is_imported_without_need(tmp_path):
-    code = "import sys; from mammo_nb.core.parallel import map_files; map_files(dict, [{'file': 'a'}, {'file': 'b'}], table=sys.argv[1], workers=2); assert not {'dask', 'distributed'} & set(sys.modules)"
+    code = ("import sys; from mammo_nb.core.parallel import map_files; map_files(dict, [{'file': 'a'}, {'file': "
+        "'b'}], table=sys.argv[1], workers=2); assert not {'dask', 'distributed'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code, tmp_path / "t.csv"], check=True, timeout=120)

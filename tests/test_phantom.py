@@ -10,14 +10,17 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless, ExplicitVRLittleEndian
 
 from mammo_nb.mammo import phantom
-from mammo_nb.mammo.anatomy import KINDS, draw_anatomy, make_breast
+from mammo_nb.mammo.drawing.anatomy import KINDS, draw_anatomy, make_breast
 from mammo_nb.mammo.phantom import MACHINES, CompetitionError, make_competition, stored_values, write_dicom
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "mammo" / "ge_senographe_RMLO_GH133.dcm"
 SMALL = dict(patients=7, test_patients=3, frame=(256, 208), prevalence=0.4, seed=5)
 
 def digests(root):
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }
 
 @pytest.fixture(scope="module")
 def competition(tmp_path_factory):
@@ -28,37 +31,49 @@ def competition(tmp_path_factory):
 def test_tables_are_those_of_the_competition(competition):
     root, _ = competition
     train, test, sample = (pd.read_csv(root / f"{n}.csv") for n in ("train", "test", "sample_submission"))
-    assert list(train) == ["site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "biopsy", "invasive", "BIRADS", "implant", "density",
-                           "machine_id", "difficult_negative_case"]
-    assert list(test) == ["site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id", "prediction_id"]
+    assert list(train) == [
+        "site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "biopsy", "invasive", "BIRADS",
+        "implant", "density", "machine_id", "difficult_negative_case"
+    ]
+    assert list(test) == [
+        "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id", "prediction_id"
+    ]
     assert list(sample) == ["prediction_id", "cancer"]
     assert train["patient_id"].nunique() == 7 and test["patient_id"].nunique() == 3
     assert train["patient_id"].dtype.kind == train["image_id"].dtype.kind == "i"
     assert not set(train["patient_id"]) & set(test["patient_id"]) and not set(train["image_id"]) & set(test["image_id"])
     assert train["image_id"].is_unique
     assert (test["prediction_id"] == test["patient_id"].astype(str) + "_" + test["laterality"]).all()
-    assert list(sample["prediction_id"]) == list(test["prediction_id"].drop_duplicates()) and (sample["cancer"] == 0.4).all()
-    assert (train.groupby(["patient_id", "laterality", "view"]).size().unstack(fill_value=0)[["CC", "MLO"]] >= 1).all(axis=None)
+    assert list(sample["prediction_id"]) == list(test["prediction_id"].drop_duplicates()) and (sample["cancer"]
+                                                                                               == 0.4).all()
+    assert (train.groupby(["patient_id", "laterality", "view"]).size().unstack(fill_value=0)[["CC", "MLO"]]
+            >= 1).all(axis=None)
 
 def test_every_row_has_its_file_and_every_file_its_row(competition):
     root, _ = competition
     for split in ("train", "test"):
         rows = pd.read_csv(root / f"{split}.csv", dtype=str)
-        assert {f"{p}/{i}.dcm" for p, i in zip(rows["patient_id"], rows["image_id"])} == {str(f.relative_to(root / f"{split}_images")) for f in (root / f"{split}_images").rglob("*") if f.is_file()}
+        assert {f"{p}/{i}.dcm" for p, i in zip(rows["patient_id"], rows["image_id"])} == {
+            str(f.relative_to(root / f"{split}_images")) for f in (root / f"{split}_images").rglob("*") if f.is_file()
+        }
     assert not [p for p in root.rglob("*") if p.name.startswith(".")]
 
 def test_clinical_columns_agree_with_each_other():
     rows = pd.DataFrame(phantom.plan("train", 200, 0.3, 11))
     assert rows.groupby("patient_id")["cancer"].max().sum() == 60
     assert (rows.groupby(["patient_id", "cancer"])["laterality"].nunique().unstack()[1].dropna() == 1).all()
-    assert (rows.loc[rows["cancer"] == 1, "biopsy"] == 1).all() and (rows.loc[rows["invasive"] == 1, "cancer"] == 1).all()
+    assert (rows.loc[rows["cancer"] == 1, "biopsy"] == 1).all() and (rows.loc[rows["invasive"] == 1, "cancer"]
+                                                                     == 1).all()
     assert not (rows["difficult_negative_case"] & (rows["cancer"] == 1)).any() and rows["difficult_negative_case"].any()
-    assert rows.loc[rows["site_id"] == 2, ["density", "BIRADS"]].isna().all(axis=None) and rows.loc[rows["site_id"] == 1, "density"].notna().mean() > 0.8
+    assert rows.loc[rows["site_id"] == 2, ["density", "BIRADS"]].isna().all(
+        axis=None) and rows.loc[rows["site_id"] == 1, "density"].notna().mean() > 0.8
     assert set(rows["density"].dropna()) == set("ABCD")
     age = rows.groupby("site_id")["age"].mean()
     assert age[1] < age[2]
-    assert 0.01 <= rows.groupby("patient_id")["implant"].max().mean() <= 0.02 and not (rows["implant"] & rows["cancer"]).any()
-    assert set(rows["machine_id"]) == {m.machine_id for m in MACHINES} and rows.groupby("machine_id")["site_id"].nunique().eq(1).all()
+    assert 0.01 <= rows.groupby("patient_id")["implant"].max().mean() <= 0.02 and not (
+        rows["implant"] & rows["cancer"]).any()
+    assert set(rows["machine_id"]) == {m.machine_id for m in MACHINES
+                                       } and rows.groupby("machine_id")["site_id"].nunique().eq(1).all()
     assert rows["lesion"].isin(["mass", "calcifications"]).eq(rows["cancer"] == 1).all()
     assert 0.02 < rows["flipped"].mean() < 0.09 and rows.groupby(["patient_id", "laterality"]).size().max() == 3
 
@@ -71,7 +86,8 @@ def test_headers_agree_with_the_tables(competition):
         machine = machines[row.machine_id]
         assert "Modality" not in d and not [e for e in d if e.VR in ("DA", "TM", "DT", "PN")]
         assert (d.PatientID, d.ImageLaterality, d.ViewPosition) == (row.patient_id, row.laterality, row.view)
-        assert (d.file_meta.TransferSyntaxUID, d.BitsStored, d.PhotometricInterpretation) == (machine.syntax, machine.bits_stored, machine.photometric)
+        assert (d.file_meta.TransferSyntaxUID, d.BitsStored,
+                d.PhotometricInterpretation) == (machine.syntax, machine.bits_stored, machine.photometric)
         assert d.get("VOILUTFunction", "") == machine.voi_function and d["WindowCenter"].VM == len(machine.windows)
         pixels = d.pixel_array.astype(float)
         grey = pixels if d.PhotometricInterpretation == "MONOCHROME2" else pixels.max() - pixels
@@ -97,18 +113,22 @@ def test_boxes_bound_the_masks_and_lesions_lie_inside(competition):
             ys, xs = np.nonzero(mask == KINDS[l.kind])
             assert (l.x0, l.y0, l.x1, l.y1) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
             assert b.x0 <= l.x0 < l.x1 <= b.x1 and b.y0 <= l.y0 < l.y1 <= b.y1
-    sick = table[table["cancer"] == 1].merge(lesions[lesions["kind"].isin(["mass", "calcifications"])], on=["patient_id", "image_id"])
+    sick = table[table["cancer"] == 1].merge(lesions[lesions["kind"].isin(["mass", "calcifications"])],
+                                             on=["patient_id", "image_id"])
     assert len(sick) == (table["cancer"] == 1).sum() > 0
 
 def test_answers_of_the_test_set(competition):
     root, table = competition
     answers = pd.read_csv(root / "truth" / "test_labels.csv")
     test = table[table["split"] == "test"]
-    assert answers["cancer"].sum() == 1 and dict(zip(answers["prediction_id"], answers["cancer"])) == dict(zip(test["prediction_id"], test["cancer"]))
+    assert answers["cancer"].sum() == 1 and dict(zip(answers["prediction_id"], answers["cancer"])) == dict(
+        zip(test["prediction_id"], test["cancer"]))
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_lesion_is_there_and_only_there(kind):
-    picture = {c: make_breast(np.random.default_rng(3), "L", "CC", (768, 576), kind, conspicuity=c) for c in (0., 0.5, 1.)}
+    picture = {
+        c: make_breast(np.random.default_rng(3), "L", "CC", (768, 576), kind, conspicuity=c) for c in (0., 0.5, 1.)
+    }
     mask = picture[1.].lesion_mask > 0
     gain = {c: float((p.pixels - picture[0.].pixels)[mask].mean()) for c, p in picture.items()}
     assert gain[1.] > gain[0.5] > 0.02 and gain[1.] > 0.06
@@ -144,29 +164,39 @@ def test_texture_has_the_spectrum_of_a_mammogram(frame):
     for seed in range(5):
         b = make_breast(np.random.default_rng(seed), "L", "CC", frame)
         n, middle = frame[0] // 4, (b.box[1] + b.box[3]) // 2
-        found.append(exponent(b.pixels[middle - n // 2:middle + n // 2, n // 8:n // 8 + n].astype(float), 240 / frame[0]))
+        found.append(
+            exponent(b.pixels[middle - n // 2:middle + n // 2, n // 8:n // 8 + n].astype(float), 240 / frame[0]))
     assert 2.5 < np.mean(found) < 3.5
 
 def test_texture_is_as_steep_as_in_a_real_mammogram():
-    if not REAL.exists(): pytest.skip(f"{REAL.name} is not in this checkout's shared data")
+    if not REAL.exists():
+        pytest.skip(f"{REAL.name} is not in this checkout's shared data")
     d = pydicom.dcmread(REAL)
     grey = 1 / (1 + np.exp(-4 * (d.pixel_array.astype(float) - 2653) / 900))
     real = exponent(grey[1150:1150 + 640, -900:-900 + 640], float(d.ImagerPixelSpacing[0]))
-    drawn = np.mean([exponent(make_breast(np.random.default_rng(s), "L", "CC", (1024, 832)).pixels[390:646, 30:286].astype(float), 240 / 1024) for s in range(4)])
+    drawn = np.mean([
+        exponent(
+            make_breast(np.random.default_rng(s), "L", "CC", (1024, 832)).pixels[390:646, 30:286].astype(float),
+            240 / 1024) for s in range(4)
+    ])
     assert abs(real - drawn) < 0.6
 
 def test_sides_and_views_look_their_part():
     left, right = (make_breast(np.random.default_rng(1), side, "MLO", (512, 416)) for side in "LR")
-    assert np.array_equal(left.pixels, right.pixels[:, ::-1]) and np.array_equal(left.breast_mask, right.breast_mask[:, ::-1])
+    assert np.array_equal(left.pixels, right.pixels[:, ::-1]) and np.array_equal(left.breast_mask,
+                                                                                 right.breast_mask[:, ::-1])
     assert left.box[0] == 0 and right.box[2] == 416
     for seed in range(6):
         cc, mlo = (make_breast(np.random.default_rng(seed), "L", view, (512, 416)) for view in ("CC", "MLO"))
         assert not cc.breast_mask[0].any() and mlo.breast_mask[0].any()    # the axillary tail leaves the frame
-        assert mlo.pixels[10:60, 5:30].mean() > mlo.pixels[10:60, 5:30].std() * 4 and mlo.pixels[10:60, 5:30].mean() > 0.3   # muscle
+        # muscle
+        assert mlo.pixels[10:60, 5:30].mean() > mlo.pixels[10:60, 5:30].std() * 4 and mlo.pixels[10:60,
+                                                                                                 5:30].mean() > 0.3
 
 def test_a_real_frame():
     b = make_breast(np.random.default_rng(2), "R", "MLO", (2776, 2082), "calcifications")
-    assert b.pixels.shape == (2776, 2082) and b.pixels.dtype == np.float32 and 0 <= b.pixels.min() and b.pixels.max() <= 1
+    assert b.pixels.shape == (2776,
+                              2082) and b.pixels.dtype == np.float32 and 0 <= b.pixels.min() and b.pixels.max() <= 1
     assert b.lesion_mask.any() and not b.lesion_mask[~b.breast_mask].any()
     patch = b.pixels[1200:1900, 1300:2000][b.breast_mask[1200:1900, 1300:2000]]
     assert patch.std() > 0.03
@@ -180,8 +210,8 @@ def test_a_real_frame():
 def test_what_is_read_is_what_was_written(tmp_path, syntax, bits, photometric):
     pixels = np.random.default_rng(0).integers(0, 2**bits, (61, 47), dtype=np.uint16)
     pixels[0, :2] = 0, 2**bits - 1
-    write_dicom(tmp_path / "one.dcm", pixels, patient_id="10", image_id="20", laterality="R", view="CC", syntax=syntax, photometric=photometric,
-                bits_stored=bits, windows=((100, 50), (200, 80)), voi_function="SIGMOID")
+    write_dicom(tmp_path / "one.dcm", pixels, patient_id="10", image_id="20", laterality="R", view="CC", syntax=syntax,
+                photometric=photometric, bits_stored=bits, windows=((100, 50), (200, 80)), voi_function="SIGMOID")
     d = pydicom.dcmread(tmp_path / "one.dcm")
     assert np.array_equal(d.pixel_array, pixels) and d.file_meta.TransferSyntaxUID == syntax
     assert list(d.WindowCenter) == [100, 200] and d.BitsStored == bits and d.HighBit == bits - 1
@@ -189,8 +219,8 @@ def test_what_is_read_is_what_was_written(tmp_path, syntax, bits, photometric):
 
 def test_a_syntax_that_cannot_be_written_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="1.2.840.10008.1.2.4.50"):
-        write_dicom(tmp_path / "one.dcm", np.zeros((8, 8), np.uint16), patient_id="1", image_id="2", laterality="L", view="CC",
-                    syntax="1.2.840.10008.1.2.4.50", photometric="MONOCHROME2", bits_stored=12)
+        write_dicom(tmp_path / "one.dcm", np.zeros((8, 8), np.uint16), patient_id="1", image_id="2", laterality="L",
+                    view="CC", syntax="1.2.840.10008.1.2.4.50", photometric="MONOCHROME2", bits_stored=12)
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: str(m.machine_id))
@@ -199,7 +229,8 @@ def test_the_first_window_brings_the_picture_back(machine):
     stored, windows = stored_values(grey, machine)
     center, width = windows[0]
     shown = np.clip((stored.astype(float) - center + 0.5) / (width - 1) + 0.5, 0, 1)
-    if machine.photometric == "MONOCHROME1": shown = 1 - shown
+    if machine.photometric == "MONOCHROME1":
+        shown = 1 - shown
     assert stored.max() < 2 ** machine.bits_stored and np.abs(shown - (grey - 0.06) / 0.94).max() < 0.01
 
 # ---- reproducibility -----------------------------------------------------------------------------
@@ -211,22 +242,28 @@ def test_same_seed_same_bytes_whatever_the_workers(competition, tmp_path):
 def test_another_seed_is_another_competition(competition, tmp_path):
     root, table = competition
     other = make_competition(tmp_path, workers=1, **{**SMALL, "seed": 6, "patients": 2, "test_patients": 1})
-    assert not set(digests(root).values()) & {v for k, v in digests(tmp_path).items() if k.endswith((".dcm", ".png", "train.csv", "test.csv"))}
+    assert not set(digests(root).values()) & {
+        v for k, v in digests(tmp_path).items() if k.endswith((".dcm", ".png", "train.csv", "test.csv"))
+    }
     assert not set(table["image_id"]) & set(other["image_id"])
 
 def test_an_interrupted_competition_is_finished_not_redone(competition, tmp_path, monkeypatch):
     root, table = competition
     write, written = phantom.write_dicom, []
     def until_killed(path, *args, **kwargs):
-        if len(written) == 9: raise KeyboardInterrupt
-        write(path, *args, **kwargs); written.append(path)
+        if len(written) == 9:
+            raise KeyboardInterrupt
+        write(path, *args, **kwargs)
+        written.append(path)
     monkeypatch.setattr(phantom, "write_dicom", until_killed)
-    with pytest.raises(KeyboardInterrupt): make_competition(tmp_path, workers=1, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        make_competition(tmp_path, workers=1, **SMALL)
     assert len(list(tmp_path.rglob("*.dcm"))) == 9 and not (tmp_path / "train.csv").exists()
     next(tmp_path.glob("truth/masks/*.png")).unlink()                     # killed between picture and mask
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.dcm")}
     again = []
-    monkeypatch.setattr(phantom, "write_dicom", lambda path, *args, **kwargs: (write(path, *args, **kwargs), again.append(path)))
+    monkeypatch.setattr(phantom, "write_dicom", lambda path, *args, **kwargs:
+                        (write(path, *args, **kwargs), again.append(path)))
     make_competition(tmp_path, workers=1, **SMALL)
     assert len(again) == len(table) - 8 and sum(p.stat().st_mtime_ns == t for p, t in before.items()) == 8
     assert digests(root) == digests(tmp_path)
@@ -234,8 +271,10 @@ def test_an_interrupted_competition_is_finished_not_redone(competition, tmp_path
 def test_a_folder_with_another_competition_is_refused(competition):
     root, _ = competition
     before = digests(root)
-    with pytest.raises(CompetitionError, match="Remove the folder"): make_competition(root, workers=1, **{**SMALL, "seed": 6})
+    with pytest.raises(CompetitionError, match="Remove the folder"):
+        make_competition(root, workers=1, **{**SMALL, "seed": 6})
     assert digests(root) == before
 
 def test_an_unknown_lesion_is_an_error():
-    with pytest.raises(ValueError, match="benign_mass"): make_breast(np.random.default_rng(0), "L", "CC", (256, 208), "cyst")
+    with pytest.raises(ValueError, match="benign_mass"):
+        make_breast(np.random.default_rng(0), "L", "CC", (256, 208), "cyst")

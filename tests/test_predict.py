@@ -18,11 +18,12 @@ from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
 from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
-from mammo_nb.mammo.predict import DEMONSTRATION, PER_IMAGE, PredictError, find_weights, predict_folder
+from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, PredictError, find_weights, predict_folder
 
 
 def mammo_nb(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([Path(sys.prefix) / "bin/mammo-nb", *map(str, arguments)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run([Path(sys.prefix) / "bin/mammo-nb", *map(str, arguments)], cwd=cwd, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,8 @@ def weights(tmp_path_factory):
     "An untrained ensemble of two: what it says means nothing, how it is used does."
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    export_onnx(Ensemble([create_network("tf_efficientnet_lite0").eval() for _ in range(2)], .5, .5), folder / "ensemble.onnx", (128, 64),
+    export_onnx(Ensemble([create_network("tf_efficientnet_lite0").eval() for _ in range(2)], .5,
+                         .5), folder / "ensemble.onnx", (128, 64),
                 metadata={"threshold": .5, "crops": {}, "demonstration": True, "recipe": "test"})
     return folder
 
@@ -48,27 +50,41 @@ def test_kaggle_tree_gives_the_columns_of_the_contract(scans, weights, tmp_path)
     table, truth = (pd.read_csv(p, dtype=str) for p in (tmp_path / "out/per_image.csv", scans / "train.csv"))
     assert list(table.columns) == PER_IMAGE + ["note"] and (table["note"] == DEMONSTRATION).all()
     both = table.merge(truth, on="image_id", suffixes=("", "_true"))
-    assert len(both) == len(truth) and all((both[c] == both[f"{c}_true"]).all() for c in ("patient_id", "laterality", "view"))
+    assert len(both) == len(truth) and all(
+        (both[c] == both[f"{c}_true"]).all() for c in ("patient_id", "laterality", "view"))
     assert table["probability"].astype(float).between(0, 1).all()
     breasts = pd.read_csv(tmp_path / "out/per_breast.csv", dtype={"patient_id": str})
-    assert list(breasts.columns) == ["patient_id", "laterality", "images", "probability", "note"] and breasts["images"].sum() == len(table)
-    mean = table.assign(probability=table["probability"].astype(float)).groupby(["patient_id", "laterality"])["probability"].mean()
+    assert list(breasts.columns) == ["patient_id", "laterality", "images", "probability", "note"
+                                     ] and breasts["images"].sum() == len(table)
+    mean = table.assign(probability=table["probability"].astype(float)).groupby(["patient_id",
+                                                                                 "laterality"])["probability"].mean()
     assert breasts.set_index(["patient_id", "laterality"])["probability"].sub(mean).abs().max() < 1e-9
     assert len(list((tmp_path / "out/previews").glob("*.png"))) == len(table)
 
 
 def test_a_folder_of_pictures_with_a_table_beside_it(weights, tmp_path):
-    "PNG and JPEG: no tags, so the sides come from the table; what a first call has written into the folder is no scan for the second."
+    """PNG and JPEG: no tags, so the sides come from the table; what a first call has written into the folder is no scan
+    for the second."""
     y, x = np.mgrid[:160, :120]
     (tmp_path / "in").mkdir()
-    for k, name in enumerate(("a.png", "b.jpg", "c.png")): cv2.imwrite(str(tmp_path / "in" / name), (np.hypot(x, y - 80) < 70).astype(np.uint16 if k == 2 else np.uint8) * (50_000 if k == 2 else 150 + 10 * k))
-    pd.DataFrame({"file": ["a.png", "b.jpg", "c.png"], "patient_id": ["007", "007", "008"], "laterality": ["L", "L", "R"], "view": ["CC", "MLO", "CC"]}).to_csv(tmp_path / "labels.csv", index=False)
-    first, second = (predict_folder(tmp_path / "in", tmp_path / "in/out", weights, table=tmp_path / "labels.csv", workers=1) for _ in range(2))
-    assert (first["error"] == "").all() and first[["file", "patient_id", "image_id", "laterality", "view", "decoder"]].values.tolist() == [
-        ["a.png", "007", "a", "L", "CC", "pillow"], ["b.jpg", "007", "b", "L", "MLO", "pillow"], ["c.png", "008", "c", "R", "CC", "pillow"]]
-    assert second["probability"].tolist() == first["probability"].tolist() and len(list((tmp_path / "in/out/previews").glob("*.png"))) == 3
+    for k, name in enumerate(("a.png", "b.jpg", "c.png")):
+        cv2.imwrite(str(tmp_path / "in" / name), (np.hypot(x, y - 80) < 70).astype(np.uint16 if k == 2 else np.uint8) *
+                    (50_000 if k == 2 else 150 + 10 * k))
+    pd.DataFrame({
+        "file": ["a.png", "b.jpg", "c.png"], "patient_id": ["007", "007", "008"], "laterality": ["L", "L", "R"],
+        "view": ["CC", "MLO", "CC"]
+    }).to_csv(tmp_path / "labels.csv", index=False)
+    first, second = (predict_folder(tmp_path / "in", tmp_path / "in/out", weights, table=tmp_path / "labels.csv",
+                                    workers=1) for _ in range(2))
+    assert (first["error"] == "").all() and first[["file", "patient_id", "image_id", "laterality", "view", "decoder"
+                                                   ]].values.tolist() == [["a.png", "007", "a", "L", "CC", "pillow"],
+                                                                          ["b.jpg", "007", "b", "L", "MLO", "pillow"],
+                                                                          ["c.png", "008", "c", "R", "CC", "pillow"]]
+    assert second["probability"].tolist() == first["probability"].tolist() and len(
+        list((tmp_path / "in/out/previews").glob("*.png"))) == 3
     (tmp_path / "labels.csv").write_text("laterality,view\nL,CC\n")
-    with pytest.raises(DatasetError, match="no column image_id or file"): predict_folder(tmp_path / "in", tmp_path / "out", weights, table=tmp_path / "labels.csv")
+    with pytest.raises(DatasetError, match="no column image_id or file"):
+        predict_folder(tmp_path / "in", tmp_path / "out", weights, table=tmp_path / "labels.csv")
 
 
 def test_one_bad_file_fails_alone_and_decides_the_exit_code(scans, weights, tmp_path):
@@ -87,7 +103,8 @@ def test_one_bad_file_fails_alone_and_decides_the_exit_code(scans, weights, tmp_
 def strip_sides(path: Path):
     ds = pydicom.dcmread(path)
     for tag in ("ImageLaterality", "Laterality", "ViewPosition", "PatientOrientation", "ViewCodeSequence"):
-        if tag in ds: delattr(ds, tag)
+        if tag in ds:
+            delattr(ds, tag)
     ds.save_as(path)
 
 
@@ -101,13 +118,15 @@ def test_unknown_sides_are_said_to_be_unknown_or_come_from_a_table(scans, weight
     assert (table["laterality"] == "unknown").all() and (table["view"] == "unknown").all()
     table = predict_folder(flat, tmp_path / "b", weights, table=scans / "train.csv", workers=1)
     truth = pd.read_csv(scans / "train.csv", dtype=str).set_index("image_id")
-    assert all(truth.loc[r.image_id, "laterality"] == r.laterality and truth.loc[r.image_id, "view"] == r.view for r in table.itertuples())
+    assert all(truth.loc[r.image_id, "laterality"] == r.laterality and truth.loc[r.image_id, "view"] == r.view
+               for r in table.itertuples())
 
 
 def test_hashed_ids_show_no_id_anywhere(scans, weights, tmp_path):
     done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", weights, "--hash-ids")
     ids = set(pd.read_csv(scans / "train.csv", dtype=str)[["patient_id", "image_id"]].values.ravel())
-    text = done.stdout + "".join(p.read_text() for p in (tmp_path / "out").glob("*.csv")) + " ".join(p.name for p in (tmp_path / "out/previews").iterdir())
+    text = done.stdout + "".join(p.read_text() for p in (tmp_path / "out").glob("*.csv")) + " ".join(
+        p.name for p in (tmp_path / "out/previews").iterdir())
     assert done.returncode == 0 and not [i for i in ids if len(i) > 4 and i in text]
 
 
@@ -115,20 +134,25 @@ def test_without_weights_or_files_the_message_says_what_to_do(scans, tmp_path, m
     done = mammo_nb("predict", scans, "-o", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2 and "--weights" in done.stdout and "Traceback" not in done.stdout
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NotDicom, match="no DICOM file"): find_files(tmp_path / "empty")
-    with pytest.raises(PredictError, match="make reproduce"): find_weights(tmp_path / "empty")
+    with pytest.raises(NotDicom, match="no DICOM file"):
+        find_files(tmp_path / "empty")
+    with pytest.raises(PredictError, match="make reproduce"):
+        find_weights(tmp_path / "empty")
 
 
 def test_weights_are_found_in_the_order_that_the_help_says(weights, tmp_path, monkeypatch):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PredictError, match="No weights yet"): find_weights()
+    with pytest.raises(PredictError, match="No weights yet"):
+        find_weights()
     shutil.copytree(weights, tmp_path / "runs/old/weights")
-    with pytest.raises(PredictError, match="No weights yet"): find_weights()   # that run has not finished
+    with pytest.raises(PredictError, match="No weights yet"):
+        find_weights()   # that run has not finished
     (tmp_path / "runs/old/report.html").touch()
     assert find_weights() == tmp_path / "runs/old/weights"
     shutil.copytree(weights, tmp_path / "assets/trained")
-    assert find_weights() == tmp_path / "assets/trained" and find_weights(tmp_path / "runs/old") == tmp_path / "runs/old/weights"
+    assert find_weights() == tmp_path / "assets/trained" and find_weights(
+        tmp_path / "runs/old") == tmp_path / "runs/old/weights"
 
 
 def test_check_names_syntax_decoder_and_problems(scans, tmp_path):
@@ -137,7 +161,8 @@ def test_check_names_syntax_decoder_and_problems(scans, tmp_path):
     table = pd.read_csv(tmp_path / "check.csv")
     assert done.returncode == 1 and "1 cannot be read" in done.stdout
     good = table[table["error"].isna()]
-    assert len(good) == len(table) - 1 and good["decoder"].notna().all() and good["syntax"].str.contains("JPEG|RLE|Explicit").all()
+    assert len(good) == len(table) - 1 and good["decoder"].notna().all() and good["syntax"].str.contains(
+        "JPEG|RLE|Explicit").all()
 
 
 def test_real_scans(real_scans, weights, tmp_path):

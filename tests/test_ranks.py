@@ -1,4 +1,5 @@
-"core/ranks and the loop in two processes (gloo): the same as one process with batches twice as large, and the same bits twice."
+"""core/ranks and the loop in two processes (gloo): the same as one process with batches twice as large, and the same
+bits twice."""
 import hashlib
 import os
 import subprocess
@@ -14,18 +15,22 @@ from mammo_nb.core.networks import load_weights
 from mammo_nb.core.ranks import launch
 from mammo_nb.core.train import Optimisation, fit
 
-CONFIG = dict(epochs=2, batch_size=8, optimizer="sgd", lr=.05, min_lr=.01, ema_decay=.9, precision="fp32", checkpoint_every=2)
+CONFIG = dict(epochs=2, batch_size=8, optimizer="sgd", lr=.05, min_lr=.01, ema_decay=.9, precision="fp32",
+              checkpoint_every=2)
 
 
 class Points:
     "Sample i is a point near 1 or -1; the light goes out at sample `cut`."
-    def __init__(self, cut=0): self.cut, self.read = cut, 0
+    def __init__(self, cut=0):
+        self.cut, self.read = cut, 0
 
     def __getitem__(self, at):
         self.read += 1
-        if self.read == self.cut: os._exit(9)
+        if self.read == self.cut:
+            os._exit(9)
         index, seed = at
-        return torch.from_numpy(np.random.default_rng(seed).normal(index % 2 * 2 - 1, 1, 6).astype(np.float32)), torch.tensor([float(index % 2)])
+        return torch.from_numpy(np.random.default_rng(seed).normal(index % 2 * 2 - 1, 1, 6).astype(
+            np.float32)), torch.tensor([float(index % 2)])
 
 
 def batches(epoch):
@@ -38,40 +43,49 @@ def train(folder, dropout=0., cut=0, joined=False):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 1))
     deal = (lambda e: [a + b for a, b in zip(batches(e)[::2], batches(e)[1::2])]) if joined else batches
-    fit(model, Points(cut), deal, F.binary_cross_entropy_with_logits, lambda m, e: {"norm": sum(p.norm() for p in m.parameters())}, Optimisation(**CONFIG), Path(folder))
+    fit(model, Points(cut), deal, F.binary_cross_entropy_with_logits,
+        lambda m, e: {"norm": sum(p.norm() for p in m.parameters())}, Optimisation(**CONFIG), Path(folder))
 
 
-def bits(folder): return hashlib.sha256((folder / "epoch_1.safetensors").read_bytes()).hexdigest()
+def bits(folder):
+    return hashlib.sha256((folder / "epoch_1.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture
-def importable(monkeypatch): monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
+def importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
 
 
 def test_two_processes_do_what_one_does_with_batches_twice_as_large(importable, tmp_path):
     launch(train, [str(tmp_path / "two")], 2)
     train(tmp_path / "one", joined=True)
     states = [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0), nn.Linear(8, 1)) for _ in range(2)]
-    for model, name in zip(states, ("one", "two")): load_weights(model, tmp_path / name / "epoch_1.safetensors")
+    for model, name in zip(states, ("one", "two")):
+        load_weights(model, tmp_path / name / "epoch_1.safetensors")
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*(s.state_dict().values() for s in states)))
 
 
 def test_killed_and_resumed_two_processes_end_with_the_same_bits(importable, tmp_path):
     launch(train, [str(tmp_path / "whole"), .3], 2)
-    with pytest.raises(subprocess.CalledProcessError): launch(train, [str(tmp_path / "cut"), .3, 53], 2)   # in the second epoch, after a checkpoint
+    with pytest.raises(subprocess.CalledProcessError):
+        launch(train, [str(tmp_path / "cut"), .3, 53], 2)   # in the second epoch, after a checkpoint
     assert (tmp_path / "cut/last.pt").exists() and not (tmp_path / "cut/done.json").exists()
     launch(train, [str(tmp_path / "cut"), .3], 2)
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
 
 
 def test_batches_that_cannot_be_shared_are_refused(importable, tmp_path):
-    with pytest.raises(subprocess.CalledProcessError): launch(train_odd, [str(tmp_path)], 2)
+    with pytest.raises(subprocess.CalledProcessError):
+        launch(train_odd, [str(tmp_path)], 2)
     assert "7 batches cannot be shared by 2" in (tmp_path / "error.txt").read_text()
 
 
 def train_odd(folder):
     "Seven batches for two."
-    try: fit(nn.Linear(6, 1), Points(), lambda e: batches(e)[:7], F.binary_cross_entropy_with_logits, lambda m, e: {}, Optimisation(**CONFIG), Path(folder) / "x")
+    try:
+        fit(nn.Linear(6, 1), Points(), lambda e: batches(e)[:7], F.binary_cross_entropy_with_logits, lambda m, e: {},
+            Optimisation(**CONFIG),
+            Path(folder) / "x")
     except ValueError as e:
         (Path(folder) / "error.txt").write_text(str(e))
         raise

@@ -13,7 +13,7 @@ from mammo_nb.core.files import sha256
 from mammo_nb.core.networks import WeightsError, create_network, load_weights, read_state, save_weights
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.train import Training, fit, learning_rate, make_optimizer, update_ema
-from mammo_nb.mammo import augment as augment_module
+from mammo_nb.mammo.learning import augment as augment_module
 from mammo_nb.mammo.recipes import RECIPES, get_section
 from mammo_nb.mammo.train import BreastCrops, build_network, chosen_folds, initial_weights, one_positive_batches, optimisation, settings_of, soft_targets, train_fold
 
@@ -27,47 +27,71 @@ WINNERS = ["winner", *TABLE, "winner_label_smoothing"]
 def test_the_learning_rate_of_every_epoch(name):
     folds, soft, lr, least, warm, start, epochs = TABLE[name]
     settings = get_section(name, "train")
-    assert (settings.folds, settings.soft_positive, settings.label_smoothing, settings.epochs) == (folds, soft, 0, epochs + 1)
-    expected = [start + (lr - start) * e / warm for e in range(warm)] + [least + (lr - least) / 2 * (1 + math.cos(math.pi * e / epochs)) for e in range(warm, epochs)] + [least]
+    assert (settings.folds, settings.soft_positive, settings.label_smoothing, settings.epochs) == (folds, soft, 0,
+                                                                                                   epochs + 1)
+    expected = [start + (lr - start) * e / warm for e in range(warm)
+                ] + [least + (lr - least) / 2 * (1 + math.cos(math.pi * e / epochs))
+                     for e in range(warm, epochs)] + [least]
     rates = [learning_rate(optimisation(settings), e) for e in range(settings.epochs)]
     assert len(rates) == len(expected) and np.allclose(rates, expected, rtol=1e-12)
-    assert rates[0] == start and rates[-1] == least and (max(rates) < lr) == (name != "winner_stage2")   # the cosine has begun when the warm-up ends
+    # the cosine has begun when the warm-up ends
+    assert rates[0] == start and rates[-1] == least and (max(rates) < lr) == (name != "winner_stage2")
 
 
 def test_the_learning_rate_is_set_once_an_epoch(tmp_path, monkeypatch):
     class Points:
-        def __getitem__(self, at): return torch.tensor([float(at[0])]), torch.tensor([float(at[0] % 2)])
+        def __getitem__(self, at):
+            return torch.tensor([float(at[0])]), torch.tensor([float(at[0] % 2)])
     seen, step = [], Training.train_step
-    monkeypatch.setattr(Training, "train_step", lambda self, *a: seen.append(self.optimizer.param_groups[0]["lr"]) or step(self, *a))
+    monkeypatch.setattr(Training, "train_step",
+                        lambda self, *a: seen.append(self.optimizer.param_groups[0]["lr"]) or step(self, *a))
     config = optimisation(replace(get_section("winner_stage2", "train"), workers=0))
-    fit(nn.Linear(1, 1), Points(), lambda epoch: [[(0, 0), (1, 1)]] * 3, F.binary_cross_entropy_with_logits, lambda *_: {}, config, tmp_path, device="cpu")
+    fit(nn.Linear(1, 1), Points(), lambda epoch: [[(0, 0), (1, 1)]] * 3, F.binary_cross_entropy_with_logits,
+        lambda *_: {}, config, tmp_path, device="cpu")
     assert seen == [learning_rate(config, e) for e in range(17) for _ in range(3)]
 
 
 def test_the_winners_trainings_agree_with_the_facts():
-    shared = {"network": "convnext_small.fb_in22k_ft_in1k_384", "global_pool": "max", "height": 2048, "width": 1024, "drop_rate": .5, "drop_path_rate": .2, "batch_size": 8, "positive_ratio": .1429,
-              "augmentation": .9, "augment": "winner", "optimizer": "sgd", "weight_decay": 2e-5, "ema_decay": .9998, "precision": "amp", "val_batch_size": 16, "workers": 8, "seed": 42, "flat_epochs": 1}
+    shared = {
+        "network": "convnext_small.fb_in22k_ft_in1k_384", "global_pool": "max", "height": 2048, "width": 1024,
+        "drop_rate": .5, "drop_path_rate": .2, "batch_size": 8, "positive_ratio": .1429, "augmentation": .9,
+        "augment": "winner", "optimizer": "sgd", "weight_decay": 2e-5, "ema_decay": .9998, "precision": "amp",
+        "val_batch_size": 16, "workers": 8, "seed": 42, "flat_epochs": 1
+    }
     for name in WINNERS:
         recipe = RECIPES[name]
         assert {k: getattr(recipe.train, k) for k in shared} == shared, name
-        assert recipe.phantom is None and (recipe.crops.height, recipe.crops.width) == (0, 0) and (recipe.folds.n_folds, recipe.folds.seed) == (4, 67)
-        assert recipe.datasets.name == "rsna-breast-cancer-detection" and recipe.datasets.external.split() == ["vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"]
+        assert recipe.phantom is None and (recipe.crops.height,
+                                           recipe.crops.width) == (0, 0) and (recipe.folds.n_folds,
+                                                                              recipe.folds.seed) == (4, 67)
+        assert recipe.datasets.name == "rsna-breast-cancer-detection" and recipe.datasets.external.split() == [
+            "vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"
+        ]
         assert optimisation(recipe.train).clip_norm == 0 and recipe.train.weights == "imagenet"
     parts = get_section("winner", "train").by_fold
-    assert list(parts) == [replace(RECIPES[f"winner_{n}"].train, folds="") for n in ("stage2", "stage2", "fold2", "fold3")]
+    assert list(parts) == [
+        replace(RECIPES[f"winner_{n}"].train, folds="") for n in ("stage2", "stage2", "fold2", "fold3")
+    ]
     assert parts[0].before == replace(RECIPES["winner_stage1"].train, folds="")
 
 
 def test_the_network_pools_by_maximum_and_drops_more_paths_the_deeper():
     model = build_network(get_section("winner_fold2", "train"))
-    paths = [m.drop_path.drop_prob if hasattr(m.drop_path, "drop_prob") else 0. for m in model.modules() if hasattr(m, "drop_path")]
-    assert np.allclose(paths, np.linspace(0, .2, 36)) and model.head.drop.p == .5 and model.head.global_pool.pool_type == "max"
+    paths = [
+        m.drop_path.drop_prob if hasattr(m.drop_path, "drop_prob") else 0. for m in model.modules()
+        if hasattr(m, "drop_path")
+    ]
+    assert np.allclose(paths, np.linspace(0, .2,
+                                          36)) and model.head.drop.p == .5 and model.head.global_pool.pool_type == "max"
     assert model.head.norm.eps == 1e-6 and model.head.fc.weight.shape == (1, 768)
     decayed, rest = make_optimizer(model, optimisation(get_section("winner_fold2", "train"))).param_groups
-    assert (decayed["weight_decay"], rest["weight_decay"], decayed["momentum"], decayed["nesterov"]) == (2e-5, 0, .9, True)
+    assert (decayed["weight_decay"], rest["weight_decay"], decayed["momentum"], decayed["nesterov"]) == (2e-5, 0, .9,
+                                                                                                         True)
     assert {p.ndim for p in rest["params"]} == {1} and 1 not in {p.ndim for p in decayed["params"]}
-    assert len(decayed["params"]) + len(rest["params"]) == 344 and sum(p.numel() for g in (decayed, rest) for p in g["params"]) == 49_455_457
-    assert any(p is model.head.fc.bias for p in rest["params"]) and any(p is model.stages[0].blocks[0].gamma for p in rest["params"])
+    assert len(decayed["params"]) + len(rest["params"]) == 344 and sum(p.numel() for g in (decayed, rest)
+                                                                       for p in g["params"]) == 49_455_457
+    assert any(p is model.head.fc.bias for p in rest["params"]) and any(p is model.stages[0].blocks[0].gamma
+                                                                        for p in rest["params"])
 
 
 def test_the_average_moves_by_the_same_share_from_the_first_step():
@@ -75,7 +99,8 @@ def test_the_average_moves_by_the_same_share_from_the_first_step():
     model = nn.Linear(1, 1, bias=False)
     average = {"weight": torch.full((1, 1), 2.0, dtype=torch.float64)}
     for step, weight in enumerate((3.0, 5.0, -1.0)):
-        with torch.no_grad(): model.weight.fill_(weight)
+        with torch.no_grad():
+            model.weight.fill_(weight)
         update_ema(average, model, config.ema_decay, step, config.ema_ramp)
     by_hand = .9998 * (.9998 * (.9998 * 2 + .0002 * 3) + .0002 * 5) + .0002 * -1
     assert average["weight"].item() == pytest.approx(by_hand, rel=1e-12)
@@ -83,7 +108,8 @@ def test_the_average_moves_by_the_same_share_from_the_first_step():
 
 def test_targets_by_hand():
     cancer = np.array([0, 1, 1, 0])
-    assert np.allclose(soft_targets(cancer, .1), [0, .9, .9, 0]) and np.allclose(soft_targets(cancer, .2), [0, .8, .8, 0])
+    assert np.allclose(soft_targets(cancer, .1), [0, .9, .9, 0]) and np.allclose(soft_targets(cancer, .2),
+                                                                                 [0, .8, .8, 0])
     smoothed = get_section("winner_label_smoothing", "train")
     targets = soft_targets(cancer, smoothed.soft_positive, smoothed.label_smoothing)
     assert np.allclose(targets, [.05, .95, .95, .05]) and targets.dtype == np.float32
@@ -101,60 +127,82 @@ def test_a_batch_of_the_winners_is_one_cancer_and_seven_others():
 # ---- what a fold starts from
 def test_a_word_stays_a_word_and_a_file_gets_the_number_of_its_fold(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMMO_NB_RUNS", str(tmp_path / "runs"))
-    assert [initial_weights(w, 1, tmp_path) for w in ("none", "imagenet", "imagenet_lite")] == ["none", "imagenet", "imagenet_lite"]
-    assert initial_weights("runs/mine/weights/fold_{fold}.safetensors", 1, tmp_path) == str(tmp_path / "runs/mine/weights/fold_1.safetensors")
-    assert initial_weights(f"imagenet:{tmp_path}/model.safetensors", 1, tmp_path) == f"imagenet:{tmp_path}/model.safetensors"
+    assert [initial_weights(w, 1, tmp_path)
+            for w in ("none", "imagenet", "imagenet_lite")] == ["none", "imagenet", "imagenet_lite"]
+    assert initial_weights("runs/mine/weights/fold_{fold}.safetensors", 1, tmp_path) == str(
+        tmp_path / "runs/mine/weights/fold_1.safetensors")
+    assert initial_weights(f"imagenet:{tmp_path}/model.safetensors", 1,
+                           tmp_path) == f"imagenet:{tmp_path}/model.safetensors"
 
 
 def eight_pictures(folder):
     (folder / "images").mkdir()
-    for i in range(8): write_png(folder / "images" / f"{i}@{i}.png", np.full((40, 20), 30 * i, np.uint8))
-    table = pd.DataFrame({"patient_id": [str(i) for i in range(8)], "image_id": [str(i) for i in range(8)], "laterality": "L", "view": "CC", "cancer": [0, 1] * 4, "fold": [0] * 4 + [1] * 4})
+    for i in range(8):
+        write_png(folder / "images" / f"{i}@{i}.png", np.full((40, 20), 30 * i, np.uint8))
+    table = pd.DataFrame({
+        "patient_id": [str(i) for i in range(8)], "image_id": [str(i) for i in range(8)], "laterality": "L",
+        "view": "CC", "cancer": [0, 1] * 4, "fold": [0] * 4 + [1] * 4
+    })
     return table, folder / "images"
 
 
 def test_a_training_goes_on_from_the_weights_of_another_and_starts_anew_when_they_change(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMMO_NB_RUNS", str(tmp_path / "runs"))
     table, images = eight_pictures(tmp_path)
-    settings = replace(get_section("tiny", "train"), network="resnet10t", height=32, width=32, epochs=1, batch_size=2, lr=0.0, min_lr=0.0, warmup_epochs=0, weight_decay=0.0, ema_decay=0.0,
-                       weights="runs/first/fold_{fold}.safetensors")
+    settings = replace(get_section(
+        "tiny", "train"), network="resnet10t", height=32, width=32, epochs=1, batch_size=2, lr=0.0, min_lr=0.0,
+                       warmup_epochs=0, weight_decay=0.0, ema_decay=0.0, weights="runs/first/fold_{fold}.safetensors")
     train = lambda: train_fold(table, 1, images, tmp_path / "checkpoints" / "fold_1", settings, {})
-    with pytest.raises(WeightsError, match="fold_1.safetensors: no such file.*runs/first"): train()
+    with pytest.raises(WeightsError, match="fold_1.safetensors: no such file.*runs/first"):
+        train()
     (tmp_path / "runs/first").mkdir(parents=True)
     for seed in (1, 2):   # the same recipe, other weights in the file
         before, after = create_network("resnet10t", seed=seed), create_network("resnet10t")
         save_weights(before, tmp_path / "runs/first/fold_1.safetensors", {})
         train()
         load_weights(after, tmp_path / "checkpoints/fold_1/epoch_0.safetensors")
-        assert torch.equal(after.fc.weight, before.fc.weight) and torch.equal(after.conv1[0].weight, before.conv1[0].weight)   # a learning rate of 0
+        # a learning rate of 0
+        assert torch.equal(after.fc.weight, before.fc.weight) and torch.equal(after.conv1[0].weight,
+                                                                              before.conv1[0].weight)
 
 
 def test_a_second_part_goes_on_from_the_last_averaged_weights_of_the_first(tmp_path):
     table, images = eight_pictures(tmp_path)
-    part = replace(get_section("tiny", "train"), network="resnet10t", weights="none", height=32, width=32, batch_size=2, warmup_epochs=0, ema_decay=0.5)
+    part = replace(get_section("tiny", "train"), network="resnet10t", weights="none", height=32, width=32, batch_size=2,
+                   warmup_epochs=0, ema_decay=0.5)
     still = dict(lr=0.0, min_lr=0.0, weight_decay=0.0, ema_decay=0.0, epochs=1)
     train_fold(table, 1, images, tmp_path / "fold_1", replace(part, **still, before=replace(part, epochs=2)), {})
-    first, second = (read_state(tmp_path / "fold_1" / name)[0] for name in ("before/epoch_1.safetensors", "epoch_0.safetensors"))
-    assert all(torch.equal(first[n], second[n]) for n in first if "running" not in n and "tracked" not in n)   # a learning rate of 0
+    first, second = (read_state(tmp_path / "fold_1" / name)[0]
+                     for name in ("before/epoch_1.safetensors", "epoch_0.safetensors"))
+    # a learning rate of 0
+    assert all(torch.equal(first[n], second[n]) for n in first if "running" not in n and "tracked" not in n)
     digest = sha256(tmp_path / "fold_1/epoch_0.safetensors")
-    (tmp_path / "fold_1/done.json").unlink(); (tmp_path / "fold_1/before/done.json").unlink()
-    train_fold(table, 1, images, tmp_path / "fold_1", replace(part, **still, before=replace(part, epochs=2, lr=2e-3)), {})   # another first part is another training
+    (tmp_path / "fold_1/done.json").unlink()
+    (tmp_path / "fold_1/before/done.json").unlink()
+    # another first part is another training
+    train_fold(table, 1, images, tmp_path / "fold_1", replace(part, **still, before=replace(part, epochs=2, lr=2e-3)),
+               {})
     assert sha256(tmp_path / "fold_1/epoch_0.safetensors") != digest
 
 
 def test_folds_may_differ_in_training_but_not_in_network():
     train = get_section("winner", "train")
     own = settings_of(train, [0, 1, 2, 3])
-    assert [s.lr for s in own.values()] == [1e-3, 1e-3, 3e-3, 3e-3] and own[1].before.soft_positive == .2 and own[3].before is None
+    assert [s.lr for s in own.values()] == [1e-3, 1e-3, 3e-3, 3e-3
+                                            ] and own[1].before.soft_positive == .2 and own[3].before is None
     assert set(settings_of(get_section("demo", "train"), [0, 1]).values()) == {get_section("demo", "train")}
-    with pytest.raises(ValueError, match="how 4 folds are trained, and there are 2"): settings_of(train, [0, 1])
-    with pytest.raises(ValueError, match="fold 1 has another height"): settings_of(replace(train, by_fold=(train, replace(train, height=1024))), [0, 1])
+    with pytest.raises(ValueError, match="how 4 folds are trained, and there are 2"):
+        settings_of(train, [0, 1])
+    with pytest.raises(ValueError, match="fold 1 has another height"):
+        settings_of(replace(train, by_fold=(train, replace(train, height=1024))), [0, 1])
 
 
 def test_only_the_folds_that_are_named_are_trained():
     table = pd.DataFrame({"fold": [3, 0, 1, 2, 0]})
-    assert chosen_folds("", table) == [0, 1, 2, 3] and chosen_folds("0 1", table) == [0, 1] and chosen_folds("2", table) == [2]
-    with pytest.raises(ValueError, match="no fold 4. There are 0, 1, 2, 3"): chosen_folds("2 4", table)
+    assert chosen_folds("", table) == [0, 1, 2, 3] and chosen_folds("0 1", table) == [0, 1] and chosen_folds(
+        "2", table) == [2]
+    with pytest.raises(ValueError, match="no fold 4. There are 0, 1, 2, 3"):
+        chosen_folds("2 4", table)
 
 
 # ---- pictures
@@ -167,6 +215,8 @@ def test_the_winners_policy_comes_before_fitting_and_the_others_after(tmp_path, 
     for policy in ("winner", "light", "baseline"):
         monkeypatch.setitem(augment_module.POLICIES, policy, lambda image, rng: shapes.append(image.shape) or image)
         data = BreastCrops(table, tmp_path, replace(settings, augment=policy), {"mean": .5, "std": .5})
-        assert (data.picture(0, 3) == fit_resize(stored, 64, 32)).all() and (data.picture(0, -1) == fit_resize(stored, 64, 32)).all()
+        assert (data.picture(0, 3) == fit_resize(stored, 64, 32)).all() and (data.picture(0, -1) == fit_resize(
+            stored, 64, 32)).all()
     assert shapes == [(90, 30), (64, 32), (64, 32)]   # and nothing for the seed of -1
-    assert BreastCrops(table, tmp_path, replace(settings, label_smoothing=.1), {"mean": .5, "std": .5})[0, -1][1].item() == pytest.approx(.9 * .9 + .05)
+    assert BreastCrops(table, tmp_path, replace(settings, label_smoothing=.1),
+                       {"mean": .5, "std": .5})[0, -1][1].item() == pytest.approx(.9 * .9 + .05)

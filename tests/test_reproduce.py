@@ -11,12 +11,18 @@ import pandas as pd
 import pytest
 from conftest import copy_checkout, make
 
-STAGES = ["02_phantom", "03_datasets", "03_detector", "04_crops", "05_folds", "06_train", "07_select", "08_engines", "10_submit", "11_report"]
+STAGES = [
+    "01_phantom", "02_datasets", "03_detector", "04_crops", "05_folds", "06_train", "07_select", "08_engines",
+    "09_submit", "10_report"
+]
 
 
 def ran(output: str) -> list[str]:
     "Stages that make executed, in order."
-    return [line.split("nbs/mammo/")[1].split(".py")[0] for line in output.splitlines() if line.startswith("[") and "nbs/mammo/" in line]
+    return [
+        line.split("nbs/mammo/")[1].split(".py")[0] for line in output.splitlines()
+        if line.startswith("[") and "nbs/mammo/" in line
+    ]
 
 
 def reproduce(checkout: Path, *more: str) -> str:
@@ -32,7 +38,8 @@ def results(run: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory): return copy_checkout(tmp_path_factory.mktemp("checkout"))
+def checkout(tmp_path_factory):
+    return copy_checkout(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +51,13 @@ def first(checkout):
 
 
 def test_run_leaves_what_the_readme_promises(first):
-    for f in ["submission.csv", "oof.csv", "report.html", "manifest.json", *(f"{s}.ipynb" for s in STAGES)]: assert (first / f).is_file(), f
-    sample, ours = (pd.read_csv(first / f, dtype={"prediction_id": str}) for f in ("competition/sample_submission.csv", "submission.csv"))
-    assert list(ours.columns) == list(sample.columns) and (ours["prediction_id"] == sample["prediction_id"]).all() and ours["cancer"].isin([0, 1]).all()
+    for f in ["submission.csv", "oof.csv", "report.html", "manifest.json", *(f"{s}.ipynb" for s in STAGES)]:
+        assert (first / f).is_file(), f
+    sample, ours = (pd.read_csv(first / f, dtype={"prediction_id": str})
+                    for f in ("competition/sample_submission.csv", "submission.csv"))
+    assert list(ours.columns) == list(
+        sample.columns) and (ours["prediction_id"] == sample["prediction_id"]).all() and ours["cancer"].isin([0, 1
+                                                                                                              ]).all()
     assert "image/png" in (first / "06_train.ipynb").read_text()
     oof = pd.read_csv(first / "oof.csv")
     assert {"patient_id", "image_id", "laterality", "cancer", "fold", "epoch", "probability"} <= set(oof.columns)
@@ -65,38 +76,48 @@ def test_a_parameter_reruns_its_stage_and_those_after_it_only(checkout, first):
     assert "workers = 0 " in text
     source.write_text(text.replace("workers = 0 ", "workers = 1 ", 1))
     before = results(first)
-    assert ran(reproduce(checkout)) == ["10_submit", "11_report"]
+    assert ran(reproduce(checkout)) == ["09_submit", "10_report"]
     assert results(first) == before
-    source.write_text(text.replace("A submission that crashes", "A submission which crashes", 1).replace("workers = 0 ", "workers = 1 ", 1))
+    source.write_text(
+        text.replace("A submission that crashes", "A submission which crashes", 1).replace(
+            "workers = 0 ", "workers = 1 ", 1))
     assert ran(reproduce(checkout)) == []   # a text cell costs nothing
 
 
 def test_trained_weights_predict_without_training(checkout, first):
     output = reproduce(checkout, "MODE=trained", f"WEIGHTS={first / 'weights'}")
-    assert ran(output) == ["02_phantom", "10_submit", "11_report"]
+    assert ran(output) == ["01_phantom", "09_submit", "10_report"]
     assert (checkout / "runs/tiny-trained/submission.csv").read_bytes() == (first / "submission.csv").read_bytes()
 
 
 def test_killed_in_training_it_resumes_to_the_same_weights(checkout, first):
     venv = Path(sys.prefix)
     with open(checkout / "killed.log", "w") as log:
-        process = subprocess.Popen(["make", "reproduce", "RECIPE=tiny", "RUN=killed", f"VENV={venv}", "-o", f"{venv}/.installed"], cwd=checkout, stdout=log, stderr=log,
-                                   env={**os.environ, "PYTHONPATH": str(checkout)}, start_new_session=True)
+        process = subprocess.Popen(
+            ["make", "reproduce", "RECIPE=tiny", "RUN=killed", f"VENV={venv}", "-o", f"{venv}/.installed"],
+            cwd=checkout, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH":
+                str(checkout)}, start_new_session=True)
         state = checkout / "runs/killed/checkpoints/fold_1/last.pt"   # the second fold has begun
-        while not state.exists() and process.poll() is None: time.sleep(.02)
+        while not state.exists() and process.poll() is None:
+            time.sleep(.02)
         kernels = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
         for pid in [*kernels, *_descendants(process.pid)]:
-            try: os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError: continue
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
         process.wait()
-    assert state.exists() and not (checkout / "runs/killed/06_train.ipynb").exists(), (checkout / "killed.log").read_text()[-2000:]
+    assert state.exists() and not (checkout / "runs/killed/06_train.ipynb").exists(), (
+        checkout / "killed.log").read_text()[-2000:]
     output = reproduce(checkout, "RUN=killed")
     assert ran(output)[0] == "06_train"
     assert results(checkout / "runs/killed") == results(first)   # and with it: two full runs, the same digests
 
 
 def _descendants(pid: int) -> list[int]:
-    children = [int(c) for c in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
+    children = [
+        int(c) for c in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    ]
     return [d for c in children for d in _descendants(c)] + children
 
 
@@ -107,7 +128,8 @@ def test_a_failing_stage_names_notebook_cell_and_error(checkout, first):
     assert (checkout / "runs/failing/05_folds.failed.ipynb").exists()
 
 
-@pytest.mark.parametrize("arguments, told", [(["RECIPE=tinny"], "There are cbis, cbis_long, demo"), (["SET=train.epoch=3"], "train has no epoch"),
+@pytest.mark.parametrize("arguments, told", [(["RECIPE=tinny"], "There are cbis, cbis_long, demo"), (["SET=train.epoch=3"], "train "
+                                                                      "has no epoch"),
                                              (["SYSTEM=nothing"], "the systems are"), (["MODE=trained"], "needs WEIGHTS")])
 def test_slips_are_told_before_anything_runs(checkout, arguments, told):
     done = make(checkout, "reproduce", "RUN=slip", *arguments)

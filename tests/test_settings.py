@@ -19,8 +19,10 @@ def test_environment_wins_and_may_name_the_run(monkeypatch, tmp_path):
 @pytest.mark.parametrize("text, told", [("[paths]\nraws = x\n", "raws unknown"), ("[paths]\nraw = x\n", "missing"), ("", "missing")])
 def test_a_misspelt_or_missing_name_is_told(tmp_path, text, told):
     (tmp_path / "settings.ini").write_text(text)
-    with pytest.raises(SettingsError, match=told): read_paths(settings=tmp_path / "settings.ini")
+    with pytest.raises(SettingsError, match=told):
+        read_paths(settings=tmp_path / "settings.ini")
 
 
 def test_no_settings_says_where_it_looked(tmp_path):
-    with pytest.raises(SettingsError, match=str(tmp_path)): find_settings(tmp_path)
+    with pytest.raises(SettingsError, match=str(tmp_path)):
+        find_settings(tmp_path)

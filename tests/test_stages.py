@@ -11,32 +11,39 @@ from mammo_nb.core.stages import (StageError, changed_files, code_digest, execut
 
 
 @pytest.fixture(autouse=True)
-def in_checkout(monkeypatch): monkeypatch.chdir(ROOT)
+def in_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 def test_missing_input_stops_before_anything_runs(tmp_path):
     with pytest.raises(StageError, match="crops.csv"):
-        with stage(tmp_path, "folds", reads=["processed/crops.csv"]): pytest.fail("ran")
+        with stage(tmp_path, "folds", reads=["processed/crops.csv"]):
+            pytest.fail("ran")
 
 
 def test_broken_promise_is_an_error_and_leaves_no_record(tmp_path):
     with pytest.raises(StageError, match="oof.csv"):
-        with stage(tmp_path, "select", writes=["oof.csv"]): pass
+        with stage(tmp_path, "select", writes=["oof.csv"]):
+            pass
     assert read_manifest(tmp_path) == {}
 
 
 def test_a_stage_that_fails_leaves_no_record_and_no_lock(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        with stage(tmp_path, "select"): 1 / 0
-    with stage(tmp_path, "select"): pass  # would wait for ever behind a lock that was kept
+        with stage(tmp_path, "select"):
+            1 / 0
+    with stage(tmp_path, "select"):
+        pass  # would wait for ever behind a lock that was kept
     assert list(read_manifest(tmp_path)["stages"]) == ["select"]
 
 
 def test_manifest_holds_digests_of_what_was_read_and_written(tmp_path):
     (tmp_path / "a.csv").write_text("1")
-    with stage(tmp_path, "x", reads=["a.csv"], writes=["b.csv"], parameters={"seed": 1}): (tmp_path / "b.csv").write_text("2")
+    with stage(tmp_path, "x", reads=["a.csv"], writes=["b.csv"], parameters={"seed": 1}):
+        (tmp_path / "b.csv").write_text("2")
     entry = read_manifest(tmp_path)["stages"]["x"]
-    assert entry["reads"] == {"a.csv": "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"}  # sha256 of "1"
+    # sha256 of "1"
+    assert entry["reads"] == {"a.csv": "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"}
     assert entry["writes"] == {"b.csv": sha256(tmp_path / "b.csv")} and entry["parameters"] == {"seed": 1}
     assert read_manifest(tmp_path)["environment"]["packages"]["torch"]
 
@@ -48,8 +55,10 @@ def test_named_folders_come_from_the_settings(tmp_path, monkeypatch):
 
 
 def test_changed_and_lost_files_are_named(tmp_path):
-    for f in "ab": (tmp_path / f).write_text(f)
-    with stage(tmp_path, "x", reads=["a"], writes=["b"]): pass
+    for f in "ab":
+        (tmp_path / f).write_text(f)
+    with stage(tmp_path, "x", reads=["a"], writes=["b"]):
+        pass
     assert changed_files(tmp_path, "x") == []
     (tmp_path / "a").write_text("other")
     (tmp_path / "b").unlink()
@@ -74,7 +83,8 @@ def test_a_stage_depends_on_modules_it_reaches_only_through_others():
 
 def test_inputs_file_keeps_its_date_until_something_changes(tmp_path):
     source, target = ROOT / "nbs/mammo/05_folds.py", tmp_path / "inputs/05_folds.json"
-    inputs = lambda n: json.loads(json.dumps(stage_inputs(ROOT, source, tmp_path, {"recipe": "tiny"}, {"n_folds": n}, None)))
+    inputs = lambda n: json.loads(
+        json.dumps(stage_inputs(ROOT, source, tmp_path, {"recipe": "tiny"}, {"n_folds": n}, None)))
     assert refresh_inputs(target, inputs(4)) == ["first run"]
     stamp = target.stat().st_mtime_ns
     assert refresh_inputs(target, inputs(4)) == [] and target.stat().st_mtime_ns == stamp
@@ -97,7 +107,8 @@ def test_execute_passes_parameters_and_shows_output(notebook, tmp_path, capsys):
 
 def test_a_failed_notebook_is_kept_beside_and_named(notebook, tmp_path):
     output = tmp_path / "r/01_divide.ipynb"
-    with pytest.raises(StageError, match=r"01_divide.py, cell \d+: ZeroDivisionError: division by zero"): execute(notebook, output, {"divisor": 0})
+    with pytest.raises(StageError, match=r"01_divide.py, cell \d+: ZeroDivisionError: division by zero"):
+        execute(notebook, output, {"divisor": 0})
     assert not output.exists() and output.with_suffix(".failed.ipynb").exists()
     execute(notebook, output, {"divisor": 1})
     assert output.exists() and not output.with_suffix(".failed.ipynb").exists()
@@ -107,5 +118,6 @@ def test_a_killed_kernel_is_told_in_words(tmp_path):
     source = tmp_path / "nbs/x/01_die.py"
     write_text(source, "# %%\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     build(tmp_path)
-    with pytest.raises(StageError, match="01_die.py: its process was ended from outside"): execute(source, tmp_path / "r/01_die.ipynb", {})
+    with pytest.raises(StageError, match="01_die.py: its process was ended from outside"):
+        execute(source, tmp_path / "r/01_die.ipynb", {})
     assert not (tmp_path / "r/01_die.ipynb").exists()

@@ -14,23 +14,30 @@ from mammo_nb.core.stream import Watch, flow, grouped
 
 def decode(item, mode):
     "The earlier the item, the longer it takes: files finish in another order than they start."
-    if item.get("bad"): raise ValueError(f"{item['file']} is bad")
-    if item.get("deadly"): os._exit(1)
+    if item.get("bad"):
+        raise ValueError(f"{item['file']} is bad")
+    if item.get("deadly"):
+        os._exit(1)
     picture = np.random.default_rng(item["x"]).random((16, 16), np.float32)
-    for _ in range(20 * (20 - item["x"])): picture = np.sort(picture, 0)
-    if item.get("markers"): open(os.path.join(item["markers"], item["file"]), "w").close()
+    for _ in range(20 * (20 - item["x"])):
+        picture = np.sort(picture, 0)
+    if item.get("markers"):
+        open(os.path.join(item["markers"], item["file"]), "w").close()
     return {"x": item["x"], "mode": mode}, picture
 
 
-def network(mode, pictures): return [{"sum": float(p.sum()), "company": len(pictures)} for p in pictures]
+def network(mode, pictures):
+    return [{"sum": float(p.sum()), "company": len(pictures)} for p in pictures]
 
 
-def things(n, **more): return [{"file": f"{k:02}", "x": k, **more} for k in range(n)]
+def things(n, **more):
+    return [{"file": f"{k:02}", "x": k, **more} for k in range(n)]
 
 
 def through(path, items, networks=1, workers=0, limit=12, network=network, watch=None, size=4):
     watch = watch or Watch(max(1, workers), networks)
-    rows_of = lambda hashed, done: flow(grouped(hashed, {h: i for h, i in hashed.items() if h not in done}, size), decode, [network] * networks, watch, workers=workers, limit=limit)
+    rows_of = lambda hashed, done: flow(grouped(hashed, {h: i for h, i in hashed.items() if h not in done}, size),
+                                        decode, [network] * networks, watch, workers=workers, limit=limit)
     return collect(rows_of, items, table=path), watch
 
 
@@ -38,11 +45,16 @@ def test_the_table_is_the_same_whatever_is_at_work(tmp_path):
     items = things(18)
     items[5]["bad"] = True
     found, watch = through(tmp_path / "turn.csv", items)
-    assert found["company"].fillna(0).tolist() == [4] * 4 + [3, 0, 3, 3] + [4] * 8 + [2, 2] and found["error"][5] == "ValueError: 05 is bad"   # who shares a batch is known before anything runs
+    # who shares a batch is known before anything runs
+    assert found["company"].fillna(
+        0).tolist() == [4] * 4 + [3, 0, 3, 3] + [4] * 8 + [2, 2] and found["error"][5] == "ValueError: 05 is bad"
     assert len(watch.decodes) == 18 and sum(b[2] for b in watch.batches) == 17
-    for name, how in {"two": dict(workers=2), "networks": dict(workers=2, networks=2), "short": dict(workers=2, limit=4)}.items():
+    for name, how in {
+            "two": dict(workers=2), "networks": dict(workers=2, networks=2), "short": dict(workers=2, limit=4)
+    }.items():
         _, watch = through(tmp_path / f"{name}.csv", items, **how)
-        assert (tmp_path / f"{name}.csv").read_bytes() == (tmp_path / "turn.csv").read_bytes() and watch.most_held <= how.get("limit", 12), name
+        assert (tmp_path / f"{name}.csv").read_bytes() == (
+            tmp_path / "turn.csv").read_bytes() and watch.most_held <= how.get("limit", 12), name
 
 
 def test_the_queue_fills_to_its_limit_and_no_further(tmp_path):
@@ -51,11 +63,13 @@ def test_the_queue_fills_to_its_limit_and_no_further(tmp_path):
     markers.mkdir()
     def slow(mode, pictures):
         end = time.monotonic() + 60
-        while not seen and len(os.listdir(markers)) < 6 and time.monotonic() < end: pass
+        while not seen and len(os.listdir(markers)) < 6 and time.monotonic() < end:
+            pass
         seen.append(len(os.listdir(markers)))
         return network(mode, pictures)
     through(tmp_path / "t.csv", things(16, markers=str(markers)), workers=2, limit=6, network=slow, size=2)
-    assert seen[0] == 6 and all(n <= 6 + 2 * k for k, n in enumerate(seen)) and seen[-1] == 16   # every answer makes room for two more
+    # every answer makes room for two more
+    assert seen[0] == 6 and all(n <= 6 + 2 * k for k, n in enumerate(seen)) and seen[-1] == 16
 
 
 def test_a_process_that_dies_costs_its_file(tmp_path):
@@ -72,11 +86,15 @@ def test_a_network_that_fails_ends_the_run_and_the_next_one_goes_on(tmp_path, wo
     calls = []
     def breaks(mode, pictures):
         calls.append(len(pictures))
-        if len(calls) == 3: raise RuntimeError("out of memory")
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
         return network(mode, pictures)
-    with pytest.raises(RuntimeError, match="out of memory"): through(tmp_path / "t.csv", things(16), workers=workers, network=breaks)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        through(tmp_path / "t.csv", things(16), workers=workers, network=breaks)
     kept = [json.loads(line)["row"]["x"] for line in (tmp_path / "t.csv.journal").read_text().splitlines()[1:]]
-    assert sorted(kept) == [x for k in sorted({x // 4 for x in kept}) for x in range(4 * k, 4 * k + 4)] and len(kept) == 8   # two batches, each as a whole
+    # two batches, each as a whole
+    assert sorted(kept) == [x for k in sorted({x // 4 for x in kept})
+                            for x in range(4 * k, 4 * k + 4)] and len(kept) == 8
     through(tmp_path / "t.csv", things(16), workers=workers, network=breaks)
     assert calls == [4] * 5
     through(tmp_path / "whole.csv", things(16))
@@ -90,13 +108,16 @@ def test_what_is_not_wanted_is_not_begun_and_stays_in_the_journal(tmp_path):
             return None if left <= 8 else "all"
     asked = []
     found, _ = through(tmp_path / "t.csv", things(16), watch=Choosy(), limit=4)
-    assert asked == [(0, 16), (0, 12), (0, 8)] and (found["error"] == "").tolist() == [True] * 8 + [False] * 8 and found["error"][8].startswith("NotReached")
+    assert asked == [
+        (0, 16), (0, 12), (0, 8)
+    ] and (found["error"] == "").tolist() == [True] * 8 + [False] * 8 and found["error"][8].startswith("NotReached")
     found, watch = through(tmp_path / "t.csv", things(16))
     assert (found["error"] == "").all() and len(watch.decodes) == 8
 
 
 def stuck(item, mode):
-    if item["x"] == 9: threading.Event().wait()
+    if item["x"] == 9:
+        threading.Event().wait()
     return {"x": item["x"]}, np.zeros((2, 2))
 
 
@@ -104,11 +125,17 @@ def test_the_end_comes_even_if_a_file_does_not():
     "A decoder that never returns: what is finished in time is there, and the process is not waited for."
     rows, items = [], dict(enumerate(things(12)))
     class Clock:   # the time is up as soon as everything that can be finished is
-        def __call__(self): return 1e9 if len(rows) == 8 else 0.0
-        def __reduce__(self): return getattr, (time, "monotonic")   # in the processes
-    for name, row in flow(grouped(items, items, 4), stuck, [network], Watch(2, 1, Clock()), workers=2, limit=12, until=1e6): rows.append(name)
+        def __call__(self):
+            return 1e9 if len(rows) == 8 else 0.0
+        def __reduce__(self):
+            return getattr, (time, "monotonic")   # in the processes
+
+    for name, row in flow(grouped(items, items, 4), stuck, [network], Watch(2, 1, Clock()), workers=2, limit=12,
+                          until=1e6):
+        rows.append(name)
     assert sorted(rows) == list(range(8))
 
 
 def test_a_limit_below_a_group_is_refused():
-    with pytest.raises(ValueError, match="never fills a group of 4"): list(flow(grouped("abcd", dict.fromkeys("abcd"), 4), decode, [network], Watch(), workers=0, limit=3))
+    with pytest.raises(ValueError, match="never fills a group of 4"):
+        list(flow(grouped("abcd", dict.fromkeys("abcd"), 4), decode, [network], Watch(), workers=0, limit=3))

@@ -27,7 +27,8 @@ def pydicom_grey(x, windows, function, which, bits):
     ds.PhotometricInterpretation, ds.BitsStored, ds.PixelRepresentation = "MONOCHROME2", bits, int(x.dtype.kind == "i")
     ds.WindowCenter, ds.WindowWidth = [c for c, _ in windows], [w for _, w in windows]
     ds.VOILUTFunction = function
-    with np.errstate(over="ignore"): out = apply_windowing(x, ds, index=which)  # its exp overflows where ours does not
+    with np.errstate(over="ignore"):
+        out = apply_windowing(x, ds, index=which)  # its exp overflows where ours does not
     low, high = (-2**(bits - 1), 2**(bits - 1) - 1) if x.dtype.kind == "i" else (0, 2**bits - 1)
     return (out - low) / (high - low)
 
@@ -61,15 +62,19 @@ def test_an_impossible_width_names_its_tag(function, width):
     x = np.arange(300, dtype=np.uint16)
     for use in (lambda: FUNCTIONS[function](x, 100, width), lambda: apply_window(x, ((100, width),), function),
                 lambda: to_grey(x, header(((100, width),), function))):
-        with pytest.raises(WindowError, match=r"WindowWidth \(0028,1051\)"): use()
+        with pytest.raises(WindowError, match=r"WindowWidth \(0028,1051\)"):
+            use()
     assert apply_window(x, ((100, 50), (100, width)), function).any()  # a bad window that is not used is no error
 
 def test_other_windows_that_cannot_be_used():
     x = np.arange(300, dtype=np.uint16)
-    with pytest.raises(WindowError, match=r"WindowCenter \(0028,1050\) is nan"): apply_window(x, ((float("nan"), 50),))
-    with pytest.raises(WindowError, match=r"VOILUTFunction \(0028,1056\) is 'GAMMA'"): apply_window(x, ((100, 50),), "GAMMA")
+    with pytest.raises(WindowError, match=r"WindowCenter \(0028,1050\) is nan"):
+        apply_window(x, ((float("nan"), 50),))
+    with pytest.raises(WindowError, match=r"VOILUTFunction \(0028,1056\) is 'GAMMA'"):
+        apply_window(x, ((100, 50),), "GAMMA")
     for which in (1, -1):
-        with pytest.raises(WindowError, match="no window"): apply_window(x, ((100, 50),), which=which)
+        with pytest.raises(WindowError, match="no window"):
+            apply_window(x, ((100, 50),), which=which)
     assert issubclass(WindowError, ValueError)
 
 def test_narrow_and_far_windows_neither_overflow_nor_leave_the_unit_interval():
@@ -89,7 +94,8 @@ def test_minmax_and_percentile(kind):
     assert minmax(x).tolist() == [[0, np.float32(.02)], [np.float32(.04), 1]] and minmax(x).dtype == np.float32
     assert percentile(x, 0, 100).tolist() == minmax(x).tolist()
     low, high = np.percentile([3, 5, 7, 103], [10, 50])
-    np.testing.assert_allclose(percentile(x, 10, 50), np.clip((np.array([[3, 5], [7, 103]]) - low) / (high - low), 0, 1), atol=1e-6)
+    np.testing.assert_allclose(percentile(x, 10, 50), np.clip((np.array([[3, 5], [7, 103]]) - low) / (high - low), 0,
+                                                              1), atol=1e-6)
 
 def test_minmax_of_the_whole_range_of_int16_does_not_wrap():
     assert minmax(np.array([-32768, 32767], np.int16)).tolist() == [0, 1]
@@ -102,7 +108,8 @@ def test_a_constant_image_is_black_and_holds_no_nan():
         assert (to_grey(x, header(photometric="MONOCHROME1")) == 255).all()
 
 def test_values_that_are_no_numbers_are_an_error():
-    with pytest.raises(WindowError, match="nan"): minmax(np.array([0, np.nan, 1]))
+    with pytest.raises(WindowError, match="nan"):
+        minmax(np.array([0, np.nan, 1]))
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("kind", [">i2", "<u2", "int16", "uint8", "int8", "int32", "float32"])
@@ -114,7 +121,8 @@ def test_the_table_gives_what_the_formula_gives(function, kind, windows):
     f = (lambda v: FUNCTIONS[function](v, *windows[0])) if windows else minmax
     assert np.array_equal(apply_window(x, windows, function), f(x))
     assert np.array_equal(apply_window(x.T[::2, ::-1], windows, function), f(x.T[::2, ::-1]))  # not contiguous
-    assert np.array_equal(to_grey(x, header(windows, function)), np.floor(f(x).astype(np.float64) * 255 + 1e-4).astype(np.uint8))
+    assert np.array_equal(to_grey(x, header(windows, function)),
+                          np.floor(f(x).astype(np.float64) * 255 + 1e-4).astype(np.uint8))
 
 def test_monochrome1_is_inverted_after_the_window():
     x = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -130,11 +138,13 @@ def test_levels_are_cut_off_but_exact_ones_stay():
     assert np.array_equal(to_grey(x, header(((128, 256),))), x)  # 256 values onto 256 levels
     assert np.array_equal(to_grey(x, header(((128, 256),), photometric="MONOCHROME1")), 255 - x)
     sixteen = np.arange(65536, dtype=np.uint16)
-    assert np.array_equal(to_grey(sixteen, header(((32768, 65536),))), sixteen // 257)  # 65535 / 255 = 257 values a level
+    # 65535 / 255 = 257 values a level
+    assert np.array_equal(to_grey(sixteen, header(((32768, 65536),))), sixteen // 257)
 
 def test_which_window():
     x = np.arange(5000, dtype=np.uint16)
     windows = ((2653, 900), (2713, 750), (2569, 1050))
     greys = [to_grey(x, header(windows, "SIGMOID"), which=i) for i in range(3)]
     assert np.array_equal(greys[0], to_grey(x, header(windows, "SIGMOID")))
-    assert not np.array_equal(greys[0], greys[1]) and np.array_equal(greys[2], to_grey(x, header(windows[2:], "SIGMOID")))
+    assert not np.array_equal(greys[0], greys[1]) and np.array_equal(greys[2], to_grey(
+        x, header(windows[2:], "SIGMOID")))

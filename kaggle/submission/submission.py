@@ -14,7 +14,8 @@
 # # mammo_nb: submission
 # > The hidden test set in, `submission.csv` out, without internet.
 #
-# Packages come from one data set, networks from another; `make kaggle-push` makes and attaches both. Made for two T4 and nine hours; what is dropped when the time runs short is said below.
+# Packages come from one data set, networks from another; `make kaggle-push` makes and attaches both. Made for two T4
+# and nine hours; what is dropped when the time runs short is said below.
 
 # %% tags=["parameters"]
 inputs = "/kaggle/input"                       # where Kaggle mounts what is attached
@@ -28,19 +29,27 @@ flip = False                                   # the mean of image and mirror im
 
 # %% [markdown]
 # ## What is attached
-# Kaggle used to mount everything flat, `/kaggle/input/<name>`; now a competition is at `competitions/<name>` and a data set at `datasets/<owner>/<name>`.
+# Kaggle used to mount everything flat, `/kaggle/input/<name>`; now a competition is at `competitions/<name>` and a data
+# set at `datasets/<owner>/<name>`.
 
 # %% tags=["mounts"]
 from pathlib import Path
 
 def mounted(name):
     "The folder of an attached data set, competition or notebook."
-    found = [p for pattern in (name, f"*/{name}", f"*/*/{name}") for p in sorted(Path(inputs).glob(pattern)) if p.is_dir()]
-    if not found: raise FileNotFoundError(f"{name} is not below {inputs}: attach it with Add Input. There are: {', '.join(p.name for p in sorted(Path(inputs).glob('*'))) or 'no inputs'}.")
+    found = [
+        p for pattern in (name, f"*/{name}", f"*/*/{name}") for p in sorted(Path(inputs).glob(pattern)) if p.is_dir()
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"{name} is not below {inputs}: attach it with Add Input. There are: "
+            f"{', '.join(p.name for p in sorted(Path(inputs).glob('*'))) or 'no inputs'}."
+        )
     return found[0]
 
 # %%
-for name in (competition, wheels, weights): print(mounted(name))
+for name in (competition, wheels, weights):
+    print(mounted(name))
 
 # %% [markdown]
 # ## Packages
@@ -51,7 +60,11 @@ import subprocess
 import sys
 
 shelf = mounted(wheels)
-subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(shelf), "--constraint", str(shelf / "constraints.txt"), f"mammo_nb{extras}"], check=True)
+subprocess.run([
+    sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links",
+    str(shelf), "--constraint",
+    str(shelf / "constraints.txt"), f"mammo_nb{extras}"
+], check=True)
 importlib.invalidate_caches()
 
 # %% [markdown]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..mammo.recipes import RECIPES as MAMMO
 from ..mammo.recipes import Datasets, Folds, Phantom
 
-# %% ../../nbs/baseline/00_recipes.ipynb #8c982b1d
+# %% ../../nbs/baseline/00_recipes.ipynb #00c94db3
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
@@ -39,7 +39,8 @@ class Train:
     weight_decay: float = 1e-2
     dud_pf1: float = 0.05                    # a training whose pF1 is below it
     dud_epochs: int = 2                      # after so many epochs is given up
-    precision: str = "amp"                   # 16 bit where the device has it: float16 on a T4, as then; bfloat16 on newer GPUs
+    # 16 bit where the device has it: float16 on a T4, as then; bfloat16 on newer GPUs
+    precision: str = "amp"
     checkpoint_every: int = 20               # steps between checkpoints
     workers: int = 0                         # data-loading processes
     seed: int = 42
@@ -60,13 +61,17 @@ class Recipe:
     train: Train = Train()
     engines: Engines = Engines()
 
-# %% ../../nbs/baseline/00_recipes.ipynb #e6574f80
+# %% ../../nbs/baseline/00_recipes.ipynb #802e5968
 RECIPES = {
     "demo": Recipe("the synthetic competition of mammo's demo, ImageNet EfficientNet-Lite0 at 256x128, one fold"),
-    "tiny": Recipe("the same stages in seconds; its scores mean nothing", phantom=MAMMO["tiny"].phantom, folds=MAMMO["tiny"].folds,
-                   prepare=Prepare(height=128, width=64), train=Train(epochs=2, batch_size=8, restart_epochs=1, dud_pf1=0.0, checkpoint_every=2)),
-    "baseline_tiny": Recipe("the published baseline: ConvNeXt-tiny at 2048x1024, one fold of four, on a GPU", phantom=None,
-                            datasets=Datasets("rsna-breast-cancer-detection"), prepare=Prepare(height=2048, width=1024), folds=Folds(n_folds=4),
-                            train=Train(network="convnext_tiny.fb_in1k", weights="imagenet", epochs=17, positive_weight=12.0, pos_weight=20.0, freeze=70,
-                                        lr=5e-5, restart_epochs=8.5, checkpoint_every=400, workers=8)),
+    "tiny": Recipe("the same stages in seconds; its scores mean nothing", phantom=MAMMO["tiny"].phantom,
+                   folds=MAMMO["tiny"].folds, prepare=Prepare(height=128, width=64), train=Train(
+                       epochs=2, batch_size=8, restart_epochs=1, dud_pf1=0.0,
+                       checkpoint_every=2)), "baseline_tiny": Recipe(
+                           "the published baseline: ConvNeXt-tiny at 2048x1024, one fold of four, on a GPU",
+                           phantom=None, datasets=Datasets("rsna-breast-cancer-detection"), prepare=Prepare(
+                               height=2048, width=1024), folds=Folds(n_folds=4), train=Train(
+                                   network="convnext_tiny.fb_in1k", weights="imagenet", epochs=17, positive_weight=12.0,
+                                   pos_weight=20.0, freeze=70, lr=5e-5, restart_epochs=8.5, checkpoint_every=400,
+                                   workers=8)),
 }

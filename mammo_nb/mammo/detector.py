@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'view_file', 'prepare_frames', 'make_frames', 'Frames', 'frame_batches', 'read_views', 'found_in',
            'torch_graph', 'expect', 'train_detector', 'export_detector', 'convert_detector', 'keep_detector', 'run']
 
-# %% ../../nbs/mammo/03_detector.ipynb #ebf03d59
+# %% ../../nbs/mammo/03_detector.ipynb #21836745
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -27,13 +27,13 @@ from ..core.pictures import write_png
 from ..core.stages import StageError, code_of, find_trained, locate, stage
 from ..core.train import Optimisation, fit
 from ..core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
-from . import faithful
-from .boxes import detect, frame_view
-from .frames import draw_frames
+from .reading import faithful
+from .reading.boxes import detect, frame_view
+from .drawing.frames import draw_frames
 from .recipes import Detector, get_section
-from .roi import apart, read_yolo, to_coco, write_yolo
+from .reading.roi import apart, read_yolo, to_coco, write_yolo
 
-# %% ../../nbs/mammo/03_detector.ipynb #be353a53
+# %% ../../nbs/mammo/03_detector.ipynb #399a435f
 def view_file(
     item: dict,  # file, and folder of the competition; target: PNG; size, faithful
 ) -> dict:       # rows and columns of the frame
@@ -43,11 +43,13 @@ def view_file(
     rows, columns = frame.header.rows, frame.header.columns
     if item["faithful"]:
         image = frame.decode()
-        whole, _ = faithful.detector_view(faithful.as_cast(image.pixels, "window"), image.header, "window", max(rows, columns))
+        whole, _ = faithful.detector_view(faithful.as_cast(image.pixels, "window"), image.header, "window",
+                                          max(rows, columns))
         whole = cv2.imdecode(cv2.imencode(".jpg", whole)[1], cv2.IMREAD_GRAYSCALE)
         ratio = min(size / rows, size / columns)
         view = cv2.resize(whole, (int(columns * ratio), int(rows * ratio)), interpolation=cv2.INTER_LINEAR)
-    else: view = frame_view(frame.decode(min(1.0, size / max(rows, columns))), size)
+    else:
+        view = frame_view(frame.decode(min(1.0, size / max(rows, columns))), size)
     write_png(Path(item["target"]), view)
     return {"rows": rows, "columns": columns}
 
@@ -61,14 +63,22 @@ def prepare_frames(
     "Boxes and DICOM files -> a set with pictures."
     boxes, problems = read_yolo(annotations)
     boxes = apart(boxes, settings.faithful)
-    items = [{"file": f"train_images/{b.patient_id}/{b.image_id}.dcm", "folder": str(competition), "target": str(output / b.image), "size": settings.size, "faithful": settings.faithful} for b in boxes.itertuples()]
-    views = map_files(view_file, items, table=output / "frames.csv", params={"size": settings.size, "faithful": settings.faithful}, workers=workers, label="frames")
+    items = [{
+        "file": f"train_images/{b.patient_id}/{b.image_id}.dcm", "folder": str(competition), "target": str(
+            output / b.image), "size": settings.size, "faithful": settings.faithful
+    } for b in boxes.itertuples()]
+    views = map_files(view_file, items, table=output / "frames.csv",
+                      params={"size": settings.size, "faithful": settings.faithful}, workers=workers, label="frames")
     failed = views["error"].ne("").to_numpy()
-    problems = pd.concat([problems, pd.DataFrame({"image": boxes["image"][failed], "problem": views["error"][failed].to_numpy()})])
+    problems = pd.concat(
+        [problems,
+         pd.DataFrame({"image": boxes["image"][failed], "problem": views["error"][failed].to_numpy()})])
     write_csv(output / "problems.csv", problems)
     boxes = boxes[~failed].reset_index(drop=True)
     for split in ("train", "val"):
-        if not boxes["split"].eq(split).any(): raise StageError(f"No usable box to {'train' if split == 'train' else 'validate'} with: see {output.name}/problems.csv.")
+        if not boxes["split"].eq(split).any():
+            raise StageError(
+                f"No usable box to {'train' if split == 'train' else 'validate'} with: see {output.name}/problems.csv.")
     write_yolo(output, boxes)
     print(f"{len(boxes)} frames, {len(problems)} problems" + f": see {output / 'problems.csv'}" * bool(len(problems)))
     return boxes
@@ -81,11 +91,13 @@ def make_frames(
 ) -> tuple[pd.DataFrame, Path]:  # roi.COLUMNS and the folder of the set
     "The set that a recipe names, drawn or read."
     folder = locate(run_dir, "processed/roi")
-    if not settings.annotations: return draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size, seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers), folder
+    if not settings.annotations:
+        return draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size,
+                           seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers), folder
     raw = locate(run_dir, f"raw/{get_section(recipe, 'datasets').name}")
     return prepare_frames(raw.parent / settings.annotations, raw, folder, settings, workers), folder
 
-# %% ../../nbs/mammo/03_detector.ipynb #3dc4efb6
+# %% ../../nbs/mammo/03_detector.ipynb #b0052a3e
 class Frames(Dataset):
     "Frames of a set as squares; `dataset[(index, seed)]`, mirrored for half of the seeds, not for -1."
     def __init__(self,
@@ -96,22 +108,27 @@ class Frames(Dataset):
         self.files, self.size = [Path(folder) / image for image in boxes["image"]], size
         self.shares = corners(boxes[["cx", "cy", "w", "h"]].to_numpy(float))
 
-    def __len__(self): return len(self.files)
+    def __len__(self):
+        return len(self.files)
 
     def square(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         "uint8 (size, size), and x0, y0, x1, y1 in it."
         picture = cv2.imread(str(self.files[index]), cv2.IMREAD_GRAYSCALE)
-        if picture is None: raise FileNotFoundError(f"{self.files[index]} cannot be read: run the detector stage again")
+        if picture is None:
+            raise FileNotFoundError(f"{self.files[index]} cannot be read: run the detector stage again")
         box = self.shares[index] * ([*picture.shape[::-1]] * 2)
-        if seed >= 0 and np.random.default_rng(seed).random() < .5: picture, box = np.ascontiguousarray(picture[:, ::-1]), (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
+        if seed >= 0 and np.random.default_rng(seed).random() < .5:
+            picture, box = np.ascontiguousarray(
+                picture[:, ::-1]), (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
         square, ratio = letterbox(picture, self.size)
         return square, box * ratio
 
     def __getitem__(self, at: tuple[int, int]):
         square, (x0, y0, x1, y1) = self.square(*at)
-        return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor([[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]], dtype=torch.float32)
+        return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor(
+            [[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]], dtype=torch.float32)
 
-# %% ../../nbs/mammo/03_detector.ipynb #c1c06e2c
+# %% ../../nbs/mammo/03_detector.ipynb #f15930d4
 def frame_batches(
     count: int,         # frames
     batch_size: int,
@@ -140,9 +157,12 @@ def found_in(
 ) -> tuple[dict, list]:    # COCO instances and results, for `coco_score`
     "What a detector finds in frames, down to a confidence of 1 %."
     truth = to_coco(boxes, {image: view.shape for image, view in zip(boxes["image"], views)})
-    found = [f for s in range(0, len(views), batch_size) for f in detect(views[s:s + batch_size], graph, confidence=.01)]
+    found = [
+        f for s in range(0, len(views), batch_size) for f in detect(views[s:s + batch_size], graph, confidence=.01)
+    ]
     results = [{"image_id": number, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(score)}
-               for number, (places, scores) in enumerate(found, 1) for (x0, y0, x1, y1), score in zip(places.tolist(), scores)]
+               for number, (places, scores) in enumerate(found, 1)
+               for (x0, y0, x1, y1), score in zip(places.tolist(), scores)]
     return truth, results
 
 def torch_graph(
@@ -152,7 +172,8 @@ def torch_graph(
     "A network in memory in the place of a file."
     module = DetectorGraph(network, size)
     def compute(squares):
-        with torch.inference_mode(): return module(torch.from_numpy(squares).to(module.place.device)).cpu().numpy()
+        with torch.inference_mode():
+            return module(torch.from_numpy(squares).to(module.place.device)).cpu().numpy()
     return Graph("torch", Path("torch"), {"size": size}, "uint8", (None, 1, size, size), compute)
 
 def expect(
@@ -161,7 +182,8 @@ def expect(
 ):
     "Let an untrained network guess a box of the usual size everywhere, not one of the size of a cell."
     with torch.no_grad():
-        for layer, stride in zip(network.head.reg_preds, STRIDES): layer.bias[2:] = torch.from_numpy(np.log(sides / stride))
+        for layer, stride in zip(network.head.reg_preds, STRIDES):
+            layer.bias[2:] = torch.from_numpy(np.log(sides / stride))
 
 def train_detector(
     boxes: pd.DataFrame,   # roi.COLUMNS
@@ -174,10 +196,13 @@ def train_detector(
     "Train YOLOX-nano; `faithful` is read here: boxes are dealt out to cells as in the winner's copy."
     train, held = (boxes[boxes["split"] == split].reset_index(drop=True) for split in ("train", "val"))
     network = create_yolox(seed=settings.seed)
-    if initial: load_yolox(network, initial, initial=True)
-    else: expect(network, settings.size * train[["w", "h"]].median().to_numpy())
+    if initial:
+        load_yolox(network, initial, initial=True)
+    else:
+        expect(network, settings.size * train[["w", "h"]].median().to_numpy())
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d): module.momentum = settings.norm_momentum
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = settings.norm_momentum
     loss = YoloxLoss(network, settings.size, settings.faithful)
     config = Optimisation(**{f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)})
 
@@ -185,14 +210,18 @@ def train_detector(
         loss.l1 = epoch >= settings.epochs - settings.l1_epochs
         network.frozen_norm = epoch >= settings.epochs - settings.frozen_norm
     views = read_views(held, folder)
-    def validate(model: Yolox, epoch: int) -> dict: return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
+    def validate(model: Yolox, epoch: int) -> dict:
+        return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
-    try: return fit(network, Frames(train, folder, settings.size), frame_batches(len(train), settings.batch_size, settings.seed), loss, validate, config, output,
-                    label="detector", identity=identity, on_epoch=on_epoch)
-    finally: torch.set_num_threads(threads)
+    try:
+        return fit(network, Frames(train, folder, settings.size),
+                   frame_batches(len(train), settings.batch_size, settings.seed), loss, validate, config, output,
+                   label="detector", identity=identity, on_epoch=on_epoch)
+    finally:
+        torch.set_num_threads(threads)
 
-# %% ../../nbs/mammo/03_detector.ipynb #743a92c4
+# %% ../../nbs/mammo/03_detector.ipynb #18e5b434
 FILES = ["detector.onnx", "detector.json"]
 
 def export_detector(
@@ -233,18 +262,28 @@ def keep_detector(
 ) -> dict:                        # detector.json
     "Take a trained detector into the run instead of training one."
     source = find_trained(FILES, weights or locate(run_dir, "assets/trained"))
-    if not source: raise StageError(f"{weights or 'assets/trained'} has no detector.onnx with its detector.json. `make reproduce` writes them to runs/demo/weights; `mammo-nb detector` makes them from a published checkpoint.")
+    if not source:
+        raise StageError(
+            f"{weights or 'assets/trained'} has no detector.onnx with its detector.json. `make reproduce` writes them "
+            "to runs/demo/weights; `mammo-nb detector` makes them from a published checkpoint."
+        )
     target = locate(run_dir, "final_models/detector.onnx").parent
     target.mkdir(parents=True, exist_ok=True)
-    for path in (*source.glob("detector.*"), *source.glob("yolox.*")): shutil.copyfile(path, target / path.name)
+    for path in (*source.glob("detector.*"), *source.glob("yolox.*")):
+        shutil.copyfile(path, target / path.name)
     return read_sidecar(target / "detector.onnx")
 
-# %% ../../nbs/mammo/03_detector.ipynb #00fe2d55
+# %% ../../nbs/mammo/03_detector.ipynb #0981093f
 def _initial(run_dir: Path, settings: Detector) -> Path | None:
     "The file of initial weights that a recipe names."
-    if settings.weights == "none": return None
+    if settings.weights == "none":
+        return None
     path = locate(run_dir, f"assets/trained/{settings.weights}")
-    if not path.is_file(): raise StageError(f"{path} is not there. It is the COCO checkpoint of YOLOX-nano, from the releases of github.com/Megvii-BaseDetection/YOLOX; or start from nothing with SET=detector.weights=none.")
+    if not path.is_file():
+        raise StageError(
+            f"{path} is not there. It is the COCO checkpoint of YOLOX-nano, from the releases of "
+            "github.com/Megvii-BaseDetection/YOLOX; or start from nothing with SET=detector.weights=none."
+        )
     return path
 
 def run(
@@ -257,19 +296,26 @@ def run(
 ) -> pd.DataFrame | None:            # history; None if the detector was kept
     "Frames with boxes -> final_models/detector.onnx and .json, final_models/yolox.safetensors, checkpoints/detector/."
     settings = get_section(recipe, "detector", overrides)
-    with stage(run_dir, "detector", writes=[f"final_models/{name}" for name in FILES], parameters={**asdict(settings), "kept": mode == "partial"}):
+    with stage(run_dir, "detector", writes=[f"final_models/{name}" for name in FILES],
+               parameters={**asdict(settings), "kept": mode == "partial"}):
         if mode == "partial":
             keep_detector(run_dir, weights)
             return None
         initial = _initial(run_dir, settings)
         boxes, folder = make_frames(run_dir, recipe, settings, workers)
         output, target = locate(run_dir, "checkpoints/detector"), locate(run_dir, "final_models/detector.onnx")
-        identity = {"recipe": asdict(settings), "boxes": boxes.to_csv(index=False), "initial": sha256(initial) if initial else "", "code": code_of(run_dir, "detector")}
+        identity = {
+            "recipe": asdict(settings), "boxes": boxes.to_csv(index=False),
+            "initial": sha256(initial) if initial else "", "code": code_of(run_dir, "detector")
+        }
         history = train_detector(boxes, folder, output, settings, identity, initial)
         best = history.loc[history["ap"].idxmax()]
         network = create_yolox()
         load_weights(network, output / f"epoch_{int(best['epoch'])}.safetensors")
-        about = {"recipe": recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"], "ap50": best["ap50"], "demonstration": not settings.annotations}
+        about = {
+            "recipe": recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"],
+            "ap50": best["ap50"], "demonstration": not settings.annotations
+        }
         save_weights(network, target.with_name("yolox.safetensors"), about)
         held = Frames(boxes[boxes["split"] == "val"], folder, settings.size)
         squares = np.stack([held.square(i, -1)[0] for i in range(len(held))])[:, None]

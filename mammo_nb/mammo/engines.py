@@ -26,7 +26,7 @@ from .datasets import per_breast, read_table
 from .recipes import Engines, RecipeError, Train, get_recipe, get_section
 from .train import as_asked, build_network
 
-# %% ../../nbs/mammo/08_engines.ipynb #68e734c5
+# %% ../../nbs/mammo/08_engines.ipynb #aeafaae6
 def load_ensemble(
     run_dir: Path,   # folder of the run
 ) -> Ensemble:       # uint8 (n, 1, height, width) -> probabilities (n, folds)
@@ -45,7 +45,10 @@ def fitted_crops(
 ) -> np.ndarray:            # uint8 (rows, height, width)
     "Crops as networks see them."
     images = locate(run_dir, "processed/cleaned_images")
-    return np.stack([fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size) for p, i in zip(rows["patient_id"], rows["image_id"])])
+    return np.stack([
+        fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size)
+        for p, i in zip(rows["patient_id"], rows["image_id"])
+    ])
 
 def sample_crops(
     run_dir: Path,          # folder of the run
@@ -56,7 +59,7 @@ def sample_crops(
     oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
     return fitted_crops(run_dir, oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)], size)
 
-# %% ../../nbs/mammo/08_engines.ipynb #cba27d1e
+# %% ../../nbs/mammo/08_engines.ipynb #70aa430d
 MEASURED = 2000   # crops; of more, the score at another size is left open
 
 def wanted_variants(
@@ -68,11 +71,18 @@ def wanted_variants(
     wanted = []
     for word in variants.split():
         count, _, scale = word.partition("@")
-        try: count, scale = int(count), float(scale or 1)
-        except ValueError: raise RecipeError(f"engines.variants takes words such as 2 or 2@0.75, got {word!r}.") from None
+        try:
+            count, scale = int(count), float(scale or 1)
+        except ValueError:
+            raise RecipeError(f"engines.variants takes words such as 2 or 2@0.75, got {word!r}.") from None
         small = list(size) if scale == 1 else [max(32, round(side * scale / 32) * 32) for side in size]
-        if not 1 <= count <= folds or not 0 < scale <= 1 or (count == folds and small == list(size)): raise RecipeError(f"engines.variants: {word} is no cheaper ensemble of {folds} folds at {size[0]}x{size[1]}.")
-        wanted.append({"name": f"ensemble_{count}" + (f"_{small[0]}x{small[1]}" if small != list(size) else ""), "folds": count, "size": small, "scale": scale})
+        if not 1 <= count <= folds or not 0 < scale <= 1 or (count == folds and small == list(size)):
+            raise RecipeError(
+                f"engines.variants: {word} is no cheaper ensemble of {folds} folds at {size[0]}x{size[1]}.")
+        wanted.append({
+            "name": f"ensemble_{count}" + (f"_{small[0]}x{small[1]}" if small != list(size) else ""), "folds": count,
+            "size": small, "scale": scale
+        })
     return sorted(wanted, key=lambda v: -v["folds"] * v["size"][0] * v["size"][1])
 
 def best_folds(
@@ -91,14 +101,17 @@ def held_back_auc(
     "AUC on what was held back from these folds."
     oof = read_table(locate(run_dir, "oof.csv"), ["probability"])
     oof = oof[oof["fold"].isin(folds)].reset_index(drop=True)
-    if engine and len(oof) > MEASURED: return None
+    if engine and len(oof) > MEASURED:
+        return None
     for column, fold in enumerate(folds if engine else []):
         own = oof[oof["fold"] == fold]
-        for start in range(0, len(own), 16): oof.loc[own.index[start:start + 16], "probability"] = engine(fitted_crops(run_dir, own.iloc[start:start + 16], engine.size))[:, column]
+        for start in range(0, len(own), 16):
+            oof.loc[own.index[start:start + 16], "probability"] = engine(
+                fitted_crops(run_dir, own.iloc[start:start + 16], engine.size))[:, column]
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
-# %% ../../nbs/mammo/08_engines.ipynb #774c348e
+# %% ../../nbs/mammo/08_engines.ipynb #cc45a2c6
 def write_variants(
     run_dir: Path,       # folder of the run
     ensemble: Ensemble,  # the whole one, final_models/ensemble.onnx
@@ -106,7 +119,8 @@ def write_variants(
     about: dict,         # entries of its JSON
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
-    folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
+    folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(
+        locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
     of_all, written = read_sidecar(folder / "ensemble.onnx"), []
     size = of_all["size"]
     for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
@@ -118,7 +132,10 @@ def write_variants(
         else:
             weights = [about["rebuild"]["weights"][k] for k in kept]
             smaller = Ensemble([ensemble.models[k] for k in kept], ensemble.mean.flatten(), ensemble.std.flatten())
-            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {**about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None, "refused": of_all["refused"]}, settings.tolerance)
+            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {
+                **about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None,
+                "refused": of_all["refused"]
+            }, settings.tolerance)
             score = held_back_auc(run_dir, folds, load_engine(path))
             write_json(path.with_suffix(".json"), {**read_sidecar(path), "oof_auc": score})
         written.append({**variant, "oof_auc": score})
@@ -131,9 +148,12 @@ def build_or_tell(
     "Engines of the ensemble."
     found = {}
     for target in targets:
-        try: build_engines(folder, "ensemble", [target])
-        except EngineError as e: found[target] = str(e)
-        else: found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
+        try:
+            build_engines(folder, "ensemble", [target])
+        except EngineError as e:
+            found[target] = str(e)
+        else:
+            found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
     return found
 
 def run(
@@ -143,22 +163,41 @@ def run(
 ) -> dict:                           # way -> difference of a probability against torch, and its limit
     "Selected weights -> final_models/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
     settings, network = get_section(recipe, "engines", overrides), Train(**recorded(run_dir, "train"))
-    size, limits = (network.height, network.width), {"fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance}
+    size, limits = (network.height, network.width), {
+        "fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance
+    }
     selection = read_json(locate(run_dir, "selection.json"))
     weights = [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
     variants, targets = wanted_variants(settings.variants, len(weights), size), settings.targets.split()
-    path, ways = locate(run_dir, "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
+    path, ways = locate(run_dir,
+                        "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
     names = ["ensemble.onnx", "ensemble.json", *(f"{v['name']}{s}" for v in variants for s in (".onnx", ".json"))]
-    about = {"recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
-             "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"],
-             "rebuild": {"network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0, "mirrored": network.mirrored, "weights": weights}}
-    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *(f"final_models/{w}" for w in weights)], writes=[f"final_models/{n}" for n in names], parameters=asdict(settings)) as results:
-        for old in path.parent.glob("ensemble[._]*"): old.unlink()   # of weights that may have changed
+    about = {
+        "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(
+            run_dir, "crops"), "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"],
+        "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"], "rebuild": {
+            "network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0,
+            "mirrored": network.mirrored, "weights": weights
+        }
+    }
+    with stage(
+            run_dir, "engines", reads=[
+                "selection.json", "oof.csv", "final_models/detector.onnx", *(f"final_models/{w}" for w in weights)
+            ], writes=[f"final_models/{n}" for n in names], parameters=asdict(settings)) as results:
+        for old in path.parent.glob("ensemble[._]*"):
+            old.unlink()   # of weights that may have changed
         ensemble, crops = load_ensemble(run_dir), sample_crops(run_dir, size)
-        results["parity"] = {"onnxruntime-fp32": {"difference": export_checked(ensemble, path, crops, about, settings.tolerance), "limit": settings.tolerance, "within": True}}
-        if "onnxruntime-fp16" in ways: write_mixed(path, path.with_name("ensemble.fp16.onnx"))
+        results["parity"] = {
+            "onnxruntime-fp32": {
+                "difference": export_checked(ensemble, path, crops, about, settings.tolerance),
+                "limit": settings.tolerance, "within": True
+            }
+        }
+        if "onnxruntime-fp16" in ways:
+            write_mixed(path, path.with_name("ensemble.fp16.onnx"))
         results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), ways, limits)
         results["variants"] = write_variants(run_dir, ensemble, settings, about)
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
-        if targets: results["engines"] = build_or_tell(path.parent, targets)
+        if targets:
+            results["engines"] = build_or_tell(path.parent, targets)
     return results["parity"]

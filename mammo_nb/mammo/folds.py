@@ -32,25 +32,34 @@ def split(
     check_folds(table)
     return table
 
-# %% ../../nbs/mammo/05_folds.ipynb #c9f78cae
+# %% ../../nbs/mammo/05_folds.ipynb #ab4cdb7e
 def spread(
     table: pd.DataFrame,  # folds.csv
 ) -> pd.DataFrame:        # a row a column and value, a column a fold: shares of its images; of age the mean
     "How cancer, site, machine, age, density and implants are spread over the folds."
-    parts = [balance(table, [c for c in ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality") if c in table])]
-    if "age" in table: parts.append(table.groupby("fold")["age"].mean().round(1).to_frame(("age", "mean")).T)
+    parts = [
+        balance(
+            table,
+            [c for c in ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality") if c in table])
+    ]
+    if "age" in table:
+        parts.append(table.groupby("fold")["age"].mean().round(1).to_frame(("age", "mean")).T)
     return pd.concat(parts).rename_axis(index=["column", "value"])
 
 def expectations(
     table: pd.DataFrame,  # folds.csv
 ) -> pd.DataFrame:        # fold, expected, found, holds; empty where the set says neither
-    "The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 % have an implant."
+    """The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 %
+    have an implant."""
     rows, patients = [], table[table["fold"] != EXTERNAL].drop_duplicates("patient_id")
     for fold, part in patients.groupby("fold"):
         if {"site_id", "age"} <= set(part):
             one, two = (part.loc[part["site_id"].astype(str) == site, "age"].mean() for site in "12")
-            rows.append((fold, "mean age of site 1 is less than that of site 2", f"{one:.1f}, {two:.1f}", bool(one < two)))
-        if "implant" in part: rows.append((fold, "1 to 2 % of the patients have an implant", f"{part['implant'].mean():.2%}", bool(0.01 <= part["implant"].mean() <= 0.02)))
+            rows.append(
+                (fold, "mean age of site 1 is less than that of site 2", f"{one:.1f}, {two:.1f}", bool(one < two)))
+        if "implant" in part:
+            rows.append((fold, "1 to 2 % of the patients have an implant", f"{part['implant'].mean():.2%}",
+                         bool(0.01 <= part["implant"].mean() <= 0.02)))
     return pd.DataFrame(rows, columns=["fold", "expected", "found", "holds"])
 
 # %% ../../nbs/mammo/05_folds.ipynb #e414f3e9

@@ -29,21 +29,25 @@ def best_epochs(
     ordered = history.sort_values(["fold", metric, "auc", "epoch"], ascending=[True, False, False, True])
     return ordered.groupby("fold").head(candidates).reset_index(drop=True)
 
-# %% ../../nbs/mammo/07_select.ipynb #6dec25ad
+# %% ../../nbs/mammo/07_select.ipynb #99c7bf18
 def combinations(
     ranked: pd.DataFrame,   # fold, epoch: candidates, from `best_epochs`
     breasts: dict,          # (fold, epoch) -> cancer, probability; one row a breast
     metric: str = "pf1",    # pf1 or auc
-) -> pd.DataFrame:          # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, of equals the one whose epochs are best by themselves
+# fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, of equals the one whose epochs are best by themselves
+) -> pd.DataFrame:
     "Pooled scores of all combinations of one epoch a fold."
     folds, rows = sorted(ranked["fold"].unique()), []
     for epochs in product(*(ranked.loc[ranked["fold"] == k, "epoch"] for k in folds)):
         pooled = pd.concat([breasts[k, e] for k, e in zip(folds, epochs)])
         threshold, pf1 = best_threshold(pooled["cancer"], pooled["probability"])
-        rows.append({**{f"fold_{k}": int(e) for k, e in zip(folds, epochs)}, "pf1": pf1, "threshold": threshold, "auc": auc(pooled["cancer"], pooled["probability"])})
+        rows.append({
+            **{f"fold_{k}": int(e) for k, e in zip(folds, epochs)}, "pf1": pf1, "threshold": threshold, "auc": auc(
+                pooled["cancer"], pooled["probability"])
+        })
     return pd.DataFrame(rows).sort_values([metric, "auc"], ascending=False, kind="stable", ignore_index=True)
 
-# %% ../../nbs/mammo/07_select.ipynb #dd5d18f2
+# %% ../../nbs/mammo/07_select.ipynb #3c2d3a63
 def plateau(
     curve: pd.DataFrame,   # threshold, score
     best: float,           # the chosen threshold
@@ -53,8 +57,10 @@ def plateau(
     good = (curve["score"] >= share * curve["score"].max()).to_numpy()
     at = int((curve["threshold"] - best).abs().argmin())
     low, high = at, at
-    while low > 0 and good[low - 1]: low -= 1
-    while high < len(good) - 1 and good[high + 1]: high += 1
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high < len(good) - 1 and good[high + 1]:
+        high += 1
     return float(curve["threshold"].iloc[low]), float(curve["threshold"].iloc[high])
 
 def summarise(
@@ -65,11 +71,13 @@ def summarise(
     labels, probabilities = breasts["cancer"], breasts["probability"]
     threshold, pf1 = best_threshold(labels, probabilities)
     low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
-    return {"threshold": threshold, "plateau": plateau(threshold_curve(labels, probabilities), threshold), "pf1": pf1,
-            "auc": auc(labels, probabilities), "auc_95": [low, high], "average_precision": average_precision(labels, probabilities),
-            "breasts": len(breasts), "cancers": int(labels.sum())}
+    return {
+        "threshold": threshold, "plateau": plateau(threshold_curve(labels, probabilities), threshold), "pf1": pf1,
+        "auc": auc(labels, probabilities), "auc_95": [low, high], "average_precision": average_precision(
+            labels, probabilities), "breasts": len(breasts), "cancers": int(labels.sum())
+    }
 
-# %% ../../nbs/mammo/07_select.ipynb #a21ad8f3
+# %% ../../nbs/mammo/07_select.ipynb #3c53d4b9
 def run(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -77,12 +85,15 @@ def run(
 ) -> dict:                           # selection.json
     "checkpoints -> oof.csv, selection.json, combinations.csv and final_models/fold_*.safetensors."
     settings = get_section(recipe, "select", overrides)
-    checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir, "final_models/fold_0").parent
+    checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir,
+                                                                                   "final_models/fold_0").parent
     history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
     weights = [f"final_models/fold_{k}.safetensors" for k in sorted(history["fold"].unique())]
-    with stage(run_dir, "select", reads=["checkpoints/history.csv"], writes=["oof.csv", "selection.json", "combinations.csv", *weights], parameters=asdict(settings)):
+    with stage(run_dir, "select", reads=["checkpoints/history.csv"],
+               writes=["oof.csv", "selection.json", "combinations.csv", *weights], parameters=asdict(settings)):
         ranked = best_epochs(history, settings.metric, settings.candidates)
-        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv", ["probability"]) for r in ranked.itertuples()}
+        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv",
+                                                     ["probability"]) for r in ranked.itertuples()}
         tried = combinations(ranked, {k: per_breast(p) for k, p in predictions.items()}, settings.metric)
         write_csv(locate(run_dir, "combinations.csv"), tried)
         chosen = ranked[[tried.loc[0, f"fold_{r.fold}"] == r.epoch for r in ranked.itertuples()]]
@@ -90,7 +101,12 @@ def run(
         write_csv(locate(run_dir, "oof.csv"), oof)
         final.mkdir(parents=True, exist_ok=True)
         for r in chosen.itertuples():
-            for suffix in (".safetensors", ".json"): shutil.copyfile(checkpoints / f"fold_{r.fold}" / f"epoch_{r.epoch}{suffix}", final / f"fold_{r.fold}{suffix}")
-        result = {"folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried), **summarise(oof)}
+            for suffix in (".safetensors", ".json"):
+                shutil.copyfile(checkpoints / f"fold_{r.fold}" / f"epoch_{r.epoch}{suffix}",
+                                final / f"fold_{r.fold}{suffix}")
+        result = {
+            "folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried),
+            **summarise(oof)
+        }
         write_json(locate(run_dir, "selection.json"), result)
     return result

@@ -7,7 +7,7 @@ __all__ = ['READS', 'NETWORK', 'one_positive_batches', 'soft_targets', 'lesion_c
            'pointing_loss', 'build_network', 'as_asked', 'predict_probabilities', 'optimisation', 'train_fold',
            'chosen_folds', 'settings_of', 'train_folds', 'run']
 
-# %% ../../nbs/mammo/06_train.ipynb #eac0794e
+# %% ../../nbs/mammo/06_train.ipynb #d3d83654
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,19 +27,23 @@ from ..core.pictures import fit_resize
 from ..core.ranks import join, launch
 from ..core.stages import code_of, locate, stage
 from ..core.train import Optimisation, fit
-from .augment import BEFORE_FITTING, augment
+from .learning.augment import BEFORE_FITTING, augment
 from .crops import crop_path
 from .datasets import per_breast, read_table
 from .recipes import Train, get_section
 
-# %% ../../nbs/mammo/06_train.ipynb #643fb02d
+# %% ../../nbs/mammo/06_train.ipynb #06eef43f
 READS = ["folds.csv", "processed/crops.csv"]  # and cleaned_images/
-NETWORK = ["network", "global_pool", "height", "width", "lesion_weight", "mirrored"]  # fields of Train that say what a network is, and how it is asked
+# fields of Train that say what a network is, and how it is asked
+NETWORK = ["network", "global_pool", "height", "width", "lesion_weight", "mirrored"]
 
 def _deck(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
     "Cards `start` to `start + count` of an endless row of shuffled decks."
     n = len(positives)
-    decks = [np.random.default_rng([seed, 1, d]).permutation(positives) for d in range(start // n, (start + count - 1) // n + 1)]
+    decks = [
+        np.random.default_rng([seed, 1, d]).permutation(positives)
+        for d in range(start // n, (start + count - 1) // n + 1)
+    ]
     return np.concatenate(decks)[start % n:start % n + count]
 
 def one_positive_batches(
@@ -51,38 +55,48 @@ def one_positive_batches(
 ):                       # epoch -> batches of (index, seed), a multiple of `ranks`
     "Batches with at least one positive each, every negative once an epoch (facts, section 4)."
     negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
-    if not len(positives) or not len(negatives): raise ValueError(f"training needs both classes, got {len(positives)} positives and {len(negatives)} negatives")
+    if not len(positives) or not len(negatives):
+        raise ValueError(f"training needs both classes, got {len(positives)} positives and {len(negatives)} negatives")
     each = min(batch_size - 1, max(1, round(batch_size * ratio / (1 + ratio))))
     count = -(-len(negatives) // (batch_size - each) // ranks) * ranks
-    if count > len(negatives): raise ValueError(f"{len(negatives)} negatives are too few for {ranks} processes")
+    if count > len(negatives):
+        raise ValueError(f"{len(negatives)} negatives are too few for {ranks} processes")
 
     def batches(epoch: int) -> list[list[tuple[int, int]]]:
         order = np.random.default_rng([seed, 0, epoch]).permutation(negatives)
         dealt = _deck(positives, epoch * count * each, count * each, seed)
         seeds = np.random.default_rng([seed, 2, epoch]).integers(2**31, size=(count, batch_size))
-        rows = [np.concatenate([dealt[b * each:(b + 1) * each], part]) for b, part in enumerate(np.array_split(order, count))]
+        rows = [
+            np.concatenate([dealt[b * each:(b + 1) * each], part])
+            for b, part in enumerate(np.array_split(order, count))
+        ]
         return [[(int(i), int(s)) for i, s in zip(row, seeds[b])] for b, row in enumerate(rows)]
     return batches
 
-# %% ../../nbs/mammo/06_train.ipynb #1497ca87
+# %% ../../nbs/mammo/06_train.ipynb #088762a3
 def soft_targets(
     cancer: np.ndarray,            # 0 or 1 an image
     soft_positive: float,          # a positive's target is lower by this
-    label_smoothing: float = 0.0,  # share of the target that is spread over the two classes (Szegedy et al. 2016, section 7)
+    # share of the target that is spread over the two classes (Szegedy et al. 2016, section 7)
+    label_smoothing: float = 0.0,
 ) -> np.ndarray:                   # float32, one an image
     "What the network is to say."
     return cancer.astype(np.float32) * (1 - soft_positive) * (1 - label_smoothing) + label_smoothing / 2
 
-# %% ../../nbs/mammo/06_train.ipynb #2f04166c
+# %% ../../nbs/mammo/06_train.ipynb #c80fce9d
 def lesion_cells(
     mask: np.ndarray,    # uint8 (height, width), multiples of CELL; lesions white
 ) -> np.ndarray:         # float32 (height / CELL, width / CELL), 1 where a lesion is
     "Cells that a lesion reaches into."
     h, w = mask.shape
-    if h % CELL or w % CELL: raise ValueError(f"masks are learnt in cells of {CELL} pixels; height and width of the network's input, {h} and {w}, must be multiples of that")
+    if h % CELL or w % CELL:
+        raise ValueError(
+            f"masks are learnt in cells of {CELL} pixels; height and width of the network's input, {h} and {w}, must "
+            "be multiples of that"
+        )
     return (mask.reshape(h // CELL, CELL, w // CELL, CELL).max((1, 3)) > 127).astype(np.float32)
 
-# %% ../../nbs/mammo/06_train.ipynb #4598798b
+# %% ../../nbs/mammo/06_train.ipynb #79f19b2d
 class BreastCrops(Dataset):
     "Crops of a table as normalised tensors; `dataset[(index, seed)]`, seed -1 for no augmentation."
     def __init__(self,
@@ -90,19 +104,26 @@ class BreastCrops(Dataset):
         images: Path,                # cleaned_images/
         settings: Train,             # height, width, targets, augmentation
         normalization: dict,         # mean and std of the network, on the scale 0..1
-        masks: bool = False,         # the target goes on with the cells in which a lesion is, from the column `mask` and cleaned_masks/
+        # the target goes on with the cells in which a lesion is, from the column `mask` and cleaned_masks/
+        masks: bool = False,
     ):
         self.paths = [crop_path(images, p, i) for p, i in zip(table["patient_id"], table["image_id"])]
-        self.masks = [crop_path(images.with_name("cleaned_masks"), p, i) if isinstance(m, str) else None for p, i, m in zip(table["patient_id"], table["image_id"], table["mask"])] if masks else None
+        self.masks = [
+            crop_path(images.with_name("cleaned_masks"), p, i) if isinstance(m, str) else None
+            for p, i, m in zip(table["patient_id"], table["image_id"], table["mask"])
+        ] if masks else None
         self.targets = soft_targets(table["cancer"].to_numpy(), settings.soft_positive, settings.label_smoothing)
         self.settings = settings
-        self.mean, self.std = (torch.tensor(np.broadcast_to(normalization[k], 3).copy(), dtype=torch.float32).view(3, 1, 1) for k in ("mean", "std"))
+        self.mean, self.std = (torch.tensor(np.broadcast_to(normalization[k], 3).copy(), dtype=torch.float32).view(
+            3, 1, 1) for k in ("mean", "std"))
 
-    def __len__(self): return len(self.paths)
+    def __len__(self):
+        return len(self.paths)
 
     def _read(self, path: Path) -> np.ndarray:
         stored = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if stored is None: raise FileNotFoundError(f"{path} cannot be read: run the crops stage again")
+        if stored is None:
+            raise FileNotFoundError(f"{path} cannot be read: run the crops stage again")
         return stored
 
     def picture(self, index: int, seed: int) -> np.ndarray:
@@ -110,26 +131,32 @@ class BreastCrops(Dataset):
         size, rng = (self.settings.height, self.settings.width), np.random.default_rng(max(seed, 0))
         policy = self.settings.augment if seed >= 0 and rng.random() < self.settings.augmentation else "none"
         stored = self._read(self.paths[index])
-        if policy in BEFORE_FITTING and self.masks is None: return fit_resize(augment(stored, rng, policy), *size)
+        if policy in BEFORE_FITTING and self.masks is None:
+            return fit_resize(augment(stored, rng, policy), *size)
         fitted = fit_resize(stored, *size)
-        if self.masks is not None: fitted = np.dstack([fitted, fit_resize(self._read(path), *size) if (path := self.masks[index]) else np.zeros_like(fitted)])
+        if self.masks is not None:
+            fitted = np.dstack(
+                [fitted,
+                 fit_resize(self._read(path), *size) if (path := self.masks[index]) else np.zeros_like(fitted)])
         return augment(fitted, rng, policy)
 
     def __getitem__(self, at: tuple[int, int]):
         picture, target = self.picture(*at), torch.tensor([self.targets[at[0]]])
         grey = picture if self.masks is None else picture[..., 0]
         image = torch.from_numpy(np.ascontiguousarray(grey)).float().div(255).expand(3, -1, -1)
-        if self.masks is not None: target = torch.cat([target, torch.from_numpy(lesion_cells(picture[..., 1])).flatten()])
+        if self.masks is not None:
+            target = torch.cat([target, torch.from_numpy(lesion_cells(picture[..., 1])).flatten()])
         return (image - self.mean) / self.std, target
 
-# %% ../../nbs/mammo/06_train.ipynb #2ae22017
+# %% ../../nbs/mammo/06_train.ipynb #fc2fd555
 def initial_weights(
     weights: str,   # a word that `create_network` knows, or a file; {fold} in it stands for the number
     fold: int,
     folder: Path,   # files are found as `locate` finds them from here
 ) -> str:           # the same, with the file's full path
     "What the network of a fold starts from."
-    if weights in ("none", "imagenet", "imagenet_lite"): return weights
+    if weights in ("none", "imagenet", "imagenet_lite"):
+        return weights
     word = "imagenet:" if weights.startswith("imagenet:") else ""
     return word + str(locate(folder, weights.removeprefix(word).format(fold=fold)))
 
@@ -151,7 +178,8 @@ def build_network(
 ) -> nn.Module:               # one logit an image
     "The classifier of a recipe."
     classifier = create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
-                          drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, seed=seed, freeze=settings.freeze)
+                                drop_rate=settings.drop_rate, drop_path_rate=settings.drop_path_rate, seed=seed,
+                                freeze=settings.freeze)
     return Pointing(classifier) if settings.lesion_weight else classifier
 
 def as_asked(
@@ -169,7 +197,9 @@ def predict_probabilities(
 ) -> np.ndarray:              # float32, one an image
     "Probabilities without augmentation."
     device = next(model.parameters()).device
-    loader = DataLoader(dataset, batch_sampler=[[(i, -1) for i in range(s, min(s + batch_size, len(dataset)))] for s in range(0, len(dataset), batch_size)], num_workers=workers)
+    loader = DataLoader(
+        dataset, batch_sampler=[[(i, -1) for i in range(s, min(s + batch_size, len(dataset)))]
+                                for s in range(0, len(dataset), batch_size)], num_workers=workers)
     with torch.inference_mode():
         return np.concatenate([torch.sigmoid(model(x.to(device)).float()).flatten().cpu().numpy() for x, _ in loader])
 
@@ -180,7 +210,7 @@ def optimisation(
     shared = {f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)}
     return Optimisation(**shared)
 
-# %% ../../nbs/mammo/06_train.ipynb #c04f7685
+# %% ../../nbs/mammo/06_train.ipynb #563e47c7
 def train_fold(
     table: pd.DataFrame,   # folds.csv
     fold: int,             # held back
@@ -189,24 +219,37 @@ def train_fold(
     settings: Train,
     identity: dict,        # what data and code this is; a training in progress of another is dropped
 ) -> pd.DataFrame:         # history: one row an epoch
-    "Train on the other folds; after each epoch predict this one. A training that comes before it is in checkpoints/fold_<fold>/before/."
-    if settings.before: train_fold(table, fold, images, folder / "before", settings.before, identity)
+    """Train on the other folds; after each epoch predict this one. A training that comes before it is in
+    checkpoints/fold_<fold>/before/."""
+    if settings.before:
+        train_fold(table, fold, images, folder / "before", settings.before, identity)
     held, rest = table[table["fold"] == fold], table[table["fold"] != fold]
-    weights = str(folder / "before" / f"epoch_{settings.before.epochs - 1}.safetensors") if settings.before else initial_weights(settings.weights, fold, folder)
-    if (file := Path(weights.removeprefix("imagenet:"))).is_file(): identity = {**identity, "weights": sha256(file)}
+    weights = str(
+        folder / "before" / f"epoch_{settings.before.epochs - 1}.safetensors") if settings.before else initial_weights(
+            settings.weights, fold, folder)
+    if (file := Path(weights.removeprefix("imagenet:"))).is_file():
+        identity = {**identity, "weights": sha256(file)}
     model = build_network(settings, weights, settings.seed + fold)
-    if settings.lesion_weight and ("mask" not in rest or rest["mask"].isna().all()): raise ValueError("train.lesion_weight is for data sets with masks of their lesions, and this one has none: set it to 0")
-    train_set, held_set = BreastCrops(rest, images, settings, model.normalization, masks=settings.lesion_weight > 0), BreastCrops(held, images, settings, model.normalization)
-    loss = partial(pointing_loss, weight=settings.lesion_weight) if settings.lesion_weight else F.binary_cross_entropy_with_logits
+    if settings.lesion_weight and ("mask" not in rest or rest["mask"].isna().all()):
+        raise ValueError(
+            "train.lesion_weight is for data sets with masks of their lesions, and this one has none: set it to 0")
+    train_set, held_set = BreastCrops(rest, images, settings, model.normalization, masks=settings.lesion_weight
+                                      > 0), BreastCrops(held, images, settings, model.normalization)
+    loss = partial(pointing_loss,
+                   weight=settings.lesion_weight) if settings.lesion_weight else F.binary_cross_entropy_with_logits
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
-        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(epoch=epoch, probability=predict_probabilities(as_asked(eval_model, settings), held_set, settings.val_batch_size, settings.workers))
+        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(
+            epoch=epoch, probability=predict_probabilities(as_asked(eval_model, settings), held_set,
+                                                           settings.val_batch_size, settings.workers))
         write_csv(folder / f"pred_{epoch}.csv", predictions)
         breasts = per_breast(predictions)
         threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"])
         return {"auc": auc(breasts["cancer"], breasts["probability"]), "pf1": pf1, "threshold": threshold}
 
-    batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio, settings.seed + fold, join()[1])
+    batches = one_positive_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_ratio,
+                                   settings.seed + fold,
+                                   join()[1])
     return fit(model, train_set, batches, loss, validate, optimisation(settings), folder,
                label=f"fold {fold}", identity={**identity, "recipe": asdict(settings), "fold": fold})
 
@@ -217,7 +260,8 @@ def chosen_folds(
     "The folds that are trained."
     there = sorted(set(table["fold"].tolist()) - {-1})  # external sets have none
     wrong = [k for k in folds.split() if k not in map(str, there)]
-    if wrong: raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
+    if wrong:
+        raise ValueError(f"train.folds: no fold {', '.join(wrong)}. There are {', '.join(map(str, there))}.")
     return [int(k) for k in folds.split()] or there
 
 def settings_of(
@@ -225,14 +269,21 @@ def settings_of(
     folds: list[int],   # all that there are
 ) -> dict[int, Train]:  # fold -> how it is trained
     "Every fold's own training: `by_fold`, or the same for all."
-    if not settings.by_fold: return dict.fromkeys(folds, settings)
-    if len(settings.by_fold) != len(folds): raise ValueError(f"train.by_fold says how {len(settings.by_fold)} folds are trained, and there are {len(folds)}")
+    if not settings.by_fold:
+        return dict.fromkeys(folds, settings)
+    if len(settings.by_fold) != len(folds):
+        raise ValueError(
+            f"train.by_fold says how {len(settings.by_fold)} folds are trained, and there are {len(folds)}")
     for k, own in zip(folds, settings.by_fold):
         differ = [f for f in NETWORK if getattr(own, f) != getattr(settings, f)]
-        if differ: raise ValueError(f"train.by_fold: fold {k} has another {', '.join(differ)} than the others, and they are to be one ensemble")
+        if differ:
+            raise ValueError(
+                f"train.by_fold: fold {k} has another {', '.join(differ)} than the others, and they are to be one "
+                "ensemble"
+            )
     return dict(zip(folds, settings.by_fold))
 
-# %% ../../nbs/mammo/06_train.ipynb #f01c965e
+# %% ../../nbs/mammo/06_train.ipynb #3872626a
 def train_folds(
     run_dir: Path,                   # folder of the run
     recipe: str,                     # a recipe
@@ -244,7 +295,8 @@ def train_folds(
     table, folder = read_table(reads[0], ["fold"]), locate(run_dir, "checkpoints/history.csv").parent
     identity = {"reads": [sha256(r) for r in reads], "code": code_of(run_dir, "train")}
     own = settings_of(settings, chosen_folds("", table))
-    for k in chosen_folds(settings.folds, table): train_fold(table, k, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{k}", own[k], identity)
+    for k in chosen_folds(settings.folds, table):
+        train_fold(table, k, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{k}", own[k], identity)
 
 def run(
     run_dir: Path,                   # folder of the run
@@ -254,10 +306,16 @@ def run(
     "folds.csv and the crops -> checkpoints/fold_*/ and checkpoints/history.csv."
     settings, folder = get_section(recipe, "train", overrides), locate(run_dir, "checkpoints/history.csv").parent
     with stage(run_dir, "train", reads=READS, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
-        if settings.processes > 1: launch(train_folds, [str(run_dir), recipe, overrides or {}], settings.processes)
-        else: train_folds(run_dir, recipe, overrides)
+        if settings.processes > 1:
+            launch(train_folds, [str(run_dir), recipe, overrides or {}], settings.processes)
+        else:
+            train_folds(run_dir, recipe, overrides)
         folds = chosen_folds(settings.folds, read_table(locate(run_dir, "folds.csv"), ["fold"]))
-        history = pd.concat([pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds], ignore_index=True)
-        history["weights_sha256"] = [sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()]
+        history = pd.concat(
+            [pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds],
+            ignore_index=True)
+        history["weights_sha256"] = [
+            sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()
+        ]
         write_csv(folder / "history.csv", history)
     return history

@@ -14,7 +14,10 @@
 # # Detector
 # > A network of a megabyte that finds the breast in any frame, trained from boxes that anybody can draw.
 #
-# Otsu's threshold finds what is bright: with the breast it takes the abdomen, and where air is not dark it takes everything. The winner drew 571 boxes and trained YOLOX-nano on them, the smallest there is, and it was right on all 50 frames that he held back. Without his boxes and scans the frames are drawn (`02_frames`), wide enough in variety that real scans are one variety more.
+# Otsu's threshold finds what is bright: with the breast it takes the abdomen, and where air is not dark it takes
+# everything. The winner drew 571 boxes and trained YOLOX-nano on them, the smallest there is, and it was right on all
+# 50 frames that he held back. Without his boxes and scans the frames are drawn (`drawing/frames`), wide enough in variety
+# that real scans are one variety more.
 
 # %%
 #| default_exp mammo.detector
@@ -41,11 +44,11 @@ from mammo_nb.core.pictures import write_png
 from mammo_nb.core.stages import StageError, code_of, find_trained, locate, stage
 from mammo_nb.core.train import Optimisation, fit
 from mammo_nb.core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
-from mammo_nb.mammo import faithful
-from mammo_nb.mammo.boxes import detect, frame_view
-from mammo_nb.mammo.frames import draw_frames
+from mammo_nb.mammo.reading import faithful
+from mammo_nb.mammo.reading.boxes import detect, frame_view
+from mammo_nb.mammo.drawing.frames import draw_frames
 from mammo_nb.mammo.recipes import Detector, get_section
-from mammo_nb.mammo.roi import apart, read_yolo, to_coco, write_yolo
+from mammo_nb.mammo.reading.roi import apart, read_yolo, to_coco, write_yolo
 
 # %%
 #| hide
@@ -55,9 +58,9 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.detection import iou
 from mammo_nb.core.stages import practice
-from mammo_nb.mammo.boxes import open_detector, otsu_box
+from mammo_nb.mammo.reading.boxes import open_detector, otsu_box
 from mammo_nb.mammo.datasets import read_table
-from mammo_nb.mammo.roi import from_pixels
+from mammo_nb.mammo.reading.roi import from_pixels
 
 # %% tags=["parameters"]
 run_dir = ""                             # folder of the run; "" makes a small practice run
@@ -66,17 +69,22 @@ mode = "full"                            # full trains a detector; partial keeps
 weights = ""                             # for partial: a folder with detector.onnx; "" is assets/trained
 overrides = {}                           # changes to the section `detector`
 workers = 0                              # processes that prepare frames; 0: one a core
-reads = []                               # drawn frames need nothing; boxes in YOLOv5 text and the DICOM files that they name otherwise
-writes = ["final_models/detector.onnx", "final_models/detector.json"]  # and final_models/yolox.safetensors, checkpoints/detector/
+# drawn frames need nothing; boxes in YOLOv5 text and the DICOM files that they name otherwise
+reads = []
+# and final_models/yolox.safetensors, checkpoints/detector/
+writes = ["final_models/detector.onnx", "final_models/detector.json"]
 
 # %%
 #| hide
-if not run_dir: run_dir, recipe = practice()
+if not run_dir:
+    run_dir, recipe = practice()
 settings = get_section(recipe, "detector", overrides)
 
 # %% [markdown]
 # ## Frames with boxes
-# Both ways end in the same folder, a set in YOLOv5 text with pictures as the detector will see them: small, minimum to maximum, tissue bright. Drawn frames come with the truth. Boxes that somebody has drawn come with a list of pictures, named after patient and image of a competition, whose DICOM files are read here.
+# Both ways end in the same folder, a set in YOLOv5 text with pictures as the detector will see them: small, minimum to
+# maximum, tissue bright. Drawn frames come with the truth. Boxes that somebody has drawn come with a list of pictures,
+# named after patient and image of a competition, whose DICOM files are read here.
 
 # %%
 #| export
@@ -89,11 +97,13 @@ def view_file(
     rows, columns = frame.header.rows, frame.header.columns
     if item["faithful"]:
         image = frame.decode()
-        whole, _ = faithful.detector_view(faithful.as_cast(image.pixels, "window"), image.header, "window", max(rows, columns))
+        whole, _ = faithful.detector_view(faithful.as_cast(image.pixels, "window"), image.header, "window",
+                                          max(rows, columns))
         whole = cv2.imdecode(cv2.imencode(".jpg", whole)[1], cv2.IMREAD_GRAYSCALE)
         ratio = min(size / rows, size / columns)
         view = cv2.resize(whole, (int(columns * ratio), int(rows * ratio)), interpolation=cv2.INTER_LINEAR)
-    else: view = frame_view(frame.decode(min(1.0, size / max(rows, columns))), size)
+    else:
+        view = frame_view(frame.decode(min(1.0, size / max(rows, columns))), size)
     write_png(Path(item["target"]), view)
     return {"rows": rows, "columns": columns}
 
@@ -107,14 +117,22 @@ def prepare_frames(
     "Boxes and DICOM files -> a set with pictures."
     boxes, problems = read_yolo(annotations)
     boxes = apart(boxes, settings.faithful)
-    items = [{"file": f"train_images/{b.patient_id}/{b.image_id}.dcm", "folder": str(competition), "target": str(output / b.image), "size": settings.size, "faithful": settings.faithful} for b in boxes.itertuples()]
-    views = map_files(view_file, items, table=output / "frames.csv", params={"size": settings.size, "faithful": settings.faithful}, workers=workers, label="frames")
+    items = [{
+        "file": f"train_images/{b.patient_id}/{b.image_id}.dcm", "folder": str(competition), "target": str(
+            output / b.image), "size": settings.size, "faithful": settings.faithful
+    } for b in boxes.itertuples()]
+    views = map_files(view_file, items, table=output / "frames.csv",
+                      params={"size": settings.size, "faithful": settings.faithful}, workers=workers, label="frames")
     failed = views["error"].ne("").to_numpy()
-    problems = pd.concat([problems, pd.DataFrame({"image": boxes["image"][failed], "problem": views["error"][failed].to_numpy()})])
+    problems = pd.concat(
+        [problems,
+         pd.DataFrame({"image": boxes["image"][failed], "problem": views["error"][failed].to_numpy()})])
     write_csv(output / "problems.csv", problems)
     boxes = boxes[~failed].reset_index(drop=True)
     for split in ("train", "val"):
-        if not boxes["split"].eq(split).any(): raise StageError(f"No usable box to {'train' if split == 'train' else 'validate'} with: see {output.name}/problems.csv.")
+        if not boxes["split"].eq(split).any():
+            raise StageError(
+                f"No usable box to {'train' if split == 'train' else 'validate'} with: see {output.name}/problems.csv.")
     write_yolo(output, boxes)
     print(f"{len(boxes)} frames, {len(problems)} problems" + f": see {output / 'problems.csv'}" * bool(len(problems)))
     return boxes
@@ -127,7 +145,9 @@ def make_frames(
 ) -> tuple[pd.DataFrame, Path]:  # roi.COLUMNS and the folder of the set
     "The set that a recipe names, drawn or read."
     folder = locate(run_dir, "processed/roi")
-    if not settings.annotations: return draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size, seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers), folder
+    if not settings.annotations:
+        return draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size,
+                           seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers), folder
     raw = locate(run_dir, f"raw/{get_section(recipe, 'datasets').name}")
     return prepare_frames(raw.parent / settings.annotations, raw, folder, settings, workers), folder
 
@@ -136,10 +156,14 @@ boxes, folder = make_frames(run_dir, recipe, settings, workers or None)
 fig, axes = plt.subplots(2, 8, figsize=(12, 4))
 for ax, b in zip(axes.flat, boxes.itertuples()):
     view = cv2.imread(str(folder / b.image), cv2.IMREAD_GRAYSCALE)
-    ax.imshow(view, cmap="gray", vmin=0, vmax=255); ax.axis("off")
+    ax.imshow(view, cmap="gray", vmin=0, vmax=255)
+    ax.axis("off")
     rows, columns = view.shape
-    ax.add_patch(plt.Rectangle(((b.cx - b.w / 2) * columns, (b.cy - b.h / 2) * rows), b.w * columns, b.h * rows, fill=False, edgecolor="orange"))
-fig.suptitle(f"{boxes['split'].eq('train').sum()} frames to train with, {boxes['split'].eq('val').sum()} held back"); fig.tight_layout()
+    ax.add_patch(
+        plt.Rectangle(((b.cx - b.w / 2) * columns, (b.cy - b.h / 2) * rows), b.w * columns, b.h * rows, fill=False,
+                      edgecolor="orange"))
+fig.suptitle(f"{boxes['split'].eq('train').sum()} frames to train with, {boxes['split'].eq('val').sum()} held back")
+fig.tight_layout()
 
 # %% [markdown]
 # ## What the network is shown
@@ -157,34 +181,43 @@ class Frames(Dataset):
         self.files, self.size = [Path(folder) / image for image in boxes["image"]], size
         self.shares = corners(boxes[["cx", "cy", "w", "h"]].to_numpy(float))
 
-    def __len__(self): return len(self.files)
+    def __len__(self):
+        return len(self.files)
 
     def square(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         "uint8 (size, size), and x0, y0, x1, y1 in it."
         picture = cv2.imread(str(self.files[index]), cv2.IMREAD_GRAYSCALE)
-        if picture is None: raise FileNotFoundError(f"{self.files[index]} cannot be read: run the detector stage again")
+        if picture is None:
+            raise FileNotFoundError(f"{self.files[index]} cannot be read: run the detector stage again")
         box = self.shares[index] * ([*picture.shape[::-1]] * 2)
-        if seed >= 0 and np.random.default_rng(seed).random() < .5: picture, box = np.ascontiguousarray(picture[:, ::-1]), (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
+        if seed >= 0 and np.random.default_rng(seed).random() < .5:
+            picture, box = np.ascontiguousarray(
+                picture[:, ::-1]), (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
         square, ratio = letterbox(picture, self.size)
         return square, box * ratio
 
     def __getitem__(self, at: tuple[int, int]):
         square, (x0, y0, x1, y1) = self.square(*at)
-        return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor([[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]], dtype=torch.float32)
+        return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor(
+            [[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]], dtype=torch.float32)
 
 # %%
 frames = Frames(boxes, folder, settings.size)
 fig, axes = plt.subplots(2, 8, figsize=(12, 3.4))
 for ax, (i, seed) in zip(axes.flat, ((i, seed) for i in range(4) for seed in (-1, 0, 1, 2))):
     square, (x0, y0, x1, y1) = frames.square(i, seed)
-    ax.imshow(square, cmap="gray", vmin=0, vmax=255); ax.axis("off"); ax.set_title("as it is" if seed < 0 else f"seed {seed}", fontsize=7)
+    ax.imshow(square, cmap="gray", vmin=0, vmax=255)
+    ax.axis("off")
+    ax.set_title("as it is" if seed < 0 else f"seed {seed}", fontsize=7)
     ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="orange"))
     assert 0 <= x0 < x1 <= settings.size and 0 <= y0 < y1 <= settings.size
 fig.tight_layout()
 
 # %% [markdown]
 # ## Training
-# Our loop, the library's loss, the winner's schedule. After each epoch the averaged weights look for the boxes of the held-back patients, and COCO's score says how well they hug: the mean over ten demands on the overlap, the strictest of 95 %.
+# Our loop, the library's loss, the winner's schedule. After each epoch the averaged weights look for the boxes of the
+# held-back patients, and COCO's score says how well they hug: the mean over ten demands on the overlap, the strictest
+# of 95 %.
 
 # %%
 #| export
@@ -216,9 +249,12 @@ def found_in(
 ) -> tuple[dict, list]:    # COCO instances and results, for `coco_score`
     "What a detector finds in frames, down to a confidence of 1 %."
     truth = to_coco(boxes, {image: view.shape for image, view in zip(boxes["image"], views)})
-    found = [f for s in range(0, len(views), batch_size) for f in detect(views[s:s + batch_size], graph, confidence=.01)]
+    found = [
+        f for s in range(0, len(views), batch_size) for f in detect(views[s:s + batch_size], graph, confidence=.01)
+    ]
     results = [{"image_id": number, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(score)}
-               for number, (places, scores) in enumerate(found, 1) for (x0, y0, x1, y1), score in zip(places.tolist(), scores)]
+               for number, (places, scores) in enumerate(found, 1)
+               for (x0, y0, x1, y1), score in zip(places.tolist(), scores)]
     return truth, results
 
 def torch_graph(
@@ -228,7 +264,8 @@ def torch_graph(
     "A network in memory in the place of a file."
     module = DetectorGraph(network, size)
     def compute(squares):
-        with torch.inference_mode(): return module(torch.from_numpy(squares).to(module.place.device)).cpu().numpy()
+        with torch.inference_mode():
+            return module(torch.from_numpy(squares).to(module.place.device)).cpu().numpy()
     return Graph("torch", Path("torch"), {"size": size}, "uint8", (None, 1, size, size), compute)
 
 def expect(
@@ -237,7 +274,8 @@ def expect(
 ):
     "Let an untrained network guess a box of the usual size everywhere, not one of the size of a cell."
     with torch.no_grad():
-        for layer, stride in zip(network.head.reg_preds, STRIDES): layer.bias[2:] = torch.from_numpy(np.log(sides / stride))
+        for layer, stride in zip(network.head.reg_preds, STRIDES):
+            layer.bias[2:] = torch.from_numpy(np.log(sides / stride))
 
 def train_detector(
     boxes: pd.DataFrame,   # roi.COLUMNS
@@ -250,10 +288,13 @@ def train_detector(
     "Train YOLOX-nano; `faithful` is read here: boxes are dealt out to cells as in the winner's copy."
     train, held = (boxes[boxes["split"] == split].reset_index(drop=True) for split in ("train", "val"))
     network = create_yolox(seed=settings.seed)
-    if initial: load_yolox(network, initial, initial=True)
-    else: expect(network, settings.size * train[["w", "h"]].median().to_numpy())
+    if initial:
+        load_yolox(network, initial, initial=True)
+    else:
+        expect(network, settings.size * train[["w", "h"]].median().to_numpy())
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d): module.momentum = settings.norm_momentum
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = settings.norm_momentum
     loss = YoloxLoss(network, settings.size, settings.faithful)
     config = Optimisation(**{f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)})
 
@@ -261,16 +302,21 @@ def train_detector(
         loss.l1 = epoch >= settings.epochs - settings.l1_epochs
         network.frozen_norm = epoch >= settings.epochs - settings.frozen_norm
     views = read_views(held, folder)
-    def validate(model: Yolox, epoch: int) -> dict: return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
+    def validate(model: Yolox, epoch: int) -> dict:
+        return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
-    try: return fit(network, Frames(train, folder, settings.size), frame_batches(len(train), settings.batch_size, settings.seed), loss, validate, config, output,
-                    label="detector", identity=identity, on_epoch=on_epoch)
-    finally: torch.set_num_threads(threads)
+    try:
+        return fit(network, Frames(train, folder, settings.size),
+                   frame_batches(len(train), settings.batch_size, settings.seed), loss, validate, config, output,
+                   label="detector", identity=identity, on_epoch=on_epoch)
+    finally:
+        torch.set_num_threads(threads)
 
 # %% [markdown]
 # ## Export
-# The best epoch becomes a file of weights and a graph, and the graph must say what torch says: the surest box of every held-back frame is compared.
+# The best epoch becomes a file of weights and a graph, and the graph must say what torch says: the surest box of every
+# held-back frame is compared.
 
 # %%
 #| export
@@ -314,10 +360,15 @@ def keep_detector(
 ) -> dict:                        # detector.json
     "Take a trained detector into the run instead of training one."
     source = find_trained(FILES, weights or locate(run_dir, "assets/trained"))
-    if not source: raise StageError(f"{weights or 'assets/trained'} has no detector.onnx with its detector.json. `make reproduce` writes them to runs/demo/weights; `mammo-nb detector` makes them from a published checkpoint.")
+    if not source:
+        raise StageError(
+            f"{weights or 'assets/trained'} has no detector.onnx with its detector.json. `make reproduce` writes them "
+            "to runs/demo/weights; `mammo-nb detector` makes them from a published checkpoint."
+        )
     target = locate(run_dir, "final_models/detector.onnx").parent
     target.mkdir(parents=True, exist_ok=True)
-    for path in (*source.glob("detector.*"), *source.glob("yolox.*")): shutil.copyfile(path, target / path.name)
+    for path in (*source.glob("detector.*"), *source.glob("yolox.*")):
+        shutil.copyfile(path, target / path.name)
     return read_sidecar(target / "detector.onnx")
 
 # %% [markdown]
@@ -327,9 +378,14 @@ def keep_detector(
 #| export
 def _initial(run_dir: Path, settings: Detector) -> Path | None:
     "The file of initial weights that a recipe names."
-    if settings.weights == "none": return None
+    if settings.weights == "none":
+        return None
     path = locate(run_dir, f"assets/trained/{settings.weights}")
-    if not path.is_file(): raise StageError(f"{path} is not there. It is the COCO checkpoint of YOLOX-nano, from the releases of github.com/Megvii-BaseDetection/YOLOX; or start from nothing with SET=detector.weights=none.")
+    if not path.is_file():
+        raise StageError(
+            f"{path} is not there. It is the COCO checkpoint of YOLOX-nano, from the releases of "
+            "github.com/Megvii-BaseDetection/YOLOX; or start from nothing with SET=detector.weights=none."
+        )
     return path
 
 def run(
@@ -342,19 +398,26 @@ def run(
 ) -> pd.DataFrame | None:            # history; None if the detector was kept
     "Frames with boxes -> final_models/detector.onnx and .json, final_models/yolox.safetensors, checkpoints/detector/."
     settings = get_section(recipe, "detector", overrides)
-    with stage(run_dir, "detector", writes=[f"final_models/{name}" for name in FILES], parameters={**asdict(settings), "kept": mode == "partial"}):
+    with stage(run_dir, "detector", writes=[f"final_models/{name}" for name in FILES],
+               parameters={**asdict(settings), "kept": mode == "partial"}):
         if mode == "partial":
             keep_detector(run_dir, weights)
             return None
         initial = _initial(run_dir, settings)
         boxes, folder = make_frames(run_dir, recipe, settings, workers)
         output, target = locate(run_dir, "checkpoints/detector"), locate(run_dir, "final_models/detector.onnx")
-        identity = {"recipe": asdict(settings), "boxes": boxes.to_csv(index=False), "initial": sha256(initial) if initial else "", "code": code_of(run_dir, "detector")}
+        identity = {
+            "recipe": asdict(settings), "boxes": boxes.to_csv(index=False),
+            "initial": sha256(initial) if initial else "", "code": code_of(run_dir, "detector")
+        }
         history = train_detector(boxes, folder, output, settings, identity, initial)
         best = history.loc[history["ap"].idxmax()]
         network = create_yolox()
         load_weights(network, output / f"epoch_{int(best['epoch'])}.safetensors")
-        about = {"recipe": recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"], "ap50": best["ap50"], "demonstration": not settings.annotations}
+        about = {
+            "recipe": recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"],
+            "ap50": best["ap50"], "demonstration": not settings.annotations
+        }
         save_weights(network, target.with_name("yolox.safetensors"), about)
         held = Frames(boxes[boxes["split"] == "val"], folder, settings.size)
         squares = np.stack([held.square(i, -1)[0] for i in range(len(held))])[:, None]
@@ -373,14 +436,19 @@ pd.Series(graph.metadata, name="detector.json").to_frame()
 # %%
 if history is not None:
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8))
-    axes[0].plot(history["epoch"], history["loss"], marker="o"); axes[0].set(title="training loss", xlabel="epoch")
-    for column, label in (("ap", "AP, mean of IoU .50 to .95"), ("ap50", "AP at IoU .50")): axes[1].plot(history["epoch"], history[column], marker="o", label=label)
-    axes[1].set(title="held-back patients", xlabel="epoch", ylim=(0, 1.02)); axes[1].legend(); fig.tight_layout()
+    axes[0].plot(history["epoch"], history["loss"], marker="o")
+    axes[0].set(title="training loss", xlabel="epoch")
+    for column, label in (("ap", "AP, mean of IoU .50 to .95"), ("ap50", "AP at IoU .50")):
+        axes[1].plot(history["epoch"], history[column], marker="o", label=label)
+    axes[1].set(title="held-back patients", xlabel="epoch", ylim=(0, 1.02))
+    axes[1].legend()
+    fig.tight_layout()
     best = history.loc[history["ap"].idxmax()]
     print(f"epoch {best['epoch']:.0f}: AP {best['ap']:.3f}, AP50 {best['ap50']:.3f}")
 
 # %% [markdown]
-# Three ways to find a breast, on the frames that were held back: how much of the true box each one hits, the worst case, and what it takes on one core.
+# Three ways to find a breast, on the frames that were held back: how much of the true box each one hits, the worst
+# case, and what it takes on one core.
 
 # %%
 held = boxes[boxes["split"] == "val"].reset_index(drop=True)
@@ -390,32 +458,52 @@ answers = {name: [] for name in ("detector", "Otsu", "full frame")}
 seconds = dict.fromkeys(answers, 0.0)
 for view in views:
     whole = (0, 0, *view.shape[::-1])
-    for name, ask in {"detector": lambda: next(iter(detect([view], graph)[0][0]), whole), "Otsu": lambda: otsu_box(view) or whole, "full frame": lambda: whole}.items():
+    for name, ask in {
+            "detector": lambda: next(iter(detect([view], graph)[0][0]), whole), "Otsu": lambda: otsu_box(view) or whole,
+            "full frame": lambda: whole
+    }.items():
         started = time.perf_counter()
         answers[name].append(ask())
         seconds[name] += time.perf_counter() - started
 overlaps = {name: np.array([iou(a, t).item() for a, t in zip(found, true)]) for name, found in answers.items()}
-pd.DataFrame({name: {"mean IoU": o.mean(), "lowest": o.min(), "share under 0.6": (o < .6).mean(), "ms a frame": seconds[name] / len(views) * 1e3} for name, o in overlaps.items()}).T.round(3)
+pd.DataFrame({
+    name: {
+        "mean IoU": o.mean(), "lowest": o.min(), "share under 0.6": (o < .6).mean(),
+        "ms a frame": seconds[name] / len(views) * 1e3
+    } for name, o in overlaps.items()
+}).T.round(3)
 
 # %% [markdown]
-# And the frames of the competition, whose patients it has never seen either. They are tidier than those that it learned from.
+# And the frames of the competition, whose patients it has never seen either. They are tidier than those that it learned
+# from.
 
 # %%
 if (truths := locate(run_dir, "competition/truth/boxes.csv")).exists():
     table = read_table(truths, ["x0"])
-    seen = [read_frame(next(locate(run_dir, "competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm"))) for r in table.itertuples()]
+    seen = [
+        read_frame(next(locate(run_dir, "competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm")))
+        for r in table.itertuples()
+    ]
     table["rows"], table["columns"] = zip(*((f.header.rows, f.header.columns) for f in seen))
-    score = coco_score(*found_in(from_pixels(table, ["val"] * len(table)), [frame_view(f.decode(.25), graph.metadata["size"]) for f in seen], graph))
+    score = coco_score(*found_in(from_pixels(table, ["val"] * len(table)),
+                                 [frame_view(f.decode(.25), graph.metadata["size"]) for f in seen], graph))
     print(f"{len(table)} frames of the competition: AP {score['ap']:.3f}, AP50 {score['ap50']:.3f}")
 
 # %% [markdown]
-# The held-back frames that the detector hit worst, then some that it hit as usual: the truth in green, its own box in orange.
+# The held-back frames that the detector hit worst, then some that it hit as usual: the truth in green, its own box in
+# orange.
 
 # %%
 order = np.argsort(overlaps["detector"])
 fig, axes = plt.subplots(3, 8, figsize=(12, 7))
-for ax, i in zip(axes.flat, [*order[:8], *order[8:][np.linspace(0, max(0, len(order) - 9), 16).astype(int)]] if len(order) > 8 else order):
-    ax.imshow(views[i], cmap="gray", vmin=0, vmax=255); ax.set_title(f"{overlaps['detector'][i]:.2f}", fontsize=8)
-    for (x0, y0, x1, y1), colour in ((true[i], "limegreen"), (answers["detector"][i], "orange")): ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour))
-for ax in axes.flat: ax.axis("off")
+for ax, i in zip(
+        axes.flat,
+    [*order[:8], *order[8:][np.linspace(0, max(0,
+                                               len(order) - 9), 16).astype(int)]] if len(order) > 8 else order):
+    ax.imshow(views[i], cmap="gray", vmin=0, vmax=255)
+    ax.set_title(f"{overlaps['detector'][i]:.2f}", fontsize=8)
+    for (x0, y0, x1, y1), colour in ((true[i], "limegreen"), (answers["detector"][i], "orange")):
+        ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour))
+for ax in axes.flat:
+    ax.axis("off")
 fig.tight_layout()

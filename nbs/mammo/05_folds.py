@@ -14,7 +14,10 @@
 # # Folds
 # > A patient is in one fold only, and every fold has its share of cancers.
 #
-# Four views of one patient look alike. If two of them were on both sides of a split, the score would measure memory. `StratifiedGroupKFold` keeps a patient together and the share of cancers even; with 2 % of cancers, an uneven split makes folds that cannot be compared. External sets are not split: they belong to every training and to no validation, and carry fold -1.
+# Four views of one patient look alike. If two of them were on both sides of a split, the score would measure memory.
+# `StratifiedGroupKFold` keeps a patient together and the share of cancers even; with 2 % of cancers, an uneven split
+# makes folds that cannot be compared. External sets are not split: they belong to every training and to no validation,
+# and carry fold -1.
 
 # %%
 #| default_exp mammo.folds
@@ -53,7 +56,8 @@ if not run_dir:
 
 # %% [markdown]
 # ## Splitting
-# The set that is split is the first in the table, the recipe's own, in the order in which it was published: the winner's split is `StratifiedGroupKFold(4, shuffle=True, random_state=67)` in that order.
+# The set that is split is the first in the table, the recipe's own, in the order in which it was published: the
+# winner's split is `StratifiedGroupKFold(4, shuffle=True, random_state=67)` in that order.
 
 # %%
 #| export
@@ -72,13 +76,19 @@ def split(
     return table
 
 # %%
-made = pd.DataFrame({"patient_id": [f"{i:03d}" for i in range(60) for _ in range(4)], "cancer": [int(i % 5 == 0) for i in range(60) for _ in range(4)], "dataset": "ours"})
-mixed = split(pd.concat([made, made.head(40).assign(dataset="theirs", patient_id=lambda t: "x" + t["patient_id"])], ignore_index=True))
+made = pd.DataFrame({
+    "patient_id": [f"{i:03d}" for i in range(60) for _ in range(4)],
+    "cancer": [int(i % 5 == 0) for i in range(60) for _ in range(4)], "dataset": "ours"
+})
+mixed = split(
+    pd.concat([made, made.head(40).assign(dataset="theirs", patient_id=lambda t: "x" + t["patient_id"])],
+              ignore_index=True))
 assert mixed.groupby("dataset")["fold"].agg(set).to_dict() == {"ours": {0, 1, 2, 3}, "theirs": {EXTERNAL}}
 assert mixed["fold"].head(len(made)).tolist() == split(made)["fold"].tolist()  # other sets move nobody
 
 # %% [markdown]
-# What is balanced by the split, cancer, and what is not: all that is known of the patients. And what the winner expected of its folds, as a report: elsewhere it may be otherwise without anything being wrong.
+# What is balanced by the split, cancer, and what is not: all that is known of the patients. And what the winner
+# expected of its folds, as a report: elsewhere it may be otherwise without anything being wrong.
 
 # %%
 #| export
@@ -86,20 +96,29 @@ def spread(
     table: pd.DataFrame,  # folds.csv
 ) -> pd.DataFrame:        # a row a column and value, a column a fold: shares of its images; of age the mean
     "How cancer, site, machine, age, density and implants are spread over the folds."
-    parts = [balance(table, [c for c in ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality") if c in table])]
-    if "age" in table: parts.append(table.groupby("fold")["age"].mean().round(1).to_frame(("age", "mean")).T)
+    parts = [
+        balance(
+            table,
+            [c for c in ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality") if c in table])
+    ]
+    if "age" in table:
+        parts.append(table.groupby("fold")["age"].mean().round(1).to_frame(("age", "mean")).T)
     return pd.concat(parts).rename_axis(index=["column", "value"])
 
 def expectations(
     table: pd.DataFrame,  # folds.csv
 ) -> pd.DataFrame:        # fold, expected, found, holds; empty where the set says neither
-    "The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 % have an implant."
+    """The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 %
+    have an implant."""
     rows, patients = [], table[table["fold"] != EXTERNAL].drop_duplicates("patient_id")
     for fold, part in patients.groupby("fold"):
         if {"site_id", "age"} <= set(part):
             one, two = (part.loc[part["site_id"].astype(str) == site, "age"].mean() for site in "12")
-            rows.append((fold, "mean age of site 1 is less than that of site 2", f"{one:.1f}, {two:.1f}", bool(one < two)))
-        if "implant" in part: rows.append((fold, "1 to 2 % of the patients have an implant", f"{part['implant'].mean():.2%}", bool(0.01 <= part["implant"].mean() <= 0.02)))
+            rows.append(
+                (fold, "mean age of site 1 is less than that of site 2", f"{one:.1f}, {two:.1f}", bool(one < two)))
+        if "implant" in part:
+            rows.append((fold, "1 to 2 % of the patients have an implant", f"{part['implant'].mean():.2%}",
+                         bool(0.01 <= part["implant"].mean() <= 0.02)))
     return pd.DataFrame(rows, columns=["fold", "expected", "found", "holds"])
 
 # %%
@@ -109,7 +128,8 @@ report
 
 # %% [markdown]
 # ## Run the stage
-# An image whose crop failed cannot be trained on. It is left out here, after the split, so that one broken file moves no patient to another fold.
+# An image whose crop failed cannot be trained on. It is left out here, after the split, so that one broken file moves
+# no patient to another fold.
 
 # %%
 #| export
@@ -147,8 +167,12 @@ expectations(table)
 # %%
 breasts = table.drop_duplicates(["patient_id", "laterality"])
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
-breasts.groupby("fold")["cancer"].agg(["size", "sum"]).set_axis(["breasts", "with cancer"], axis=1).plot.bar(ax=axes[0], rot=0).legend(loc="lower center", bbox_to_anchor=(.5, 1), ncol=2)
-if "age" in table: table.drop_duplicates("patient_id").boxplot("age", by="fold", ax=axes[1])
-else: axes[1].axis("off")
-fig.suptitle(""); axes[1].set(title="age" if "age" in table else "", xlabel="fold")
+breasts.groupby("fold")["cancer"].agg(["size", "sum"]).set_axis(["breasts", "with cancer"], axis=1).plot.bar(
+    ax=axes[0], rot=0).legend(loc="lower center", bbox_to_anchor=(.5, 1), ncol=2)
+if "age" in table:
+    table.drop_duplicates("patient_id").boxplot("age", by="fold", ax=axes[1])
+else:
+    axes[1].axis("off")
+fig.suptitle("")
+axes[1].set(title="age" if "age" in table else "", xlabel="fold")
 fig.tight_layout()

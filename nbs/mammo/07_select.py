@@ -14,7 +14,9 @@
 # # Select
 # > The epoch that each fold keeps, and the one threshold for all, from predictions that no model trained on.
 #
-# The winner picked some epochs of each fold by eye, scored all 525 combinations and typed the threshold into the submission. Here both come from the out-of-fold predictions, are written down with what they scored, and nothing is typed.
+# The winner picked some epochs of each fold by eye, scored all 525 combinations and typed the threshold into the
+# submission. Here both come from the out-of-fold predictions, are written down with what they scored, and nothing is
+# typed.
 
 # %%
 #| default_exp mammo.select
@@ -56,7 +58,8 @@ if not run_dir:
 
 # %% [markdown]
 # ## The best epochs of a fold
-# By the winner's score, pF1 over breasts at the fold's own best threshold. That score moves in steps, so equal epochs are told apart by their AUC, and then the earlier is taken.
+# By the winner's score, pF1 over breasts at the fold's own best threshold. That score moves in steps, so equal epochs
+# are told apart by their AUC, and then the earlier is taken.
 
 # %%
 #| export
@@ -75,7 +78,9 @@ assert best_epochs(example)["epoch"].tolist() == [2] and best_epochs(example, "a
 
 # %% [markdown]
 # ## Epochs that go together
-# The ensemble has one threshold, so what counts is not how good each fold is at its own threshold but how good all of them are at a common one. Two folds may be equally good, one timid and one bold; together they are worse than each alone. Every combination of the folds' best epochs is scored on all breasts.
+# The ensemble has one threshold, so what counts is not how good each fold is at its own threshold but how good all of
+# them are at a common one. Two folds may be equally good, one timid and one bold; together they are worse than each
+# alone. Every combination of the folds' best epochs is scored on all breasts.
 
 # %%
 #| export
@@ -83,25 +88,32 @@ def combinations(
     ranked: pd.DataFrame,   # fold, epoch: candidates, from `best_epochs`
     breasts: dict,          # (fold, epoch) -> cancer, probability; one row a breast
     metric: str = "pf1",    # pf1 or auc
-) -> pd.DataFrame:          # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, of equals the one whose epochs are best by themselves
+# fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, of equals the one whose epochs are best by themselves
+) -> pd.DataFrame:
     "Pooled scores of all combinations of one epoch a fold."
     folds, rows = sorted(ranked["fold"].unique()), []
     for epochs in product(*(ranked.loc[ranked["fold"] == k, "epoch"] for k in folds)):
         pooled = pd.concat([breasts[k, e] for k, e in zip(folds, epochs)])
         threshold, pf1 = best_threshold(pooled["cancer"], pooled["probability"])
-        rows.append({**{f"fold_{k}": int(e) for k, e in zip(folds, epochs)}, "pf1": pf1, "threshold": threshold, "auc": auc(pooled["cancer"], pooled["probability"])})
+        rows.append({
+            **{f"fold_{k}": int(e) for k, e in zip(folds, epochs)}, "pf1": pf1, "threshold": threshold, "auc": auc(
+                pooled["cancer"], pooled["probability"])
+        })
     return pd.DataFrame(rows).sort_values([metric, "auc"], ascending=False, kind="stable", ignore_index=True)
 
 # %%
 labels, timid, bold = [0, 0, 1, 1], [.1, .2, .3, .4], [.5, .6, .7, .8]   # two epochs, each without a mistake
-said = {(k, e): pd.DataFrame({"cancer": labels, "probability": p}) for k, e, p in [(0, 0, timid), (1, 0, bold), (1, 1, timid)]}
+said = {(k, e): pd.DataFrame({"cancer": labels, "probability": p})
+        for k, e, p in [(0, 0, timid), (1, 0, bold), (1, 1, timid)]}
 tried = combinations(pd.DataFrame({"fold": [0, 1, 1], "epoch": [0, 0, 1]}), said)
-assert tried["fold_1"].tolist() == [1, 0] and tried["pf1"].round(3).tolist() == [1, .8]   # 4 of 4 found and nothing else; .2: 4 of 4 and two healthy breasts
+# 4 of 4 found and nothing else; .2: 4 of 4 and two healthy breasts
+assert tried["fold_1"].tolist() == [1, 0] and tried["pf1"].round(3).tolist() == [1, .8]
 tried
 
 # %% [markdown]
 # ## The threshold
-# All folds together, at the threshold that scores best on them. What matters is how wide the plateau around it is: a threshold on a needle's point will not hold on new patients.
+# All folds together, at the threshold that scores best on them. What matters is how wide the plateau around it is: a
+# threshold on a needle's point will not hold on new patients.
 
 # %%
 #| export
@@ -114,8 +126,10 @@ def plateau(
     good = (curve["score"] >= share * curve["score"].max()).to_numpy()
     at = int((curve["threshold"] - best).abs().argmin())
     low, high = at, at
-    while low > 0 and good[low - 1]: low -= 1
-    while high < len(good) - 1 and good[high + 1]: high += 1
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high < len(good) - 1 and good[high + 1]:
+        high += 1
     return float(curve["threshold"].iloc[low]), float(curve["threshold"].iloc[high])
 
 def summarise(
@@ -126,9 +140,11 @@ def summarise(
     labels, probabilities = breasts["cancer"], breasts["probability"]
     threshold, pf1 = best_threshold(labels, probabilities)
     low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
-    return {"threshold": threshold, "plateau": plateau(threshold_curve(labels, probabilities), threshold), "pf1": pf1,
-            "auc": auc(labels, probabilities), "auc_95": [low, high], "average_precision": average_precision(labels, probabilities),
-            "breasts": len(breasts), "cancers": int(labels.sum())}
+    return {
+        "threshold": threshold, "plateau": plateau(threshold_curve(labels, probabilities), threshold), "pf1": pf1,
+        "auc": auc(labels, probabilities), "auc_95": [low, high], "average_precision": average_precision(
+            labels, probabilities), "breasts": len(breasts), "cancers": int(labels.sum())
+    }
 
 # %% [markdown]
 # ## Run the stage
@@ -142,12 +158,15 @@ def run(
 ) -> dict:                           # selection.json
     "checkpoints -> oof.csv, selection.json, combinations.csv and final_models/fold_*.safetensors."
     settings = get_section(recipe, "select", overrides)
-    checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir, "final_models/fold_0").parent
+    checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir,
+                                                                                   "final_models/fold_0").parent
     history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
     weights = [f"final_models/fold_{k}.safetensors" for k in sorted(history["fold"].unique())]
-    with stage(run_dir, "select", reads=["checkpoints/history.csv"], writes=["oof.csv", "selection.json", "combinations.csv", *weights], parameters=asdict(settings)):
+    with stage(run_dir, "select", reads=["checkpoints/history.csv"],
+               writes=["oof.csv", "selection.json", "combinations.csv", *weights], parameters=asdict(settings)):
         ranked = best_epochs(history, settings.metric, settings.candidates)
-        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv", ["probability"]) for r in ranked.itertuples()}
+        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv",
+                                                     ["probability"]) for r in ranked.itertuples()}
         tried = combinations(ranked, {k: per_breast(p) for k, p in predictions.items()}, settings.metric)
         write_csv(locate(run_dir, "combinations.csv"), tried)
         chosen = ranked[[tried.loc[0, f"fold_{r.fold}"] == r.epoch for r in ranked.itertuples()]]
@@ -155,15 +174,26 @@ def run(
         write_csv(locate(run_dir, "oof.csv"), oof)
         final.mkdir(parents=True, exist_ok=True)
         for r in chosen.itertuples():
-            for suffix in (".safetensors", ".json"): shutil.copyfile(checkpoints / f"fold_{r.fold}" / f"epoch_{r.epoch}{suffix}", final / f"fold_{r.fold}{suffix}")
-        result = {"folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried), **summarise(oof)}
+            for suffix in (".safetensors", ".json"):
+                shutil.copyfile(checkpoints / f"fold_{r.fold}" / f"epoch_{r.epoch}{suffix}",
+                                final / f"fold_{r.fold}{suffix}")
+        result = {
+            "folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried),
+            **summarise(oof)
+        }
         write_json(locate(run_dir, "selection.json"), result)
     return result
 
 # %%
 selection = run(run_dir, recipe, overrides)
-print(f"out-of-fold AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to {selection['auc_95'][1]:.3f}, {selection['breasts']} breasts, {selection['cancers']} with cancer)")
-print(f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {selection['plateau'][0]:.2f} to {selection['plateau'][1]:.2f}")
+print(
+    f"out-of-fold AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to "
+    f"{selection['auc_95'][1]:.3f}, {selection['breasts']} breasts, {selection['cancers']} with cancer)"
+)
+print(
+    f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {selection['plateau'][0]:.2f} to "
+    f"{selection['plateau'][1]:.2f}"
+)
 
 # %% [markdown]
 # ## What came out
@@ -177,8 +207,13 @@ tried.iloc[[*range(min(4, len(tried))), -1]].round(3)   # the best and the worst
 breasts = per_breast(read_table(locate(run_dir, "oof.csv"), ["probability"]))
 curve = threshold_curve(breasts["cancer"], breasts["probability"])
 fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-axes[0].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2]); axes[0].set(title=f"ROC, AUC {selection['auc']:.3f}", xlabel="false positive rate", ylabel="sensitivity")
+axes[0].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])
+axes[0].set(title=f"ROC, AUC {selection['auc']:.3f}", xlabel="false positive rate", ylabel="sensitivity")
 precision, recall, _ = precision_recall_curve(breasts["cancer"], breasts["probability"])
-axes[1].plot(recall, precision); axes[1].set(title=f"average precision {selection['average_precision']:.3f}", xlabel="recall", ylabel="precision")
-axes[2].plot(curve["threshold"], curve["score"]); axes[2].axvline(selection["threshold"], color="orange"); axes[2].axvspan(*selection["plateau"], alpha=.2, color="orange")
-axes[2].set(title="pF1 by threshold, and its plateau", xlabel="threshold"); fig.tight_layout()
+axes[1].plot(recall, precision)
+axes[1].set(title=f"average precision {selection['average_precision']:.3f}", xlabel="recall", ylabel="precision")
+axes[2].plot(curve["threshold"], curve["score"])
+axes[2].axvline(selection["threshold"], color="orange")
+axes[2].axvspan(*selection["plateau"], alpha=.2, color="orange")
+axes[2].set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+fig.tight_layout()

@@ -14,7 +14,11 @@
 # # Engines
 # > Four networks, one graph: pixels in, four probabilities out, wherever it has to run.
 #
-# A submission should not need the code that trained it. The folds' networks, the normalisation before them and the sigmoid after them become one ONNX file that takes 8-bit pictures; with a small JSON beside it, that says what it is, it is all that `mammo-nb predict` and the submission need. Which program computes it, and with how many bits, is up to the machine it runs on; how far each is from torch is measured here, on crops of this run, and what is too far is ruled out.
+# A submission should not need the code that trained it. The folds' networks, the normalisation before them and the
+# sigmoid after them become one ONNX file that takes 8-bit pictures; with a small JSON beside it, that says what it is,
+# it is all that `mammo-nb predict` and the submission need. Which program computes it, and with how many bits, is up to
+# the machine it runs on; how far each is from torch is measured here, on crops of this run, and what is too far is
+# ruled out.
 
 # %%
 #| default_exp mammo.engines
@@ -52,12 +56,14 @@ run_dir = ""                                  # folder of the run; "" makes a sm
 recipe = "demo"                               # a name in mammo_nb.mammo.recipes
 overrides = {}                                # changes to the section `engines`
 reads = ["selection.json"]                    # and final_models/fold_*.safetensors, oof.csv
-writes = ["final_models/ensemble.onnx", "final_models/ensemble.json"]   # and ensemble_*, ensemble.fp16.* and ensemble.*.engine, if the recipe asks for them
+# and ensemble_*, ensemble.fp16.* and ensemble.*.engine, if the recipe asks for them
+writes = ["final_models/ensemble.onnx", "final_models/ensemble.json"]
 
 # %%
 #| hide
 if not run_dir:
-    from mammo_nb.mammo import crops, datasets, detector, folds, phantom, select, train  # slow to load, and not needed in a run
+    # slow to load, and not needed in a run
+    from mammo_nb.mammo import crops, datasets, detector, folds, phantom, select, train
     run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run)
 
 # %% [markdown]
@@ -84,7 +90,10 @@ def fitted_crops(
 ) -> np.ndarray:            # uint8 (rows, height, width)
     "Crops as networks see them."
     images = locate(run_dir, "processed/cleaned_images")
-    return np.stack([fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size) for p, i in zip(rows["patient_id"], rows["image_id"])])
+    return np.stack([
+        fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size)
+        for p, i in zip(rows["patient_id"], rows["image_id"])
+    ])
 
 def sample_crops(
     run_dir: Path,          # folder of the run
@@ -97,7 +106,10 @@ def sample_crops(
 
 # %% [markdown]
 # ## Cheaper ones
-# A submission has a time limit, and a machine may be slower than expected. Then the same networks are asked at a smaller size, or only the best of them; which cheaper ensembles there are, and in which order they are worth trying, the JSON says. The score of a smaller one can be told from the out-of-fold predictions: those of the folds that stay. A smaller size has to be predicted again, which is done where it takes no more than minutes.
+# A submission has a time limit, and a machine may be slower than expected. Then the same networks are asked at a
+# smaller size, or only the best of them; which cheaper ensembles there are, and in which order they are worth trying,
+# the JSON says. The score of a smaller one can be told from the out-of-fold predictions: those of the folds that stay.
+# A smaller size has to be predicted again, which is done where it takes no more than minutes.
 
 # %%
 #| export
@@ -112,11 +124,18 @@ def wanted_variants(
     wanted = []
     for word in variants.split():
         count, _, scale = word.partition("@")
-        try: count, scale = int(count), float(scale or 1)
-        except ValueError: raise RecipeError(f"engines.variants takes words such as 2 or 2@0.75, got {word!r}.") from None
+        try:
+            count, scale = int(count), float(scale or 1)
+        except ValueError:
+            raise RecipeError(f"engines.variants takes words such as 2 or 2@0.75, got {word!r}.") from None
         small = list(size) if scale == 1 else [max(32, round(side * scale / 32) * 32) for side in size]
-        if not 1 <= count <= folds or not 0 < scale <= 1 or (count == folds and small == list(size)): raise RecipeError(f"engines.variants: {word} is no cheaper ensemble of {folds} folds at {size[0]}x{size[1]}.")
-        wanted.append({"name": f"ensemble_{count}" + (f"_{small[0]}x{small[1]}" if small != list(size) else ""), "folds": count, "size": small, "scale": scale})
+        if not 1 <= count <= folds or not 0 < scale <= 1 or (count == folds and small == list(size)):
+            raise RecipeError(
+                f"engines.variants: {word} is no cheaper ensemble of {folds} folds at {size[0]}x{size[1]}.")
+        wanted.append({
+            "name": f"ensemble_{count}" + (f"_{small[0]}x{small[1]}" if small != list(size) else ""), "folds": count,
+            "size": small, "scale": scale
+        })
     return sorted(wanted, key=lambda v: -v["folds"] * v["size"][0] * v["size"][1])
 
 def best_folds(
@@ -135,18 +154,24 @@ def held_back_auc(
     "AUC on what was held back from these folds."
     oof = read_table(locate(run_dir, "oof.csv"), ["probability"])
     oof = oof[oof["fold"].isin(folds)].reset_index(drop=True)
-    if engine and len(oof) > MEASURED: return None
+    if engine and len(oof) > MEASURED:
+        return None
     for column, fold in enumerate(folds if engine else []):
         own = oof[oof["fold"] == fold]
-        for start in range(0, len(own), 16): oof.loc[own.index[start:start + 16], "probability"] = engine(fitted_crops(run_dir, own.iloc[start:start + 16], engine.size))[:, column]
+        for start in range(0, len(own), 16):
+            oof.loc[own.index[start:start + 16], "probability"] = engine(
+                fitted_crops(run_dir, own.iloc[start:start + 16], engine.size))[:, column]
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
 # %%
-assert [v["name"] for v in wanted_variants("1 2@0.75 2", 4, (256, 128))] == ["ensemble_2", "ensemble_2_192x96", "ensemble_1"]
+assert [v["name"]
+        for v in wanted_variants("1 2@0.75 2", 4, (256, 128))] == ["ensemble_2", "ensemble_2_192x96", "ensemble_1"]
 assert best_folds([{"pf1": .5, "auc": .7}, {"pf1": .6, "auc": .8}, {"pf1": .6, "auc": .9}], "pf1", 2) == [1, 2]
-try: wanted_variants("4", 4, (256, 128))
-except RecipeError as e: print(e)
+try:
+    wanted_variants("4", 4, (256, 128))
+except RecipeError as e:
+    print(e)
 
 # %% [markdown]
 # ## Run the stage
@@ -161,7 +186,8 @@ def write_variants(
     about: dict,         # entries of its JSON
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
-    folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
+    folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(
+        locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
     of_all, written = read_sidecar(folder / "ensemble.onnx"), []
     size = of_all["size"]
     for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
@@ -173,7 +199,10 @@ def write_variants(
         else:
             weights = [about["rebuild"]["weights"][k] for k in kept]
             smaller = Ensemble([ensemble.models[k] for k in kept], ensemble.mean.flatten(), ensemble.std.flatten())
-            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {**about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None, "refused": of_all["refused"]}, settings.tolerance)
+            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {
+                **about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None,
+                "refused": of_all["refused"]
+            }, settings.tolerance)
             score = held_back_auc(run_dir, folds, load_engine(path))
             write_json(path.with_suffix(".json"), {**read_sidecar(path), "oof_auc": score})
         written.append({**variant, "oof_auc": score})
@@ -186,9 +215,12 @@ def build_or_tell(
     "Engines of the ensemble."
     found = {}
     for target in targets:
-        try: build_engines(folder, "ensemble", [target])
-        except EngineError as e: found[target] = str(e)
-        else: found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
+        try:
+            build_engines(folder, "ensemble", [target])
+        except EngineError as e:
+            found[target] = str(e)
+        else:
+            found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
     return found
 
 def run(
@@ -198,48 +230,79 @@ def run(
 ) -> dict:                           # way -> difference of a probability against torch, and its limit
     "Selected weights -> final_models/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
     settings, network = get_section(recipe, "engines", overrides), Train(**recorded(run_dir, "train"))
-    size, limits = (network.height, network.width), {"fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance}
+    size, limits = (network.height, network.width), {
+        "fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance
+    }
     selection = read_json(locate(run_dir, "selection.json"))
     weights = [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
     variants, targets = wanted_variants(settings.variants, len(weights), size), settings.targets.split()
-    path, ways = locate(run_dir, "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
+    path, ways = locate(run_dir,
+                        "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
     names = ["ensemble.onnx", "ensemble.json", *(f"{v['name']}{s}" for v in variants for s in (".onnx", ".json"))]
-    about = {"recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(run_dir, "crops"),
-             "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"], "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"],
-             "rebuild": {"network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0, "mirrored": network.mirrored, "weights": weights}}
-    with stage(run_dir, "engines", reads=["selection.json", "oof.csv", "final_models/detector.onnx", *(f"final_models/{w}" for w in weights)], writes=[f"final_models/{n}" for n in names], parameters=asdict(settings)) as results:
-        for old in path.parent.glob("ensemble[._]*"): old.unlink()   # of weights that may have changed
+    about = {
+        "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(
+            run_dir, "crops"), "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"],
+        "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"], "rebuild": {
+            "network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0,
+            "mirrored": network.mirrored, "weights": weights
+        }
+    }
+    with stage(
+            run_dir, "engines", reads=[
+                "selection.json", "oof.csv", "final_models/detector.onnx", *(f"final_models/{w}" for w in weights)
+            ], writes=[f"final_models/{n}" for n in names], parameters=asdict(settings)) as results:
+        for old in path.parent.glob("ensemble[._]*"):
+            old.unlink()   # of weights that may have changed
         ensemble, crops = load_ensemble(run_dir), sample_crops(run_dir, size)
-        results["parity"] = {"onnxruntime-fp32": {"difference": export_checked(ensemble, path, crops, about, settings.tolerance), "limit": settings.tolerance, "within": True}}
-        if "onnxruntime-fp16" in ways: write_mixed(path, path.with_name("ensemble.fp16.onnx"))
+        results["parity"] = {
+            "onnxruntime-fp32": {
+                "difference": export_checked(ensemble, path, crops, about, settings.tolerance),
+                "limit": settings.tolerance, "within": True
+            }
+        }
+        if "onnxruntime-fp16" in ways:
+            write_mixed(path, path.with_name("ensemble.fp16.onnx"))
         results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), ways, limits)
         results["variants"] = write_variants(run_dir, ensemble, settings, about)
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
-        if targets: results["engines"] = build_or_tell(path.parent, targets)
+        if targets:
+            results["engines"] = build_or_tell(path.parent, targets)
     return results["parity"]
 
 # %%
 found = run(run_dir, recipe, overrides)
 engine = load_engine(locate(run_dir, "final_models/ensemble.onnx"))
-print(f"{engine.name}, input {engine.size}, largest difference from torch {found['onnxruntime-fp32']['difference']:.1e}")
+print(
+    f"{engine.name}, input {engine.size}, largest difference from torch {found['onnxruntime-fp32']['difference']:.1e}")
 
 # %% [markdown]
 # ## What came out
-# One point a crop and fold: the file against torch. Beside it all ways that were compared, and how far they may be off; those beyond are noted in the JSON and not taken.
+# One point a crop and fold: the file against torch. Beside it all ways that were compared, and how far they may be off;
+# those beyond are noted in the JSON and not taken.
 
 # %%
 pictures = sample_crops(run_dir, engine.size)
 ours, reference = engine(pictures), load_engine(load_ensemble(run_dir))(pictures)
 compared = {way: f for way, f in found.items() if "difference" in f}
 fig, axes = plt.subplots(1, 2, figsize=(10, 3))
-axes[0].plot([0, 1], [0, 1], color="lightgrey"); axes[0].plot(reference, ours, "."); axes[0].set(xlabel="torch", ylabel="ensemble.onnx", title="probabilities")
+axes[0].plot([0, 1], [0, 1], color="lightgrey")
+axes[0].plot(reference, ours, ".")
+axes[0].set(xlabel="torch", ylabel="ensemble.onnx", title="probabilities")
 for row, (way, f) in enumerate(compared.items()):
-    axes[1].plot(max(f["difference"], 1e-9), row, "o", color="tab:blue" if f["within"] else "tab:red"); axes[1].plot([f["limit"]] * 2, [row - .4, row + .4], color="grey")
-axes[1].set(xscale="log", xlabel="largest difference from torch, and its limit", yticks=range(len(compared)), yticklabels=compared, xlim=(5e-10, 2)); axes[1].invert_yaxis(); fig.tight_layout()
+    axes[1].plot(max(f["difference"], 1e-9), row, "o", color="tab:blue" if f["within"] else "tab:red")
+    axes[1].plot([f["limit"]] * 2, [row - .4, row + .4], color="grey")
+axes[1].set(xscale="log", xlabel="largest difference from torch, and its limit", yticks=range(len(compared)),
+            yticklabels=compared, xlim=(5e-10, 2))
+axes[1].invert_yaxis()
+fig.tight_layout()
 
 # %%
 pd.DataFrame(found).T
 
 # %%
-display(pd.DataFrame([{"name": "ensemble", "folds": engine.metadata["folds"], "size": engine.metadata["size"], "scale": 1.0, "oof_auc": round(engine.metadata["oof_auc"], 4)}, *engine.metadata["variants"]]))
+display(
+    pd.DataFrame([{
+        "name": "ensemble", "folds": engine.metadata["folds"], "size": engine.metadata["size"], "scale": 1.0,
+        "oof_auc": round(engine.metadata["oof_auc"], 4)
+    }, *engine.metadata["variants"]]))
 pd.Series(engine.metadata, name="ensemble.json").to_frame()

@@ -20,7 +20,10 @@ from mammo_nb.mammo.engines import load_ensemble, sample_crops
 
 
 def parts(network: EfficientNet) -> list:
-    return [network.conv_stem, network.bn1, *(block for stage in network.blocks for block in stage), network.conv_head, network.bn2]
+    return [
+        network.conv_stem, network.bn1, *(block for stage in network.blocks for block in stage), network.conv_head,
+        network.bn2
+    ]
 
 
 def lower(ensemble: torch.nn.Module, first: int) -> None:
@@ -37,7 +40,8 @@ def main():
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     run_dir = parser.parse_args().run.resolve()
     ensemble = load_ensemble(run_dir).eval()
-    pictures = torch.from_numpy(sample_crops(run_dir, tuple(read_json(run_dir / "weights/ensemble.json")["size"]))[:, None])
+    pictures = torch.from_numpy(
+        sample_crops(run_dir, tuple(read_json(run_dir / "weights/ensemble.json")["size"]))[:, None])
     count, rows = len(parts(next(m for m in ensemble.modules() if isinstance(m, EfficientNet)))), []
     with torch.inference_mode():
         reference = ensemble(pictures)
@@ -45,10 +49,14 @@ def main():
             lowered = copy.deepcopy(ensemble)
             lower(lowered, first)
             moved = (lowered(pictures) - reference).abs().max().item()
-            rows.append({"parts_in_bfloat16": count - first, "of": count, "difference": float(f"{moved:.1e}"), "within": moved <= LIMITS["bf16"], "torch": torch.__version__, "timm": timm.__version__})
+            rows.append({
+                "parts_in_bfloat16": count - first, "of": count, "difference": float(f"{moved:.1e}"),
+                "within": moved <= LIMITS["bf16"], "torch": torch.__version__, "timm": timm.__version__
+            })
     table = pd.DataFrame(rows)
     table.to_csv(Path(__file__).parent / "results" / "bf16.csv", index=False)
     print(table.iloc[:, :4].to_string(index=False))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

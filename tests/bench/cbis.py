@@ -34,23 +34,30 @@ from mammo_nb.core.metrics import auc, bootstrap_interval
 from mammo_nb.core.networks import create_network
 from mammo_nb.core.settings import read_paths
 from mammo_nb.core.stages import locate
-from mammo_nb.mammo.augment import augment
+from mammo_nb.mammo.learning.augment import augment
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import get_section
 from mammo_nb.mammo.train import BreastCrops, train_fold
 
 RESULTS = Path(__file__).parent / "results" / "cbis.csv"
 # where the ladder starts: Lite0, sixteen epochs of a cosine from 8e-4, the light augmentation
-PLAIN = dict(network="tf_efficientnet_lite0", lesion_weight=0.0, freeze=0, mirrored=False, augment="light", epochs=16, lr=8e-4, min_lr=1e-5, warmup_epochs=2,
-             drop_rate=0.2, drop_path_rate=0.0, label_smoothing=0.0, weight_decay=1e-2, height=256, width=144)
-STEPS = {"plain fine-tune": {}, "broad augmentation, mirror image, first blocks frozen": dict(augment="broad", mirrored=True, freeze=27, epochs=12, lr=1e-3, warmup_epochs=1, drop_rate=0.3),
-         "where the lesion is": dict(lesion_weight=10.0), "320x192, 7 epochs (cbis)": dict(height=320, width=192, epochs=7), "Lite2": dict(network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1),
-         "448x256, 6 epochs (cbis_long)": dict(height=448, width=256, epochs=6)}
+PLAIN = dict(network="tf_efficientnet_lite0", lesion_weight=0.0, freeze=0, mirrored=False, augment="light", epochs=16,
+             lr=8e-4, min_lr=1e-5, warmup_epochs=2, drop_rate=0.2, drop_path_rate=0.0, label_smoothing=0.0,
+             weight_decay=1e-2, height=256, width=144)
+STEPS = {
+    "plain fine-tune": {}, "broad augmentation, mirror image, first blocks frozen": dict(
+        augment="broad", mirrored=True, freeze=27, epochs=12, lr=1e-3, warmup_epochs=1,
+        drop_rate=0.3), "where the lesion is": dict(lesion_weight=10.0), "320x192, 7 epochs (cbis)": dict(
+            height=320, width=192, epochs=7), "Lite2": dict(network="tf_efficientnet_lite2", freeze=36,
+                                                            drop_path_rate=0.1), "448x256, 6 epochs (cbis_long)": dict(
+                                                                height=448, width=256, epochs=6)
+}
 ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, "this run"]
 
 
 def frozen_features(table: pd.DataFrame, images: Path, folds: list, settings) -> pd.DataFrame:
-    "ImageNet's Lite0 as it is: mean and maximum of a late stage, mean of image and mirror image, and a logistic regression. Stage and C are the best on these very folds of 5 stages and C = 1e-4 to 1e-2."
+    """ImageNet's Lite0 as it is: mean and maximum of a late stage, mean of image and mirror image, and a logistic
+    regression. Stage and C are the best on these very folds of 5 stages and C = 1e-4 to 1e-2."""
     network = create_network("tf_efficientnet_lite0", weights="imagenet_lite").eval()
     data, features = BreastCrops(table, images, settings, network.normalization), []
     with torch.inference_mode():
@@ -61,21 +68,25 @@ def frozen_features(table: pd.DataFrame, images: Path, folds: list, settings) ->
     features, parts = torch.cat(features).numpy(), []
     for k in folds:
         held = (table["fold"] == k).to_numpy()
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=3000)).fit(features[~held], table["cancer"][~held])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=3000)).fit(
+            features[~held], table["cancer"][~held])
         parts.append(table[held].assign(probability=model.predict_proba(features[held])[:, 1]))
     return pd.concat(parts)
 
 
 def plain_torch(pictures: list, table: pd.DataFrame, folds: list, epochs: int = 16, batch: int = 16) -> pd.DataFrame:
-    "What one would write first, without this package's sampler, schedule or average of weights; no mirror image, last epoch."
+    """What one would write first, without this package's sampler, schedule or average of weights; no mirror image, last
+    epoch."""
     parts = []
     labels = torch.tensor(table["cancer"].to_numpy(), dtype=torch.float32)
     for k in folds:
         held, rest = np.flatnonzero(table["fold"] == k), np.flatnonzero(table["fold"] != k)
         rng, steps = np.random.default_rng(k), -(-len(rest) // batch)
         torch.manual_seed(k)
-        network = create_network("tf_efficientnet_lite0", weights="imagenet_lite", drop_rate=.2, seed=k).to(memory_format=torch.channels_last)
-        tensor = lambda chosen: (torch.from_numpy(np.stack(chosen)).float().div(255)[:, None].expand(-1, 3, -1, -1) - .5).div(.5).contiguous(memory_format=torch.channels_last)
+        network = create_network("tf_efficientnet_lite0", weights="imagenet_lite", drop_rate=.2,
+                                 seed=k).to(memory_format=torch.channels_last)
+        tensor = lambda chosen: (torch.from_numpy(np.stack(chosen)).float().div(255)[:, None].expand(-1, 3, -1, -1) - .5
+                                 ).div(.5).contiguous(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-4, total_steps=epochs * steps)
         for epoch in trange(epochs, desc=f"plain torch, fold {k}"):
@@ -83,8 +94,11 @@ def plain_torch(pictures: list, table: pd.DataFrame, folds: list, epochs: int = 
                 x = tensor([augment(pictures[i], rng, "light") for i in chosen])
                 optimizer.zero_grad()
                 F.binary_cross_entropy_with_logits(network.train()(x)[:, 0], labels[chosen]).backward()
-                optimizer.step(); schedule.step()
-        with torch.inference_mode(): said = torch.cat([network.eval()(tensor([pictures[i] for i in part])).sigmoid() for part in np.array_split(held, 10)])
+                optimizer.step()
+                schedule.step()
+        with torch.inference_mode():
+            said = torch.cat(
+                [network.eval()(tensor([pictures[i] for i in part])).sigmoid() for part in np.array_split(held, 10)])
         parts.append(table.iloc[held].assign(probability=said.numpy()))
     return pd.concat(parts)
 
@@ -92,14 +106,18 @@ def plain_torch(pictures: list, table: pd.DataFrame, folds: list, epochs: int = 
 def scores(predictions: pd.DataFrame) -> dict:
     breasts = per_breast(predictions)
     low, high = bootstrap_interval(auc, breasts["cancer"], breasts["probability"], breasts["patient_id"])
-    return {"breasts": len(breasts), "auc": auc(breasts["cancer"], breasts["probability"]), "from": low, "to": high, "auc_images": auc(predictions["cancer"], predictions["probability"])}
+    return {
+        "breasts": len(breasts), "auc": auc(breasts["cancer"], breasts["probability"]), "from": low, "to": high,
+        "auc_images": auc(predictions["cancer"], predictions["probability"])
+    }
 
 
 def trained(folders: list[Path], histories: list[pd.DataFrame]) -> dict:
     "Scores of one way to train: what it said of its held-back folds, after the last and after the best epochs."
     best, last = [], []
     for place, history in zip(folders, histories):
-        for part, epoch in ((best, history.loc[history["auc"].idxmax(), "epoch"]), (last, history["epoch"].iloc[-1])): part.append(read_table(place / f"pred_{int(epoch)}.csv", ["probability"]))
+        for part, epoch in ((best, history.loc[history["auc"].idxmax(), "epoch"]), (last, history["epoch"].iloc[-1])):
+            part.append(read_table(place / f"pred_{int(epoch)}.csv", ["probability"]))
     return {**scores(pd.concat(last)), "auc_best_epochs": scores(pd.concat(best))["auc"]}
 
 
@@ -110,30 +128,45 @@ def main():
     parser.add_argument("--rows", nargs="+", default=ROWS[:-1], choices=ROWS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cpu = next((line.split(":")[1].strip() for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines() if line.startswith("Model name")), platform.processor())
-    table, images = read_table(locate(args.run_dir, "folds.csv"), ["fold"]), locate(args.run_dir, "processed/cleaned_images")
+    cpu = next((line.split(":")[1].strip()
+                for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines()
+                if line.startswith("Model name")), platform.processor())
+    table, images = read_table(locate(args.run_dir, "folds.csv"), ["fold"]), locate(args.run_dir,
+                                                                                    "processed/cleaned_images")
     settings = replace(get_section("cbis", "train"), **PLAIN)
     ways = {}
-    for name, changes in STEPS.items(): ways[name] = settings = replace(settings, **changes)
+    for name, changes in STEPS.items():
+        ways[name] = settings = replace(settings, **changes)
     for name in args.rows:
         started = time.process_time()
-        folder = locate(args.run_dir, "checkpoints/history.csv").parent if name == "this run" else args.run_dir / "ablation" / name.replace(" ", "_")
+        folder = locate(args.run_dir, "checkpoints/history.csv"
+                        ).parent if name == "this run" else args.run_dir / "ablation" / name.replace(" ", "_")
         places = [folder / f"fold_{k}" for k in args.folds]
-        if name == "frozen features": row = scores(frozen_features(table, images, args.folds, ways["plain fine-tune"]))
+        if name == "frozen features":
+            row = scores(frozen_features(table, images, args.folds, ways["plain fine-tune"]))
         elif name == "plain torch":
             whole = read_paths().samples / "cbis_ddsm_mass_256/img"
-            row = scores(plain_torch([cv2.imread(str(whole / f"{i}.png"), cv2.IMREAD_GRAYSCALE) for i in table["image_id"]], table, args.folds))
+            row = scores(
+                plain_torch([cv2.imread(str(whole / f"{i}.png"), cv2.IMREAD_GRAYSCALE) for i in table["image_id"]],
+                            table, args.folds))
         elif name == "plain torch, our crops":
             crops = BreastCrops(table, images, ways["plain fine-tune"], {"mean": .5, "std": .5})
             row = scores(plain_torch([crops.picture(i, -1) for i in range(len(crops))], table, args.folds))
-        elif name == "this run": row = trained(places, [pd.DataFrame(read_json(p / "done.json")["history"]) for p in places])
-        else: row = trained(places, [train_fold(table, k, images, p, ways[name], {}) for k, p in zip(args.folds, places)])
-        row = {"row": args.run_dir.resolve().name + ", as made" if name == "this run" else name, "folds": " ".join(map(str, args.folds)), **{k: round(v, 3) for k, v in row.items()}, "minutes_of_a_core": round((time.process_time() - started) / 60, 1),
-               "cpu": cpu, "torch": torch.__version__, "timm": version("timm"), "numpy": np.__version__}
+        elif name == "this run":
+            row = trained(places, [pd.DataFrame(read_json(p / "done.json")["history"]) for p in places])
+        else:
+            row = trained(places, [train_fold(table, k, images, p, ways[name], {}) for k, p in zip(args.folds, places)])
+        row = {
+            "row": args.run_dir.resolve().name + ", as made" if name == "this run" else name, "folds": " ".join(
+                map(str, args.folds)), **{k: round(v, 3) for k, v in row.items()}, "minutes_of_a_core": round(
+                (time.process_time() - started) / 60, 1), "cpu": cpu, "torch": torch.__version__,
+            "timm": version("timm"), "numpy": np.__version__
+        }
         known = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["row", "folds"])
         known = known[(known["row"] != row["row"]) | (known["folds"].astype(str) != row["folds"])]
         pd.concat([known, pd.DataFrame([row])]).to_csv(RESULTS, index=False)
         print(f"{name}: AUC {row['auc']:.3f} ({row['from']:.3f} to {row['to']:.3f})", flush=True)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -24,28 +24,33 @@ from mammo_nb.core.backends import open_graph
 from mammo_nb.core.detection import iou, letterbox
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.yolox import create_yolox, export_yolox, load_yolox
-from mammo_nb.mammo.anatomy import make_breast
-from mammo_nb.mammo.boxes import detect, find_box, frame_view, open_detector, otsu_box
+from mammo_nb.mammo.drawing.anatomy import make_breast
+from mammo_nb.mammo.reading.boxes import detect, find_box, frame_view, open_detector, otsu_box
 from mammo_nb.mammo.detector import torch_graph
 from mammo_nb.mammo.recipes import Crops
 
 RESULTS = Path(__file__).parent / "results"
-# x0, y0, x1, y1 in pixels of the file, drawn by hand on the frame at 832 rows: the breast with its axillary tail down to the fold
+# x0, y0, x1, y1 in pixels of the file, drawn by hand on the frame at 832 rows: the breast with its axillary tail down
+# to the fold
 BY_HAND = {"ge_senographe_RMLO_GH133.dcm": (1163, 0, 2394, 2252), "ddsm_P_00173_benign_L_CC.dcm": (0, 666, 1438, 3889)}
 
 
 def machine() -> dict:
-    cpu = next((line.split(":")[1].strip() for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines() if line.startswith("Model name")), platform.processor())
+    cpu = next((line.split(":")[1].strip()
+                for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines()
+                if line.startswith("Model name")), platform.processor())
     return {"cpu": cpu, **{p: version(p) for p in ("torch", "onnxruntime", "openvino")}}
 
 
 def times(function, views: list, repeats: int = 7) -> list:
     "Milliseconds a view, one number a round."
-    for view in views: function(view)
+    for view in views:
+        function(view)
     rounds = []
     for _ in range(repeats):
         started = time.perf_counter()
-        for view in views: function(view)
+        for view in views:
+            function(view)
         rounds.append((time.perf_counter() - started) / len(views) * 1e3)
     return rounds
 
@@ -53,7 +58,10 @@ def times(function, views: list, repeats: int = 7) -> list:
 def measure(label: str, network, size: int, folder: Path, frames: list) -> list:
     "Rows of one network: each back end in turn, round by round."
     export_yolox(network, folder / f"{label}.onnx", size, {})
-    graphs = {"torch eager": torch_graph(network, size), **{name: open_graph(folder / f"{label}.onnx", name, threads=1) for name in ("onnxruntime", "openvino")}}
+    graphs = {
+        "torch eager": torch_graph(network, size),
+        **{name: open_graph(folder / f"{label}.onnx", name, threads=1) for name in ("onnxruntime", "openvino")}
+    }
     views = [frame_view(f, size) for f in frames]
     squares = np.stack([letterbox(v, size)[0] for v in views])[:, None]
     said = {name: g(squares)[..., :4] for name, g in graphs.items()}
@@ -61,9 +69,14 @@ def measure(label: str, network, size: int, folder: Path, frames: list) -> list:
     for name, graph in graphs.items():
         rounds = times(lambda v: detect([v], graph), views)
         eager = eager or statistics.median(rounds)
-        rows.append({"network": label, "size": size, "backend": name, "ms": round(statistics.median(rounds), 2), "ms_min": round(min(rounds), 2), "ms_max": round(max(rounds), 2),
-                     "times_eager": round(eager / statistics.median(rounds), 2), "largest_difference_px": float(f"{np.abs(said[name] - said['torch eager']).max():.1e}")})
-    rows.append({"network": "Otsu", "size": size, "backend": "", "ms": round(statistics.median(times(otsu_box, views)), 2)})
+        rows.append({
+            "network": label, "size": size, "backend": name, "ms": round(statistics.median(rounds), 2), "ms_min": round(
+                min(rounds), 2), "ms_max": round(max(rounds), 2), "times_eager": round(
+                    eager / statistics.median(rounds), 2),
+            "largest_difference_px": float(f"{np.abs(said[name] - said['torch eager']).max():.1e}")
+        })
+    rows.append(
+        {"network": "Otsu", "size": size, "backend": "", "ms": round(statistics.median(times(otsu_box, views)), 2)})
     return rows
 
 
@@ -74,8 +87,11 @@ def on_scans(folder: Path, graph) -> pd.DataFrame:
         for how, g in (("detector", graph), ("Otsu", None)):
             image = frame.decode(.25)
             box = find_box(image, Crops(), g)
-            rows.append({"file": name, "by": how, "found": box.source, "score": box.score and round(box.score, 3), "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-                         "iou": round(iou([(box.x0, box.y0, box.x1, box.y1)], [true]).item(), 3)})
+            rows.append({
+                "file": name, "by": how, "found": box.source, "score": box.score and round(box.score, 3), "x0": box.x0,
+                "y0": box.y0, "x1": box.x1, "y1": box.y1, "iou": round(
+                    iou([(box.x0, box.y0, box.x1, box.y1)], [true]).item(), 3)
+            })
     return pd.DataFrame(rows)
 
 
@@ -88,15 +104,23 @@ def main():
     from mammo_nb.core.dicom import Image
     from mammo_nb.core.headers import Header
     empty = dict.fromkeys(Header.__dataclass_fields__)
-    pixels = [np.uint16(make_breast(np.random.default_rng(k), "LR"[k % 2], ("CC", "MLO")[k // 2 % 2], (832, 640)).pixels * 4095) for k in range(8)]
-    frames = [Image(Header(**{**empty, "rows": 832, "columns": 640, "photometric": "MONOCHROME2", "windows": ()}), p, "none") for p in pixels]
+    pixels = [
+        np.uint16(
+            make_breast(np.random.default_rng(k), "LR"[k % 2], ("CC", "MLO")[k // 2 % 2], (832, 640)).pixels * 4095)
+        for k in range(8)
+    ]
+    frames = [
+        Image(Header(**{**empty, "rows": 832, "columns": 640, "photometric": "MONOCHROME2", "windows": ()}), p, "none")
+        for p in pixels
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         rows += measure("random, the winner's size", create_yolox().eval(), 416, Path(folder), frames)
         if arguments.detector.exists():
             network = create_yolox()
             load_yolox(network, arguments.detector.with_name("yolox.safetensors"))
-            rows += measure("demo", network.eval(), open_detector(arguments.detector).metadata["size"], Path(folder), frames)
+            rows += measure("demo", network.eval(),
+                            open_detector(arguments.detector).metadata["size"], Path(folder), frames)
     table = pd.DataFrame(rows).assign(**machine())
     RESULTS.mkdir(exist_ok=True)
     table.to_csv(RESULTS / "detector.csv", index=False)
@@ -107,4 +131,5 @@ def main():
         print(found.to_string(index=False))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -30,22 +30,32 @@ from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.networks import create_network, save_weights
 from mammo_nb.core.stages import locate
 from mammo_nb.mammo.engines import sample_crops
-from mammo_nb.mammo.fetch import drawn_pictures
+from mammo_nb.mammo.tools.fetch import drawn_pictures
 
 RESULTS = Path(__file__).parent / "results"
-CPU = ["torch-fp32", "compiled-fp32", "onnxruntime-fp32", "openvino-fp32", "torch-bf16", "compiled-bf16", "openvino-bf16"]
-GPU = ["torch-fp32", "compiled-fp32", "onnxruntime-fp32", "torch-fp16", "torch-bf16", "onnxruntime-fp16", "compiled-fp16", "compiled-bf16"]
+CPU = [
+    "torch-fp32", "compiled-fp32", "onnxruntime-fp32", "openvino-fp32", "torch-bf16", "compiled-bf16", "openvino-bf16"
+]
+GPU = [
+    "torch-fp32", "compiled-fp32", "onnxruntime-fp32", "torch-fp16", "torch-bf16", "onnxruntime-fp16", "compiled-fp16",
+    "compiled-bf16"
+]
 
 
 def random_ensemble(folder: Path, network: str, folds: int, size: tuple[int, int]) -> Path:
-    "An ensemble as a stage leaves it, with weights that were drawn; its blocks and its head are drawn wide, so that it is not all identity."
+    """An ensemble as a stage leaves it, with weights that were drawn; its blocks and its head are drawn wide, so that
+    it is not all identity."""
     models = [create_network(network, global_pool="max", seed=k) for k in range(folds)]
     for k, model in enumerate(models):
         for name, parameter in model.named_parameters():
-            if name.endswith("gamma"): nn.init.constant_(parameter, .1)
+            if name.endswith("gamma"):
+                nn.init.constant_(parameter, .1)
         nn.init.normal_(model.get_classifier().weight, std=.1, generator=torch.Generator().manual_seed(k))
         save_weights(model, folder / f"fold_{k}.safetensors", {})
-    built = {"network": network, "global_pool": "max", "pointing": False, "mirrored": False, "weights": [f"fold_{k}.safetensors" for k in range(folds)]}
+    built = {
+        "network": network, "global_pool": "max", "pointing": False, "mirrored": False,
+        "weights": [f"fold_{k}.safetensors" for k in range(folds)]
+    }
     export_onnx(Ensemble(models, **models[0].normalization), folder / "ensemble.onnx", size, {"rebuild": built})
     return folder
 
@@ -56,8 +66,10 @@ def opened(folder: Path, ways: list[str], device: str, threads: int | None) -> d
     write_json(folder / "ensemble.json", {k: v for k, v in metadata.items() if k != "refused"})
     with patch.dict(LIMITS, dict.fromkeys(LIMITS, 1.)):
         for way in ways:
-            try: found[way] = open_ensemble(folder, backends=[way], device=device, threads=threads)
-            except EngineError as e: print(str(e).splitlines()[-1].strip())
+            try:
+                found[way] = open_ensemble(folder, backends=[way], device=device, threads=threads)
+            except EngineError as e:
+                print(str(e).splitlines()[-1].strip())
     return found
 
 
@@ -69,60 +81,85 @@ def measured(name: str, engines: dict, pictures: np.ndarray, batch: int, rounds:
     for _ in range(rounds):
         for way, engine in engines.items():
             started = clock()
-            for portion in portions: engine(portion)
+            for portion in portions:
+                engine(portion)
             seconds[way].append((clock() - started) / len(pictures))
     typical = {way: statistics.median(s) for way, s in seconds.items()}
     differences = {way: float(np.abs(a - answers["torch-fp32"]).max()) for way, a in answers.items()}
-    return [{"ensemble": name, "way": way, "batch": batch, "ms_an_image": 1e3 * s, "images_s": 1 / s, "times_eager": typical["torch-fp32"] / s, "difference": differences[way],
-             "limit": LIMITS[engines[way].precision], "within": differences[way] <= LIMITS[engines[way].precision]} for way, s in typical.items()]
+    return [{
+        "ensemble": name, "way": way, "batch": batch, "ms_an_image": 1e3 * s, "images_s": 1 / s,
+        "times_eager": typical["torch-fp32"] / s, "difference": differences[way], "limit": LIMITS[
+            engines[way].precision], "within": differences[way] <= LIMITS[engines[way].precision]
+    } for way, s in typical.items()]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of which the ensemble is measured, on a CPU")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"),
+                        help="of which the ensemble is measured, on a CPU")
     parser.add_argument("--network", default="convnext_small.fb_in22k_ft_in1k_384")
-    parser.add_argument("--size", type=int, nargs=2, default=None, help="of the network's input; default: 256 128, on a GPU 2048 1024")
+    parser.add_argument("--size", type=int, nargs=2, default=None,
+                        help="of the network's input; default: 256 128, on a GPU 2048 1024")
     parser.add_argument("--folds", type=int, default=None, help="of the network; default: 1, on a GPU 4")
     parser.add_argument("--batch", type=int, default=None, help="default: 4, on a GPU 2")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--without", nargs="*", default=[], help="ways to leave out: compiling takes minutes of a processor")
+    parser.add_argument("--without", nargs="*", default=[],
+                        help="ways to leave out: compiling takes minutes of a processor")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
     cpu_ways, gpu_ways = ([w for w in ways if w not in args.without] for ways in (CPU, GPU))
     torch.set_num_threads(args.threads)
-    size, folds, batch = tuple(args.size or ((2048, 1024) if gpu else (256, 128))), args.folds or (4 if gpu else 1), args.batch or (2 if gpu else 4)
+    size, folds, batch = tuple(args.size
+                               or ((2048, 1024) if gpu else
+                                   (256, 128))), args.folds or (4 if gpu else 1), args.batch or (2 if gpu else 4)
     clock, rows = time.process_time if args.threads == 1 and not gpu else time.perf_counter, []
     if not gpu:
         with tempfile.TemporaryDirectory() as copy:
             weights = locate(args.run, "final_models/ensemble.onnx").parent
-            for file in (*weights.glob("ensemble.[jo]*"), *weights.glob("fold_*")): Path(copy, file.name).write_bytes(file.read_bytes())
+            for file in (*weights.glob("ensemble.[jo]*"), *weights.glob("fold_*")):
+                Path(copy, file.name).write_bytes(file.read_bytes())
             about = read_json(weights / "ensemble.json")
-            rows += measured(f"{about['folds']} x {about['network']} at {about['size'][0]}x{about['size'][1]} of {args.run.name}", opened(Path(copy), cpu_ways, "cpu", args.threads),
-                             sample_crops(args.run, tuple(about["size"])), batch, args.rounds, clock)
+            rows += measured(
+                f"{about['folds']} x {about['network']} at {about['size'][0]}x{about['size'][1]} of {args.run.name}",
+                opened(Path(copy), cpu_ways, "cpu", args.threads), sample_crops(args.run, tuple(about["size"])), batch,
+                args.rounds, clock)
     with tempfile.TemporaryDirectory() as folder:
         folder, ways = random_ensemble(Path(folder), args.network, folds, size), cpu_ways
         if gpu:
             write_mixed(folder / "ensemble.onnx", folder / "ensemble.fp16.onnx")
             target = "SM{}{}".format(*torch.cuda.get_device_capability())
-            try: build_engines(folder, "ensemble", [target])
-            except EngineError as e: print(e)
+            try:
+                build_engines(folder, "ensemble", [target])
+            except EngineError as e:
+                print(e)
             ways = [*gpu_ways, *(f.name for f in folder.glob("*.engine"))]
-        rows += measured(f"{folds} x {args.network} at {size[0]}x{size[1]}, random weights", opened(folder, ways, "cuda" if gpu else "cpu", args.threads),
+        rows += measured(f"{folds} x {args.network} at {size[0]}x{size[1]}, random weights",
+                         opened(folder, ways, "cuda" if gpu else "cpu", args.threads),
                          np.concatenate([drawn_pictures(size, 4)] * 2), batch, args.rounds, clock)
     found = []
     for package in ("torch", "timm", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-rtx", "triton"):
-        try: found.append(f"{package} {version(package)}")
-        except PackageNotFoundError: continue   # not installed here, so not among the versions
-    cpu = next((line.split(":")[1].strip() for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines() if line.startswith("Model name")), "")
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue   # not installed here, so not among the versions
+    cpu = next((line.split(":")[1].strip()
+                for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines()
+                if line.startswith("Model name")), "")
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     units = " ".join(f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f} " in flags)
-    table = pd.DataFrame(rows).assign(device=torch.cuda.get_device_name() if gpu else f"{cpu} ({units})", threads=args.threads, versions=" ".join(found))
+    table = pd.DataFrame(rows).assign(device=torch.cuda.get_device_name() if gpu else f"{cpu} ({units})",
+                                      threads=args.threads, versions=" ".join(found))
     table = table.round({"ms_an_image": 2, "images_s": 2, "times_eager": 2})
     table["difference"] = table["difference"].map("{:.1e}".format)
     table.to_csv(RESULTS / f"engines{'_cuda' if gpu else ''}.csv", index=False)
     print(table.iloc[:, :9].to_string(index=False))
-    for name, part in table[table["within"]].groupby("ensemble", sort=False): print(f"{name}: best within its limit {part.loc[part['times_eager'].idxmax(), 'way']}, {part['times_eager'].max():.2f} x eager torch")
+    for name, part in table[table["within"]].groupby("ensemble", sort=False):
+        print(
+            f"{name}: best within its limit {part.loc[part['times_eager'].idxmax(), 'way']}, "
+            f"{part['times_eager'].max():.2f} x eager torch"
+        )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -24,11 +24,16 @@ seconds = {"glibc's own": [], "Makefile's": []}
 for turn in range(3):
     for name, extra in (("glibc's own", {}), ("Makefile's", SETTINGS)):
         clean = {k: v for k, v in os.environ.items() if k not in SETTINGS}
-        seconds[name] += map(float, subprocess.run([sys.executable, "-c", STEP], env={**clean, **extra}, capture_output=True, text=True, check=True).stdout.split())
+        seconds[name] += map(
+            float,
+            subprocess.run([sys.executable, "-c", STEP], env={**clean, **extra}, capture_output=True, text=True,
+                           check=True).stdout.split())
 
 import torch  # after the subprocesses, which must not share this one's memory
 
 print("malloc,steps,median_img_per_s,best_img_per_s,ratio_of_medians,cores,torch,machine")
 base = np.median(seconds["glibc's own"])
 for name, s in seconds.items():
-    print(f"{name},{len(s)},{16 / np.median(s):.1f},{16 / min(s):.1f},{base / np.median(s):.2f},{os.cpu_count()},{torch.__version__},{platform.platform()}")
+    print(
+        f"{name},{len(s)},{16 / np.median(s):.1f},{16 / min(s):.1f},{base / np.median(s):.2f},{os.cpu_count()},{torch.__version__},{platform.platform()}"
+    )

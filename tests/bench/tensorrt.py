@@ -32,13 +32,15 @@ build_engines(Path(a["folder"]), "ensemble", [a["target"]], batches=tuple(a["bat
 
 
 def measured(step: str, arguments: dict) -> dict:
-    "Seconds, seconds of the processor (with imports; what others compute meanwhile does not count), and peak memory of one step."
+    """Seconds, seconds of the processor (with imports; what others compute meanwhile does not count), and peak memory
+    of one step."""
     code = f"""import json, resource, sys, time
 from pathlib import Path
 a, started = json.loads(sys.argv[1]), time.perf_counter()
 {STEPS[step]}
 print(json.dumps({{"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time(), "peak_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}}))"""
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], check=True, capture_output=True,
+                          text=True)
     return {"step": step, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -52,15 +54,20 @@ def main():
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for step, target, file in [("export", "", "ensemble.onnx"), ("mixed precision", "", "ensemble.fp16.onnx"), *(("engine", t, f"ensemble.{t}.engine") for t in args.targets)]:
+        for step, target, file in [("export", "", "ensemble.onnx"), ("mixed precision", "", "ensemble.fp16.onnx"),
+                                   *(("engine", t, f"ensemble.{t}.engine") for t in args.targets)]:
             row = measured(step, {**vars(args), "target": target, "folder": folder})
             rows.append({"step": step, "target": target, **row, "MB": Path(folder, file).stat().st_size / 1e6})
             print({k: round(v, 1) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    cpu = next((line.split(":")[1].strip() for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines() if line.startswith("Model name")), "")
+    cpu = next((line.split(":")[1].strip()
+                for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines()
+                if line.startswith("Model name")), "")
     versions = " ".join(f"{p} {version(p)}" for p in ("tensorrt-rtx", "torch", "timm", "onnx"))
-    table = pd.DataFrame(rows).round(1).assign(network=args.network, folds=args.folds, height=args.size[0], width=args.size[1], batches=" ".join(map(str, args.batches)),
-                                               cpu=cpu, cores=len(os.sched_getaffinity(0)), versions=versions)
+    table = pd.DataFrame(rows).round(1).assign(
+        network=args.network, folds=args.folds, height=args.size[0], width=args.size[1], batches=" ".join(
+            map(str, args.batches)), cpu=cpu, cores=len(os.sched_getaffinity(0)), versions=versions)
     table.to_csv(RESULTS / "tensorrt.csv", index=False)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

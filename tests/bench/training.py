@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from mammo_nb.core.engines import weights_digest
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.train import Training, seed_everything
-from mammo_nb.mammo.anatomy import make_breast
+from mammo_nb.mammo.drawing.anatomy import make_breast
 from mammo_nb.mammo.recipes import get_section
 from mammo_nb.mammo.train import BreastCrops, build_network, optimisation
 
@@ -56,8 +56,12 @@ def ways(device: str, half: torch.dtype | None) -> dict[str, Way]:
     last = replace(base, channels_last=True)
     foreach = replace(last, foreach_average=True)
     fused = replace(foreach, fused=True)
-    return {"the winner's: AMP, NCHW, eager": winner, "bfloat16": bf16, "and channels last": last, "and one kernel for the average": foreach, "and a fused optimiser": fused,
-            "and torch.compile": replace(fused, compiled=True), "eager, twice the batch": replace(fused, batch=2), "eager, half the batch": replace(fused, batch=.5)}
+    return {
+        "the winner's: AMP, NCHW, eager": winner, "bfloat16": bf16, "and channels last": last,
+        "and one kernel for the average": foreach, "and a fused optimiser": fused, "and torch.compile": replace(
+            fused, compiled=True), "eager, twice the batch": replace(fused, batch=2), "eager, half the batch": replace(
+                fused, batch=.5)
+    }
 
 
 class PlainStep:
@@ -67,23 +71,28 @@ class PlainStep:
         self.layout = torch.channels_last if way.channels_last else torch.contiguous_format
         self.model = build_network(settings, "none").to(device, memory_format=self.layout).train()
         options = dict(lr=settings.lr, weight_decay=settings.weight_decay, fused=way.fused, foreach=not way.fused)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), momentum=.9, nesterov=True, **options) if settings.optimizer == "sgd" else torch.optim.AdamW(self.model.parameters(), **options)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), momentum=.9, nesterov=True, **
+                                         options) if settings.optimizer == "sgd" else torch.optim.AdamW(
+                                             self.model.parameters(), **options)
         self.scaler = torch.amp.GradScaler(device, enabled=way.half == torch.float16)
         self.average, self.decay = copy.deepcopy(self.model).state_dict(), settings.ema_decay
         self.run = torch.compile(self.model) if way.compiled else self.model
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor):
         x, y = x.to(self.device, non_blocking=True, memory_format=self.layout), y.to(self.device, non_blocking=True)
-        with torch.autocast(self.device, self.way.half, enabled=self.way.half is not None): output = self.run(x)
+        with torch.autocast(self.device, self.way.half, enabled=self.way.half is not None):
+            output = self.run(x)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(LOSS(output.float(), y)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with torch.no_grad():
             state = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
-            if self.way.foreach_average: torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - self.decay)
+            if self.way.foreach_average:
+                torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - self.decay)
             else:
-                for k, v in state.items(): self.average[k].copy_(self.decay * self.average[k] + (1 - self.decay) * v)
+                for k, v in state.items():
+                    self.average[k].copy_(self.decay * self.average[k] + (1 - self.decay) * v)
 
 
 class OurStep:
@@ -95,26 +104,36 @@ class OurStep:
         self.state.model.train()
         self.model = self.state.model
 
-    def __call__(self, x, y): self.state.train_step(x, y, LOSS)
+    def __call__(self, x, y):
+        self.state.train_step(x, y, LOSS)
 
 
 def wait(device: str):
-    if device == "cuda": torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def timed(make, settings, batch: int, steps: int, device: str) -> dict:
     "Images a second and peak memory of one way, built anew and warmed up."
     gc.collect()
-    if device == "cuda": torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     x, y = torch.rand(batch, 3, settings.height, settings.width), (torch.arange(batch) % 2).float()[:, None]
-    if device == "cuda": x, y = x.pin_memory(), y.pin_memory()
+    if device == "cuda":
+        x, y = x.pin_memory(), y.pin_memory()
     step = make()
-    for _ in range(3): step(x, y)
+    for _ in range(3):
+        step(x, y)
     wait(device)
     started = time.perf_counter()
-    for _ in range(steps): step(x, y)
+    for _ in range(steps):
+        step(x, y)
     wait(device)
-    return {"images_s": batch * steps / (time.perf_counter() - started), "peak_GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None}
+    return {
+        "images_s": batch * steps / (time.perf_counter() - started),
+        "peak_GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
+    }
 
 
 def loader_rate(settings, count: int = 24) -> float:
@@ -123,10 +142,12 @@ def loader_rate(settings, count: int = 24) -> float:
         h, w = settings.height * 5 // 4, settings.width * 5 // 4
         drawn = make_breast(np.random.default_rng(7), "L", "MLO", (h, w), "mass")
         write_png(Path(folder) / "1@1.png", (drawn.pixels * 255).astype(np.uint8))
-        data = BreastCrops(pd.DataFrame({"patient_id": ["1"], "image_id": ["1"], "cancer": [1]}), Path(folder), settings, {"mean": .5, "std": .5})
+        data = BreastCrops(pd.DataFrame({"patient_id": ["1"], "image_id": ["1"], "cancer": [1]}), Path(folder),
+                           settings, {"mean": .5, "std": .5})
         data[(0, 0)]
         started = time.perf_counter()
-        for seed in range(count): data[(0, seed)]
+        for seed in range(count):
+            data[(0, seed)]
         return count / (time.perf_counter() - started)
 
 
@@ -137,10 +158,12 @@ def device_augmentation_rate(settings, device: str, steps: int) -> float:
         theta = torch.eye(2, 3, device=device).repeat(len(x), 1, 1) + .1 * torch.randn(len(x), 2, 3, device=device)
         moved = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
         return (moved * (1 + .2 * torch.randn(len(x), 1, 1, 1, device=device))).clamp(0, 1)
-    for _ in range(3): once()
+    for _ in range(3):
+        once()
     wait(device)
     started = time.perf_counter()
-    for _ in range(steps): once()
+    for _ in range(steps):
+        once()
     wait(device)
     return len(x) * steps / (time.perf_counter() - started)
 
@@ -149,13 +172,19 @@ def deterministic_digest(settings, steps: int, device: str) -> str:
     "Of the weights after so many steps on pictures drawn from a seed."
     step, rng = OurStep(settings, True, device), torch.Generator().manual_seed(3)
     for _ in range(steps):
-        step(torch.rand(settings.batch_size, 3, settings.height, settings.width, generator=rng), (torch.rand(settings.batch_size, 1, generator=rng) < .3).float())
+        step(torch.rand(settings.batch_size, 3, settings.height, settings.width, generator=rng), (torch.rand(
+            settings.batch_size, 1, generator=rng) < .3).float())
     return weights_digest(step.model)
 
 
 def machine(device: str) -> dict:
-    cpu = next((line.split(":")[1].strip() for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines() if line.startswith("Model name")), platform.processor())
-    return {"device": torch.cuda.get_device_name() if device == "cuda" else cpu, "threads": torch.get_num_threads(), "torch": torch.__version__, "timm": version("timm")}
+    cpu = next((line.split(":")[1].strip()
+                for line in subprocess.run(["lscpu"], capture_output=True, text=True).stdout.splitlines()
+                if line.startswith("Model name")), platform.processor())
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu, "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "timm": version("timm")
+    }
 
 
 def main():
@@ -166,12 +195,16 @@ def main():
     parser.add_argument("--deterministic-steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
-    if args.threads: torch.set_num_threads(args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = args.recipe or ("winner_fold2" if device == "cuda" else "demo")
     settings = get_section(recipe, "train")
     half = OurStep(settings, False, device).state.half
-    todo = {name: (lambda w=w: PlainStep(settings, w, device), max(1, int(w.batch * settings.batch_size))) for name, w in ways(device, half).items()}
+    todo = {
+        name: (lambda w=w: PlainStep(settings, w, device), max(1, int(w.batch * settings.batch_size)))
+        for name, w in ways(device, half).items()
+    }
     todo |= {"ours (core.train), fastest kernels": (lambda: OurStep(settings, False, device), settings.batch_size),
              "ours (core.train), deterministic": (lambda: OurStep(settings, True, device), settings.batch_size)}
     seen = {name: [] for name in todo}
@@ -181,16 +214,27 @@ def main():
             seen[name].append(timed(make, settings, batch, args.steps, device))
             print(f"round {round + 1}: {name}: {seen[name][-1]['images_s']:.1f} images/s", flush=True)
     first = statistics.median(r["images_s"] for r in next(iter(seen.values())))
-    rows = [{"what": name, "batch": todo[name][1], "images_s": (rate := statistics.median(r["images_s"] for r in results)), "times_winner": rate / first, "peak_GB": results[-1]["peak_GB"]}
-            for name, results in seen.items()]
-    rows += [{"what": "loading, one process: decode, augment, fit", "batch": 1, "images_s": loader_rate(settings)},
-             {"what": "affine and tone on the device", "batch": settings.batch_size, "images_s": device_augmentation_rate(settings, device, args.steps)}]
+    rows = [{
+        "what": name, "batch": todo[name][1], "images_s": (rate := statistics.median(r["images_s"] for r in results)),
+        "times_winner": rate / first, "peak_GB": results[-1]["peak_GB"]
+    } for name, results in seen.items()]
+    rows += [{"what": "loading, one process: decode, augment, fit", "batch": 1, "images_s": loader_rate(settings)}, {
+        "what": "affine and tone on the device", "batch": settings.batch_size, "images_s": device_augmentation_rate(
+            settings, device, args.steps)
+    }]
     digests = [deterministic_digest(settings, args.deterministic_steps, device) for _ in range(2)]
-    rows += [{"what": f"{args.deterministic_steps} deterministic steps twice: {'equal weights, ' if len(set(digests)) == 1 else 'DIFFERENT WEIGHTS, '}{digests[0][:16]}", "batch": settings.batch_size}]
-    table = pd.DataFrame(rows).round(2).assign(recipe=recipe, height=settings.height, width=settings.width, **machine(device))
+    rows += [{
+        "what": f"{args.deterministic_steps} deterministic steps twice: "
+                f"{'equal weights, ' if len(set(digests)) == 1 else 'DIFFERENT WEIGHTS, '}{digests[0][:16]}",
+        "batch": settings.batch_size
+    }]
+    table = pd.DataFrame(rows).round(2).assign(recipe=recipe, height=settings.height, width=settings.width,
+                                               **machine(device))
     table.to_csv(RESULTS / f"training_{device}.csv", index=False)
     print(table.iloc[:, :5].to_string(index=False))
-    if len(set(digests)) > 1: raise SystemExit("two deterministic trainings ended with different weights")
+    if len(set(digests)) > 1:
+        raise SystemExit("two deterministic trainings ended with different weights")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

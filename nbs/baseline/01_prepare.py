@@ -1,0 +1,226 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Prepare
+# > The plain way from a frame to a picture: all of its grey levels, the largest bright thing, twice as high as wide.
+#
+# No detector, no window from the header: the darkest pixel becomes black, the brightest white, and the breast is what
+# Otsu's threshold leaves standing. A bright marker next to a faint breast costs grey levels in this way, and a label
+# that touches the breast ends up in the picture; the winner's preparation avoids both, and this one shows what that is
+# worth.
+
+# %%
+#| default_exp baseline.prepare
+
+# %%
+#| export
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from mammo_nb.baseline.recipes import Prepare
+from mammo_nb.core.dicom import Image, read_image
+from mammo_nb.core.files import inside, write_csv
+from mammo_nb.core.parallel import map_files
+from mammo_nb.core.pictures import write_png
+from mammo_nb.core.stages import code_of, locate, stage
+from mammo_nb.mammo.reading.boxes import Box
+from mammo_nb.mammo.crops import WHOLE, crop_path
+from mammo_nb.mammo.datasets import read_table, root_of
+from mammo_nb.mammo.recipes import get_section
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+
+from mammo_nb.core.stages import practice
+
+# %% tags=["parameters"]
+run_dir = ""                                  # folder of the run; "" makes a small practice run
+recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
+overrides = {}                                # changes to the section `prepare`
+workers = 0                                   # processes; 0: one a core
+label = 1                                     # 0 or 1: of which images a sample is shown at the end
+reads = ["processed/cleaned_label.csv"]       # and the files that the table names
+# one row an image, beside cleaned_images/; those that failed once more
+writes = ["processed/crops.csv", "processed/crop_errors.csv"]
+
+# %%
+#| hide
+if not run_dir:
+    from mammo_nb.mammo import datasets, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, recipe="baseline/tiny")
+settings = get_section(recipe, "prepare", overrides)
+labels = read_table(locate(run_dir, reads[0]), ["file"])
+image = read_image(root_of(run_dir, labels["dataset"][0]) / labels["file"][0])
+
+# %% [markdown]
+# ## Grey levels
+# Whole numbers throughout, so that a level is cut off at the same place on every machine. MONOCHROME1 stores bright
+# tissue as low numbers.
+
+# %%
+#| export
+def full_range(
+    image: Image,    # a frame as stored
+) -> np.ndarray:     # uint8 (rows, columns), tissue bright
+    "Lowest to highest stored value as 0 to 255; a flat frame is black."
+    low, high = int(image.pixels.min()), int(image.pixels.max())
+    x = image.pixels.astype(np.int64)
+    x = high - x if image.header.photometric == "MONOCHROME1" else x - low
+    return (x * 255 // max(1, high - low)).astype(np.uint8)
+
+# %%
+grey = full_range(image)
+assert grey.dtype == np.uint8 and (grey.min(), grey.max()) == (0, 255)
+fig, axes = plt.subplots(1, 2, figsize=(7, 3.4))
+axes[0].imshow(grey, cmap="gray")
+axes[0].axis("off")
+axes[0].set_title(f"{image.header.photometric}, {grey.shape}", fontsize=9)
+axes[1].hist(grey[grey > 0], bins=64)
+axes[1].set(title="grey levels above black", yticks=[])
+fig.tight_layout()
+
+# %% [markdown]
+# ## The largest bright thing
+# A little blur, Otsu's threshold, and of the outlines that remain the largest.
+
+# %%
+#| export
+def largest_box(
+    grey: np.ndarray,   # uint8 (rows, columns)
+) -> Box:               # "otsu"; "full frame" if nothing stands out
+    "Bounding box of the largest outline above Otsu's threshold (Otsu 1979)."
+    _, bright = cv2.threshold(cv2.GaussianBlur(grey, (5, 5), 0), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not outlines:
+        return Box(0, 0, grey.shape[1], grey.shape[0], "full frame")
+    x, y, w, h = cv2.boundingRect(max(outlines, key=cv2.contourArea))
+    return Box(x, y, x + w, y + h, "otsu")
+
+# %%
+box = largest_box(grey)
+fig, ax = plt.subplots(figsize=(3, 4))
+ax.imshow(grey, cmap="gray")
+ax.axis("off")
+ax.set_title(f"{box.source}: {box.x1 - box.x0} x {box.y1 - box.y0} of {grey.shape[1]} x {grey.shape[0]}", fontsize=9)
+ax.add_patch(plt.Rectangle((box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0, fill=False, edgecolor="orange"));
+
+# %% [markdown]
+# ## Twice as high as wide
+# Black rows on top or black columns on the left, whichever is missing, and then bilinear to the size of the network.
+
+# %%
+#| export
+def pad_upright(
+    grey: np.ndarray,   # uint8 (rows, columns)
+) -> np.ndarray:        # uint8 (2 n, n), the picture in its lower right corner
+    "Zeros on top or on the left, until the height is twice the width."
+    rows, columns = grey.shape
+    width = max(columns, -(-rows // 2))
+    return cv2.copyMakeBorder(grey, 2 * width - rows, 0, width - columns, 0, cv2.BORDER_CONSTANT, value=0)
+
+def prepare(
+    image: Image,        # a frame as stored
+    settings: Prepare,
+) -> tuple[np.ndarray, Box]:  # uint8 (height, width), and what was cut out, frame pixels
+    "The picture that is stored, and shown to the network."
+    grey = full_range(image)
+    box = largest_box(grey)
+    upright = pad_upright(grey[box.y0:box.y1, box.x0:box.x1])
+    return cv2.resize(upright, (settings.width, settings.height), interpolation=cv2.INTER_LINEAR), box
+
+# %%
+examples = [np.full((30, 40), 200, np.uint8), np.full((90, 20), 200, np.uint8), grey[box.y0:box.y1, box.x0:box.x1]]
+assert [pad_upright(e).shape for e in examples[:2]] == [(80, 40), (90, 45)]
+assert pad_upright(examples[0])[:50].max() == 0 and pad_upright(examples[1])[:, :25].max() == 0
+fig, axes = plt.subplots(1, 4, figsize=(7, 3), facecolor="slategrey")
+for ax, p in zip(axes, [*map(pad_upright, examples), prepare(image, settings)[0]]):
+    ax.imshow(p, cmap="gray", vmin=0, vmax=255)
+    ax.set_title(p.shape, fontsize=9)
+    ax.axis("off")
+
+# %% [markdown]
+# ## Run the stage
+# One row an image, as the contract of a crop table says; the pictures lie where every later stage looks for them.
+
+# %%
+#| export
+def prepare_file(
+    item: dict,  # file, patient_id, image_id, folder, images, settings
+) -> dict:       # a row of crops.csv, and seconds
+    "Decode, prepare, write."
+    cv2.setNumThreads(1)  # the processes share the cores already
+    started, settings = time.perf_counter(), Prepare(**item["settings"])
+    image = read_image(inside(item["folder"], item["file"]))
+    picture, box = prepare(image, settings)
+    sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), picture)
+    return {
+        "patient_id": item["patient_id"], "image_id": item["image_id"], "rows": image.header.rows,
+        "columns": image.header.columns, "decoder": image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1,
+        "y1": box.y1, "box_source": box.source, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
+    }
+
+def run(
+    run_dir: Path,                   # folder of the run
+    recipe: str,                     # a recipe
+    overrides: dict | None = None,   # changes to the section `prepare`
+    workers: int | None = None,      # processes; None: one a core
+) -> pd.DataFrame:                   # crops.csv with seconds
+    "The files of the unified table -> cleaned_images/, crops.csv, crop_errors.csv."
+    settings, writes = get_section(recipe, "prepare", overrides), ["processed/crops.csv", "processed/crop_errors.csv"]
+    with stage(run_dir, "prepare", reads=["processed/cleaned_label.csv"], writes=writes, parameters=asdict(settings)):
+        output = locate(run_dir, writes[0]).parent
+        place = {"images": str(output / "cleaned_images"), "settings": asdict(settings)}
+        files = read_table(output / "cleaned_label.csv", ["file", "patient_id", "image_id", "dataset"])
+        roots = {name: str(root_of(run_dir, name)) for name in files["dataset"].unique()}
+        items = [{**row, "folder": roots[name], **place}
+                 for row, name in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), files["dataset"])]
+        work = map_files(prepare_file, items, table=output / "crops_seconds.csv",
+                         params={**place, "code": code_of(run_dir, "prepare")}, label="prepare", workers=workers)
+        for left in (output / "cleaned_images").glob(".*.png"):
+            left.unlink()   # of a process that was killed
+        for column in ("patient_id", "image_id"):
+            work[column] = files[column].values  # an error row has them too
+        work = work.astype({c: "Int64" for c in WHOLE if c in work})
+        write_csv(output / "crop_errors.csv", work.loc[work["error"] != "",
+                                                       ["file", "patient_id", "image_id", "error"]])
+        write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
+    return work
+
+# %%
+table = run(run_dir, recipe, overrides, workers or None)
+done = table[table["error"] == ""]
+print(f"{len(done)} of {len(table)} images, {done['seconds'].median():.2f} s each")
+table.groupby("box_source").size().to_frame("images")
+
+# %% [markdown]
+# ## What came out
+# Nine images of one label, drawn at random: the first thing to look at in any data set.
+
+# %%
+chosen = labels[labels["cancer"] == label].merge(done[["patient_id", "image_id"]])
+chosen = chosen.sample(min(9, len(chosen)), random_state=0)
+fig, axes = plt.subplots(3, 3, figsize=(5, 9.6), facecolor="black")
+for ax, row in zip(axes.flat, chosen.itertuples()):
+    ax.imshow(
+        cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)),
+                   cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
+    ax.set_title(f"{row.laterality} {row.view}, {'cancer' if label else 'no cancer'}", fontsize=8, color="white")
+for ax in axes.flat:
+    ax.axis("off")
+fig.tight_layout(pad=0.3)

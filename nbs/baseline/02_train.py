@@ -1,0 +1,272 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train
+# > One network, one fold held back; cancers are drawn more often, and weigh more.
+#
+# Where the winner deals at least one cancer into every batch, the baseline throws dice: positives are some times as
+# likely as negatives, with replacement, and the loss counts them several times more. The first layers keep what
+# ImageNet taught them. Everything else, checkpoints and repeatable randomness included, is the loop of `core/train`.
+
+# %%
+#| default_exp baseline.train
+
+# %%
+#| export
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import WeightedRandomSampler
+
+from mammo_nb.baseline.recipes import Train
+from mammo_nb.core.files import sha256, write_csv
+from mammo_nb.core.metrics import auc, best_threshold
+from mammo_nb.core.networks import Mirrored, create_network
+from mammo_nb.core.stages import code_of, locate, recorded, stage
+from mammo_nb.core.train import fit
+from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.recipes import Train as Classifier
+from mammo_nb.mammo.recipes import get_section
+from mammo_nb.mammo.train import BreastCrops, initial_weights, optimisation, predict_probabilities
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+
+from mammo_nb.core.stages import practice
+from mammo_nb.core.train import learning_rate, training_mode
+
+# %% tags=["parameters"]
+run_dir = ""                                  # folder of the run; "" makes a small practice run
+recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
+overrides = {}                                # changes to the section `train`
+reads = ["folds.csv", "processed/crops.csv"]  # and processed/cleaned_images/
+writes = ["checkpoints/history.csv"]          # and checkpoints/fold_*/: weights and predictions of every epoch
+
+# %%
+#| hide
+if not run_dir:
+    from mammo_nb.baseline import prepare
+    from mammo_nb.mammo import datasets, folds, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, prepare.run, folds.run, recipe="baseline/tiny")
+settings = get_section(recipe, "train", overrides)
+table = read_table(locate(run_dir, reads[0]), ["fold"])
+images = locate(run_dir, "processed/cleaned_images")
+
+# %% [markdown]
+# ## Loaded dice
+# As many draws as there are images, by torch's own sampler. An epoch's draws depend on the seed and the number of the
+# epoch and on nothing else, so that a training that was broken off draws the same again. With `w` the weight of a
+# positive and `p` their share of the images, their share of the draws is `w p / (w p + 1 - p)`.
+
+# %%
+#| export
+def weighted_batches(
+    cancer: np.ndarray,      # 0 or 1 an image
+    batch_size: int,
+    positive_weight: float,  # of a positive; a negative has 1
+    seed: int,
+):                           # epoch -> batches of (index, seed)
+    "Batches from `WeightedRandomSampler`, with replacement; the last one may be smaller."
+    if not 0 < cancer.sum() < len(cancer):
+        raise ValueError(f"training needs both classes, got {int(cancer.sum())} positives among {len(cancer)} images")
+    weights = np.where(cancer == 1, positive_weight, 1.0)
+
+    def batches(epoch: int) -> list[list[tuple[int, int]]]:
+        rng = np.random.default_rng([seed, epoch])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        drawn = list(WeightedRandomSampler(weights, len(cancer), replacement=True, generator=generator))
+        pairs = list(zip(drawn, rng.integers(2**31, size=len(drawn)).tolist()))
+        return [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
+    return batches
+
+# %%
+cancer = table["cancer"].to_numpy()
+deal = weighted_batches(cancer, settings.batch_size, settings.positive_weight, settings.seed)
+assert deal(1) == deal(1) != deal(2) and sum(map(len, deal(0))) == len(cancer)
+p = cancer.mean()
+shares = {
+    w: np.mean([cancer[[i for b in weighted_batches(cancer, 26, w, 0)(e) for i, _ in b]].mean() for e in range(40)])
+    for w in (1, 3, 10, 15, 35)
+}
+expected = {w: w * p / (w * p + 1 - p) for w in shares}
+assert all(abs(shares[w] - expected[w]) < 0.05 for w in shares)
+pd.DataFrame({"drawn": shares, "by the formula": expected}).rename_axis("weight of a positive").round(3)
+
+# %% [markdown]
+# ## What the network sees
+# The stored picture, half of the time mirrored, in three equal channels: the winner's data set with everything else
+# left out.
+
+# %%
+#| export
+def pictures(
+    table: pd.DataFrame,     # patient_id, image_id, cancer
+    images: Path,            # cleaned_images/
+    size: tuple[int, int],   # height, width of the pictures
+    normalization: dict,     # mean and std of the network, on the scale 0..1
+    augment: str,            # a policy of mammo/augment
+) -> BreastCrops:            # `dataset[(index, seed)]`, seed -1 for pictures as they are
+    "Prepared pictures and their labels, 0 and 1."
+    plain = Classifier(height=size[0], width=size[1], soft_positive=0.0, label_smoothing=0.0, augmentation=1.0,
+                       augment=augment)
+    return BreastCrops(table, images, plain, normalization)
+
+# %%
+preparation = recorded(run_dir, "prepare")
+size = preparation["height"], preparation["width"]
+data = pictures(table, images, size, {"mean": .5, "std": .5}, settings.augment)
+fig, axes = plt.subplots(1, 8, figsize=(11, 2.8))
+for seed, ax in enumerate(axes, start=-1):
+    ax.imshow(data.picture(int(np.argmax(cancer)), seed), cmap="gray", vmin=0, vmax=255)
+    ax.axis("off")
+    ax.set_title("as it is" if seed < 0 else f"seed {seed}", fontsize=8)
+fig.tight_layout()
+assert set(data.targets) == {0, 1}
+
+# %% [markdown]
+# ## The network
+# timm's ConvNeXt ends as the published head does: mean over the picture, LayerNorm, one linear layer. The parameters
+# are counted in the order in which the picture meets them, and the first ones are frozen.
+
+# %%
+#| export
+def build_network(
+    settings: Train,             # network, freeze
+    weights: str = "none",       # initial weights, as `create_network` takes them
+    seed: int = 0,               # of the last layer, and of everything without initial weights
+) -> nn.Module:                  # one logit an image
+    "The classifier of a recipe, its first parameters frozen."
+    return create_network(settings.network, weights=weights, seed=seed, freeze=settings.freeze)
+
+# %%
+convnext = build_network(get_section("baseline/baseline_tiny", "train"))
+names = [n for n, _ in convnext.named_parameters()]
+assert convnext.head.norm.eps == 1e-6 and convnext.head.norm.weight.shape == (
+    768,) and convnext.head.fc.weight.shape == (1, 768)
+print(f"{len(names)} parameters; {sum(not p.requires_grad for p in convnext.parameters())} frozen, up to {names[69]}")
+network = build_network(settings)
+training_mode(network)
+assert not network.bn1.training and network.blocks[-1][-1].bn3.training   # a frozen normalisation keeps its statistics
+
+# %% [markdown]
+# ## One fold
+# After each epoch the fold that was held back is predicted, both ways round, as the test set will be. Its threshold
+# comes from a coarse grid. A training that has not learned to tell cancers by then never does; its pF1 says so, and it
+# is given up.
+
+# %%
+#| export
+THRESHOLDS = np.arange(20) / 20  # 0, 0.05 ... 0.95
+
+def train_fold(
+    table: pd.DataFrame,   # folds.csv
+    images: Path,          # cleaned_images/
+    folder: Path,          # checkpoints/fold_<fold>/
+    settings: Train,
+    size: tuple[int, int],  # height, width of the pictures
+    identity: dict,        # what data and code this is; a training in progress of another is dropped
+) -> pd.DataFrame:         # history: one row an epoch
+    "Train on the other folds; after each epoch predict the one held back."
+    held, rest = table[table["fold"] == settings.fold], table[table["fold"] != settings.fold]
+    if held.empty:
+        raise ValueError(
+            f"train.fold: no fold {settings.fold} to hold back. There are "
+            f"{', '.join(map(str, sorted(set(table['fold'].tolist()) - {-1})))}."
+        )
+    weights = initial_weights(settings.weights, settings.fold, folder)
+    if (file := Path(weights.removeprefix("imagenet:"))).is_file():
+        identity = {**identity, "weights": sha256(file)}
+    model = build_network(settings, weights, settings.seed)
+    train_set, held_set = (pictures(t, images, size, model.normalization, settings.augment) for t in (rest, held))
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(output, target, pos_weight=output.new_tensor(settings.pos_weight))
+
+    def validate(eval_model: nn.Module, epoch: int) -> dict:
+        predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(
+            epoch=epoch, probability=predict_probabilities(Mirrored(eval_model), held_set, settings.batch_size,
+                                                           settings.workers))
+        write_csv(folder / f"pred_{epoch}.csv", predictions)
+        breasts = per_breast(predictions)
+        threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)
+        return {
+            "auc": auc(breasts["cancer"], breasts["probability"]), "pf1": pf1, "threshold": threshold,
+            "stop": epoch + 1 >= settings.dud_epochs and pf1 < settings.dud_pf1
+        }
+
+    batches = weighted_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_weight, settings.seed)
+    return fit(model, train_set, batches, loss, validate, optimisation(settings), folder, label=f"fold {settings.fold}",
+               identity=identity)
+
+# %%
+steps = 20   # an epoch
+published = optimisation(get_section("baseline/baseline_tiny", "train"))
+plt.figure(figsize=(5, 2.2))
+plt.plot(
+    np.arange(published.epochs * steps) / steps,
+    [learning_rate(published, n // steps, n % steps / steps) for n in range(published.epochs * steps)])
+plt.title("learning rate of baseline_tiny, every batch", fontsize=9)
+plt.xlabel("epoch");
+
+# %% [markdown]
+# ## Run the stage
+
+# %%
+#| export
+def run(
+    run_dir: Path,                   # folder of the run
+    recipe: str,                     # a recipe
+    overrides: dict | None = None,   # changes to the section `train`
+) -> pd.DataFrame:                   # history of the fold
+    "folds.csv and the pictures -> checkpoints/fold_*/ and checkpoints/history.csv."
+    settings, reads = get_section(recipe, "train", overrides), ["folds.csv", "processed/crops.csv"]
+    with stage(run_dir, "train", reads=reads, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
+        table, folder = read_table(locate(run_dir, "folds.csv"), ["fold"]), locate(run_dir,
+                                                                                   "checkpoints/history.csv").parent
+        identity = {
+            "recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(
+                run_dir, "train")
+        }
+        size = tuple(recorded(run_dir, "prepare")[side] for side in ("height", "width"))
+        history = train_fold(table, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{settings.fold}",
+                             settings, size, identity).assign(fold=settings.fold)
+        history["weights_sha256"] = [
+            sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()
+        ]
+        write_csv(folder / "history.csv", history)
+    return history
+
+# %%
+history = run(run_dir, recipe, overrides)
+if history["stop"].any():
+    print(f"given up after {len(history)} epochs: pF1 {history['pf1'].iloc[-1]:.3f}")
+history.drop(columns=["weights_sha256"]).round(5)
+
+# %% [markdown]
+# ## What came out
+# The loss of the training and the score of the fold held back.
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(11, 3))
+for ax, column, title in zip(
+        axes, ["loss", "auc", "pf1"],
+    ["training loss, cancers weighted", "AUC per breast, fold held back", "pF1 per breast, best threshold"]):
+    ax.plot(history["epoch"], history[column], marker="o")
+    ax.set(title=title, xlabel="epoch")
+fig.tight_layout()

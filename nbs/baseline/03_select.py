@@ -1,0 +1,126 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Select
+# > The epoch that is kept, and its threshold, from the one fold that was held back.
+#
+# The same two choices as the winner's, with less to make them from: a quarter of the breasts instead of all, and
+# thresholds in steps of a twentieth.
+
+# %%
+#| default_exp baseline.select
+
+# %%
+#| export
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from mammo_nb.baseline.train import THRESHOLDS
+from mammo_nb.core.files import write_csv, write_json
+from mammo_nb.core.metrics import best_threshold, threshold_curve
+from mammo_nb.core.stages import locate, stage
+from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.select import best_epochs, plateau, summarise
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+from sklearn.metrics import roc_curve
+
+from mammo_nb.core.stages import practice
+
+# %% tags=["parameters"]
+run_dir = ""                                  # folder of the run; "" makes a small practice run
+recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
+reads = ["checkpoints/history.csv"]           # and checkpoints/fold_*/
+writes = ["oof.csv", "selection.json"]        # and final_models/fold_*.safetensors
+
+# %%
+#| hide
+if not run_dir:
+    from mammo_nb.baseline import prepare, train
+    from mammo_nb.mammo import datasets, folds, phantom  # slow to load, and not needed in a run
+    run_dir, recipe = practice(phantom.run, datasets.run, prepare.run, folds.run, train.run, recipe="baseline/tiny")
+
+# %% [markdown]
+# ## The threshold
+# Scores and intervals are computed as for the winner; the threshold and what depends on it come from the coarse grid.
+
+# %%
+#| export
+def summarise_fold(
+    oof: pd.DataFrame,  # predictions of the fold, one row an image
+) -> dict:              # JSON-able, as mammo's selection
+    "Scores per breast, and the best threshold of 0, 0.05 ... 0.95."
+    breasts = per_breast(oof)
+    threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)
+    wide = plateau(threshold_curve(breasts["cancer"], breasts["probability"], THRESHOLDS), threshold)
+    return {**summarise(oof), "threshold": threshold, "pf1": pf1, "plateau": wide}
+
+# %%
+example = pd.DataFrame(
+    {"patient_id": list("abcd"), "laterality": "L", "cancer": [0, 0, 1, 1], "probability": [.12, .33, .38, .9]})
+assert summarise_fold(example)["threshold"] == 0.35 and summarise_fold(example)["pf1"] == 1
+
+# %% [markdown]
+# ## Run the stage
+
+# %%
+#| export
+def run(
+    run_dir: Path,   # folder of the run
+    recipe: str,     # a recipe
+) -> dict:           # selection.json
+    "checkpoints -> oof.csv, selection.json and final_models/fold_*.safetensors."
+    checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir,
+                                                                                   "final_models/fold_0").parent
+    chosen = best_epochs(read_table(checkpoints / "history.csv", ["fold", "epoch", "auc", "pf1"]))
+    fold, epoch = int(chosen["fold"].iloc[0]), int(chosen["epoch"].iloc[0])
+    with stage(run_dir, "select", reads=["checkpoints/history.csv"],
+               writes=["oof.csv", "selection.json", f"final_models/fold_{fold}.safetensors"]):
+        oof = read_table(checkpoints / f"fold_{fold}" / f"pred_{epoch}.csv", ["probability"])
+        write_csv(locate(run_dir, "oof.csv"), oof)
+        final.mkdir(parents=True, exist_ok=True)
+        for suffix in (".safetensors", ".json"):
+            shutil.copyfile(checkpoints / f"fold_{fold}" / f"epoch_{epoch}{suffix}", final / f"fold_{fold}{suffix}")
+        result = {"folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), **summarise_fold(oof)}
+        write_json(locate(run_dir, "selection.json"), result)
+    return result
+
+# %%
+selection = run(run_dir, recipe)
+print(
+    f"AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to {selection['auc_95'][1]:.3f}, "
+    f"{selection['breasts']} breasts, {selection['cancers']} with cancer)"
+)
+print(
+    f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {selection['plateau'][0]:.2f} to "
+    f"{selection['plateau'][1]:.2f}; epoch {selection['folds'][0]['epoch']}"
+)
+
+# %% [markdown]
+# ## What came out
+
+# %%
+breasts = per_breast(read_table(locate(run_dir, "oof.csv"), ["probability"]))
+curve = threshold_curve(breasts["cancer"], breasts["probability"], THRESHOLDS)
+fig, axes = plt.subplots(1, 2, figsize=(8, 3))
+axes[0].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])
+axes[0].set(title=f"ROC, AUC {selection['auc']:.3f}", xlabel="false positive rate", ylabel="sensitivity")
+axes[1].plot(curve["threshold"], curve["score"], marker="o")
+axes[1].axvline(selection["threshold"], color="orange")
+axes[1].axvspan(*selection["plateau"], alpha=.2, color="orange")
+axes[1].set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+fig.tight_layout()

@@ -1,0 +1,175 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Metrics
+# > What the competition counted, what radiologists ask, and how sure one may be of either.
+#
+# The competition scored *probabilistic F1*, which rewards probabilities only while nobody thresholds them; the winner
+# submitted decisions. Which threshold, and whether one epoch beats another, is read from the curves made here. All of
+# it is vectorised, since a selection scores hundreds of combinations.
+
+# %%
+#| default_exp core.metrics
+
+# %%
+#| export
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+
+# %% tags=["parameters"]
+n, prevalence, seed = 2000, 0.05, 0   # a made-up screening round, for the pictures
+
+# %%
+#| export
+def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
+    "Labels as float 0/1 and probabilities as float64 in [0, 1], of one length; else ValueError."
+    y, p = np.asarray(labels, dtype=float).ravel(), np.asarray(probabilities, dtype=float).ravel()
+    if y.shape != p.shape:
+        raise ValueError(f"{len(y)} labels for {len(p)} probabilities")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    if not np.isfinite(p).all():
+        raise ValueError(
+            f"{int((~np.isfinite(p)).sum())} probabilities are not finite: predict the images that failed, or leave "
+            "them out"
+        )
+    return y, np.clip(p, 0, 1)
+
+def _fbeta(true_positive, positives, predicted, beta: float):
+    "F-beta from (soft) counts; 0 where nothing is predicted or nothing is there."
+    weighted = (1 + beta**2) * true_positive
+    total = beta**2 * positives + predicted
+    return np.divide(weighted, total, out=np.zeros_like(np.asarray(weighted, float)), where=np.asarray(total) > 0)
+
+def pfbeta(
+    labels,              # (n,) 0 or 1
+    probabilities,       # (n,) in [0, 1], clipped to it
+    beta: float = 1.0,   # weight of recall against precision
+) -> float:              # 0..1; 0 if there is no positive or nothing is predicted
+    "Probabilistic F-beta (Yacouby & Axman 2020): every probability counts as that share of a prediction."
+    y, p = _checked(labels, probabilities)
+    return float(_fbeta((y * p).sum(), y.sum(), p.sum(), beta))
+
+# %% [markdown]
+# By hand: two cancers predicted with 0.9 and 0.4, a healthy breast with 0.2. Soft precision is 1.3 / 1.5, recall 1.3 /
+# 2, and F1 is 2 · 1.3 / (2 + 1.5).
+
+# %%
+assert np.isclose(pfbeta([1, 1, 0], [.9, .4, .2]), 2.6 / 3.5)
+pfbeta([1, 1, 0], [.9, .4, .2])
+
+# %% [markdown]
+# ## Thresholds
+# The winner's grid, 0 to 0.99 by hundredths, and strictly above it counts as called. One sort and one search give all
+# hundred decisions at once.
+
+# %%
+#| export
+GRID = np.arange(100) / 100
+
+def threshold_curve(
+    labels,             # (n,) 0 or 1
+    probabilities,      # (n,)
+    thresholds=GRID,    # (t,)
+) -> pd.DataFrame:      # threshold, score, precision, recall; t rows
+    "F1 of the decisions `probability > threshold`, for every threshold."
+    y, p = _checked(labels, probabilities)
+    thresholds = np.asarray(thresholds, dtype=float)
+    above = lambda values: len(values) - np.searchsorted(np.sort(values), thresholds, side="right")
+    called, hit, positives = above(p).astype(float), above(p[y == 1]).astype(float), y.sum()
+    divide = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+    return pd.DataFrame({"threshold": thresholds, "score": _fbeta(hit, positives, called, 1.0),
+                         "precision": divide(hit, called), "recall": divide(hit, np.full_like(hit, positives))})
+
+def best_threshold(
+    labels,         # (n,) 0 or 1
+    probabilities,  # (n,)
+    thresholds=GRID,  # (t,)
+) -> tuple[float, float]:  # threshold, its F1
+    "The threshold with the best F1; among equals the one nearest to 0.5."
+    curve = threshold_curve(labels, probabilities, thresholds)
+    best = curve[curve["score"] == curve["score"].max()]
+    row = best.loc[(best["threshold"] - 0.5).abs().idxmin()]
+    return float(row["threshold"]), float(row["score"])
+
+# %%
+rng = np.random.default_rng(seed)
+y = (rng.random(n) < prevalence).astype(int)
+p = 1 / (1 + np.exp(-rng.normal(np.where(y, 0.5, -2.5), 1.2)))
+curve, (threshold, score) = threshold_curve(y, p), best_threshold(y, p)
+assert np.isclose(score, pfbeta(y, p > threshold))
+fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+axes[0].plot(curve["recall"], curve["precision"])
+axes[0].set(xlabel="recall", ylabel="precision", title="the price of finding more")
+axes[1].plot(curve["threshold"], curve["score"])
+axes[1].axvline(threshold, color="orange")
+axes[1].set(xlabel="threshold", title=f"F1 of the decisions, best {score:.2f} at {threshold:.2f}")
+fig.tight_layout()
+
+# %% [markdown]
+# ## Ranking, and how sure
+# AUC and average precision do not need a threshold. The interval draws patients with replacement, not images: the views
+# of one patient are not independent, and an interval that pretends so is too narrow.
+
+# %%
+#| export
+def auc(labels, probabilities) -> float:
+    "Area under the ROC curve; nan if only one class is there."
+    y, p = _checked(labels, probabilities)
+    return float(roc_auc_score(y, p)) if 0 < y.sum() < len(y) else float("nan")
+
+def average_precision(labels, probabilities) -> float:
+    "Area under the precision-recall curve as a step function; nan without a positive."
+    y, p = _checked(labels, probabilities)
+    return float(average_precision_score(y, p)) if y.sum() else float("nan")
+
+def bootstrap_interval(
+    metric,              # f(labels, probabilities) -> float
+    labels,              # (n,)
+    probabilities,       # (n,)
+    groups,              # (n,) what is drawn: patients
+    n: int = 1000,       # draws
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:  # nan, nan if no draw gave a number
+    "Percentile bootstrap over groups (Efron & Tibshirani 1993); draws whose metric is nan are left out."
+    y, p = _checked(labels, probabilities)
+    members = pd.Series(np.arange(len(y))).groupby(np.asarray(groups)).apply(np.asarray).to_list()
+    rng = np.random.default_rng(seed)
+    drawn = (np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(n))
+    values = np.array([metric(y[rows], p[rows]) for rows in drawn])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+# %%
+views = np.repeat(np.arange(n // 4), 4)   # four images a patient
+low, high = bootstrap_interval(auc, y, p, views, n=200)
+assert low < auc(y, p) < high
+print(f"AUC {auc(y, p):.3f} ({low:.3f} to {high:.3f}), average precision {average_precision(y, p):.3f}")
+
+# %% [markdown]
+# A probability that is not a number would vanish in a mean. It is an error here:
+
+# %%
+try:
+    auc([0, 1], [.5, float("nan")])
+except ValueError as e:
+    print(e)

@@ -1,0 +1,301 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # YOLOX
+# > The winner's detector: network and loss from a library, layer names of the original, our loop around it.
+#
+# YOLOX's own trainer gives another network each time it is run (YOLOX#1612): workers draw their seeds from the clock.
+# The network and its loss are sound. So only these two are taken, from `pixeltable-yolox`, and everything that is
+# random stays with `core/train`. Published files load strictly, since the layers keep their names.
+
+# %%
+#| default_exp core.yolox
+
+# %% tags=["parameters"]
+size = 256   # side of the input in the examples, pixels
+
+# %%
+#| export
+import copy
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from yolox.config import YoloxConfig
+from yolox.models import YoloxModule
+
+from mammo_nb.core.backends import EngineError
+from mammo_nb.core.detection import cells
+from mammo_nb.core.engines import export_module
+from mammo_nb.core.networks import load_state, read_state
+
+# %%
+#| hide
+import tempfile
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from mammo_nb.core.backends import open_graph
+from mammo_nb.core.detection import STRIDES, decode
+from mammo_nb.core.networks import WeightsError
+
+# %%
+#| export
+# the library's loss calls autocast by an old name, once a frame
+warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", FutureWarning)
+
+# %% [markdown]
+# ## The network
+# As the library has it, except that it always answers the same: what each cell says, before anything is decoded. What
+# is done with that, a loss or a box, is somebody else's business. Batch normalisation adds 1e-3, not torch's 1e-5; no
+# file says so, and the boxes are wrong without it.
+
+# %%
+#| export
+class Yolox(YoloxModule):
+    "YOLOX whose output is what the cells say, in training and in evaluation."
+    frozen_norm = False   # in training, too, batch normalisation uses what it has learned so far
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode and self.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self,
+        x: torch.Tensor,   # float (n, 3, size, size), 0 to 255, neither mean nor deviation removed
+    ) -> torch.Tensor:     # (n, cells, 5 + classes): dx, dy, log w, log h in cells; logits of objectness and classes
+        head, levels = self.head, []
+        for k, features in enumerate(self.backbone(x)):
+            stem = head.stems[k](features)
+            box = head.reg_convs[k](stem)
+            says = [head.reg_preds[k](box), head.obj_preds[k](box), head.cls_preds[k](head.cls_convs[k](stem))]
+            levels.append(torch.cat(says, 1).flatten(2))
+        return torch.cat(levels, 2).permute(0, 2, 1)
+
+def create_yolox(
+    name: str = "nano",   # nano, tiny, s, m, l or x
+    classes: int = 1,
+    seed: int = 0,        # of the initial weights
+) -> Yolox:
+    "A YOLOX network with random weights."
+    config = YoloxConfig.get_named_config(f"yolox-{name}")
+    if config is None:
+        raise ValueError(f"no YOLOX {name!r}; there are nano, tiny, s, m, l and x")
+    config.num_classes = classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = config.get_model()
+    return Yolox(made.backbone, made.head)
+
+# %%
+network = create_yolox().eval()
+assert sum(p.numel() for p in network.parameters()) == 896_754 and len(network.state_dict()) == 642
+assert {(m.eps, m.momentum) for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {(1e-3, .03)}
+with torch.no_grad():
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, sum((size // s) ** 2 for s in STRIDES), 6)
+
+# %% [markdown]
+# ## The loss
+# SimOTA deals each true box out to the cells that do best on it (arXiv:2107.08430, section 2.1); those learn its sides
+# by overlap and, in the last epochs, by their plain difference too (L1). The library's own code computes it from our
+# output.
+#
+# Which cells may be dealt a box at all has changed between versions. Today: those within 1.5 cells of its centre. The
+# winner's copy was older: anywhere in the box, or within 2.5 cells of its centre, and cells for which not both holds at
+# a price that only the last resort pays.
+
+# %%
+#| export
+def _old_constraint(
+    boxes: torch.Tensor,   # (boxes, 4) cx, cy, w, h
+    strides: torch.Tensor, # (1, cells)
+    x: torch.Tensor,       # (1, cells), columns
+    y: torch.Tensor,       # (1, cells), rows
+) -> tuple[torch.Tensor, torch.Tensor]:  # bool (cells,) and (boxes, of them)
+    "Cells that may be dealt a box in YOLOX before August 2022, which the winner's copy is."
+    centre = torch.stack([(x[0] + .5) * strides[0], (y[0] + .5) * strides[0]], -1)[None]
+    away = (centre - boxes[:, None, :2]).abs()
+    inside, near = (away < boxes[:, None, 2:] / 2).all(-1), (away < 2.5 * strides[0][None, :, None]).all(-1)
+    allowed = inside.any(0) | near.any(0)
+    return allowed, (inside & near)[:, allowed]
+
+class YoloxLoss:
+    "Loss of a batch from the output of `Yolox`, by the library's code."
+    def __init__(self,
+        network: Yolox,
+        size: int,               # side of the input, pixels
+        faithful: bool = False,  # deal boxes out as the winner's copy did
+    ):
+        self.head, self.l1 = network.head, False
+        if faithful:
+            self.head.get_geometry_constraint = _old_constraint
+        self.place, self.stride = (torch.from_numpy(a) for a in cells(size))
+
+    def __call__(self,
+        raw: torch.Tensor,      # (n, cells, 5 + classes) of `Yolox`
+        targets: torch.Tensor,  # float (n, boxes, 5): class, cx, cy, w, h in pixels; rows of zeros are none
+    ) -> torch.Tensor:          # scalar: 5 IoU loss + objectness + class (+ L1 of the sides if `l1` is set)
+        place, stride = self.place.to(raw.device), self.stride.to(raw.device)
+        # no box is e^8 cells wide, and one that the network says is would be infinitely so a step later
+        boxes = torch.cat([(raw[..., :2] + place) * stride, torch.exp(raw[..., 2:4].clamp(max=8)) * stride], -1)
+        self.head.use_l1 = self.l1
+        return self.head.get_losses(None, [place[None, :, 0]], [place[None, :, 1]], [stride[None, :, 0]], targets,
+                                    torch.cat([boxes, raw[..., 4:]], -1), [raw[..., :4]], raw.dtype)[0]
+
+# %%
+# the same number as the library gives in its own training mode
+torch.manual_seed(0)
+pictures, targets = torch.rand(2, 3, size, size) * 255, torch.tensor([[[0., 100, 120, 90, 180]],
+                                                                      [[0., 60, 128, 120, 240]]])
+for l1 in (False, True):
+    ours, theirs = create_yolox().train(), create_yolox().train()
+    loss, theirs.head.use_l1 = YoloxLoss(ours, size), l1
+    loss.l1 = l1
+    assert torch.isclose(loss(ours(pictures), targets),
+                         YoloxModule.forward(theirs, pictures, targets)["total_loss"], rtol=1e-6)
+
+# %% [markdown]
+# ## Files
+# The official `yolox_nano.pth` and the winner's checkpoint are dicts with the weights under `model`, the averaged ones
+# already. They load by name, all or nothing. To start from the 80 classes of COCO, the one layer whose shape depends on
+# their number is left as it is.
+
+# %%
+#| export
+def load_yolox(
+    network: Yolox,        # filled in place
+    path: Path,            # .pth of YOLOX or .safetensors
+    initial: bool = False, # weights to start from: the last layer of the classes may differ in shape, and is left out
+) -> dict:                 # the JSON beside the file, or which entry it was
+    "Fill a network from a published or converted file, strictly."
+    state, metadata = read_state(path)
+    if initial:
+        own = network.state_dict()
+        for name in [
+                n for n in state if n.startswith("head.cls_preds.") and n in own and own[n].shape != state[n].shape
+        ]:
+            state[name] = own[name]
+    load_state(network, state, path)
+    return metadata
+
+# %%
+folder = Path(tempfile.mkdtemp())
+coco, winner = create_yolox(classes=80, seed=1), create_yolox(seed=2)
+torch.save({"start_epoch": 300, "model": coco.state_dict(), "optimizer": {}}, folder / "yolox_nano.pth")
+torch.save(
+    {
+        "start_epoch": 400, "model": winner.state_dict(), "optimizer": {}, "best_ap": np.float64(.9626),
+        "curr_ap": np.float64(.96)
+    }, folder / "winner.pth")
+load_yolox(network, folder / "winner.pth")
+assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), winner.state_dict().values()))
+load_yolox(network, folder / "yolox_nano.pth", initial=True)
+assert torch.equal(network.backbone.C3_n4.conv1.conv.weight,
+                   coco.backbone.C3_n4.conv1.conv.weight) and network.head.cls_preds[0].weight.shape[0] == 1
+try:
+    load_yolox(network, folder / "yolox_nano.pth")
+except WeightsError as e:
+    print(e)
+
+# %% [markdown]
+# ## One graph
+# For use the picture goes in as it is stored, one channel of 8 bits, and decoded boxes come out. The winner's engine
+# left the decoding to the caller; with `decode` off the graph says what his said.
+#
+# The network was made for colours, and its first layer first sorts the pixels by odd and even rows and columns. With
+# three equal channels both can be worked into the weights: one convolution of 6 by 6 pixels in steps of two.
+
+# %%
+#| export
+def grey_stem(
+    # the first layer, yolox's Focus: four quarters of the pixels on top of each other, convolution 3x3, normalisation,
+    # SiLU
+    stem: nn.Module,
+) -> nn.Module:        # the same for one channel, float (n, 1, size, size)
+    "A first layer that answers to one channel as `stem` to three equal ones."
+    stem = copy.deepcopy(stem.conv)
+    weight = stem.conv.weight.detach()
+    quarters = weight.unflatten(1, (4, 3)).sum(2)            # the three colours see the same
+    whole = weight.new_zeros(len(weight), 1, 6, 6)
+    for k, (row, column) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
+        whole[:, 0, row::2, column::2] = quarters[:, k]
+    stem.conv = nn.Conv2d(1, len(weight), 6, stride=2, padding=2, bias=False, device=weight.device, dtype=weight.dtype)
+    stem.conv.weight = nn.Parameter(whole)
+    return stem
+
+class DetectorGraph(nn.Module):
+    "From grey levels to boxes in pixels of the square, or to what the cells say."
+    def __init__(self,
+        network: Yolox,
+        size: int,            # side of the input, pixels
+        decode: bool = True,  # False: dx, dy, log w, log h as they are
+    ):
+        super().__init__()
+        self.network, self.decode, self.size = copy.deepcopy(network).eval().requires_grad_(False), decode, size
+        self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
+        for name, value in zip(("place", "stride"), cells(size)):
+            self.register_buffer(name, torch.from_numpy(value))
+        self.eval()
+
+    def forward(self,
+        images: torch.Tensor,  # uint8 (n, 1, size, size)
+    ) -> torch.Tensor:         # float32 (n, cells, 5 + classes): box, objectness and classes as probabilities
+        raw = self.network(images.float())
+        box, scores = raw[..., :4], torch.sigmoid(raw[..., 4:])
+        if self.decode:
+            box = torch.cat([(box[..., :2] + self.place) * self.stride, torch.exp(box[..., 2:]) * self.stride], -1)
+        return torch.cat([box, scores], -1)
+
+def export_yolox(
+    network: Yolox,
+    path: Path,               # NAME.onnx
+    size: int,                # side of the input, pixels
+    metadata: dict,           # the caller's entries for NAME.json
+    batch: int | None = None, # a fixed number of pictures; None: any
+    decode: bool = True,      # of `DetectorGraph`
+) -> dict:                    # NAME.json
+    "Write NAME.onnx and NAME.json."
+    if batch is not None and batch < 1:
+        raise EngineError(f"a batch has at least one picture, not {batch}")
+    graph = DetectorGraph(network, size, decode)
+    example = torch.zeros(batch or 2, 1, size, size, dtype=torch.uint8)
+    return export_module(
+        graph, path, example, input="images", output="candidates", dynamic=batch is None, metadata={
+            **metadata, "size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes
+        })
+
+# %% [markdown]
+# One picture in a graph of fixed size, three in one that takes any number; decoded inside or by `core/detection`
+# outside: the same boxes.
+
+# %%
+squares = (np.random.default_rng(0).random((3, 1, size, size)) * 255).astype(np.uint8)
+with torch.no_grad():
+    reference = DetectorGraph(network, size)(torch.from_numpy(squares)).numpy()
+outputs = {}
+for label, options in {"any number": {}, "one": {"batch": 1}, "not decoded": {"decode": False}}.items():
+    export_yolox(network, folder / f"{label}.onnx", size, {}, **options)
+    graph = open_graph(folder / f"{label}.onnx")
+    outputs[label] = np.concatenate([graph(s[None]) for s in squares]) if options.get("batch") else graph(squares)
+outputs["not decoded"] = decode(outputs["not decoded"], size)
+differences = {k: np.abs(v - reference)[..., :4].max() for k, v in outputs.items()}
+assert max(differences.values()) < 0.05 and all(np.abs(v - reference)[..., 4:].max() < 1e-5 for v in outputs.values())
+plt.figure(figsize=(5, 2))
+plt.barh(list(differences), list(differences.values()))
+plt.xlabel("largest difference of a side from torch, pixels")
+plt.tight_layout()

@@ -1,0 +1,472 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Augment
+# > What may happen to a breast without changing the answer.
+#
+# A network that sees every image thirty times learns the images by heart, unless they look different each time. The
+# winner's way of making them different is a list of ten small transforms with their odds; each is a function here,
+# drawn from a generator that the caller seeds, so that an image's augmentation depends on its seed and on nothing else.
+
+# %%
+#| default_exp mammo.learning.augment
+
+# %%
+#| export
+from functools import partial
+
+import cv2
+import numpy as np
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from mammo_nb.core.pictures import fit_resize, sheet
+from mammo_nb.mammo.drawing.anatomy import make_breast
+
+# %% tags=["parameters"]
+rows, columns = 1024, 832   # of the frame that the breast below is drawn in, pixels
+seed = 7
+
+# %%
+drawn = make_breast(np.random.default_rng(seed), "L", "MLO", (rows, columns), "mass")
+x0, y0, x1, y1 = drawn.box
+breast = (drawn.pixels[y0:y1, x0:x1] * 255).astype(np.uint8)
+
+def show(transform, title: str):
+    "The breast as it is, and after eleven draws."
+    after = [transform(breast, np.random.default_rng([seed, i])) for i in range(11)]
+    assert all(a.dtype == np.uint8 and a.ndim == 2 for a in after) and any(not np.array_equal(a, breast) for a in after)
+    sheet([breast, *after], title=title)
+    return after
+
+# %% [markdown]
+# ## A part of the breast
+# A rectangle of half to all of the area, with sides in a proportion near that of the network's input. It is not resized
+# here: what follows works on the pixels that the detector stored, and the caller makes the result fit
+# (`core/pictures.fit_resize`).
+
+# %%
+#| export
+def random_crop(
+    image: np.ndarray,           # uint8 (height, width)
+    rng: np.random.Generator,
+    area: tuple = (0.5, 1.0),    # share of the area
+    ratio: tuple = (0.5, 0.8),   # width / height, log-uniform
+    tries: int = 10,             # then the largest centred rectangle with an allowed ratio
+) -> np.ndarray:                 # uint8, a view of the image
+    "A rectangle cut out (Szegedy et al. 2015, section 6), not resized."
+    h, w = image.shape
+    for _ in range(tries):
+        pixels, proportion = h * w * rng.uniform(*area), np.exp(rng.uniform(*np.log(ratio)))
+        crop_h, crop_w = round((pixels / proportion) ** 0.5), round((pixels * proportion) ** 0.5)
+        if 0 < crop_h <= h and 0 < crop_w <= w:
+            top, left = rng.integers(0, h - crop_h + 1), rng.integers(0, w - crop_w + 1)
+            return image[top:top + crop_h, left:left + crop_w]
+    crop_h, crop_w = min(h, max(1, round(w / ratio[0]))), min(w, max(1, round(h * ratio[1])))
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    return image[top:top + crop_h, left:left + crop_w]
+
+def flip_sides(
+    image: np.ndarray,          # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                # uint8, same shape
+    "Left for right."
+    return cv2.flip(image, 1)
+
+def flip_ends(
+    image: np.ndarray,          # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                # uint8, same shape
+    "Top for bottom."
+    return cv2.flip(image, 0)
+
+# %%
+shares = [c.size / breast.size for c in show(random_crop, "crops, not resized")]
+assert min(shares) >= .49 and max(shares) <= 1
+# too wide for any try: centre crop
+assert random_crop(np.zeros((100, 300), np.uint8), np.random.default_rng(0)).shape == (100, 80)
+
+# %%
+sheet([breast, flip_sides(breast, None),
+       flip_ends(breast, None),
+       flip_ends(flip_sides(breast, None), None)], columns=8, title="flips")
+assert (flip_sides(breast, None)[:, 0] == breast[:, -1]).all() and (flip_ends(breast, None)[0] == breast[-1]).all()
+
+# %% [markdown]
+# ## Fewer pixels
+# Smaller and back to the old size: the sharpness of another machine. The result depends on how the pixels are combined
+# on the way, so the winner had three ways.
+
+# %%
+#| export
+def downscale(
+    image: np.ndarray,                # uint8 (height, width)
+    rng: np.random.Generator,
+    down: int = cv2.INTER_LINEAR,     # interpolation of the way down
+    up: int = cv2.INTER_LINEAR,       # and of the way up
+    scale: tuple = (0.75, 0.95),
+) -> np.ndarray:                      # uint8, same shape
+    "Detail lost, size kept."
+    h, w = image.shape
+    s = rng.uniform(*scale)
+    return cv2.resize(cv2.resize(image, (max(1, round(w * s)), max(1, round(h * s))), interpolation=down), (w, h),
+                      interpolation=up)
+
+# %%
+around = np.s_[len(breast) // 2 - 60:len(breast) // 2 + 60, 40:160]
+kinds = {
+    "area, linear": (cv2.INTER_AREA, cv2.INTER_LINEAR), "area, Lanczos": (cv2.INTER_AREA, cv2.INTER_LANCZOS4),
+    "linear, linear": (cv2.INTER_LINEAR, cv2.INTER_LINEAR)
+}
+detail = lambda picture: cv2.Laplacian(picture[around], cv2.CV_32F).std()
+left = {name: [downscale(breast, np.random.default_rng(i), *k) for i in range(3)] for name, k in kinds.items()}
+sheet([breast[around], *(p[around] for three in left.values() for p in three)], columns=10,
+      title=f"a patch, and made small and large again, three draws each: {'; '.join(kinds)}")
+sharpness = pd.Series(
+    {name: np.mean([detail(p) for p in three]) for name, three in left.items()} | {"as it is": detail(breast)},
+    name="standard deviation of the Laplacian")
+assert sharpness.drop("as it is").max() < sharpness["as it is"]
+sharpness.round(2)
+
+# %% [markdown]
+# ## Other grey levels
+# A tone curve bends the scale without moving its ends: a cubic Bézier curve whose two inner points are drawn around a
+# quarter and three quarters, which on average makes a little more contrast. Brightness and contrast move the ends as
+# well, and what leaves the scale is cut off. Both are a table of 256 values.
+
+# %%
+#| export
+def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    "Each grey level replaced by the one in the table."
+    return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+
+def tone_levels(
+    low: float,      # height of the first inner point, 0..1
+    high: float,     # and of the second
+) -> np.ndarray:     # float (256,)
+    "Bernstein form of a cubic from 0 to 255: 3 (1 - t)^2 t low + 3 (1 - t) t^2 high + t^3."
+    t = np.linspace(0, 1, 256)
+    return 255 * (3 * (1 - t) ** 2 * t * low + 3 * (1 - t) * t ** 2 * high + t ** 3)
+
+def tone_curve(
+    image: np.ndarray,          # uint8 (height, width)
+    rng: np.random.Generator,
+    scale: float = 0.3,         # standard deviation of the inner points
+) -> np.ndarray:                # uint8, same shape
+    "Another gradation between the same black and white."
+    return _look_up(image, tone_levels(*np.clip(rng.normal((0.25, 0.75), scale), 0, 1)))
+
+def brightness_contrast(
+    image: np.ndarray,                # uint8 (height, width)
+    rng: np.random.Generator,
+    brightness: tuple = (-0.1, 0.2),  # added, as a share of 255
+    contrast: tuple = (-0.4, 0.5),    # 1 + this is the factor
+) -> np.ndarray:                      # uint8, same shape
+    "A straight line instead of the grey levels."
+    return _look_up(image, np.arange(256) * (1 + rng.uniform(*contrast)) + 255 * rng.uniform(*brightness))
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+ramp = np.arange(256, dtype=np.uint8)[None]
+for ax, f in zip(axes, (tone_curve, brightness_contrast)):
+    for i in range(30):
+        ax.plot(f(ramp, np.random.default_rng(i))[0], lw=.8)
+    ax.set(title=f.__name__.replace("_", " "), xlabel="grey level before", ylabel="and after")
+fig.tight_layout()
+assert np.allclose(tone_levels(1 / 3, 2 / 3), np.arange(256))   # thirds are the straight line
+
+# %%
+show(tone_curve, "tone curves")
+show(brightness_contrast, "brightness and contrast");
+
+# %% [markdown]
+# ## Moved, turned, bent
+# Three ways to move pixels, of which an image gets one at most, so that its pixels are interpolated once here and once
+# when it is made to fit. From outside comes black, which is what surrounds a breast. The first way is one matrix:
+# shift, scale and rotation about the centre.
+
+# %%
+#| export
+def shift_scale_rotate(
+    image: np.ndarray,                 # uint8 (height, width)
+    rng: np.random.Generator,
+    shift: tuple = (0.1, 0.2),         # largest shift, as a share of width and of height
+    scale: float = 0.15,               # largest change of size
+    degrees: float = 30,               # largest rotation
+) -> np.ndarray:                       # uint8, same shape
+    "One affine map (OpenCV, `getRotationMatrix2D`)."
+    h, w = image.shape
+    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), rng.uniform(-degrees, degrees),
+                                     1 + rng.uniform(-scale, scale))
+    matrix[:, 2] += rng.uniform(-1, 1, 2) * shift * np.array([w, h])
+    return cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
+
+# %%
+show(shift_scale_rotate, "shifted, scaled, rotated");
+
+# %% [markdown]
+# The second is elastic: three points around the middle move by up to ten pixels each, and the affine map that follows
+# them is applied; then each pixel is displaced by smoothed noise. Both maps are worked into one, so the pixels are
+# interpolated once. Noise that is smooth over many pixels need not be drawn for every pixel: on a grid `step` times
+# coarser, noise `step` times weaker has the same variance once it is smoothed, `alpha^2 / 3 / (4 pi sigma^2)`.
+
+# %%
+#| export
+def smooth_noise(
+    rng: np.random.Generator,
+    shape: tuple,         # height, width
+    alpha: float,         # uniform noise from -alpha to alpha
+    sigma: float,         # of the Gaussian it is smoothed with, pixels
+) -> np.ndarray:          # float32 (height, width, 2)
+    "The displacements of an elastic deformation (Simard et al. 2003, section 2)."
+    step = max(1, int(sigma / 4))
+    coarse = tuple(-(-n // step) for n in shape)
+    noise = rng.uniform(-alpha / step, alpha / step, (*coarse, 2)).astype(np.float32)
+    return cv2.resize(cv2.GaussianBlur(noise, (0, 0), sigma / step), shape[::-1],
+                      interpolation=cv2.INTER_LINEAR).reshape(*shape, 2)
+
+def elastic(
+    image: np.ndarray,        # uint8 (height, width)
+    rng: np.random.Generator,
+    alpha: float = 1,         # strength of the noise, pixels
+    sigma: float = 20,        # its smoothness, pixels
+    alpha_affine: float = 10, # largest movement of the three points, pixels
+) -> np.ndarray:              # uint8, same shape
+    "An affine map of three points and a displacement of each pixel, in one interpolation."
+    h, w = image.shape
+    # the winner's library takes h // 2 for x and w // 2 for y
+    centre, arm = np.array([w // 2, h // 2]), max(1, min(h, w) // 3)
+    points = (centre + arm * np.array([[1, 1], [1, -1], [-1, -1]])).astype(np.float32)
+    moved = points + rng.uniform(-alpha_affine, alpha_affine, points.shape).astype(np.float32)
+    back = cv2.getAffineTransform(moved, points).astype(np.float32)   # from a pixel of the result to its source
+    at = smooth_noise(rng, (h, w), alpha, sigma)
+    at[..., 0] += np.arange(w, dtype=np.float32)
+    at[..., 1] += np.arange(h, dtype=np.float32)[:, None]
+    return cv2.remap(image, cv2.transform(at, back), None, cv2.INTER_LINEAR, borderValue=0)
+
+# %%
+show(elastic, "elastic, the winner's strength")
+displacement = smooth_noise(np.random.default_rng(seed), breast.shape, 1, 20)
+assert .005 < displacement.std() < .012   # expected .0081
+print(f"the winner's displacements have a standard deviation of {displacement.std():.4f} pixels")
+
+# %% [markdown]
+# A hundredth of a pixel: with the winner's numbers the elastic part does nothing that can be seen, and what is left is
+# the affine map. With a stronger one it would look like this:
+
+# %%
+show(partial(elastic, alpha=500, alpha_affine=0), "elastic, alpha 500 and no affine map: not in the winner's list");
+
+# %% [markdown]
+# The third draws a grid on the image and makes its columns and rows wider or narrower. The changes are normalised:
+# together they are as wide as the image, so that nothing leaves it.
+
+# %%
+#| export
+def _stretched(rng: np.random.Generator, length: int, steps: int, limit: float) -> np.ndarray:
+    "Where each pixel of a line comes from, when it is stretched in some parts and squeezed in others."
+    widths = 1 + rng.uniform(-limit, limit, steps)
+    ends = np.concatenate([[0], np.cumsum(widths)]) / widths.sum() * (length - 1)
+    return np.interp(np.arange(length), np.linspace(0, length - 1, steps + 1), ends).astype(np.float32)
+
+def grid_distortion(
+    image: np.ndarray,          # uint8 (height, width)
+    rng: np.random.Generator,
+    steps: int = 5,             # columns and rows of the grid
+    limit: float = 0.3,         # largest change of a column's width before normalisation
+) -> np.ndarray:                # uint8, same shape
+    "A grid of unequal columns and rows; the corners stay."
+    h, w = image.shape
+    x, y = np.meshgrid(_stretched(rng, w, steps, limit), _stretched(rng, h, steps, limit))
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderValue=0)
+
+# %%
+show(grid_distortion, "grid distortion")
+lines = np.zeros_like(breast)
+lines[::len(breast) // 10] = lines[:, ::len(breast[0]) // 10] = 255
+sheet([grid_distortion(cv2.dilate(lines, np.ones((5, 5))), np.random.default_rng([seed, i])) for i in range(11)],
+      title="the same, of a grid")
+
+# %% [markdown]
+# ## Holes
+# One to six black rectangles, so that no single place decides alone. A cancer may be hidden so, and then the target is
+# wrong; an image gets holes one time in four only.
+
+# %%
+#| export
+def coarse_dropout(
+    image: np.ndarray,                # uint8 (height, width)
+    rng: np.random.Generator,
+    holes: tuple = (1, 6),            # fewest and most
+    height: tuple = (0.05, 0.15),     # of a hole, as a share of the image's
+    width: tuple = (0.1, 0.25),
+) -> np.ndarray:                      # uint8, same shape
+    "Black rectangles (DeVries & Taylor 2017)."
+    h, w = image.shape
+    image = image.copy()
+    for _ in range(rng.integers(holes[0], holes[1] + 1)):
+        hole_h, hole_w = int(h * rng.uniform(*height)), int(w * rng.uniform(*width))
+        top, left = rng.integers(0, h - hole_h + 1), rng.integers(0, w - hole_w + 1)
+        image[top:top + hole_h, left:left + hole_w] = 0
+    return image
+
+# %%
+white = np.full_like(breast, 255)
+assert all(.004 < (coarse_dropout(white, np.random.default_rng(i)) == 0).mean() < 6 * .15 * .25 for i in range(50))
+show(coarse_dropout, "holes");
+
+# %% [markdown]
+# ## Policies
+# The winner's list: a row is a step, taken with the probability in front; of its ways one is drawn by weight. The whole
+# list is for nine images in ten, which is the recipe's `augmentation`, and it works on crops in the size that the
+# detector left them; lengths in pixels, such as those of the elastic map, mean such crops.
+
+# %%
+#| export
+WINNER = (  # probability of the step, its ways with their weights (facts, section 4)
+    (0.4, ((1, random_crop),)), (0.5, ((1, flip_sides),)), (0.5, ((1, flip_ends),)),
+    (0.125, ((0.1, partial(
+        downscale, down=cv2.INTER_AREA)), (0.1, partial(
+            downscale, down=cv2.INTER_AREA,
+            up=cv2.INTER_LANCZOS4)), (0.8, downscale))), (0.5, ((1, tone_curve), (1, brightness_contrast))),
+    (0.5, ((0.6, shift_scale_rotate), (0.2, elastic), (0.2, grid_distortion))), (0.25, ((1, coarse_dropout),)),
+)
+
+def winner(
+    image: np.ndarray,          # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                # uint8, smaller where it was cropped
+    "The winner's list."
+    for probability, ways in WINNER:
+        if rng.random() >= probability:
+            continue
+        weights, transforms = zip(*ways)
+        image = transforms[rng.choice(len(ways), p=np.divide(weights, sum(weights)))](image, rng)
+    return image
+
+# %%
+chance = pd.DataFrame(
+    [{"transform": getattr(f, "func", f).__name__, "share of images": .9 * p * weight / sum(w for w, _ in ways)}
+     for p, ways in WINNER for weight, f in ways])
+assert abs(chance["share of images"].sum() - .9 * sum(p for p, _ in WINNER)) < 1e-9
+chance.groupby("transform", sort=False).sum().round(4)
+
+# %% [markdown]
+# `light` is for small images on two cores: the same kinds of change without those that cost much, and all geometry in
+# one matrix. `broad` is for a few hundred patients, where every image must do for many: all of it every time, and shear
+# and gamma besides. `baseline` is the single-model baseline's: a mirror, one time in two. Both keep the shape.
+
+# %%
+#| export
+def light(
+    image: np.ndarray,            # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                  # uint8, same shape
+    "Flips, shift, scale, rotation, brightness and contrast, holes."
+    h, w = image.shape
+    turn = rng.uniform(-30, 30) if rng.random() < .5 else 0.0
+    scale = rng.uniform(.85, 1.15) if rng.random() < .5 else 1.0
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), turn, scale)
+    if rng.random() < .5:
+        matrix[:, 2] += rng.uniform(-.1, .1, 2) * (w, h)
+    if turn or scale != 1 or matrix[:, 2].any():
+        image = cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
+    if rng.random() < .5:
+        image = image[:, ::-1]
+    if rng.random() < .5:
+        image = image[::-1]
+    if rng.random() < .5:
+        contrast, brightness = 1 + rng.uniform(-.3, .3), rng.uniform(-.1, .1) * 255
+        image = cv2.LUT(np.ascontiguousarray(image),
+                        np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8))
+    if rng.random() < .25:
+        image = coarse_dropout(image, rng, (1, 3), (.05, .12), (.08, .2))
+    return image
+
+def broad(
+    # uint8 (height, width), or (height, width, 2) with a mask behind the image, which is moved along and keeps its
+    # levels
+    image: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:                  # uint8, same shape
+    "Flips, shift, scale, shear, rotation, gamma, brightness and contrast, holes."
+    h, w = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-30, 30), np.exp(rng.uniform(np.log(.8),
+                                                                                              np.log(1.25))))
+    matrix[:, 2] += rng.uniform(-.08, .08, 2) * (w, h)
+    shear = rng.uniform(-.1, .1) if rng.random() < .5 else 0.0
+    image = cv2.warpAffine(image, matrix @ [[1, shear, -shear * h / 2], [0, 1, 0], [0, 0, 1]], (w, h),
+                           flags=cv2.INTER_LINEAR, borderValue=0)
+    if rng.random() < .5:
+        image = image[:, ::-1]
+    if rng.random() < .5:
+        image = image[::-1]
+    # air stays black
+    levels = 255 * (np.arange(256) / 255)**np.exp(rng.uniform(-.3, .3)) * (1 + rng.uniform(-.25, .25)) + rng.uniform(
+        -25, 25) * (np.arange(256) > 3)
+    grey = cv2.LUT(np.ascontiguousarray(image if image.ndim == 2 else image[..., 0]),
+                   np.clip(levels, 0, 255).astype(np.uint8))
+    if rng.random() < .3:
+        grey = coarse_dropout(grey, rng, (1, 3), (.04, .12), (.06, .2))
+    return grey if image.ndim == 2 else np.dstack([grey, image[..., 1]])
+
+def baseline(
+    image: np.ndarray,          # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                # uint8, same shape
+    "A mirror, one time in two."
+    return flip_sides(image, rng) if rng.random() < 0.5 else image
+
+def none(
+    image: np.ndarray,          # uint8 (height, width)
+    rng: np.random.Generator,
+) -> np.ndarray:                # uint8, same shape
+    "As it is."
+    return image
+
+POLICIES = {f.__name__: f for f in (winner, light, broad, baseline, none)}
+# policies for crops in their own size, which are made to fit afterwards; the others come after fitting
+BEFORE_FITTING = ("winner",)
+
+WITH_MASK = ("broad", "none")  # policies that move a mask along
+
+def augment(
+    image: np.ndarray,            # uint8 (height, width); for WITH_MASK also (height, width, 2), image and mask
+    rng: np.random.Generator,
+    policy: str,                  # a key of POLICIES
+) -> np.ndarray:                  # uint8; another shape where the policy crops
+    "One image, changed as the generator says."
+    if policy not in POLICIES:
+        raise ValueError(f"No augmentation {policy!r}. There are {', '.join(POLICIES)}.")
+    if image.ndim == 3 and policy not in WITH_MASK:
+        raise ValueError(f"Augmentation {policy} does not move masks along; {' and '.join(WITH_MASK)} do.")
+    return np.ascontiguousarray(POLICIES[policy](image, rng))
+
+# %% [markdown]
+# ## What came out
+# What the network is shown, one policy after another, made to fit a canvas twice as high as wide.
+
+# %%
+for policy in ("winner", "light", "broad", "baseline"):
+    many = [augment(breast, np.random.default_rng([seed, i]), policy) if policy in BEFORE_FITTING else
+            augment(fit_resize(breast, 512, 256), np.random.default_rng([seed, i]), policy) for i in range(24)]
+    sheet([fit_resize(m, 512, 256) for m in many], title=policy)
+assert all((augment(breast, np.random.default_rng(3), p) == augment(breast, np.random.default_rng(3), p)).all()
+           for p in POLICIES)
+try:
+    augment(breast, np.random.default_rng(0), "lite")
+except ValueError as e:
+    print(e)

@@ -1,0 +1,331 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Recipes
+# > Every number that makes one experiment differ from another, in one place, with a name.
+#
+# A recipe has one section for each stage, and a stage reads its own section only; so changing the number of epochs
+# re-runs training and what follows, and leaves the crops alone. Recipes are frozen: what a run was made with is what
+# its manifest says.
+
+# %%
+#| default_exp mammo.recipes
+
+# %%
+#| export
+import importlib
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+# %%
+#| hide
+from dataclasses import asdict
+
+import pandas as pd
+
+# %% tags=["parameters"]
+recipe = "demo"   # the recipe shown below
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Phantom:
+    "The synthetic competition; None in a recipe that reads a real one."
+    patients: int = 96          # in train.csv, four views each or more
+    test_patients: int = 12     # in test.csv
+    rows: int = 832             # frame height, pixels
+    columns: int = 640          # frame width, pixels
+    prevalence: float = 0.3     # share of patients with a cancer in one breast
+    seed: int = 2023
+    conspicuity: float = 1.0    # contrast of lesions, 1 = readable by an attentive eye
+
+@dataclass(frozen=True)
+class Datasets:
+    "The data sets that are read."
+    name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
+    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
+
+@dataclass(frozen=True)
+class Detector:
+    "YOLOX-nano, which finds the breast; the defaults are what two cores train in two minutes."
+    # a folder below `raw` with boxes in YOLOv5 text, of the data set that is read; "": frames are drawn
+    annotations: str = ""
+    patients: int = 250         # drawn, four frames each
+    held_back: float = 0.1      # share of the drawn patients to validate with
+    strangeness: float = 0.2    # of drawn frames, 0 to 1; more takes longer to learn
+    drawing_seed: int = 67
+    size: int = 96              # side of the network's input, pixels, a multiple of 32; the winner's: 416
+    weights: str = "none"       # initial weights: none, or a .pth of YOLOX in assets/trained
+    epochs: int = 9
+    batch_size: int = 8
+    optimizer: str = "adamw"    # sgd or adamw
+    lr: float = 5e-3
+    min_lr: float = 2e-4
+    schedule: str = "yolox"
+    warmup_epochs: float = 0.2
+    warmup_lr: float = 0.0
+    flat_epochs: int = 0        # the last ones, with the smallest learning rate
+    l1_epochs: int = 9          # the last ones, with the L1 loss of the sides; from the first it saves half of the time
+    weight_decay: float = 1e-2
+    clip_norm: float = 10.0     # largest norm of the gradient; 0 = off
+    ema_decay: float = 0.98
+    ema_ramp: int = 0
+    norm_momentum: float = 0.1  # of batch normalisation; YOLOX's 0.03 needs more steps than two minutes have
+    # the last epochs, in which it no longer follows the batch; small batches of unlike frames mislead it
+    frozen_norm: int = 5
+    precision: str = "fp32"
+    checkpoint_every: int = 50  # steps between checkpoints
+    workers: int = 0            # data-loading processes
+    threads: int = 1            # of torch; 0: its own choice. Layers this small are slower on two
+    tolerance: float = 0.05     # largest allowed difference of a box against torch, pixels of the input
+    seed: int = 42
+    faithful: bool = False      # frames, assignment of boxes to cells and shared patients as the winner had them
+
+@dataclass(frozen=True)
+class Crops:
+    "From frame to breast."
+    box_size: int = 416         # without a detector the frame is looked at in this size, pixels
+    confidence: float = 0.5     # least confidence of the detector; the winner's
+    overlap: float = 0.9        # IoU above which the less sure of two boxes goes; the winner's
+    min_area: float = 0.04      # a box below this share of the frame is no breast
+    window: int = 0             # which of the header's windows; the winner took the first
+    height: int = 0             # the crop is made to fit into height x width pixels, and no more than that
+    width: int = 0              # is decoded; 0: as large as the detector made it
+    # to grey levels, for files whose table does not say: window, percentile (MiniDDSM, CDD-CESM) or none
+    scaling: str = "window"
+    faithful: bool = False      # the winner's preparation to the bit, its defects included
+
+@dataclass(frozen=True)
+class Folds:
+    "The split into folds; a patient is in one only."
+    n_folds: int = 4
+    seed: int = 67              # the winner's
+
+@dataclass(frozen=True)
+class Train:
+    "Network, augmentation and optimisation of one classifier a fold."
+    network: str = "tf_efficientnet_lite0"   # a timm name
+    # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file, {fold} in its name
+    weights: str = "imagenet_lite"
+    global_pool: str = "avg"                 # the winner's ConvNeXt: max
+    height: int = 256                        # network input, pixels
+    width: int = 128
+    drop_rate: float = 0.2
+    drop_path_rate: float = 0.0
+    epochs: int = 4
+    batch_size: int = 16
+    # positives drawn per negative (the winner: 0.1429); never less than one a batch
+    positive_ratio: float = 0.3
+    soft_positive: float = 0.1               # a positive's target is 1 - this
+    label_smoothing: float = 0.0             # share of a target that is spread over both classes
+    augmentation: float = 0.9                # share of images that are augmented at all
+    augment: str = "light"                   # how: winner, light, broad, baseline or none
+    optimizer: str = "adamw"                 # sgd or adamw
+    lr: float = 1e-3
+    min_lr: float = 5e-5
+    schedule: str = "timm"                   # timm, yolox or cosine, see `learning_rate`
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-4
+    flat_epochs: int = 0                     # of `epochs`, the last ones, at min_lr
+    weight_decay: float = 1e-2
+    ema_decay: float = 0.99                  # 0 = off
+    ema_ramp: int = 0                        # -1: the decay is constant from the first step
+    precision: str = "amp"                   # amp where the device has it, else fp32
+    checkpoint_every: int = 20               # steps between checkpoints
+    workers: int = 0                         # data-loading processes
+    # that train one network together, by torchrun: one a GPU; each has batches of batch_size
+    processes: int = 1
+    val_batch_size: int = 32
+    # of the loss for saying where lesions are, in a set that comes with masks of them
+    lesion_weight: float = 0.0
+    freeze: int = 0                          # parameters, counted from the picture, that stay as they are
+    mirrored: bool = False                   # validated and used with the mean of image and mirror image
+    folds: str = ""                          # which are trained, spaces between; "": all
+    # a training of the same fold that comes first; this one goes on from its last averaged weights
+    before: "Train | None" = None
+    # of Train, one a fold, where folds are trained in different ways; the networks are alike
+    by_fold: tuple = ()
+    seed: int = 42
+
+@dataclass(frozen=True)
+class Select:
+    "Which epoch of a fold is kept, and the threshold."
+    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
+
+@dataclass(frozen=True)
+class Engines:
+    "The ensemble as one graph."
+    tolerance: float = 1e-4             # largest allowed difference of a probability against torch, fp32
+    reduced_tolerance: float = 5e-3     # the same of ways that compute in 16 bits
+    # compared with torch besides ONNX Runtime; onnxruntime-fp16 is the graph of which engines are built
+    ways: str = "openvino-fp32 openvino-bf16 torch-bf16"
+    # cheaper ensembles, for a time budget: "2" has the two best folds, "2@0.75" at three quarters of the size
+    variants: str = ""
+    # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, and no such GPU
+    targets: str = ""
+
+@dataclass(frozen=True)
+class Recipe:
+    "One experiment: a section for each stage."
+    about: str
+    phantom: Phantom | None = Phantom()
+    datasets: Datasets = Datasets()
+    detector: Detector = Detector()
+    crops: Crops = Crops()
+    folds: Folds = Folds()
+    train: Train = Train()
+    select: Select = Select()
+    engines: Engines = Engines()
+
+# %% [markdown]
+# `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; it
+# is what a stage notebook opened on its own practises on. Recipes that end in `_roi` are about the detector alone:
+# `winner_roi` is the winner's, number by number (facts, section 2).
+#
+# The winner's classifiers are four, one a fold, and not all were trained alike: folds 0 and 1 came first, with a lower
+# learning rate and softer targets, were found not to have learnt enough, and were trained on from where they were
+# (`winner_stage1`, then `winner_stage2`); folds 2 and 3 had it in one go. `winner` is all of that in one run, which
+# ends in his ensemble; the others train a part of it. `winner_label_smoothing` smooths both classes instead of
+# softening the positives; of all that was tried it had the best private score, 0.56.
+
+# %%
+#| export
+_detector = Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64,
+                     optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0, warmup_lr=1e-5, flat_epochs=5,
+                     l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03,
+                     frozen_norm=0, checkpoint_every=1000, workers=4, threads=0)
+_train = Train(network="convnext_small.fb_in22k_ft_in1k_384", weights="imagenet", global_pool="max", height=2048,
+               width=1024, drop_rate=0.5, drop_path_rate=0.2, epochs=31, batch_size=8, positive_ratio=0.1429,
+               soft_positive=0.1, augmentation=0.9, augment="winner", optimizer="sgd", lr=3e-3, min_lr=5e-5,
+               warmup_epochs=4, warmup_lr=3e-5, flat_epochs=1, weight_decay=2e-5, ema_decay=0.9998, ema_ramp=-1,
+               checkpoint_every=500, workers=8, val_batch_size=16, seed=42)
+
+def _winner(about: str, **changes) -> Recipe:
+    "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
+    return Recipe(about, phantom=None, datasets=Datasets(
+        "rsna-breast-cancer-detection", external="vindr miniddsm cmmd cddcesm bmcd"), detector=_detector, train=replace(
+            _train, **changes))
+
+def _cbis(about: str, height: int, width: int, **changes) -> Recipe:
+    """Half of these breasts have a cancer, so batches are half and half, and the score is AUC. The 27 frozen parameters of Lite0 are those of the
+    first three blocks, the 36 of Lite2 those of the first four. What each choice is worth: tests/bench/cbis.py."""
+    train = Train(height=height, width=width, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0,
+                  augment="broad", epochs=7, schedule="cosine", lr=1e-3, min_lr=1e-5, lesion_weight=10.0, freeze=27,
+                  mirrored=True)
+    return Recipe(about, phantom=None, datasets=Datasets("cbis_ddsm_mass_256"), crops=Crops(height=height, width=width),
+                  train=replace(train, **changes), select=Select(metric="auc", candidates=1))
+
+_stage1 = dict(soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25)
+_stage2 = dict(before=replace(_train, **_stage1), lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17)
+
+RECIPES = {
+    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(
+        height=256, width=128), train=Train(epochs=3), engines=Engines(variants="2 1@0.75")),
+    "tiny": Recipe(
+        "the same stages in seconds; its scores mean nothing", phantom=Phantom(
+            patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0), detector=Detector(
+                patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0,
+                checkpoint_every=2), crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(
+                    height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2),
+        engines=Engines(variants="1")), "cbis": _cbis(
+            "CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour of two cores", 320,
+            192), "cbis_long": _cbis("the same, larger, with a larger network, in an hour of two cores", 448, 256,
+                                     network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1, epochs=6),
+    "demo_roi": Recipe("the detector of `demo` alone"), "winner_roi": Recipe(
+        "the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU",
+        phantom=None, datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector), "winner": _winner(
+            "the winner's ensemble: folds 0 and 1 in two parts, 2 and 3 in one, ConvNeXt-small at 2048x1024, on a GPU",
+            by_fold=(*[replace(_train, **_stage2)] * 2, *[_train] * 2)), "winner_fold2": _winner(
+                "the winner's fold 2", folds="2"), "winner_fold3": _winner(
+                    "the winner's fold 3, trained as fold 2", folds="3"), "winner_stage1": _winner(
+                        "the winner's folds 0 and 1, first part", folds="0 1", **_stage1),
+    "winner_stage2": _winner(
+        "the winner's folds 0 and 1, second part, from the last averaged weights of the first, which comes before",
+        folds="0 1", **_stage2), "winner_label_smoothing": _winner(
+            "the winner's variant with smoothed labels, all folds as fold 2", soft_positive=0.0, label_smoothing=0.1),
+}
+
+class RecipeError(Exception):
+    "A recipe, section or field that does not exist, or a value of the wrong type."
+
+def get_recipe(
+    name: str,   # a key of RECIPES, or that of another system on the same data: baseline/demo
+) -> Recipe:     # or that system's own class of recipes
+    "A recipe by its name."
+    system, _, key = name.rpartition("/")
+    # imported when it is named: mammo needs no other system
+    recipes = importlib.import_module(f"mammo_nb.{system}.recipes").RECIPES if system else RECIPES
+    if key not in recipes:
+        raise RecipeError(f"No recipe {key!r}. There are {', '.join(sorted(recipes))}.")
+    return recipes[key]
+
+# %%
+#| export
+def _checked(where: str, kind: str, value):
+    "The value if it fits the field's type; an int is a fine float."
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
+    if not wanted:
+        raise RecipeError(f"{where} is set in a recipe, not for a run.")
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise RecipeError(f"{where} takes {kind}, got {value!r}.")
+    return value
+
+def _replaced(section, changes: dict):
+    "The section with fields replaced, in the sections inside it too."
+    def inside(value):
+        if isinstance(value, tuple):
+            return tuple(_replaced(v, changes) for v in value)
+        return _replaced(value, changes) if is_dataclass(value) else value
+    return replace(section, **{f.name: inside(getattr(section, f.name)) for f in fields(section)} | changes)
+
+def get_section(
+    name: str,                      # a recipe
+    stage: str,                     # a stage with a section in it, as "train"
+    overrides: dict | None = None,  # field -> value, for this run only
+):                                  # the section, frozen; None if the recipe has none
+    "A stage's section of a recipe, with fields replaced."
+    whole = get_recipe(name)
+    if stage not in {f.name for f in fields(whole)} - {"about"}:
+        raise RecipeError(
+            f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(whole)[1:])}.")
+    section = getattr(whole, stage)
+    if not overrides:
+        return section
+    if section is None:
+        raise RecipeError(f"Recipe {name} has no section {stage} to override.")
+    kinds = {f.name: f.type for f in fields(section)}
+    wrong = sorted(set(overrides) - set(kinds))
+    if wrong:
+        raise RecipeError(f"{stage} has no {', '.join(wrong)}. It has {', '.join(kinds)}.")
+    return _replaced(
+        section, {k: _checked(f"{stage}.{k}", getattr(kinds[k], "__name__", kinds[k]), v) for k, v in overrides.items()})
+
+# %%
+pd.DataFrame({n: asdict(replace(r.train, before=None, by_fold=())) for n, r in RECIPES.items()})
+
+# %% [markdown]
+# A field can be changed for one run, `make reproduce SET="train.epochs=8"`. A slip is told before anything runs:
+
+# %%
+for overrides in ({"epoch": 8}, {"epochs": "8"}, {"before": ""}):
+    try:
+        get_section(recipe, "train", overrides)
+    except RecipeError as e:
+        print(e)
+assert get_section(recipe, "train", {"lr": 1}).lr == 1.0 and get_section(recipe,
+                                                                         "train").epochs == RECIPES[recipe].train.epochs
+whole = get_section("winner", "train", {"epochs": 3})   # of every part
+assert [t.epochs
+        for t in whole.by_fold] == [3] * 4 and whole.by_fold[0].before.epochs == 3 and whole.by_fold[2].before is None
