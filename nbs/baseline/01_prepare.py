@@ -26,47 +26,43 @@
 #| export
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from mammo_nb.baseline.recipes import Prepare
+from mammo_nb.baseline.system import Prepare
 from mammo_nb.core.dicom import Image, read_image
 from mammo_nb.core.files import inside, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.stages import code_of, locate, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.reading.boxes import Box
 from mammo_nb.mammo.crops import WHOLE, crop_path
 from mammo_nb.mammo.datasets import read_table, root_of
-from mammo_nb.mammo.recipes import get_section
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.baseline.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
-overrides = {}                                # changes to the section `prepare`
+overrides = {}                                # changes for this run, such as {"prepare.field": value}
 workers = 0                                   # processes; 0: one a core
 label = 1                                     # 0 or 1: of which images a sample is shown at the end
-reads = ["processed/cleaned_label.csv"]       # and the files that the table names
-# one row an image, beside cleaned_images/; those that failed once more
-writes = ["processed/crops.csv", "processed/crop_errors.csv"]
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="prepare", overrides=overrides)
+run.contract("prepare")
 
 # %%
 #| hide
-if not run_dir:
-    from mammo_nb.mammo import datasets, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, recipe="baseline/tiny")
-settings = get_section(recipe, "prepare", overrides)
-labels = read_table(locate(run_dir, reads[0]), ["file"])
-image = read_image(root_of(run_dir, labels["dataset"][0]) / labels["file"][0])
+settings = run.section("prepare")
+labels = read_table(run.path("processed/cleaned_label.csv"), ["file"])
+image = read_image(root_of(run, labels["dataset"][0]) / labels["file"][0])
 
 # %% [markdown]
 # ## Grey levels
@@ -175,23 +171,21 @@ def prepare_file(
         "y1": box.y1, "box_source": box.source, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `prepare`
+def run_stage(
+    run: Run,
     workers: int | None = None,      # processes; None: one a core
 ) -> pd.DataFrame:                   # crops.csv with seconds
     "The files of the unified table -> cleaned_images/, crops.csv, crop_errors.csv."
-    settings, writes = get_section(recipe, "prepare", overrides), ["processed/crops.csv", "processed/crop_errors.csv"]
-    with stage(run_dir, "prepare", reads=["processed/cleaned_label.csv"], writes=writes, parameters=asdict(settings)):
-        output = locate(run_dir, writes[0]).parent
+    settings = run.section("prepare")
+    with run.stage("prepare"):
+        output = run.path("processed/")
         place = {"images": str(output / "cleaned_images"), "settings": asdict(settings)}
         files = read_table(output / "cleaned_label.csv", ["file", "patient_id", "image_id", "dataset"])
-        roots = {name: str(root_of(run_dir, name)) for name in files["dataset"].unique()}
+        roots = {name: str(root_of(run, name)) for name in files["dataset"].unique()}
         items = [{**row, "folder": roots[name], **place}
                  for row, name in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), files["dataset"])]
         work = map_files(prepare_file, items, table=output / "crops_seconds.csv",
-                         params={**place, "code": code_of(run_dir, "prepare")}, label="prepare", workers=workers)
+                         params={**place, "code": run.code("prepare")}, label="prepare", workers=workers)
         for left in (output / "cleaned_images").glob(".*.png"):
             left.unlink()   # of a process that was killed
         for column in ("patient_id", "image_id"):
@@ -203,7 +197,7 @@ def run(
     return work
 
 # %%
-table = run(run_dir, recipe, overrides, workers or None)
+table = run_stage(run, workers or None)
 done = table[table["error"] == ""]
 print(f"{len(done)} of {len(table)} images, {done['seconds'].median():.2f} s each")
 table.groupby("box_source").size().to_frame("images")
@@ -218,7 +212,7 @@ chosen = chosen.sample(min(9, len(chosen)), random_state=0)
 fig, axes = plt.subplots(3, 3, figsize=(5, 9.6), facecolor="black")
 for ax, row in zip(axes.flat, chosen.itertuples()):
     ax.imshow(
-        cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)),
+        cv2.imread(str(crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)),
                    cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
     ax.set_title(f"{row.laterality} {row.view}, {'cancer' if label else 'no cancer'}", fontsize=8, color="white")
 for ax in axes.flat:

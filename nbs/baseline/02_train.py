@@ -33,40 +33,37 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import WeightedRandomSampler
 
-from mammo_nb.baseline.recipes import Train
+from mammo_nb.baseline.system import Train
 from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import Mirrored, create_network
-from mammo_nb.core.stages import code_of, locate, recorded, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Train as Classifier
-from mammo_nb.mammo.recipes import get_section
 from mammo_nb.mammo.train import BreastCrops, initial_weights, optimisation, predict_probabilities
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.baseline.system import system
 from mammo_nb.core.train import learning_rate, training_mode
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
-overrides = {}                                # changes to the section `train`
-reads = ["folds.csv", "processed/crops.csv"]  # and processed/cleaned_images/
-writes = ["checkpoints/history.csv"]          # and checkpoints/fold_*/: weights and predictions of every epoch
+overrides = {}                                # changes for this run, such as {"train.field": value}
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="train", overrides=overrides)
+run.contract("train")
 
 # %%
 #| hide
-if not run_dir:
-    from mammo_nb.baseline import prepare
-    from mammo_nb.mammo import datasets, folds, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, prepare.run, folds.run, recipe="baseline/tiny")
-settings = get_section(recipe, "train", overrides)
-table = read_table(locate(run_dir, reads[0]), ["fold"])
-images = locate(run_dir, "processed/cleaned_images")
+settings = run.section("train")
+table = read_table(run.path("folds.csv"), ["fold"])
+images = run.path("processed/cleaned_images")
 
 # %% [markdown]
 # ## Loaded dice
@@ -128,8 +125,8 @@ def pictures(
     return BreastCrops(table, images, plain, normalization)
 
 # %%
-preparation = recorded(run_dir, "prepare")
-size = preparation["height"], preparation["width"]
+preparation = run.recorded("prepare")
+size = preparation.height, preparation.width
 data = pictures(table, images, size, {"mean": .5, "std": .5}, settings.augment)
 fig, axes = plt.subplots(1, 8, figsize=(11, 2.8))
 for seed, ax in enumerate(axes, start=-1):
@@ -155,7 +152,7 @@ def build_network(
     return create_network(settings.network, weights=weights, seed=seed, freeze=settings.freeze)
 
 # %%
-convnext = build_network(get_section("baseline/baseline_tiny", "train"))
+convnext = build_network(system.recipe("baseline_tiny").section(Train))
 names = [n for n, _ in convnext.named_parameters()]
 assert convnext.head.norm.eps == 1e-6 and convnext.head.norm.weight.shape == (
     768,) and convnext.head.fc.weight.shape == (1, 768)
@@ -216,7 +213,7 @@ def train_fold(
 
 # %%
 steps = 20   # an epoch
-published = optimisation(get_section("baseline/baseline_tiny", "train"))
+published = optimisation(system.recipe("baseline_tiny").section(Train))
 plt.figure(figsize=(5, 2.2))
 plt.plot(
     np.arange(published.epochs * steps) / steps,
@@ -229,23 +226,19 @@ plt.xlabel("epoch");
 
 # %%
 #| export
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `train`
+def run_stage(
+    run: Run,
 ) -> pd.DataFrame:                   # history of the fold
     "folds.csv and the pictures -> checkpoints/fold_*/ and checkpoints/history.csv."
-    settings, reads = get_section(recipe, "train", overrides), ["folds.csv", "processed/crops.csv"]
-    with stage(run_dir, "train", reads=reads, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
-        table, folder = read_table(locate(run_dir, "folds.csv"), ["fold"]), locate(run_dir,
-                                                                                   "checkpoints/history.csv").parent
+    settings, reads = run.section("train"), ("folds.csv", "processed/crops.csv")
+    with run.stage("train"):
+        table, folder = read_table(run.path("folds.csv"), ["fold"]), run.path("checkpoints/")
         identity = {
-            "recipe": asdict(settings), "reads": [sha256(locate(run_dir, r)) for r in reads], "code": code_of(
-                run_dir, "train")
+            "recipe": asdict(settings), "reads": [sha256(run.path(r)) for r in reads], "code": run.code("train")
         }
-        size = tuple(recorded(run_dir, "prepare")[side] for side in ("height", "width"))
-        history = train_fold(table, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{settings.fold}",
-                             settings, size, identity).assign(fold=settings.fold)
+        prepared = run.recorded("prepare")
+        history = train_fold(table, run.path("processed/cleaned_images"), folder / f"fold_{settings.fold}",
+                             settings, (prepared.height, prepared.width), identity).assign(fold=settings.fold)
         history["weights_sha256"] = [
             sha256(folder / f"fold_{r.fold}" / f"epoch_{r.epoch}.safetensors") for r in history.itertuples()
         ]
@@ -253,7 +246,7 @@ def run(
     return history
 
 # %%
-history = run(run_dir, recipe, overrides)
+history = run_stage(run)
 if history["stop"].any():
     print(f"given up after {len(history)} epochs: pF1 {history['pf1'].iloc[-1]:.3f}")
 history.drop(columns=["weights_sha256"]).round(5)

@@ -23,14 +23,13 @@
 # %%
 #| export
 import shutil
-from pathlib import Path
 
 import pandas as pd
 
 from mammo_nb.baseline.train import THRESHOLDS
 from mammo_nb.core.files import write_csv, write_json
 from mammo_nb.core.metrics import best_threshold, threshold_curve
-from mammo_nb.core.stages import locate, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.select import best_epochs, plateau, summarise
 
@@ -39,20 +38,16 @@ from mammo_nb.mammo.select import best_epochs, plateau, summarise
 import matplotlib.pyplot as plt
 from sklearn.metrics import roc_curve
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.baseline.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
-reads = ["checkpoints/history.csv"]           # and checkpoints/fold_*/
-writes = ["oof.csv", "selection.json"]        # and final_models/fold_*.safetensors
+overrides = {}                                # changes for this run; the stage has no section of its own
 
 # %%
-#| hide
-if not run_dir:
-    from mammo_nb.baseline import prepare, train
-    from mammo_nb.mammo import datasets, folds, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, prepare.run, folds.run, train.run, recipe="baseline/tiny")
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="select", overrides=overrides)
+run.contract("select")
 
 # %% [markdown]
 # ## The threshold
@@ -79,28 +74,25 @@ assert summarise_fold(example)["threshold"] == 0.35 and summarise_fold(example)[
 
 # %%
 #| export
-def run(
-    run_dir: Path,   # folder of the run
-    recipe: str,     # a recipe
+def run_stage(
+    run: Run,
 ) -> dict:           # selection.json
-    "checkpoints -> oof.csv, selection.json and final_models/fold_*.safetensors."
-    checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir,
-                                                                                   "final_models/fold_0").parent
-    chosen = best_epochs(read_table(checkpoints / "history.csv", ["fold", "epoch", "auc", "pf1"]))
-    fold, epoch = int(chosen["fold"].iloc[0]), int(chosen["epoch"].iloc[0])
-    with stage(run_dir, "select", reads=["checkpoints/history.csv"],
-               writes=["oof.csv", "selection.json", f"final_models/fold_{fold}.safetensors"]):
+    "checkpoints -> oof.csv, selection.json and weights/fold_*.safetensors."
+    checkpoints, final = run.path("checkpoints/"), run.path("weights/")
+    with run.stage("select"):
+        chosen = best_epochs(read_table(checkpoints / "history.csv", ["fold", "epoch", "auc", "pf1"]))
+        fold, epoch = int(chosen["fold"].iloc[0]), int(chosen["epoch"].iloc[0])
         oof = read_table(checkpoints / f"fold_{fold}" / f"pred_{epoch}.csv", ["probability"])
-        write_csv(locate(run_dir, "oof.csv"), oof)
+        write_csv(run.path("oof.csv"), oof)
         final.mkdir(parents=True, exist_ok=True)
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(checkpoints / f"fold_{fold}" / f"epoch_{epoch}{suffix}", final / f"fold_{fold}{suffix}")
         result = {"folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), **summarise_fold(oof)}
-        write_json(locate(run_dir, "selection.json"), result)
+        write_json(run.path("selection.json"), result)
     return result
 
 # %%
-selection = run(run_dir, recipe)
+selection = run_stage(run)
 print(
     f"AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to {selection['auc_95'][1]:.3f}, "
     f"{selection['breasts']} breasts, {selection['cancers']} with cancer)"
@@ -114,7 +106,7 @@ print(
 # ## What came out
 
 # %%
-breasts = per_breast(read_table(locate(run_dir, "oof.csv"), ["probability"]))
+breasts = per_breast(read_table(run.path("oof.csv"), ["probability"]))
 curve = threshold_curve(breasts["cancer"], breasts["probability"], THRESHOLDS)
 fig, axes = plt.subplots(1, 2, figsize=(8, 3))
 axes[0].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])

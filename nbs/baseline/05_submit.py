@@ -31,10 +31,10 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.baseline.prepare import prepare
-from mammo_nb.baseline.recipes import Prepare
+from mammo_nb.baseline.system import Prepare
 from mammo_nb.core.dicom import read_image
 from mammo_nb.core.files import inside, read_json
-from mammo_nb.core.stages import StageError, find_trained, locate, stage
+from mammo_nb.core.runs import Run, StageError, find_trained
 from mammo_nb.mammo.datasets import competition
 from mammo_nb.mammo.submit import Ensemble, Output, open_network, submit_images
 
@@ -42,26 +42,19 @@ from mammo_nb.mammo.submit import Ensemble, Output, open_network, submit_images
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.baseline.system import system
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.submit import told
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
-weights = ""                                  # folder with baseline.onnx; "" takes the run's own
+overrides = {}                                # changes for this run; the stage has no section of its own
 workers = 0                                   # processes; 0: one a core
-reads = ["final_models/baseline.onnx"]        # and the competition's test.csv, sample_submission.csv and test_images/
-writes = ["submissions/submission.csv", "test_per_image.csv"]
 
 # %%
-#| hide
-if not run_dir:
-    from mammo_nb.baseline import engines, select, train
-    from mammo_nb.baseline import prepare as preparation
-    from mammo_nb.mammo import datasets, folds, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, preparation.run, folds.run, train.run, select.run,
-                               engines.run, recipe="baseline/tiny")
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="submit", overrides=overrides)
+run.contract("submit")
 
 # %% [markdown]
 # ## One image
@@ -83,11 +76,9 @@ def see_item(
     }, picture
 
 def find_network(
-    run_dir: Path,                 # folder of the run
-    weights: Path | None = None,   # a folder with baseline.onnx, or a run that has one; None: the run's own
-) -> Path:                         # the folder
+    folder: Path,   # with baseline.onnx, or a run that has such a folder
+) -> Path:          # the folder
     "Where baseline.onnx and baseline.json are."
-    folder = weights or locate(run_dir, "final_models/baseline.onnx").parent
     found = find_trained(["baseline.onnx", "baseline.json"], folder)
     if not found:
         raise StageError(
@@ -101,33 +92,25 @@ def find_network(
 
 # %%
 #| export
-def run(
-    run_dir: Path,                 # folder of the run
-    recipe: str,                   # a recipe
-    weights: Path | None = None,   # see `find_network`
+def run_stage(
+    run: Run,
     workers: int | None = None,    # processes that decode; None: one a core
 ) -> pd.DataFrame:                 # the submission
     "test_images -> submissions/submission.csv, test_per_image.csv and submit.json."
-    source, place = competition(recipe), find_network(run_dir, weights)
-    files = Output(locate(run_dir, "submissions/submission.csv"), locate(run_dir, "test_per_image.csv"),
-                   locate(run_dir, "submit.json"))
-    reads = [
-        f"{source}/test.csv", f"{source}/sample_submission.csv",
-        str(place / "baseline.onnx"),
-        str(place / "baseline.json")
-    ]
-    with stage(run_dir, "submit", reads=reads, writes=["submissions/submission.csv", "test_per_image.csv"],
-               parameters={"weights": place.name}):
+    place = find_network(run.weights or run.path("weights/"))
+    files = Output(run.path("submissions/submission.csv"), run.path("test_per_image.csv"),
+                   run.path("submit.json"))
+    with run.stage("submit") as results:
+        results["weights"] = place.name
         metadata = read_json(place / "baseline.json")
         network = Ensemble(metadata, see_item, partial(open_network, place), "baseline",
                            {"settings": metadata["prepare"]})
-        return submit_images(locate(run_dir, source), lambda: network, files, workers=workers)
+        return submit_images(run.path(competition(run)), lambda: network, files, workers=workers)
 
 # %%
-submission = run(run_dir, recipe, weights or None, workers or None)
-per_image = read_table(locate(run_dir, "test_per_image.csv"), ["probability"])
-print(f"{len(submission)} breasts, {submission['cancer'].sum()} called", *told(read_json(locate(
-    run_dir, "submit.json"))), sep="\n")
+submission = run_stage(run, workers or None)
+per_image = read_table(run.path("test_per_image.csv"), ["probability"])
+print(f"{len(submission)} breasts, {submission['cancer'].sum()} called", *told(read_json(run.path("submit.json"))), sep="\n")
 submission.head()
 
 # %% [markdown]
@@ -135,7 +118,7 @@ submission.head()
 # The probabilities of the breasts and where the threshold cut.
 
 # %%
-threshold = read_json(find_network(run_dir, weights or None) / "baseline.json")["threshold"]
+threshold = read_json(find_network(run.weights or run.path("weights/")) / "baseline.json")["threshold"]
 plt.figure(figsize=(6, 2.8))
 plt.hist(per_image.groupby("prediction_id")["probability"].mean().dropna(), bins=30, range=(0, 1))
 plt.axvline(threshold, color="orange", label=f"threshold {threshold:.2f}")

@@ -29,7 +29,7 @@ import pandas as pd
 
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, bootstrap_interval, pfbeta
-from mammo_nb.core.stages import locate, read_manifest
+from mammo_nb.core.runs import Run, read_manifest
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.report import test_score
 
@@ -40,48 +40,46 @@ from IPython.display import Markdown
 
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.settings import read_paths
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.baseline.system import system
 from mammo_nb.mammo.tools.predict import DEMONSTRATION
 from mammo_nb.mammo.report import environment_table, show_extremes, stages_table
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "baseline/demo"                      # a name in mammo_nb.baseline.recipes, its system before it
+overrides = {}                                # changes for this run; the stage has no section of its own
 other = ""                                    # folder of the winner's run; "": the one of the same recipe, runs/demo
-reads = ["submissions/submission.csv", "manifest.json"]   # and oof.csv, selection.json where the run has trained
-writes = ["comparison.csv"]                   # where there is a run to compare with
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="report", overrides=overrides)
+run.contract("report")
 
 # %%
 #| hide
-if not run_dir:
-    from mammo_nb.baseline import engines, prepare, select, submit, train
-    from mammo_nb.mammo import datasets, folds, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, prepare.run, folds.run, train.run, select.run, engines.run,
-                               submit.run, recipe="baseline/tiny")
-other = Path(other or read_paths().runs / recipe.rpartition("/")[2])
-manifest = read_manifest(run_dir)
+other = Path(other or read_paths().runs / run.recipe)
+manifest = read_manifest(run.folder)
 trained_here = "select" in manifest["stages"]
 
 # %% [markdown]
 # ## The result
 
 # %%
-lines, per_image = [], read_table(locate(run_dir, "test_per_image.csv"), ["probability"])
+lines, per_image = [], read_table(run.path("test_per_image.csv"), ["probability"])
 if trained_here:
-    s, network = read_json(locate(run_dir, "selection.json")), manifest["stages"]["train"]["parameters"]["network"]
+    s, network = read_json(run.path("selection.json")), manifest["stages"]["train"]["parameters"]["network"]
     lines += [
         f"**AUC per breast {s['auc']:.3f}** (95 % interval {s['auc_95'][0]:.3f} to {s['auc_95'][1]:.3f}; "
         f"{s['breasts']} breasts of one fold, {s['cancers']} with cancer)",
         f"pF1 {s['pf1']:.3f} at threshold {s['threshold']:.2f}; network {network}" +
         ", in place of the published ConvNeXt-tiny: see the recipes" * (not network.startswith("convnext_tiny"))
     ]
-if score := test_score(run_dir):
+if score := test_score(run):
     lines.append(
         f"Synthetic test set: AUC per breast {score['auc']:.3f}, pF1 of the submission {score['pf1']:.3f} "
         f"({score['breasts']} breasts, {score['cancers']} with cancer)"
     )
 lines.append(
-    f"`submission.csv`: {len(read_table(locate(run_dir, 'submissions/submission.csv'), ['cancer']))} breasts from "
+    f"`submission.csv`: {len(read_table(run.path('submissions/submission.csv'), ['cancer']))} breasts from "
     f"{len(per_image)} images, {per_image['error'].notna().sum()} of which failed"
 )
 if (per_image["note"].fillna("") != "").any():
@@ -91,8 +89,8 @@ Markdown("\n\n".join(lines))
 
 # %%
 if trained_here:
-    history, breasts = read_table(locate(run_dir, "checkpoints/history.csv"), ["loss"]), per_breast(
-        read_table(locate(run_dir, "oof.csv"), ["probability"]))
+    history, breasts = read_table(run.path("checkpoints/history.csv"), ["loss"]), per_breast(
+        read_table(run.path("oof.csv"), ["probability"]))
     fig, axes = plt.subplots(1, 2, figsize=(8, 3))
     axes[0].plot(history["epoch"], history["loss"], marker="o")
     axes[0].set(title="training loss", xlabel="epoch")
@@ -114,16 +112,16 @@ if trained_here:
 # %%
 #| export
 def scores(
-    run_dir: Path,   # folder of a run that has trained
+    run: Run,        # folder of a run that has trained
     fold: int,       # the fold that is scored
 ) -> dict:           # AUC and its interval, pF1 on the fold; AUC and pF1 of a synthetic test set; seconds
     "What a run is worth on one fold and on its test set, and what it took."
-    oof, stages, test = read_table(locate(run_dir, "oof.csv"),
-                                   ["fold", "probability"]), read_manifest(run_dir)["stages"], test_score(run_dir)
+    oof, stages, test = read_table(run.path("oof.csv"),
+                                   ["fold", "probability"]), read_manifest(run.folder)["stages"], test_score(run)
     breasts = per_breast(oof[oof["fold"] == fold])
     labels, probabilities = breasts["cancer"], breasts["probability"]
     low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
-    decided = probabilities > read_json(locate(run_dir, "selection.json"))["threshold"]
+    decided = probabilities > read_json(run.path("selection.json"))["threshold"]
     return {
         "AUC": auc(labels, probabilities), "from": low, "to": high,
         "pF1": pfbeta(labels, decided), "test AUC": test.get("auc"), "test pF1": test.get("pf1"), "networks": len(
@@ -132,29 +130,28 @@ def scores(
     }
 
 def compare(
-    run_dir: Path,   # the baseline's run
+    run: Run,        # the baseline's run
     other: Path,     # the winner's
 ) -> pd.DataFrame | str:  # two rows; or why there are none
     "Both systems on the fold that the baseline held back."
-    ours, theirs = (Path(r).resolve() for r in (run_dir, other))
-    if not (theirs / "selection.json").exists():
-        return (f"{theirs.name} has no selection.json: run make reproduce, delete {ours.name}/11_report.ipynb and run "
-            "make reproduce SYSTEM=baseline again")
-    fold = int(read_table(ours / "oof.csv", ["fold"])["fold"].iloc[0])
-    tables = [read_table(r / "oof.csv", ["fold", "cancer"]) for r in (ours, theirs)]
+    if not (Path(other) / "selection.json").exists():
+        return (f"{Path(other).name} has no selection.json: run make reproduce, delete {run.folder.name}/09_report.ipynb "
+                "and run make reproduce SYSTEM=baseline again")
+    theirs = Run.open(other)
+    fold = int(read_table(run.path("oof.csv"), ["fold"])["fold"].iloc[0])
+    tables = [read_table(r.path("oof.csv"), ["fold", "cancer"]) for r in (run, theirs)]
     held = [t[t["fold"] == fold].set_index(["patient_id", "image_id"])["cancer"].sort_index() for t in tables]
     if not held[0].equals(held[1]):
-        return (f"{theirs.name} has other images in fold {fold} than {ours.name}: the two runs read different data or "
+        return (f"{theirs.folder.name} has other images in fold {fold} than {run.folder.name}: the two runs read different data or "
             "split it otherwise")
-    return pd.DataFrame({"winner": scores(theirs, fold), "baseline": scores(
-        ours, fold)}).T.rename_axis("system").reset_index()
+    return pd.DataFrame({"winner": scores(theirs, fold), "baseline": scores(run, fold)}).T.rename_axis("system").reset_index()
 
 # %%
-compared = compare(run_dir, other) if trained_here else "nothing was trained in this run"
+compared = compare(run, other) if trained_here else "nothing was trained in this run"
 if isinstance(compared, str):
     print(compared)
 else:
-    write_csv(locate(run_dir, "comparison.csv"), compared)
+    write_csv(run.path("comparison.csv"), compared)
     display(compared.set_index("system").astype(float).round(3))
 
 # %% [markdown]
@@ -163,7 +160,7 @@ else:
 
 # %%
 if trained_here:
-    show_extremes(run_dir)
+    show_extremes(run)
 
 # %% [markdown]
 # ## What it was made of

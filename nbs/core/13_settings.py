@@ -28,6 +28,8 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from mammo_nb.core.errors import ProjectError
+
 # %%
 #| hide
 import tempfile
@@ -37,7 +39,7 @@ variable = "MAMMO_NB_RAW"   # the environment variable of `raw`, shown below
 
 # %%
 #| export
-class SettingsError(Exception):
+class SettingsError(ProjectError):
     "settings.ini is missing, or holds a name that no stage reads."
 
 # %%
@@ -49,7 +51,7 @@ class Paths:
     samples: Path       # small data sets, looked in after raw
     processed: Path     # cleaned tables and images of a run
     checkpoints: Path   # training states in progress
-    final_models: Path  # weights selected for a submission
+    weights: Path       # trained weights that were selected
     submissions: Path   # predictions for a test set
     assets: Path        # small data files shipped with the project; trained/ below it holds weights to keep
     temp: Path          # scratch

@@ -12,12 +12,12 @@
 
 # %% [markdown]
 # # Stages
-# > A run is a row of notebooks; each says what it read, what it wrote and how long it took.
+# > Which stages of a run have to run again, and how one runs.
 #
-# papermill executes a notebook but remembers nothing. Make remembers by file dates, which a `git checkout` or a
-# corrected spelling mistake upsets. So each stage gets a small text file of *inputs*, its code without comments, its
-# section of the recipe, and the digests of what it reads; make compares that file and runs the stage when it has
-# changed. The same digests make up the manifest of the run.
+# papermill executes a notebook and remembers nothing. File dates are no memory either: a `git checkout` or a corrected
+# spelling mistake changes them. Each stage therefore gets a small JSON file of its *inputs*: its code without comments,
+# its section of the recipe, and the inputs of the stage before it. The stage runs again when these have changed, or
+# when a file that it read or wrote has.
 
 # %%
 #| default_exp core.stages
@@ -25,200 +25,22 @@
 # %%
 #| export
 import ast
-import fcntl
 import hashlib
 import json
 import os
-import platform
-import shutil
 import sys
 import tempfile
-import time
-from contextlib import contextmanager
-from dataclasses import fields
-from importlib import metadata
+from dataclasses import asdict, fields
 from pathlib import Path
 
-from mammo_nb.core.files import read_json, sha256, write_json
+from mammo_nb.core.files import read_json, sha256, write_json, write_text
+from mammo_nb.core.runs import Run, StageError, find_files, read_manifest
 from mammo_nb.core.settings import Paths, read_paths
+from mammo_nb.core.systems import Stage
 
 # %%
 #| hide
-from mammo_nb.core.files import write_text
 from mammo_nb.core.notebooks import build
-
-# %%
-#| export
-class StageError(Exception):
-    "A stage cannot run: what it reads is missing, or it did not write what it promised."
-
-# %% [markdown]
-# ## What a stage reads and writes
-# A stage names its files by the folders of `settings.ini`: `processed/crops.csv`. Anything else hangs from the folder
-# of the run.
-
-# %%
-#| export
-def locate(
-    run_dir: Path,  # folder of the run
-    name: str,      # "processed/crops.csv", or "oof.csv" for a file in the folder of the run
-) -> Path:          # absolute
-    "Where a named file of a run is."
-    first, _, rest = str(name).partition("/")
-    if rest and first in {f.name for f in fields(Paths)}:
-        return getattr(read_paths(run_dir), first) / rest
-    return Path(run_dir).resolve() / name
-
-def read_manifest(
-    run_dir: Path,  # folder of the run
-) -> dict:          # empty before the first stage
-    "The manifest of a run."
-    path = Path(run_dir) / "manifest.json"
-    return read_json(path) if path.exists() else {}
-
-def recorded(
-    run_dir: Path,  # folder of the run
-    name: str,      # a stage that has run
-) -> dict:          # its section of the recipe, overrides included
-    "The parameters that a stage ran with: later stages ask here, not the recipe."
-    return read_manifest(run_dir)["stages"][name]["parameters"]
-
-# %%
-#| export
-_packages = ("torch", "timm", "numpy", "pandas", "scikit-learn", "opencv-python", "pydicom", "onnxruntime", "nbdev",
-             "papermill")
-
-def environment() -> dict:
-    "Python, packages and hardware of this process; CUDA is named only where torch is loaded and sees one."
-    torch = sys.modules.get("torch")
-    installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
-    return {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count(),
-            "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
-            "packages": {p: metadata.version(p) for p in _packages if p in installed}}
-
-# %% [markdown]
-# The work of a stage happens inside `stage(...)`. It refuses to start without its inputs and to end without its
-# outputs, lets only one process at a time write to a run, and adds one entry to the manifest.
-
-# %%
-#| export
-@contextmanager
-def stage(
-    run_dir: Path,      # folder of the run
-    name: str,          # the stage's one word: "folds"
-    *,
-    reads: list = (),   # names of files that earlier stages wrote
-    writes: list = (),  # names of files that this stage promises
-    parameters: dict | None = None,  # the recipe's section, seeds included; JSON-able
-):
-    """Check what a stage reads, time it, check and record what it wrote; what the block puts into the dict that it gets
-    is recorded, too."""
-    run_dir = Path(run_dir).resolve()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    missing = [r for r in reads if not locate(run_dir, r).exists()]
-    if missing:
-        raise StageError(
-            f"{name} reads {', '.join(missing)}, which {run_dir.name} does not have: run the stage that writes it "
-            "first."
-        )
-    with open(run_dir / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system whatever happens to this process
-        started, results = time.monotonic(), {}
-        yield results
-        seconds = round(time.monotonic() - started, 1)
-        missing = [w for w in writes if not locate(run_dir, w).exists()]
-        if missing:
-            raise StageError(f"{name} ended without writing {', '.join(missing)}.")
-        manifest = read_manifest(run_dir) or {"run": run_dir.name, "stages": {}}
-        manifest["environment"] = environment()
-        manifest["stages"][name] = {"parameters": parameters or {}, "seconds": seconds,
-                                    "reads": {r: sha256(locate(run_dir, r)) for r in reads},
-                                    "writes": {w: sha256(locate(run_dir, w)) for w in writes},
-                                    **({"results": results} if results else {})}
-        write_json(run_dir / "manifest.json", manifest)
-
-# %%
-run = Path(tempfile.mkdtemp()) / "first"
-with stage(run, "labels", writes=["processed/labels.csv"], parameters={"patients": 2}) as results:
-    table = locate(run, "processed/labels.csv")
-    table.parent.mkdir(parents=True)
-    table.write_text("patient_id,cancer\n1,0\n2,1\n")
-    results["cancers"] = 1
-read_manifest(run)["stages"]
-
-# %%
-try:
-    with stage(run, "train", reads=["processed/crops.csv"]):
-        pass
-except StageError as e:
-    print(e)
-
-# %% [markdown]
-# A stage notebook opened on its own has no run behind it. `practice` makes one, small, in the folder for scratch, by
-# running the stages before it; what one notebook has made so, the next one copies, as long as no code has changed.
-
-# %%
-#| export
-def _package() -> str:
-    "Digest of the package's files."
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-def practice(
-    *stages,             # functions f(run_dir, recipe), in order
-    recipe: str = "tiny",
-) -> tuple[Path, str]:   # the folder of the practice run and the name of its recipe
-    "A small run in the `temp` folder of the settings, up to the stage that is being read."
-    scratch = read_paths().temp
-    shelf = scratch / "practice" / _package()
-    shelf.mkdir(parents=True, exist_ok=True)
-    for old in set(shelf.parent.iterdir()) - {shelf}:
-        shutil.rmtree(old, ignore_errors=True)
-    run_dir = Path(tempfile.mkdtemp(dir=scratch)) / "practice"
-    kept = [
-        shelf / "-".join([recipe, *(f.__module__.rpartition(".")[2] for f in stages[:n + 1])])
-        for n in range(len(stages))
-    ]
-    with open(shelf / ".lock", "w") as lock:  # of two notebooks that start together one makes the run
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
-        if done >= 0:
-            shutil.copytree(kept[done], run_dir)
-        else:
-            run_dir.mkdir()
-        for f, keep in list(zip(stages, kept))[done + 1:]:
-            f(run_dir, recipe)
-            shutil.copytree(run_dir, partial := keep.with_name(f".{keep.name}"), dirs_exist_ok=True)
-            partial.rename(keep)
-    return run_dir, recipe
-
-# %% [markdown]
-# What a run has trained is used by later ones: named, kept in `assets/trained`, or of the newest finished run, in this
-# order.
-
-# %%
-#| export
-def find_trained(
-    names: list,                # of files that must all be there, such as ensemble.onnx and ensemble.json
-    named: Path | None = None,  # a folder, or that of a run; None or "": look for one
-) -> Path | None:               # the folder that has them; None if none does
-    "A folder with trained files."
-    whole = lambda folder: all((folder / name).is_file() for name in names)
-    if named:
-        return next((f for f in (Path(named), Path(named) / "weights") if whole(f)), None)
-    paths = read_paths()
-    if whole(paths.assets / "trained"):
-        return paths.assets / "trained"
-    finished = [read_paths(report.parent).final_models for report in paths.runs.glob("*/report.html")]
-    return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
-
-# %%
-for name in ("detector.onnx", "detector.json"):
-    write_text(run / "weights" / name, "")
-assert find_trained(["detector.onnx", "detector.json"], run) == run / "weights" and find_trained(["ensemble.onnx"],
-                                                                                                 run) is None
 
 # %% [markdown]
 # ## When a stage has to run again
@@ -272,82 +94,64 @@ before = code_digest(root / "nb.py")
 assert code_digest(root / "nb.py") == before
 
 # %% [markdown]
-# The inputs of a stage are one JSON text. It is rewritten only when it has changed, so that its date is what make
-# needs; and it contains the inputs of the stage before, so that whatever re-runs a stage re-runs all that come after.
-# The module `recipes` is left out, since editing one recipe must not re-run another: its values are there instead.
+# The modules `recipes` and `system` of a system are left out: an edit of one recipe must not re-run another, and the
+# values of the section are among the inputs anyway.
 
 # %%
 #| export
+def _declares(module: Path) -> bool:
+    "Whether a module is a system's declaration."
+    return module.stem in ("recipes", "system") and module.parent.name != "core"
+
 def stage_inputs(
-    root: Path,             # the checkout
-    notebook: Path,         # source of the stage, nbs/<system>/NN_word.py
-    run_dir: Path,          # folder of the run
-    parameters: dict,       # what papermill will inject
-    section: dict | None,   # the stage's section of the recipe
-    before: Path | None,    # inputs file of the stage before
-) -> dict:                  # JSON-able
+    run: Run,
+    stage: Stage,
+    root: Path,            # the checkout
+    before: Path | None,   # inputs file of the stage before; None for the first
+) -> dict:                 # JSON-able
     "Everything that decides whether a stage must run again."
+    section, source = run.section(stage.name), stage.source(root)
+    modules = [m for m in modules_of(source, root) if not _declares(m)]
     return {
-        "notebook": code_digest(notebook), "modules": {
-            str(m.relative_to(root)): code_digest(m) for m in modules_of(notebook, root) if m.stem != "recipes"
-        }, "parameters": parameters, "recipe": section, "paths": {
-            f.name: str(getattr(read_paths(run_dir), f.name)) for f in fields(Paths)
-        }, "before": sha256(before) if before else None
+        "notebook": code_digest(source), "modules": {str(m.relative_to(root)): code_digest(m) for m in modules},
+        "recipe": run.recipe, "mode": run.mode, "weights": str(run.weights or ""),
+        "section": asdict(section) if section else None,
+        "paths": {f.name: str(getattr(read_paths(run.folder), f.name)) for f in fields(Paths)},
+        "before": sha256(before) if before else None
     }
 
-def stage_name(
-    notebook: Path,  # nbs/<system>/NN_word.py
-) -> str:            # the word
-    "A stage is named as its module."
-    return Path(notebook).stem.partition("_")[2]
-
 def changed_files(
-    run_dir: Path,   # folder of the run
+    run: Run,
     name: str,       # the stage
 ) -> list[str]:      # one reason a file
-    "Files that differ from what the stage read when it ran, or that it wrote and that are gone."
-    past = read_manifest(run_dir).get("stages", {}).get(name, {"reads": {}, "writes": {}})
-    gone = [f"{f} is gone" for f in {**past["reads"], **past["writes"]} if not locate(run_dir, f).exists()]
-    return gone + [
-        f"{f} changed"
-        for f, sha in past["reads"].items() if locate(run_dir, f).exists() and sha256(locate(run_dir, f)) != sha
-    ]
-
-def code_of(
-    run_dir: Path,  # folder of the run
-    name: str,      # the stage
-) -> dict:          # digests of its notebook and modules; empty if make does not run it
-    "What code a stage runs with, so that a training in progress knows whether it may go on."
-    found = sorted((Path(run_dir) / "inputs").glob(f"*_{name}.json"))
-    inputs = read_json(found[0]) if found else {}
-    return {k: inputs[k] for k in ("notebook", "modules") if k in inputs}
+    "Files that differ from what the stage read when it ran, and files that it read or wrote and that are gone."
+    past = read_manifest(run.folder).get("stages", {}).get(name, {"reads": {}, "writes": {}})
+    gone = [f"{f} is gone" for f in {**past["reads"], **past["writes"]} if not find_files(run.folder, f)]
+    kept = {f: digest for f, digest in past["reads"].items() if run.path(f).is_file()}
+    return gone + [f"{f} changed" for f, digest in kept.items() if sha256(run.path(f)) != digest]
 
 def refresh_inputs(
-    target: Path,     # the inputs file that make looks at
+    target: Path,     # the inputs file of the stage
     inputs: dict,     # from `stage_inputs`
     files: list = (), # from `changed_files`
 ) -> list[str]:       # why the stage has to run again; empty if it has not
     "Rewrite the inputs file if anything has changed."
     target = Path(target)
-    # as it comes back from a file
-    old, inputs = read_json(target) if target.exists() else None, json.loads(json.dumps(inputs))
+    old = read_json(target) if target.exists() else None
+    inputs = json.loads(json.dumps(inputs))  # as it comes back from a file
     why = ["first run"] if old is None else [k for k in inputs if old.get(k) != inputs[k]] + list(files)
     if why:
         write_json(target, inputs)
     return why
 
 # %%
-inputs = {"notebook": before, "parameters": {"recipe": "demo"}}
+inputs = {"notebook": before, "recipe": "demo"}
 target = root / "inputs.json"
-[
-    refresh_inputs(target, inputs),
-    refresh_inputs(target, inputs),
-    refresh_inputs(target, {**inputs, "parameters": {"recipe": "tiny"}})
-]
+[refresh_inputs(target, i) for i in (inputs, inputs, {**inputs, "recipe": "tiny"})]
 
 # %% [markdown]
 # ## Running one
-# The executed notebook carries its final name only if every cell ran. A failed one is kept beside it, for reading.
+# The executed notebook gets its final name only if every cell ran. A failed one is kept beside it, for reading.
 
 # %%
 #| export
@@ -411,3 +215,49 @@ try:
 except StageError as e:
     print(str(e).splitlines()[-2])
 sorted(p.name for p in (root / "runs").iterdir())
+
+# %% [markdown]
+# ## Running them all
+# The stages run in their order. One that has nothing to do is passed over, so a run that was stopped continues where it
+# was. At its end the last notebook becomes `report.html`.
+
+# %%
+#| export
+def _report(run: Run, notebook: Path):
+    "The last notebook without its code, as report.html."
+    import nbformat
+    from nbconvert import HTMLExporter
+    html, _ = HTMLExporter(exclude_input=True).from_notebook_node(nbformat.read(notebook, as_version=4),
+                                                                  {"metadata": {"name": run.folder.name}})
+    write_text(run.folder / "report.html", html)
+
+def reproduce(
+    run: Run,
+    root: Path = Path("."),   # the checkout; its notebooks are built
+) -> list[str]:               # the stages that ran
+    "Run every stage of a run that has to run; raises `StageError` at the first that fails."
+    ran, before, plan = [], None, run.plan
+    for number, stage in enumerate(plan, start=1):
+        label = run.system.label(stage.name)
+        inputs, notebook = run.folder / "inputs" / f"{label}.json", run.folder / f"{label}.ipynb"
+        why = refresh_inputs(inputs, stage_inputs(run, stage, root, before), changed_files(run, stage.name))
+        before = inputs
+        if not why and notebook.exists() and notebook.stat().st_mtime_ns >= inputs.stat().st_mtime_ns:
+            continue
+        if why and why != ["first run"]:
+            print(f"{label} runs again: {', '.join(why)}", flush=True)
+        source = stage.source(root)
+        print(f"\n[{number}/{len(plan)}] {source} -> {os.path.relpath(notebook)}", flush=True)
+        execute(source, notebook, {"run_dir": str(run.folder)})
+        ran.append(stage.name)
+    if ran or not (run.folder / "report.html").exists():
+        _report(run, notebook)
+    return ran
+
+def failures(
+    run: Run,
+) -> dict[str, int]:   # what the rows are -> how many have an error
+    "Count the rows with an error in the tables that the system declares."
+    import pandas as pd
+    tables = {name: what for name, what in run.system.failures.items() if find_files(run.folder, name)}
+    return {what: int(pd.read_csv(run.path(name))["error"].notna().sum()) for name, what in tables.items()}

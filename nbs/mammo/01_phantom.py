@@ -23,11 +23,9 @@
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-overrides = {}                                # changes to the section `phantom`, such as {"patients": 200}
+overrides = {}                                # changes for this run, such as {"phantom.patients": 200}
 workers = 0                                   # processes; 0: one a core
 # and the images they name
-writes = ["competition/train.csv", "competition/test.csv", "competition/sample_submission.csv"]
 
 # %%
 #| export
@@ -49,9 +47,8 @@ from pydicom.uid import (DigitalMammographyXRayImageStorageForPresentation, Expl
 from tqdm import tqdm
 
 from mammo_nb.core.files import replacing, write_csv, write_text
-from mammo_nb.core.stages import code_of, locate, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.drawing.anatomy import BREAST, KINDS, draw_anatomy, make_breast, mask_box, other_breast
-from mammo_nb.mammo.recipes import get_section
 
 # %%
 #| hide
@@ -59,6 +56,12 @@ import tempfile
 
 import matplotlib.pyplot as plt
 import pydicom
+
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
+
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="phantom", overrides=overrides)
+run.contract("phantom")
 
 # %% [markdown]
 # ## Machines
@@ -450,27 +453,22 @@ except CompetitionError as e:
 
 # %% [markdown]
 # ## Run the stage
-# The competition of a run is its own: if the recipe or the code that draws has changed, it is drawn anew. A recipe that
-# reads a real data set has no phantom, and then there is nothing to do.
+# The competition of a run is its own: if the recipe or the code that draws has changed, it is drawn anew.
 
 # %%
 #| export
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `phantom`
-    workers: int | None = None,      # processes; None = one a core
-) -> pd.DataFrame | None:            # see `make_competition`; None if the recipe reads real data
+def run_stage(
+    run: Run,
+    workers: int | None = None,      # processes; None: one a core
+) -> pd.DataFrame:                   # see `make_competition`
     "The recipe -> competition/."
-    settings, tables = get_section(recipe, "phantom", overrides), ["train.csv", "test.csv", "sample_submission.csv"]
-    writes = [f"competition/{t}" for t in tables] if settings else []
-    with stage(run_dir, "phantom", writes=writes, parameters=asdict(settings) if settings else None):
-        if not settings:
-            return None
-        root, fields = locate(run_dir, "competition"), asdict(settings)
+    with run.stage("phantom"):
+        root, fields = run.path("competition"), asdict(run.section("phantom"))
         frame = fields.pop("rows"), fields.pop("columns")
-        make = lambda: make_competition(root, **fields, frame=frame, workers=workers, identity=code_of(
-            run_dir, "phantom"))
+
+        def make() -> pd.DataFrame:
+            return make_competition(root, **fields, frame=frame, workers=workers, identity=run.code("phantom"))
+
         try:
             return make()
         except CompetitionError:
@@ -478,12 +476,7 @@ def run(
             return make()
 
 # %%
-if not run_dir:
-    run_dir, recipe = Path(tempfile.mkdtemp()) / "practice", "tiny"
-made = run(run_dir, recipe, overrides, workers or None)
-if made is None:
-    print("no phantom: the recipe reads real data; below is the example from above")
-table, root = (table, scratch / "competition") if made is None else (made, locate(run_dir, "competition"))
+table, root = run_stage(run, workers or None), run.path("competition")
 table.groupby(["split", "cancer"]).agg(patients=("patient_id", "nunique"), images=("image_id", "size"))
 
 # %% [markdown]

@@ -24,15 +24,13 @@
 
 # %%
 #| export
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.settings import read_paths
-from mammo_nb.core.stages import locate, stage
-from mammo_nb.mammo.recipes import get_recipe, get_section
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.reading.sources import BREAST, KEPT, REQUIRED, DatasetError, how_to_get, label_table, read_table, source_of
 
 # %%
@@ -40,20 +38,17 @@ from mammo_nb.mammo.reading.sources import BREAST, KEPT, REQUIRED, DatasetError,
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_image
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 from mammo_nb.mammo.reading.sources import totals
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-overrides = {}                                # changes to the section `datasets`
-writes = ["processed/cleaned_label.csv"]      # the unified table; reads the tables that the data sets come with
+overrides = {}                                # changes for this run, such as {"datasets.field": value}
 
 # %%
-#| hide
-if not run_dir:
-    from mammo_nb.mammo import phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run)
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="datasets", overrides=overrides)
+run.contract("datasets")
 
 # %% [markdown]
 # ## Unifying
@@ -151,17 +146,17 @@ def place_of(
     return f"{found}/{name}"
 
 def competition(
-    recipe: str,   # a recipe
+    run: Run,
 ) -> str:          # a name for `locate`
     "Where the recipe's own set is."
-    return place_of("phantom" if get_recipe(recipe).phantom else get_section(recipe, "datasets").name)
+    return place_of("phantom" if run.has("phantom") else run.section("datasets").name)
 
 def root_of(
-    run_dir: Path,  # folder of the run
+    run: Run,
     name: str,      # in the column `dataset` of the unified table
 ) -> Path:          # what its column `file` is relative to
     "A competition of the run has its own root; other files begin with the name of their set."
-    place = locate(run_dir, place_of(name))
+    place = run.path(place_of(name))
     return place if name == "phantom" else place.parent
 
 # %%
@@ -223,29 +218,39 @@ except DatasetError as e:
 
 # %%
 #| export
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `datasets`
-) -> pd.DataFrame:                   # the unified table, as later stages read it
-    "The published tables of the recipe's sets -> processed/cleaned_label.csv."
-    settings, target = get_section(recipe, "datasets", overrides), "processed/cleaned_label.csv"
-    names = ["phantom" if get_recipe(recipe).phantom else settings.name, *settings.external.split()]
+def set_names(
+    run: Run,
+) -> list[str]:   # the set that is split into folds first; phantom for the synthetic competition
+    "Data sets of a run; raises `DatasetError` if one is named twice."
+    settings = run.section("datasets")
+    names = ["phantom" if run.has("phantom") else settings.name, *settings.external.split()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DatasetError(
             f"{', '.join(twice)} more than once among the data sets of the recipe; leave it out of `external`.")
-    places = {name: place_of(name) for name in names}
-    reads = [f"{place}/{label_table(name, locate(run_dir, place))}" for name, place in places.items()]
-    with stage(run_dir, "datasets", reads=reads, writes=[target], parameters=asdict(settings)):
-        tables = [read_set(name, locate(run_dir, place), validated=name == names[0]) for name, place in places.items()]
+    return names
+
+def published(
+    run: Run,
+) -> list[str]:   # names for `locate`
+    "The label tables that a run reads."
+    places = {name: place_of(name) for name in set_names(run)}
+    return [f"{place}/{label_table(name, run.path(place))}" for name, place in places.items()]
+
+def run_stage(
+    run: Run,
+) -> pd.DataFrame:  # the unified table, as later stages read it
+    "The published tables of the recipe's sets -> processed/cleaned_label.csv."
+    names, target = set_names(run), run.path("processed/cleaned_label.csv")
+    with run.stage("datasets"):
+        tables = [read_set(name, run.path(place_of(name)), validated=name == names[0]) for name in names]
         for name, table in zip(names, tables):
             for column in {"file", "mask"} & set(table.columns) if name != "phantom" else ():
                 table[column] = f"{name}/" + table[column]
-        write_csv(locate(run_dir, target), combine(tables))
-    return read_table(locate(run_dir, target), REQUIRED)
+        write_csv(target, combine(tables))
+    return read_table(target, REQUIRED)
 
 # %%
-table = run(run_dir, recipe, overrides)
+table = run_stage(run)
 table.head()
 
 # %% [markdown]
@@ -277,7 +282,7 @@ for name, part in table.groupby("dataset", sort=False):
     for ax in axes:
         ax.axis("off")
     for ax, row in zip(axes, shown):
-        ax.imshow(read_image(root_of(run_dir, name) / row.file).pixels, cmap="gray")
+        ax.imshow(read_image(root_of(run, name) / row.file).pixels, cmap="gray")
         ax.set_title(f"{row.laterality} {row.view}, {'cancer' if row.cancer else 'no cancer'}", fontsize=9)
     fig.suptitle(f"{name}: stored values, before any window; some may be inverted")
     fig.tight_layout()

@@ -41,13 +41,13 @@ from mammo_nb.core.files import inside, sha256, write_csv
 from mammo_nb.core.networks import load_weights, save_weights
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.stages import StageError, code_of, find_trained, locate, stage
+from mammo_nb.core.runs import Run, StageError
 from mammo_nb.core.train import Optimisation, fit
 from mammo_nb.core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import detect, frame_view
 from mammo_nb.mammo.drawing.frames import draw_frames
-from mammo_nb.mammo.recipes import Detector, get_section
+from mammo_nb.mammo.recipes import Detector
 from mammo_nb.mammo.reading.roi import apart, read_yolo, to_coco, write_yolo
 
 # %%
@@ -57,28 +57,26 @@ import time
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.detection import iou
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 from mammo_nb.mammo.reading.boxes import open_detector, otsu_box
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.reading.roi import from_pixels
 
 # %% tags=["parameters"]
 run_dir = ""                             # folder of the run; "" makes a small practice run
-recipe = "demo"                          # a name in mammo_nb.mammo.recipes
-mode = "full"                            # full trains a detector; partial keeps one
-weights = ""                             # for partial: a folder with detector.onnx; "" is assets/trained
-overrides = {}                           # changes to the section `detector`
+overrides = {}                           # changes for this run, such as {"detector.field": value}
 workers = 0                              # processes that prepare frames; 0: one a core
 # drawn frames need nothing; boxes in YOLOv5 text and the DICOM files that they name otherwise
-reads = []
-# and final_models/yolox.safetensors, checkpoints/detector/
-writes = ["final_models/detector.onnx", "final_models/detector.json"]
+# and weights/yolox.safetensors, checkpoints/detector/
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="detector", overrides=overrides)
+run.contract("detector")
 
 # %%
 #| hide
-if not run_dir:
-    run_dir, recipe = practice()
-settings = get_section(recipe, "detector", overrides)
+settings = run.section("detector")
 
 # %% [markdown]
 # ## Frames with boxes
@@ -138,21 +136,20 @@ def prepare_frames(
     return boxes
 
 def make_frames(
-    run_dir: Path,       # folder of the run
-    recipe: str,         # a recipe
+    run: Run,            # folder of the run
     settings: Detector,
     workers: int | None = None,
 ) -> tuple[pd.DataFrame, Path]:  # roi.COLUMNS and the folder of the set
     "The set that a recipe names, drawn or read."
-    folder = locate(run_dir, "processed/roi")
+    folder = run.path("processed/roi")
     if not settings.annotations:
         return draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size,
                            seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers), folder
-    raw = locate(run_dir, f"raw/{get_section(recipe, 'datasets').name}")
+    raw = run.path(f"raw/{run.section('datasets').name}")
     return prepare_frames(raw.parent / settings.annotations, raw, folder, settings, workers), folder
 
 # %%
-boxes, folder = make_frames(run_dir, recipe, settings, workers or None)
+boxes, folder = make_frames(run, settings, workers or None)
 fig, axes = plt.subplots(2, 8, figsize=(12, 4))
 for ax, b in zip(axes.flat, boxes.itertuples()):
     view = cv2.imread(str(folder / b.image), cv2.IMREAD_GRAYSCALE)
@@ -355,17 +352,10 @@ def convert_detector(
     return export_detector(network, folder / "detector.onnx", size, about, squares, Detector.tolerance)
 
 def keep_detector(
-    run_dir: Path,                # folder of the run
-    weights: Path | None = None,  # folder with detector.onnx; None: assets/trained
-) -> dict:                        # detector.json
-    "Take a trained detector into the run instead of training one."
-    source = find_trained(FILES, weights or locate(run_dir, "assets/trained"))
-    if not source:
-        raise StageError(
-            f"{weights or 'assets/trained'} has no detector.onnx with its detector.json. `make reproduce` writes them "
-            "to runs/demo/weights; `mammo-nb detector` makes them from a published checkpoint."
-        )
-    target = locate(run_dir, "final_models/detector.onnx").parent
+    run: Run,   # its mode keeps a trained detector
+) -> dict:      # detector.json
+    "Copy a trained detector into the run instead of training one."
+    source, target = run.weights, run.path("weights/")
     target.mkdir(parents=True, exist_ok=True)
     for path in (*source.glob("detector.*"), *source.glob("yolox.*")):
         shutil.copyfile(path, target / path.name)
@@ -376,11 +366,11 @@ def keep_detector(
 
 # %%
 #| export
-def _initial(run_dir: Path, settings: Detector) -> Path | None:
+def _initial(run: Run, settings: Detector) -> Path | None:
     "The file of initial weights that a recipe names."
     if settings.weights == "none":
         return None
-    path = locate(run_dir, f"assets/trained/{settings.weights}")
+    path = run.path(f"assets/trained/{settings.weights}")
     if not path.is_file():
         raise StageError(
             f"{path} is not there. It is the COCO checkpoint of YOLOX-nano, from the releases of "
@@ -388,34 +378,30 @@ def _initial(run_dir: Path, settings: Detector) -> Path | None:
         )
     return path
 
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    mode: str = "full",              # partial: keep a trained detector
-    weights: Path | None = None,     # for partial: its folder; None: assets/trained
-    overrides: dict | None = None,   # changes to the section `detector`
+def run_stage(
+    run: Run,
     workers: int | None = None,      # processes that prepare frames; None: one a core
 ) -> pd.DataFrame | None:            # history; None if the detector was kept
-    "Frames with boxes -> final_models/detector.onnx and .json, final_models/yolox.safetensors, checkpoints/detector/."
-    settings = get_section(recipe, "detector", overrides)
-    with stage(run_dir, "detector", writes=[f"final_models/{name}" for name in FILES],
-               parameters={**asdict(settings), "kept": mode == "partial"}):
-        if mode == "partial":
-            keep_detector(run_dir, weights)
+    "Frames with boxes -> weights/detector.onnx and .json, weights/yolox.safetensors, checkpoints/detector/."
+    settings = run.section("detector")
+    with run.stage("detector") as results:
+        results["kept"] = run.mode == "partial"
+        if results["kept"]:
+            keep_detector(run)
             return None
-        initial = _initial(run_dir, settings)
-        boxes, folder = make_frames(run_dir, recipe, settings, workers)
-        output, target = locate(run_dir, "checkpoints/detector"), locate(run_dir, "final_models/detector.onnx")
+        initial = _initial(run, settings)
+        boxes, folder = make_frames(run, settings, workers)
+        output, target = run.path("checkpoints/detector"), run.path("weights/detector.onnx")
         identity = {
             "recipe": asdict(settings), "boxes": boxes.to_csv(index=False),
-            "initial": sha256(initial) if initial else "", "code": code_of(run_dir, "detector")
+            "initial": sha256(initial) if initial else "", "code": run.code("detector")
         }
         history = train_detector(boxes, folder, output, settings, identity, initial)
         best = history.loc[history["ap"].idxmax()]
         network = create_yolox()
         load_weights(network, output / f"epoch_{int(best['epoch'])}.safetensors")
         about = {
-            "recipe": recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"],
+            "recipe": run.recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"],
             "ap50": best["ap50"], "demonstration": not settings.annotations
         }
         save_weights(network, target.with_name("yolox.safetensors"), about)
@@ -425,8 +411,8 @@ def run(
     return history
 
 # %%
-history = run(run_dir, recipe, mode, Path(weights) if weights else None, overrides, workers or None)
-graph = open_detector(locate(run_dir, writes[0]))
+history = run_stage(run, workers or None)
+graph = open_detector(run.path("weights/detector.onnx"))
 pd.Series(graph.metadata, name="detector.json").to_frame()
 
 # %% [markdown]
@@ -478,10 +464,10 @@ pd.DataFrame({
 # from.
 
 # %%
-if (truths := locate(run_dir, "competition/truth/boxes.csv")).exists():
+if (truths := run.path("competition/truth/boxes.csv")).exists():
     table = read_table(truths, ["x0"])
     seen = [
-        read_frame(next(locate(run_dir, "competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm")))
+        read_frame(next(run.path("competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm")))
         for r in table.itertuples()
     ]
     table["rows"], table["columns"] = zip(*((f.header.rows, f.header.columns) for f in seen))

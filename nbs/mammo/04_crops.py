@@ -41,12 +41,12 @@ from mammo_nb.core.files import inside, write_csv
 from mammo_nb.core.headers import BadHeader, Header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, shrink, write_png
-from mammo_nb.core.stages import code_of, locate, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.core.windows import WindowError, percentile, to_grey
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
 from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
-from mammo_nb.mammo.recipes import Crops, get_section
+from mammo_nb.mammo.recipes import Crops
 
 # %%
 #| hide
@@ -55,26 +55,24 @@ from dataclasses import astuple
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.detection import iou
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 from mammo_nb.mammo.reading.boxes import frame_view
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-overrides = {}                                # changes to the section `crops`
+overrides = {}                                # changes for this run, such as {"crops.field": value}
 workers = 0                                   # processes; 0: one a core
-reads = ["processed/cleaned_label.csv", "final_models/detector.onnx"]  # and the files that the table names
-# one row an image, beside cleaned_images/; those that failed once more
-writes = ["processed/crops.csv", "processed/crop_errors.csv"]
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="crops", overrides=overrides)
+run.contract("crops")
 
 # %%
 #| hide
-if not run_dir:
-    from mammo_nb.mammo import datasets, detector, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, detector.run)
-graph = open_detector(locate(run_dir, reads[1]))
-labels = read_table(locate(run_dir, reads[0]), ["file"])
-folder = root_of(run_dir, labels["dataset"][0])
+graph = open_detector(run.path("weights/detector.onnx"))
+labels = read_table(run.path("processed/cleaned_label.csv"), ["file"])
+folder = root_of(run, labels["dataset"][0])
 frame = read_frame(folder / labels["file"][0])
 image = frame.decode()
 
@@ -420,25 +418,20 @@ def crop_folder(
 
 # %%
 #| export
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `crops`
+def run_stage(
+    run: Run,
     workers: int | None = None,      # processes; None: one a core
 ) -> pd.DataFrame:                   # crops.csv with seconds
     """The files of the unified table -> processed/cleaned_images/*.png, processed/crops.csv and
     processed/crop_errors.csv."""
-    settings, reads = get_section(recipe, "crops",
-                                  overrides), ["processed/cleaned_label.csv", "final_models/detector.onnx"]
-    with stage(run_dir, "crops", reads=reads, writes=["processed/crops.csv", "processed/crop_errors.csv"],
-               parameters=asdict(settings)):
-        labels = read_table(locate(run_dir, "processed/cleaned_label.csv"), ["file", "dataset", "scaling"])
-        return crop_files(labels, {name: root_of(run_dir, name) for name in labels["dataset"].unique()},
-                          locate(run_dir, "processed"), settings, locate(run_dir, reads[1]), code_of(run_dir, "crops"),
-                          workers=workers)
+    with run.stage("crops"):
+        labels = read_table(run.path("processed/cleaned_label.csv"), ["file", "dataset", "scaling"])
+        return crop_files(labels, {name: root_of(run, name) for name in labels["dataset"].unique()},
+                          run.path("processed"), run.section("crops"), run.path("weights/detector.onnx"),
+                          run.code("crops"), workers=workers)
 
 # %%
-crops = run(run_dir, recipe, overrides, workers or None)
+crops = run_stage(run, workers or None)
 failed = crops[crops["error"] != ""]
 print(f"{len(crops)} files, {len(failed)} failed")
 crops.drop(columns=["sha256"]).head()
@@ -454,7 +447,7 @@ display_table = crops.groupby(["decoder", "scale", "box_source"], dropna=False).
 display_table
 
 # %%
-truth = locate(run_dir, "competition/truth/boxes.csv")
+truth = run.path("competition/truth/boxes.csv")
 if truth.exists():
     both = crops.merge(read_table(truth, ["x0"]), on=["patient_id", "image_id"], suffixes=("", "_true"))
     of = lambda end: both[[c + end for c in ("x0", "y0", "x1", "y1")]].to_numpy(float)
@@ -470,7 +463,7 @@ fig, axes = plt.subplots(2, 6, figsize=(11, 6))
 good = crops[crops["error"] == ""]
 for ax, row in zip(axes.flat, good.iloc[np.linspace(0, len(good) - 1, 12).astype(int)].itertuples()):
     ax.imshow(
-        cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)),
+        cv2.imread(str(crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)),
                    cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
     ax.set_title(f"{row.image_id}\n{row.box_source}", fontsize=7)
 for ax in axes.flat:

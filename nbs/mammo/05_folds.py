@@ -24,35 +24,28 @@
 
 # %%
 #| export
-from dataclasses import asdict
-from pathlib import Path
 
 import pandas as pd
 
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.folds import assign_folds, balance, check_folds
-from mammo_nb.core.stages import locate, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.datasets import REQUIRED, read_table
-from mammo_nb.mammo.recipes import get_section
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-overrides = {}                                # changes to the section `folds`
-reads = ["processed/cleaned_label.csv", "processed/crops.csv"]
-writes = ["folds.csv"]                        # the unified table and `fold`
+overrides = {}                                # changes for this run, such as {"folds.field": value}
 
 # %%
-#| hide
-if not run_dir:
-    from mammo_nb.mammo import crops, datasets, detector, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run)
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="folds", overrides=overrides)
+run.contract("folds")
 
 # %% [markdown]
 # ## Splitting
@@ -133,25 +126,22 @@ report
 
 # %%
 #| export
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `folds`
+def run_stage(
+    run: Run,
 ) -> pd.DataFrame:                   # folds.csv
     "The unified table and crops.csv -> folds.csv."
-    settings = get_section(recipe, "folds", overrides)
-    reads = ["processed/cleaned_label.csv", "processed/crops.csv"]
-    with stage(run_dir, "folds", reads=reads, writes=["folds.csv"], parameters=asdict(settings)):
-        labels, crops = (read_table(locate(run_dir, r), []) for r in reads)
+    settings = run.section("folds")
+    with run.stage("folds"):
+        labels, crops = (read_table(run.path(f"processed/{name}.csv"), []) for name in ("cleaned_label", "crops"))
         table = split(labels[[*REQUIRED, *(c for c in labels if c not in REQUIRED)]], settings.n_folds, settings.seed)
         failed = crops.loc[crops["error"].fillna("").ne(""), ["patient_id", "image_id"]]
         table = table.merge(failed.assign(failed=True), how="left", on=["patient_id", "image_id"])
         table = table[table.pop("failed").isna()].drop(columns=["file", "scaling"])
-        write_csv(locate(run_dir, "folds.csv"), table)
+        write_csv(run.path("folds.csv"), table)
     return table
 
 # %%
-table = run(run_dir, recipe, overrides)
+table = run_stage(run)
 table.head()
 
 # %% [markdown]

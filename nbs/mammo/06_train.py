@@ -40,12 +40,12 @@ from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import CELL, Mirrored, Pointing, create_network
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.ranks import join, launch
-from mammo_nb.core.stages import code_of, locate, stage
+from mammo_nb.core.runs import Run, locate
 from mammo_nb.core.train import Optimisation, fit
 from mammo_nb.mammo.learning.augment import BEFORE_FITTING, augment
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
-from mammo_nb.mammo.recipes import Train, get_section
+from mammo_nb.mammo.recipes import Train
 
 # %%
 #| hide
@@ -53,23 +53,22 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-overrides = {}                                # changes to the section `train`
-reads = ["folds.csv", "processed/crops.csv"]  # and processed/cleaned_images/
-writes = ["checkpoints/history.csv"]          # and checkpoints/fold_*/: weights and predictions of every epoch
+overrides = {}                                # changes for this run, such as {"train.field": value}
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="train", overrides=overrides)
+run.contract("train")
 
 # %%
 #| hide
-if not run_dir:
-    from mammo_nb.mammo import crops, datasets, detector, folds, phantom  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run)
-settings = get_section(recipe, "train", overrides)
-table = read_table(locate(run_dir, reads[0]), ["fold"])
-images = locate(run_dir, "processed/cleaned_images")
+settings = run.section("train")
+table = read_table(run.path("folds.csv"), ["fold"])
+images = run.path("processed/cleaned_images")
 
 # %% [markdown]
 # ## A cancer in every batch
@@ -80,7 +79,6 @@ images = locate(run_dir, "processed/cleaned_images")
 
 # %%
 #| export
-READS = ["folds.csv", "processed/crops.csv"]  # and cleaned_images/
 # fields of Train that say what a network is, and how it is asked
 NETWORK = ["network", "global_pool", "height", "width", "lesion_weight", "mirrored"]
 
@@ -412,32 +410,29 @@ def settings_of(
 # %%
 #| export
 def train_folds(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `train`
+    folder: str,       # of the run; a rank of torchrun gets it as text
+    overrides: dict,   # of the run, dotted field -> value
 ):
     "folds.csv and the crops -> checkpoints/fold_*/; finished folds are left alone."
-    settings, run_dir = get_section(recipe, "train", overrides), Path(run_dir)
-    reads = [locate(run_dir, r) for r in READS]
-    table, folder = read_table(reads[0], ["fold"]), locate(run_dir, "checkpoints/history.csv").parent
-    identity = {"reads": [sha256(r) for r in reads], "code": code_of(run_dir, "train")}
+    run = Run.open(folder, overrides)
+    settings, reads = run.section("train"), [run.path("folds.csv"), run.path("processed/crops.csv")]
+    table, checkpoints = read_table(reads[0], ["fold"]), run.path("checkpoints/")
+    identity = {"reads": [sha256(r) for r in reads], "code": run.code("train")}
     own = settings_of(settings, chosen_folds("", table))
     for k in chosen_folds(settings.folds, table):
-        train_fold(table, k, locate(run_dir, "processed/cleaned_images"), folder / f"fold_{k}", own[k], identity)
+        train_fold(table, k, run.path("processed/cleaned_images"), checkpoints / f"fold_{k}", own[k], identity)
 
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `train`
+def run_stage(
+    run: Run,
 ) -> pd.DataFrame:                   # history of all folds
     "folds.csv and the crops -> checkpoints/fold_*/ and checkpoints/history.csv."
-    settings, folder = get_section(recipe, "train", overrides), locate(run_dir, "checkpoints/history.csv").parent
-    with stage(run_dir, "train", reads=READS, writes=["checkpoints/history.csv"], parameters=asdict(settings)):
+    settings, folder = run.section("train"), run.path("checkpoints/")
+    with run.stage("train"):
         if settings.processes > 1:
-            launch(train_folds, [str(run_dir), recipe, overrides or {}], settings.processes)
+            launch(train_folds, [str(run.folder), run.overrides], settings.processes)
         else:
-            train_folds(run_dir, recipe, overrides)
-        folds = chosen_folds(settings.folds, read_table(locate(run_dir, "folds.csv"), ["fold"]))
+            train_folds(str(run.folder), run.overrides)
+        folds = chosen_folds(settings.folds, read_table(run.path("folds.csv"), ["fold"]))
         history = pd.concat(
             [pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds],
             ignore_index=True)
@@ -448,7 +443,7 @@ def run(
     return history
 
 # %%
-history = run(run_dir, recipe, overrides)
+history = run_stage(run)
 history.drop(columns=["weights_sha256"]).round(4)
 
 # %% [markdown]
@@ -467,7 +462,7 @@ fig.tight_layout()
 
 # %%
 # the images that the last epoch of fold 0 found most and least suspicious
-last = read_table(locate(run_dir, f"checkpoints/fold_0/pred_{history['epoch'].max()}.csv"),
+last = read_table(run.path(f"checkpoints/fold_0/pred_{history['epoch'].max()}.csv"),
                   ["probability"]).sort_values("probability")
 fig, axes = plt.subplots(1, 8, figsize=(11, 3))
 for ax, row in zip(axes, pd.concat([last.tail(4)[::-1], last.head(4)]).itertuples()):

@@ -24,37 +24,30 @@
 # %%
 #| export
 import shutil
-from dataclasses import asdict
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 
 from mammo_nb.core.files import write_csv, write_json
 from mammo_nb.core.metrics import auc, average_precision, best_threshold, bootstrap_interval, threshold_curve
-from mammo_nb.core.stages import locate, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.datasets import per_breast, read_table
-from mammo_nb.mammo.recipes import get_section
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-overrides = {}                                # changes to the section `select`
-reads = ["checkpoints/history.csv"]           # and checkpoints/fold_*/
-writes = ["oof.csv", "selection.json", "combinations.csv"]   # and final_models/fold_*.safetensors
+overrides = {}                                # changes for this run, such as {"select.field": value}
 
 # %%
-#| hide
-if not run_dir:
-    from mammo_nb.mammo import crops, datasets, detector, folds, phantom, train  # slow to load, and not needed in a run
-    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run)
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="select", overrides=overrides)
+run.contract("select")
 
 # %% [markdown]
 # ## The best epochs of a fold
@@ -151,27 +144,22 @@ def summarise(
 
 # %%
 #| export
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `select`
+def run_stage(
+    run: Run,
 ) -> dict:                           # selection.json
-    "checkpoints -> oof.csv, selection.json, combinations.csv and final_models/fold_*.safetensors."
-    settings = get_section(recipe, "select", overrides)
-    checkpoints, final = locate(run_dir, "checkpoints/history.csv").parent, locate(run_dir,
-                                                                                   "final_models/fold_0").parent
-    history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
-    weights = [f"final_models/fold_{k}.safetensors" for k in sorted(history["fold"].unique())]
-    with stage(run_dir, "select", reads=["checkpoints/history.csv"],
-               writes=["oof.csv", "selection.json", "combinations.csv", *weights], parameters=asdict(settings)):
+    "checkpoints -> oof.csv, selection.json, combinations.csv and weights/fold_*.safetensors."
+    settings = run.section("select")
+    checkpoints, final = run.path("checkpoints/"), run.path("weights/")
+    with run.stage("select"):
+        history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
         ranked = best_epochs(history, settings.metric, settings.candidates)
         predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv",
                                                      ["probability"]) for r in ranked.itertuples()}
         tried = combinations(ranked, {k: per_breast(p) for k, p in predictions.items()}, settings.metric)
-        write_csv(locate(run_dir, "combinations.csv"), tried)
+        write_csv(run.path("combinations.csv"), tried)
         chosen = ranked[[tried.loc[0, f"fold_{r.fold}"] == r.epoch for r in ranked.itertuples()]]
         oof = pd.concat([predictions[r.fold, r.epoch] for r in chosen.itertuples()])
-        write_csv(locate(run_dir, "oof.csv"), oof)
+        write_csv(run.path("oof.csv"), oof)
         final.mkdir(parents=True, exist_ok=True)
         for r in chosen.itertuples():
             for suffix in (".safetensors", ".json"):
@@ -181,11 +169,11 @@ def run(
             "folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried),
             **summarise(oof)
         }
-        write_json(locate(run_dir, "selection.json"), result)
+        write_json(run.path("selection.json"), result)
     return result
 
 # %%
-selection = run(run_dir, recipe, overrides)
+selection = run_stage(run)
 print(
     f"out-of-fold AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to "
     f"{selection['auc_95'][1]:.3f}, {selection['breasts']} breasts, {selection['cancers']} with cancer)"
@@ -200,11 +188,11 @@ print(
 
 # %%
 display(pd.DataFrame(selection["folds"]).round(3))
-tried = pd.read_csv(locate(run_dir, "combinations.csv"))
+tried = pd.read_csv(run.path("combinations.csv"))
 tried.iloc[[*range(min(4, len(tried))), -1]].round(3)   # the best and the worst
 
 # %%
-breasts = per_breast(read_table(locate(run_dir, "oof.csv"), ["probability"]))
+breasts = per_breast(read_table(run.path("oof.csv"), ["probability"]))
 curve = threshold_curve(breasts["cancer"], breasts["probability"])
 fig, axes = plt.subplots(1, 3, figsize=(11, 3))
 axes[0].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])

@@ -38,10 +38,11 @@ from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.pictures import fit_resize
-from mammo_nb.core.stages import locate, recorded, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
-from mammo_nb.mammo.recipes import Engines, RecipeError, Train, get_recipe, get_section
+from mammo_nb.core.recipes import RecipeError
+from mammo_nb.mammo.recipes import Engines
 from mammo_nb.mammo.train import as_asked, build_network
 
 # %%
@@ -49,22 +50,16 @@ from mammo_nb.mammo.train import as_asked, build_network
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-overrides = {}                                # changes to the section `engines`
-reads = ["selection.json"]                    # and final_models/fold_*.safetensors, oof.csv
-# and ensemble_*, ensemble.fp16.* and ensemble.*.engine, if the recipe asks for them
-writes = ["final_models/ensemble.onnx", "final_models/ensemble.json"]
+overrides = {}                                # changes for this run, such as {"engines.field": value}
 
 # %%
-#| hide
-if not run_dir:
-    # slow to load, and not needed in a run
-    from mammo_nb.mammo import crops, datasets, detector, folds, phantom, select, train
-    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run)
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="engines", overrides=overrides)
+run.contract("engines")
 
 # %% [markdown]
 # ## One graph
@@ -73,36 +68,36 @@ if not run_dir:
 # %%
 #| export
 def load_ensemble(
-    run_dir: Path,   # folder of the run
+    run: Run,        # folder of the run
 ) -> Ensemble:       # uint8 (n, 1, height, width) -> probabilities (n, folds)
     "The selected networks of a run."
-    settings, models = Train(**recorded(run_dir, "train")), []
-    for chosen in read_json(locate(run_dir, "selection.json"))["folds"]:
+    settings, models = run.recorded("train"), []
+    for chosen in read_json(run.path("selection.json"))["folds"]:
         model = build_network(settings).eval()
-        load_weights(model, locate(run_dir, f"final_models/fold_{chosen['fold']}.safetensors"))
+        load_weights(model, run.path(f"weights/fold_{chosen['fold']}.safetensors"))
         models.append(model)
     return Ensemble([as_asked(model, settings) for model in models], **models[0].normalization)
 
 def fitted_crops(
-    run_dir: Path,          # folder of the run
+    run: Run,               # folder of the run
     rows,                   # of a table with patient_id and image_id
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:            # uint8 (rows, height, width)
     "Crops as networks see them."
-    images = locate(run_dir, "processed/cleaned_images")
+    images = run.path("processed/cleaned_images")
     return np.stack([
         fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size)
         for p, i in zip(rows["patient_id"], rows["image_id"])
     ])
 
 def sample_crops(
-    run_dir: Path,          # folder of the run
+    run: Run,               # folder of the run
     size: tuple[int, int],  # height, width
     count: int = 16,
 ) -> np.ndarray:            # uint8 (count, height, width)
     "Crops spread over the out-of-fold table, from least to most suspicious."
-    oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
-    return fitted_crops(run_dir, oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)], size)
+    oof = read_table(run.path("oof.csv"), ["probability"]).sort_values("probability")
+    return fitted_crops(run, oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)], size)
 
 # %% [markdown]
 # ## Cheaper ones
@@ -147,12 +142,12 @@ def best_folds(
     return sorted(sorted(range(len(chosen)), key=lambda k: (-chosen[k][metric], -chosen[k]["auc"], k))[:count])
 
 def held_back_auc(
-    run_dir: Path,                 # folder of the run
+    run: Run,                      # folder of the run
     folds: list[int],              # numbers of the folds, in the order of the engine's columns
     engine: Engine | None = None,  # of another size, whose predictions are to be scored; None: those of oof.csv
 ) -> float | None:                 # per breast; None if it would take too long
     "AUC on what was held back from these folds."
-    oof = read_table(locate(run_dir, "oof.csv"), ["probability"])
+    oof = read_table(run.path("oof.csv"), ["probability"])
     oof = oof[oof["fold"].isin(folds)].reset_index(drop=True)
     if engine and len(oof) > MEASURED:
         return None
@@ -160,7 +155,7 @@ def held_back_auc(
         own = oof[oof["fold"] == fold]
         for start in range(0, len(own), 16):
             oof.loc[own.index[start:start + 16], "probability"] = engine(
-                fitted_crops(run_dir, own.iloc[start:start + 16], engine.size))[:, column]
+                fitted_crops(run, own.iloc[start:start + 16], engine.size))[:, column]
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
@@ -180,30 +175,30 @@ except RecipeError as e:
 # %%
 #| export
 def write_variants(
-    run_dir: Path,       # folder of the run
-    ensemble: Ensemble,  # the whole one, final_models/ensemble.onnx
+    run: Run,            # folder of the run
+    ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
     settings: Engines,
     about: dict,         # entries of its JSON
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
-    folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(
-        locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
+    folder, chosen, metric = run.path("weights/ensemble.onnx").parent, read_json(
+        run.path("selection.json"))["folds"], run.recorded("select").metric
     of_all, written = read_sidecar(folder / "ensemble.onnx"), []
     size = of_all["size"]
     for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
         kept, path = best_folds(chosen, metric, variant["folds"]), folder / f"{variant['name']}.onnx"
         folds = [chosen[k]["fold"] for k in kept]
         if variant["size"] == size:
-            score = held_back_auc(run_dir, folds)
+            score = held_back_auc(run, folds)
             write_smaller(ensemble, folder / "ensemble.onnx", path, kept, {"oof_auc": score})
         else:
             weights = [about["rebuild"]["weights"][k] for k in kept]
             smaller = Ensemble([ensemble.models[k] for k in kept], ensemble.mean.flatten(), ensemble.std.flatten())
-            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {
+            export_checked(smaller, path, sample_crops(run, tuple(variant["size"])), {
                 **about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None,
                 "refused": of_all["refused"]
             }, settings.tolerance)
-            score = held_back_auc(run_dir, folds, load_engine(path))
+            score = held_back_auc(run, folds, load_engine(path))
             write_json(path.with_suffix(".json"), {**read_sidecar(path), "oof_auc": score})
         written.append({**variant, "oof_auc": score})
     return written
@@ -223,37 +218,30 @@ def build_or_tell(
             found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
     return found
 
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `engines`
+def run_stage(
+    run: Run,
 ) -> dict:                           # way -> difference of a probability against torch, and its limit
-    "Selected weights -> final_models/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
-    settings, network = get_section(recipe, "engines", overrides), Train(**recorded(run_dir, "train"))
+    "Selected weights -> weights/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
+    settings, network = run.section("engines"), run.recorded("train")
     size, limits = (network.height, network.width), {
         "fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance
     }
-    selection = read_json(locate(run_dir, "selection.json"))
+    selection = read_json(run.path("selection.json"))
     weights = [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
     variants, targets = wanted_variants(settings.variants, len(weights), size), settings.targets.split()
-    path, ways = locate(run_dir,
-                        "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
-    names = ["ensemble.onnx", "ensemble.json", *(f"{v['name']}{s}" for v in variants for s in (".onnx", ".json"))]
+    path, ways = run.path("weights/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
     about = {
-        "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(
-            run_dir, "crops"), "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"],
-        "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"], "rebuild": {
+        "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
+        "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
+        "demonstration": run.has("phantom"), "oof_auc": selection["auc"], "rebuild": {
             "network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0,
             "mirrored": network.mirrored, "weights": weights
         }
     }
-    with stage(
-            run_dir, "engines", reads=[
-                "selection.json", "oof.csv", "final_models/detector.onnx", *(f"final_models/{w}" for w in weights)
-            ], writes=[f"final_models/{n}" for n in names], parameters=asdict(settings)) as results:
+    with run.stage("engines") as results:
         for old in path.parent.glob("ensemble[._]*"):
             old.unlink()   # of weights that may have changed
-        ensemble, crops = load_ensemble(run_dir), sample_crops(run_dir, size)
+        ensemble, crops = load_ensemble(run), sample_crops(run, size)
         results["parity"] = {
             "onnxruntime-fp32": {
                 "difference": export_checked(ensemble, path, crops, about, settings.tolerance),
@@ -263,15 +251,15 @@ def run(
         if "onnxruntime-fp16" in ways:
             write_mixed(path, path.with_name("ensemble.fp16.onnx"))
         results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), ways, limits)
-        results["variants"] = write_variants(run_dir, ensemble, settings, about)
+        results["variants"] = write_variants(run, ensemble, settings, about)
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
         if targets:
             results["engines"] = build_or_tell(path.parent, targets)
     return results["parity"]
 
 # %%
-found = run(run_dir, recipe, overrides)
-engine = load_engine(locate(run_dir, "final_models/ensemble.onnx"))
+found = run_stage(run)
+engine = load_engine(run.path("weights/ensemble.onnx"))
 print(
     f"{engine.name}, input {engine.size}, largest difference from torch {found['onnxruntime-fp32']['difference']:.1e}")
 
@@ -281,8 +269,8 @@ print(
 # those beyond are noted in the JSON and not taken.
 
 # %%
-pictures = sample_crops(run_dir, engine.size)
-ours, reference = engine(pictures), load_engine(load_ensemble(run_dir))(pictures)
+pictures = sample_crops(run, engine.size)
+ours, reference = engine(pictures), load_engine(load_ensemble(run))(pictures)
 compared = {way: f for way, f in found.items() if "difference" in f}
 fig, axes = plt.subplots(1, 2, figsize=(10, 3))
 axes[0].plot([0, 1], [0, 1], color="lightgrey")

@@ -40,7 +40,7 @@ import pandas as pd
 from mammo_nb.core.engines import Engine, open_ensemble
 from mammo_nb.core.files import read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import collect
-from mammo_nb.core.stages import locate, stage
+from mammo_nb.core.runs import Run
 from mammo_nb.core.stream import flow, grouped
 from mammo_nb.mammo.tools.budget import Mode, Planner, in_words, read_budget, read_modes
 from mammo_nb.mammo.crops import WHOLE
@@ -54,23 +54,17 @@ import tempfile
 
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.stages import practice
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-weights = ""                                  # folder with ensemble.onnx; "" takes the run's own
+overrides = {}                                # changes for this run; the stage has no section of its own
 workers = 0                                   # processes that decode; 0: one a core
-reads = ["final_models/ensemble.onnx"]        # and the competition's test.csv, sample_submission.csv and test_images/
-writes = ["submissions/submission.csv", "test_per_image.csv"]   # and submit.json: how it went
 
 # %%
-#| hide
-if not run_dir:
-    # slow to load, and not needed in a run
-    from mammo_nb.mammo import crops, datasets, detector, engines, folds, phantom, select, train
-    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run,
-                               engines.run)
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="submit", overrides=overrides)
+run.contract("submit")
 
 # %% [markdown]
 # ## From images to the file
@@ -155,7 +149,7 @@ def read_test(
         })
 
 # %%
-test = read_test(locate(run_dir, competition(recipe)), locate(run_dir, competition(recipe)) / "sample_submission.csv")
+test = read_test(run.path(competition(run)), run.path(competition(run)) / "sample_submission.csv")
 assert len(test.turns()) == len(test.images) and test.turns()["prediction_id"].head(len(
     test.sample)).is_unique and not any(test.told.values())
 test.turns()[["file", "prediction_id"]].head(3)
@@ -214,7 +208,7 @@ def batch_of(
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
 # %%
-place = find_weights(weights or locate(run_dir, "final_models/ensemble.onnx").parent)
+place = find_weights(run.weights or run.path("weights/"))
 network, metadata = Network(partial(open_network, place), "cpu"), read_json(place / "ensemble.json")
 plain, flipped = Mode("ensemble", metadata["folds"], tuple(metadata["size"])), Mode("ensemble", metadata["folds"],
                                                                                     tuple(metadata["size"]), flip=True)
@@ -423,29 +417,21 @@ def told(
 
 # %%
 #| export
-def run(
-    run_dir: Path,                 # folder of the run
-    recipe: str,                   # a recipe
-    weights: Path | None = None,   # folder with ensemble.onnx; None: the run's own
+def run_stage(
+    run: Run,
     workers: int | None = None,    # processes that decode; None: one a core
 ) -> pd.DataFrame:                 # the submission
     "test_images -> submissions/submission.csv, test_per_image.csv and submit.json."
-    source = competition(recipe)
-    place = find_weights(weights or locate(run_dir, "final_models/ensemble.onnx").parent).resolve()
-    files = Output(locate(run_dir, "submissions/submission.csv"), locate(run_dir, "test_per_image.csv"),
-                   locate(run_dir, "submit.json"))
-    reads = [
-        f"{source}/test.csv", f"{source}/sample_submission.csv",
-        str(place / "ensemble.onnx"),
-        str(place / "ensemble.json")
-    ]
-    with stage(run_dir, "submit", reads=reads, writes=["submissions/submission.csv", "test_per_image.csv"],
-               parameters={"weights": place.name}):
-        return submit_images(locate(run_dir, source), lambda: load_ensemble(place), files, workers=workers)
+    place = find_weights(run.weights or run.path("weights/")).resolve()
+    files = Output(run.path("submissions/submission.csv"), run.path("test_per_image.csv"),
+                   run.path("submit.json"))
+    with run.stage("submit") as results:
+        results["weights"] = place.name
+        return submit_images(run.path(competition(run)), lambda: load_ensemble(place), files, workers=workers)
 
 # %%
-submission = run(run_dir, recipe, weights or None, workers or None)
-report, per_image = read_json(locate(run_dir, "submit.json")), read_table(locate(run_dir, "test_per_image.csv"),
+submission = run_stage(run, workers or None)
+report, per_image = read_json(run.path("submit.json")), read_table(run.path("test_per_image.csv"),
                                                                           ["probability"])
 print(f"{len(submission)} breasts, {submission['cancer'].sum()} called", *told(report), sep="\n")
 submission.head()
@@ -478,6 +464,6 @@ fig.tight_layout()
 
 # %%
 short = Path(tempfile.mkdtemp())
-submit(locate(run_dir, competition(recipe)), place, short, budget="1s", flip=True, workers=1)
+submit(run.path(competition(run)), place, short, budget="1s", flip=True, workers=1)
 assert pd.read_csv(short / "submission.csv")["prediction_id"].tolist() == submission["prediction_id"].tolist()
 print(*told(read_json(short / "submit.json")), sep="\n")

@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from mammo_nb.core.metrics import auc, pfbeta
-from mammo_nb.core.stages import locate
+from mammo_nb.core.runs import Run, read_manifest
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table
 
@@ -39,23 +39,22 @@ from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
 from mammo_nb.core.files import read_json
-from mammo_nb.core.stages import practice, read_manifest
+from mammo_nb.core.runs import practice
 from mammo_nb.mammo.datasets import per_breast
+from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.predict import DEMONSTRATION
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-recipe = "demo"                               # a name in mammo_nb.mammo.recipes
-reads = ["submissions/submission.csv", "manifest.json"]   # and oof.csv, selection.json where the run has trained
+overrides = {}                                # changes for this run; the stage has no section of its own
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="report", overrides=overrides)
+run.contract("report")
 
 # %%
 #| hide
-if not run_dir:
-    # slow to load, and not needed in a run
-    from mammo_nb.mammo import crops, datasets, detector, engines, folds, phantom, select, submit, train
-    run_dir, recipe = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run,
-                               engines.run, submit.run)
-manifest = read_manifest(run_dir)
+manifest = read_manifest(run.folder)
 trained_here = "select" in manifest["stages"]
 
 # %% [markdown]
@@ -64,17 +63,17 @@ trained_here = "select" in manifest["stages"]
 # %%
 #| export
 def test_score(
-    run_dir: Path,   # folder of a run on a synthetic competition
+    run: Run,        # folder of a run on a synthetic competition
 ) -> dict:           # auc and pf1 per breast of the submission; empty where nobody knows the truth
     "Score the submission against the phantoms' own truth."
-    truth = locate(run_dir, "competition/truth/test_labels.csv")
+    truth = run.path("competition/truth/test_labels.csv")
     if not truth.exists():
         return {}
     labels = read_table(
         truth, ["prediction_id", "cancer"]).drop_duplicates("prediction_id").set_index("prediction_id")["cancer"]
-    probability = read_table(locate(run_dir, "test_per_image.csv"),
+    probability = read_table(run.path("test_per_image.csv"),
                              ["probability"]).groupby("prediction_id")["probability"].mean().fillna(0)
-    decided = read_table(locate(run_dir, "submissions/submission.csv"), ["cancer"]).set_index("prediction_id")["cancer"]
+    decided = read_table(run.path("submissions/submission.csv"), ["cancer"]).set_index("prediction_id")["cancer"]
     return {
         "auc": auc(labels, probability.reindex(labels.index)), "pf1": pfbeta(labels, decided.reindex(labels.index)),
         "breasts": len(labels), "cancers": int(labels.sum())
@@ -83,22 +82,22 @@ def test_score(
 # %%
 lines = []
 if trained_here:
-    s = read_json(locate(run_dir, "selection.json"))
+    s = read_json(run.path("selection.json"))
     lines += [
         f"**Out-of-fold AUC per breast {s['auc']:.3f}** (95 % interval {s['auc_95'][0]:.3f} to {s['auc_95'][1]:.3f}; "
         f"{s['breasts']} breasts, {s['cancers']} with cancer)",
         f"pF1 {s['pf1']:.3f} at threshold {s['threshold']:.2f}, average precision {s['average_precision']:.3f}"
     ]
-score = test_score(run_dir)
+score = test_score(run)
 if score:
     lines.append(
         f"Synthetic test set: AUC per breast {score['auc']:.3f}, pF1 of the submission {score['pf1']:.3f} "
         f"({score['breasts']} breasts, {score['cancers']} with cancer)"
     )
 if "submit" in manifest["stages"]:
-    per_image = read_table(locate(run_dir, "test_per_image.csv"), ["probability"])
+    per_image = read_table(run.path("test_per_image.csv"), ["probability"])
     lines.append(
-        f"`submission.csv`: {len(read_table(locate(run_dir, 'submissions/submission.csv'), ['cancer']))} breasts from "
+        f"`submission.csv`: {len(read_table(run.path('submissions/submission.csv'), ['cancer']))} breasts from "
         f"{len(per_image)} images, {per_image['error'].notna().sum()} of which failed"
     )
     if (per_image["note"].fillna("") != "").any():
@@ -108,8 +107,8 @@ Markdown("\n\n".join(lines))
 
 # %%
 if trained_here:
-    breasts = per_breast(read_table(locate(run_dir, "oof.csv"), ["probability"]))
-    history = read_table(locate(run_dir, "checkpoints/history.csv"), ["loss"])
+    breasts = per_breast(read_table(run.path("oof.csv"), ["probability"]))
+    history = read_table(run.path("checkpoints/history.csv"), ["loss"])
     fig, axes = plt.subplots(1, 3, figsize=(11, 3))
     for fold, h in history.groupby("fold"):
         axes[0].plot(h["epoch"], h["loss"], marker="o", label=f"fold {fold}")
@@ -137,10 +136,10 @@ if trained_here:
 # %%
 #| export
 def show_extremes(
-    run_dir: Path,   # folder of a run that has trained
+    run: Run,        # folder of a run that has trained
 ):
     "Four images each of those found, missed, suspected and passed, with their probabilities out of fold."
-    oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
+    oof = read_table(run.path("oof.csv"), ["probability"]).sort_values("probability")
     groups = {
         "found": oof[oof.cancer == 1].tail(4), "missed": oof[oof.cancer == 1].head(4),
         "suspected": oof[oof.cancer == 0].tail(4), "passed": oof[oof.cancer == 0].head(4)
@@ -148,7 +147,7 @@ def show_extremes(
     fig, axes = plt.subplots(2, 8, figsize=(12, 6.5))
     for ax, (name, row) in zip(axes.flat, ((n, r) for n, g in groups.items() for r in g.itertuples())):
         ax.imshow(
-            cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)),
+            cv2.imread(str(crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)),
                        cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
         ax.set_title(f"{name}: {row.probability:.2f}", fontsize=9)
     for ax in axes.flat:
@@ -157,7 +156,7 @@ def show_extremes(
 
 # %%
 if trained_here:
-    show_extremes(run_dir)
+    show_extremes(run)
 
 # %% [markdown]
 # ## What it was made of

@@ -23,14 +23,17 @@
 
 # %%
 #| export
-import importlib
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
+
+from mammo_nb.core.recipes import Recipe
 
 # %%
 #| hide
 from dataclasses import asdict
 
 import pandas as pd
+
+from mammo_nb.core.recipes import RecipeError, override
 
 # %% tags=["parameters"]
 recipe = "demo"   # the recipe shown below
@@ -153,7 +156,7 @@ class Train:
     # a training of the same fold that comes first; this one goes on from its last averaged weights
     before: "Train | None" = None
     # of Train, one a fold, where folds are trained in different ways; the networks are alike
-    by_fold: tuple = ()
+    by_fold: tuple["Train", ...] = ()
     seed: int = 42
 
 @dataclass(frozen=True)
@@ -173,19 +176,6 @@ class Engines:
     variants: str = ""
     # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, and no such GPU
     targets: str = ""
-
-@dataclass(frozen=True)
-class Recipe:
-    "One experiment: a section for each stage."
-    about: str
-    phantom: Phantom | None = Phantom()
-    datasets: Datasets = Datasets()
-    detector: Detector = Detector()
-    crops: Crops = Crops()
-    folds: Folds = Folds()
-    train: Train = Train()
-    select: Select = Select()
-    engines: Engines = Engines()
 
 # %% [markdown]
 # `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; it
@@ -210,122 +200,66 @@ _train = Train(network="convnext_small.fb_in22k_ft_in1k_384", weights="imagenet"
                warmup_epochs=4, warmup_lr=3e-5, flat_epochs=1, weight_decay=2e-5, ema_decay=0.9998, ema_ramp=-1,
                checkpoint_every=500, workers=8, val_batch_size=16, seed=42)
 
+_RSNA = "rsna-breast-cancer-detection"
+
 def _winner(about: str, **changes) -> Recipe:
     "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
-    return Recipe(about, phantom=None, datasets=Datasets(
-        "rsna-breast-cancer-detection", external="vindr miniddsm cmmd cddcesm bmcd"), detector=_detector, train=replace(
-            _train, **changes))
+    datasets = Datasets(_RSNA, external="vindr miniddsm cmmd cddcesm bmcd")
+    return Recipe(about, datasets, _detector, replace(_train, **changes), skips=("phantom",))
 
 def _cbis(about: str, height: int, width: int, **changes) -> Recipe:
-    """Half of these breasts have a cancer, so batches are half and half, and the score is AUC. The 27 frozen parameters of Lite0 are those of the
-    first three blocks, the 36 of Lite2 those of the first four. What each choice is worth: tests/bench/cbis.py."""
+    """Half of these breasts have a cancer, so batches are half and half, and the score is AUC. The 27 frozen parameters
+    of Lite0 are those of the first three blocks, the 36 of Lite2 those of the first four. What each choice adds:
+    tests/bench/cbis.py."""
     train = Train(height=height, width=width, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0,
                   augment="broad", epochs=7, schedule="cosine", lr=1e-3, min_lr=1e-5, lesion_weight=10.0, freeze=27,
                   mirrored=True)
-    return Recipe(about, phantom=None, datasets=Datasets("cbis_ddsm_mass_256"), crops=Crops(height=height, width=width),
-                  train=replace(train, **changes), select=Select(metric="auc", candidates=1))
+    return Recipe(about, Datasets("cbis_ddsm_mass_256"), Crops(height=height, width=width), replace(train, **changes),
+                  Select(metric="auc", candidates=1), mode="labelled")
 
 _stage1 = dict(soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25)
 _stage2 = dict(before=replace(_train, **_stage1), lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17)
 
 RECIPES = {
-    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds", crops=Crops(
-        height=256, width=128), train=Train(epochs=3), engines=Engines(variants="2 1@0.75")),
-    "tiny": Recipe(
-        "the same stages in seconds; its scores mean nothing", phantom=Phantom(
-            patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0), detector=Detector(
-                patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0,
-                checkpoint_every=2), crops=Crops(height=128, width=64), folds=Folds(n_folds=2), train=Train(
-                    height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2),
-        engines=Engines(variants="1")), "cbis": _cbis(
-            "CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, in half an hour of two cores", 320,
-            192), "cbis_long": _cbis("the same, larger, with a larger network, in an hour of two cores", 448, 256,
-                                     network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1, epochs=6),
-    "demo_roi": Recipe("the detector of `demo` alone"), "winner_roi": Recipe(
-        "the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's weights, on a GPU",
-        phantom=None, datasets=Datasets("rsna-breast-cancer-detection"), detector=_detector), "winner": _winner(
-            "the winner's ensemble: folds 0 and 1 in two parts, 2 and 3 in one, ConvNeXt-small at 2048x1024, on a GPU",
-            by_fold=(*[replace(_train, **_stage2)] * 2, *[_train] * 2)), "winner_fold2": _winner(
-                "the winner's fold 2", folds="2"), "winner_fold3": _winner(
-                    "the winner's fold 3, trained as fold 2", folds="3"), "winner_stage1": _winner(
-                        "the winner's folds 0 and 1, first part", folds="0 1", **_stage1),
-    "winner_stage2": _winner(
-        "the winner's folds 0 and 1, second part, from the last averaged weights of the first, which comes before",
-        folds="0 1", **_stage2), "winner_label_smoothing": _winner(
-            "the winner's variant with smoothed labels, all folds as fold 2", soft_positive=0.0, label_smoothing=0.1),
+    "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds",
+                   Crops(height=256, width=128), Train(epochs=3), Engines(variants="2 1@0.75")),
+    "tiny": Recipe("the same stages in seconds; its scores mean nothing",
+                   Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
+                   Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0,
+                            checkpoint_every=2),
+                   Crops(height=128, width=64), Folds(n_folds=2),
+                   Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2), Engines(variants="1")),
+    "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, half an hour on two cores",
+                  320, 192),
+    "cbis_long": _cbis("the same, larger, with a larger network, an hour on two cores", 448, 256,
+                       network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1, epochs=6),
+    "demo_roi": Recipe("the detector of `demo` alone", mode="detector"),
+    "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's "
+                         "weights, on a GPU", Datasets(_RSNA), _detector, mode="detector"),
+    "winner": _winner("the winner's ensemble: folds 0 and 1 in two parts, 2 and 3 in one, ConvNeXt-small at 2048x1024, "
+                      "on a GPU", by_fold=(*[replace(_train, **_stage2)] * 2, *[_train] * 2)),
+    "winner_fold2": _winner("the winner's fold 2", folds="2"),
+    "winner_fold3": _winner("the winner's fold 3, trained as fold 2", folds="3"),
+    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", **_stage1),
+    "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last EMA weights of the first part, "
+                             "which comes before", folds="0 1", **_stage2),
+    "winner_label_smoothing": _winner("the winner's variant with smoothed labels, all folds as fold 2",
+                                      soft_positive=0.0, label_smoothing=0.1),
 }
 
-class RecipeError(Exception):
-    "A recipe, section or field that does not exist, or a value of the wrong type."
-
-def get_recipe(
-    name: str,   # a key of RECIPES, or that of another system on the same data: baseline/demo
-) -> Recipe:     # or that system's own class of recipes
-    "A recipe by its name."
-    system, _, key = name.rpartition("/")
-    # imported when it is named: mammo needs no other system
-    recipes = importlib.import_module(f"mammo_nb.{system}.recipes").RECIPES if system else RECIPES
-    if key not in recipes:
-        raise RecipeError(f"No recipe {key!r}. There are {', '.join(sorted(recipes))}.")
-    return recipes[key]
-
 # %%
-#| export
-def _checked(where: str, kind: str, value):
-    "The value if it fits the field's type; an int is a fine float."
-    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
-    if not wanted:
-        raise RecipeError(f"{where} is set in a recipe, not for a run.")
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise RecipeError(f"{where} takes {kind}, got {value!r}.")
-    return value
-
-def _replaced(section, changes: dict):
-    "The section with fields replaced, in the sections inside it too."
-    def inside(value):
-        if isinstance(value, tuple):
-            return tuple(_replaced(v, changes) for v in value)
-        return _replaced(value, changes) if is_dataclass(value) else value
-    return replace(section, **{f.name: inside(getattr(section, f.name)) for f in fields(section)} | changes)
-
-def get_section(
-    name: str,                      # a recipe
-    stage: str,                     # a stage with a section in it, as "train"
-    overrides: dict | None = None,  # field -> value, for this run only
-):                                  # the section, frozen; None if the recipe has none
-    "A stage's section of a recipe, with fields replaced."
-    whole = get_recipe(name)
-    if stage not in {f.name for f in fields(whole)} - {"about"}:
-        raise RecipeError(
-            f"No section {stage!r} in a recipe. There are {', '.join(f.name for f in fields(whole)[1:])}.")
-    section = getattr(whole, stage)
-    if not overrides:
-        return section
-    if section is None:
-        raise RecipeError(f"Recipe {name} has no section {stage} to override.")
-    kinds = {f.name: f.type for f in fields(section)}
-    wrong = sorted(set(overrides) - set(kinds))
-    if wrong:
-        raise RecipeError(f"{stage} has no {', '.join(wrong)}. It has {', '.join(kinds)}.")
-    return _replaced(
-        section, {k: _checked(f"{stage}.{k}", getattr(kinds[k], "__name__", kinds[k]), v) for k, v in overrides.items()})
-
-# %%
-pd.DataFrame({n: asdict(replace(r.train, before=None, by_fold=())) for n, r in RECIPES.items()})
+pd.DataFrame({n: asdict(replace(r.section(Train), before=None, by_fold=())) for n, r in RECIPES.items()})
 
 # %% [markdown]
-# A field can be changed for one run, `make reproduce SET="train.epochs=8"`. A slip is told before anything runs:
+# A field can be changed for one run, `make reproduce SET="train.epochs=8"`. A slip is an error before anything runs:
 
 # %%
+train = RECIPES[recipe].section(Train)
 for overrides in ({"epoch": 8}, {"epochs": "8"}, {"before": ""}):
     try:
-        get_section(recipe, "train", overrides)
+        override(train, overrides, "train")
     except RecipeError as e:
         print(e)
-assert get_section(recipe, "train", {"lr": 1}).lr == 1.0 and get_section(recipe,
-                                                                         "train").epochs == RECIPES[recipe].train.epochs
-whole = get_section("winner", "train", {"epochs": 3})   # of every part
-assert [t.epochs
-        for t in whole.by_fold] == [3] * 4 and whole.by_fold[0].before.epochs == 3 and whole.by_fold[2].before is None
+whole = override(RECIPES["winner"].section(Train), {"epochs": 3}, "train")   # a change reaches every part
+assert [t.epochs for t in whole.by_fold] == [3] * 4 and whole.by_fold[0].before.epochs == 3
+assert whole.by_fold[2].before is None

@@ -36,7 +36,7 @@ from mammo_nb.core.detection import candidates, letterbox, unletterbox
 from mammo_nb.core.dicom import Image
 from mammo_nb.core.pictures import shrink
 from mammo_nb.core.settings import SettingsError
-from mammo_nb.core.stages import find_trained
+from mammo_nb.core.runs import find_trained
 from mammo_nb.core.windows import minmax, percentile
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.recipes import Crops
@@ -48,9 +48,8 @@ from dataclasses import astuple
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_frame
-from mammo_nb.core.stages import locate, practice
-from mammo_nb.mammo import phantom
-from mammo_nb.mammo.datasets import read_table
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 file = ""       # a mammogram in DICOM; "" draws one
@@ -59,8 +58,8 @@ detector = ""   # detector.onnx; "" does without
 # %%
 #| hide
 if not file:
-    run_dir, _ = practice(phantom.run)
-    file = sorted(locate(run_dir, "competition/train_images").glob("*/*.dcm"))[0]
+    run = practice(system, before="datasets")
+    file = sorted(run.path("competition/train_images").glob("*/*.dcm"))[0]
 frame = read_frame(file)
 image = frame.decode()
 

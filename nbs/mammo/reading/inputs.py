@@ -44,7 +44,8 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.stages import locate, practice
+from mammo_nb.core.runs import Run, practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""        # folder of a run; "" makes a small practice run
@@ -52,9 +53,7 @@ size = (128, 64)    # height, width of a network's input, pixels
 
 # %%
 #| hide
-if not run_dir:
-    from mammo_nb.mammo import datasets, detector, phantom  # slow to load, and not needed in a run
-    run_dir, _ = practice(phantom.run, datasets.run, detector.run)
+run = Run.open(run_dir) if run_dir else practice(system, before="crops")
 
 # %% [markdown]
 # ## What the network is shown
@@ -103,8 +102,8 @@ def see(
     return Seen(frame, breast, network_input(breast, settings, size))
 
 # %%
-file = sorted(locate(run_dir, "competition/test_images").rglob("*.dcm"))[0]
-finds, settings = str(locate(run_dir, "final_models/detector.onnx")), Crops(height=size[0], width=size[1], box_size=80)
+file = sorted(run.path("competition/test_images").rglob("*.dcm"))[0]
+finds, settings = str(run.path("weights/detector.onnx")), Crops(height=size[0], width=size[1], box_size=80)
 half = size[0] // 2, size[1] // 2
 both = [see(file, s, finds, n) for s, n in ((settings, size), (fit_to(settings, half), half))]
 assert both[0].breast.box == both[1].breast.box and both[1].breast.grey.shape[0] <= half[0] and fit_to(

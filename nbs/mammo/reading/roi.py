@@ -41,8 +41,8 @@ import cv2
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_image
-from mammo_nb.core.stages import locate, practice
-from mammo_nb.mammo import phantom
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 from mammo_nb.mammo.datasets import read_table
 
 # %% [markdown]
@@ -175,10 +175,10 @@ def from_pixels(
 
 # %%
 if not folder:
-    run_dir, _ = practice(phantom.run)
-    truth = read_table(locate(run_dir, "competition/truth/boxes.csv"), ["x0"])
+    run = practice(system, before="datasets")
+    truth = read_table(run.path("competition/truth/boxes.csv"), ["x0"])
     frames = [
-        read_image(next(locate(run_dir, "competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm"))).pixels
+        read_image(next(run.path("competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm"))).pixels
         for r in truth.itertuples()
     ]
     truth["rows"], truth["columns"] = zip(*(f.shape for f in frames))

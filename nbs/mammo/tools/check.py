@@ -46,7 +46,7 @@ from mammo_nb.core.headers import DicomError, Header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.raster import is_whole
 from mammo_nb.core.settings import SettingsError, read_paths
-from mammo_nb.core.stages import locate
+from mammo_nb.core.runs import locate
 from mammo_nb.core.windows import WindowError, apply_window
 from mammo_nb.mammo.crops import crop_file, crop_path
 from mammo_nb.mammo.datasets import DatasetError, place_of, read_set, read_table

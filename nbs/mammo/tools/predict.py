@@ -35,7 +35,7 @@ from mammo_nb.core.files import inside, read_json, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.settings import SettingsError
-from mammo_nb.core.stages import find_trained
+from mammo_nb.core.runs import find_trained
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.reading.inputs import row_of, see
@@ -49,19 +49,17 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mammo_nb.core.stages import locate, practice
-from mammo_nb.mammo import crops, datasets, detector, engines, folds, phantom, select, train
+from mammo_nb.core.runs import practice
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 folder = ""    # mammograms in DICOM; "" takes the test images of a small practice run
-weights = ""   # folder with ensemble.onnx and ensemble.json; "" takes those of the practice run
 
 # %%
 #| hide
 if not folder:
-    run_dir, _ = practice(phantom.run, datasets.run, detector.run, crops.run, folds.run, train.run, select.run,
-                          engines.run)
-    folder, weights = locate(run_dir, "competition/test_images"), locate(run_dir, "final_models/ensemble.onnx").parent
+    run = practice(system, before="submit")
+    folder, weights = run.path("competition/test_images"), run.path("weights/ensemble.onnx").parent
 output = Path(tempfile.mkdtemp()) / "out"
 
 # %%

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Recipes of the baseline
+# # Baseline
 # > The numbers of a published walk-through of the same competition: one network, one fold, a threshold.
 #
 # A result is worth what it adds to the plain thing. The baseline is the plain thing: one ConvNeXt-tiny on one fold, no
@@ -20,14 +20,17 @@
 # sections `prepare` and `train`.
 
 # %%
-#| default_exp baseline.recipes
+#| default_exp baseline.system
 
 # %%
 #| export
 from dataclasses import dataclass
 
-from mammo_nb.mammo.recipes import RECIPES as MAMMO
+from mammo_nb.core.recipes import Recipe
+from mammo_nb.core.systems import Mode, Stage, System
 from mammo_nb.mammo.recipes import Datasets, Folds, Phantom
+from mammo_nb.mammo.system import results, test_tables
+from mammo_nb.mammo.system import system as mammo
 
 # %%
 #| hide
@@ -35,10 +38,8 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from mammo_nb.mammo.recipes import RecipeError, get_section
-
-# %% tags=["parameters"]
-recipe = "baseline/demo"   # the recipe shown below
+# %% [markdown]
+# Reading order: `01_prepare` to `06_report`. The stages `phantom`, `datasets` and `folds` are those of `mammo`.
 
 # %%
 #| export
@@ -80,17 +81,6 @@ class Engines:
     "The network as a graph."
     tolerance: float = 1e-4     # largest allowed difference of a probability against torch
 
-@dataclass(frozen=True)
-class Recipe:
-    "One experiment: a section for each stage; those of the data are mammo's."
-    about: str
-    phantom: Phantom | None = MAMMO["demo"].phantom
-    datasets: Datasets = MAMMO["demo"].datasets
-    prepare: Prepare = Prepare()
-    folds: Folds = MAMMO["demo"].folds
-    train: Train = Train()
-    engines: Engines = Engines()
-
 # %% [markdown]
 # `baseline_tiny` is the published experiment. Where the author gives a range, it holds a value inside it: learning rate
 # 3e-5 to 8e-5, weight of a positive in the sampler 10 to 15 and in the loss 15 to 25, 60 to 80 frozen parameters. The
@@ -103,34 +93,72 @@ class Recipe:
 
 # %%
 #| export
+_TINY = mammo.recipe("tiny")
+
 RECIPES = {
     "demo": Recipe("the synthetic competition of mammo's demo, ImageNet EfficientNet-Lite0 at 256x128, one fold"),
-    "tiny": Recipe("the same stages in seconds; its scores mean nothing", phantom=MAMMO["tiny"].phantom,
-                   folds=MAMMO["tiny"].folds, prepare=Prepare(height=128, width=64), train=Train(
-                       epochs=2, batch_size=8, restart_epochs=1, dud_pf1=0.0,
-                       checkpoint_every=2)), "baseline_tiny": Recipe(
-                           "the published baseline: ConvNeXt-tiny at 2048x1024, one fold of four, on a GPU",
-                           phantom=None, datasets=Datasets("rsna-breast-cancer-detection"), prepare=Prepare(
-                               height=2048, width=1024), folds=Folds(n_folds=4), train=Train(
-                                   network="convnext_tiny.fb_in1k", weights="imagenet", epochs=17, positive_weight=12.0,
-                                   pos_weight=20.0, freeze=70, lr=5e-5, restart_epochs=8.5, checkpoint_every=400,
-                                   workers=8)),
+    "tiny": Recipe("the same stages in seconds; its scores mean nothing", _TINY.section(Phantom), _TINY.section(Folds),
+                   Prepare(height=128, width=64),
+                   Train(epochs=2, batch_size=8, restart_epochs=1, dud_pf1=0.0, checkpoint_every=2)),
+    "baseline_tiny": Recipe("the published baseline: ConvNeXt-tiny at 2048x1024, one fold of four, on a GPU",
+                            Datasets("rsna-breast-cancer-detection"), Prepare(height=2048, width=1024),
+                            Train(network="convnext_tiny.fb_in1k", weights="imagenet", epochs=17, positive_weight=12.0,
+                                  pos_weight=20.0, freeze=70, lr=5e-5, restart_epochs=8.5, checkpoint_every=400,
+                                  workers=8), skips=("phantom",)),
 }
 
 # %%
-pd.DataFrame({n: asdict(r.prepare) | asdict(r.train) for n, r in RECIPES.items()})
+pd.DataFrame({n: asdict(r.section(Prepare)) | asdict(r.section(Train)) for n, r in RECIPES.items()})
 
 # %% [markdown]
-# `make reproduce SYSTEM=baseline RECIPE=demo` names a recipe of this table; in a notebook it has its system before it,
-# since stages of `mammo` look it up too. The phantoms are those of mammo's demo to the last pixel, and so are the
-# folds.
+# ## The declaration
+# Stages that mammography declares keep their home, so that their notebooks run for this system too.
 
 # %%
-assert get_section(recipe, "phantom") == get_section("demo", "phantom") and get_section(recipe, "folds") == get_section(
-    "demo", "folds")
-for name, section, overrides in (("baseline/dmo", "train", {}), (recipe, "crops", {}), (recipe, "train", {"froze": 60
-                                                                                                          })):
-    try:
-        get_section(name, section, overrides)
-    except RecipeError as e:
-        print(e)
+#| export
+NETWORK = ("baseline.onnx", "baseline.json")
+
+def submitted_weights(run) -> list[str]:
+    "the network: of the run, or of the folder WEIGHTS"
+    return [str((run.weights or run.path("weights/")) / name) for name in NETWORK]
+
+system = System(
+    name="baseline",
+    title="One ConvNeXt-tiny on the mammography data",
+    stages=(
+        mammo.stage("phantom"),
+        mammo.stage("datasets"),
+        Stage("prepare", Prepare, reads=("processed/cleaned_label.csv",),
+              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv")),
+        mammo.stage("folds"),
+        Stage("train", Train, reads=("folds.csv", "processed/crops.csv", "processed/cleaned_images/"),
+              writes=("checkpoints/history.csv", "checkpoints/fold_*")),
+        Stage("select", reads=("checkpoints/history.csv", "checkpoints/fold_*"),
+              writes=("oof.csv", "selection.json", "weights/fold_*.safetensors")),
+        Stage("engines", Engines,
+              reads=("selection.json", "oof.csv", "weights/fold_*.safetensors", "processed/cleaned_images/"),
+              writes=("weights/baseline.onnx", "weights/baseline.json")),
+        Stage("submit", reads=(test_tables, submitted_weights),
+              writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
+        Stage("report", reads=(results,)),
+    ),
+    modes={
+        "full": Mode("everything is trained", ("phantom", "datasets", "prepare", "folds", "train", "select", "engines",
+                                               "submit", "report")),
+        "trained": Mode("trained weights", ("phantom", "submit", "report"), weights=NETWORK),
+    },
+    recipes=RECIPES,
+    failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
+    competition=mammo.competition,
+    weights=NETWORK,
+)
+
+# %%
+system.flow()
+
+# %% [markdown]
+# The phantoms are those of mammo's demo to the last pixel, and so are the folds:
+
+# %%
+for kind in (Phantom, Folds):
+    assert system.recipe("demo").section(kind) == mammo.recipe("demo").section(kind)

@@ -1,0 +1,283 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Systems
+# > A system is one folder that declares itself: its stages, what they read and write, its modes and its recipes.
+#
+# The command line, the Makefile, the Kaggle notebook and the tests ask this declaration and name no stage themselves.
+# A new system is therefore a new folder below `nbs/`, and no other file changes.
+
+# %%
+#| default_exp core.systems
+
+# %%
+#| export
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.recipes import Recipe, RecipeError, check_section
+
+# %%
+#| hide
+from mammo_nb.core.recipes import bounded
+
+# %%
+#| export
+class DeclarationError(ProjectError):
+    "A system that does not exist, or whose declaration contradicts itself."
+
+# %% [markdown]
+# ## Stages
+# A stage names the files that it reads and writes, in the folders of `settings.ini` or in the folder of the run. A name
+# may be a pattern (`weights/fold_*.safetensors`) and stands for at least one file then; a name that ends with `/` is a
+# folder. Where a name depends on the recipe, a function of the run returns the names, and its docstring is what the
+# tables show.
+
+# %%
+#| export
+Names = tuple[str | Callable, ...]  # names of files, or functions: Run -> list of names
+
+@dataclass(frozen=True)
+class Stage:
+    "One step of a system: one notebook, one module, one section of the recipe."
+    name: str                    # one domain word: the name of the notebook and of the module
+    section: type | None = None  # class of its section; None: nothing to set
+    reads: Names = ()            # what earlier stages or the user have put there
+    writes: Names = ()           # what it promises
+    home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
+
+    @property
+    def module(self) -> str:  # such as mammo_nb.toy.count
+        "Name of the module that has `run_stage(run)`."
+        return f"mammo_nb.{self.home}.{self.name}"
+
+    def source(
+        self,
+        root: Path = Path("."),  # the checkout
+    ) -> Path:                   # nbs/<home>/NN_<name>.py
+        "The notebook of the stage; raises `DeclarationError` if there is none."
+        found = sorted((Path(root) / "nbs" / self.home).glob(f"[0-9][0-9]_{self.name}.py"))
+        if len(found) != 1:
+            raise DeclarationError(f"Stage {self.name} needs one notebook nbs/{self.home}/NN_{self.name}.py; "
+                              f"there are {len(found)}.")
+        return found[0]
+
+def described(
+    name,   # an entry of `reads` or `writes`
+) -> str:
+    "An entry in words: the name itself, or the docstring of the function."
+    return name if isinstance(name, str) else name.__doc__
+
+# %% [markdown]
+# ## Modes
+# A mode is a selection of stages. One that uses trained weights names the files that must be there.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Mode:
+    "Which stages run."
+    about: str                    # half a sentence, shown in tables
+    stages: tuple[str, ...]       # names, in the order of the system
+    weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
+
+# %% [markdown]
+# ## The declaration
+# A system checks itself when its module is imported: every mode and recipe names stages that exist, every section
+# fits its class, and every file that a stage reads is written by a stage before it or comes from outside.
+
+# %%
+#| export
+OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
+
+@dataclass(frozen=True)
+class System:
+    "Data, network, recipes and a list of stages."
+    name: str                       # of its folder below nbs/
+    title: str
+    stages: tuple[Stage, ...]       # in their order; stages of another system keep their `home`
+    modes: dict[str, Mode]
+    recipes: dict[str, Recipe]      # `demo` and `tiny` are always there
+    failures: dict[str, str]        # tables with a column `error` -> what their rows are
+    competition: str = ""           # slug at Kaggle
+    weights: tuple[str, ...] = ()   # files that a prediction needs
+    commands: str = ""              # module below the system's with a typer `app`; "": no commands of its own
+
+    def __post_init__(self):
+        own = tuple(s if s.home else replace(s, home=self.name) for s in self.stages)
+        object.__setattr__(self, "stages", own)
+        names = [s.name for s in own]
+        if len(set(names)) < len(names):
+            raise DeclarationError(f"{self.name} declares a stage twice: {', '.join(names)}.")
+        for mode, each in self.modes.items():
+            if unknown := set(each.stages) - set(names):
+                raise DeclarationError(f"{self.name}: mode {mode} names {', '.join(sorted(unknown))}, which is no stage.")
+        for key, recipe in self.recipes.items():
+            self._check_recipe(key, recipe)
+        self._check_reads()
+
+    def _check_recipe(self, key: str, recipe: Recipe):
+        sections = {s.section: s.name for s in self.stages if s.section}
+        if recipe.mode not in self.modes:
+            raise DeclarationError(f"{self.name}: recipe {key} has mode {recipe.mode!r}; there are {', '.join(self.modes)}.")
+        if foreign := [k.__name__ for k in recipe.sections if k not in sections]:
+            raise DeclarationError(f"{self.name}: recipe {key} has sections of no stage: {', '.join(foreign)}.")
+        for kind, section in recipe.sections.items():
+            check_section(section, f"{key}.{sections[kind]}")
+
+    def _check_reads(self):
+        written = list(OUTSIDE)
+        for each in self.stages:
+            for name in filter(lambda n: isinstance(n, str), each.reads):
+                if not any(_covers(w, name) for w in written):
+                    raise DeclarationError(f"{self.name}: {each.name} reads {name}, which no stage before it writes.")
+            written += [w for w in each.writes if isinstance(w, str)]
+
+    def stage(
+        self,
+        name: str,
+    ) -> Stage:
+        "A stage by its name; raises `DeclarationError` that lists the names."
+        for each in self.stages:
+            if each.name == name:
+                return each
+        raise DeclarationError(f"{self.name} has no stage {name!r}. It has {', '.join(s.name for s in self.stages)}.")
+
+    def recipe(
+        self,
+        name: str,
+    ) -> Recipe:
+        "A recipe by its name; raises `RecipeError` that lists the names."
+        if name not in self.recipes:
+            raise RecipeError(f"{self.name} has no recipe {name!r}. There are {', '.join(sorted(self.recipes))}.")
+        return self.recipes[name]
+
+    def mode(
+        self,
+        name: str,
+    ) -> Mode:
+        "A mode by its name; raises `DeclarationError` that lists the names."
+        if name not in self.modes:
+            raise DeclarationError(f"{self.name} has no mode {name!r}. There are {', '.join(self.modes)}.")
+        return self.modes[name]
+
+    def plan(
+        self,
+        recipe: str,
+        mode: str,
+    ) -> list[Stage]:  # in order
+        "The stages that a recipe runs in a mode."
+        chosen = set(self.mode(mode).stages) - set(self.recipe(recipe).skips)
+        return [s for s in self.stages if s.name in chosen]
+
+    def label(
+        self,
+        name: str,   # a stage
+    ) -> str:        # such as 03_detector: the stem of its executed notebook
+        "Place and name of a stage in this system."
+        names = [s.name for s in self.stages]
+        return f"{names.index(self.stage(name).name) + 1:02}_{name}"
+
+    def flow(self):
+        "Draw the flow of the data: one row a stage, its files on the right, an arrow to each stage that reads them."
+        from matplotlib import pyplot as plt
+        return _draw(self, plt)
+
+# %%
+#| export
+def _covers(written: str, read: str) -> bool:
+    "Whether a name that is written includes one that is read."
+    if written.endswith("/"):
+        return read.startswith(written)
+    return fnmatch(read, written) or fnmatch(written, read)
+
+def _draw(system: System, plt):
+    "The picture of `System.flow`."
+    figure, ax = plt.subplots(figsize=(10, 0.55 * len(system.stages) + 0.6))
+    row = {s.name: -n for n, s in enumerate(system.stages)}
+    readers = 0
+    for each in system.stages:
+        y = row[each.name]
+        ax.text(0, y, system.label(each.name), va="center", ha="left", family="monospace",
+                bbox={"boxstyle": "round", "facecolor": "#dce9f5", "edgecolor": "#46719c"})
+        ax.text(0.27, y, "\n".join(map(described, each.writes)), va="center", ha="left", fontsize=7)
+        names = [n for n in each.reads if isinstance(n, str)]
+        sources = [s for s in system.stages if row[s.name] > y
+                   and any(_covers(w, n) for w in s.writes if isinstance(w, str) for n in names)]
+        for source in sources:
+            readers += 1
+            x = 0.62 + 0.36 * (readers % 9) / 9
+            style = {"color": plt.cm.tab10(readers % 10), "lw": 1}
+            ax.plot([0.6, x, x], [row[source.name], row[source.name], y], **style)
+            ax.annotate("", (0.2, y - 0.12), (x, y - 0.12), arrowprops={"arrowstyle": "->", **style})
+            ax.plot([x, x], [y, y - 0.12], **style)
+    ax.set(xlim=(0, 1), ylim=(min(row.values()) - 0.6, 0.6), title=system.title)
+    ax.axis("off")
+    plt.close(figure)
+    return figure
+
+# %% [markdown]
+# Two stages make the smallest system:
+
+# %%
+@dataclass(frozen=True)
+class Draw:
+    "Numbers of the drawn data set."
+    pictures: int = bounded(32, low=2, high=100_000)  # number of pictures
+
+toy = System(
+    name="toy", title="Count the dots",
+    stages=(Stage("draw", Draw, writes=("pictures/", "labels.csv")),
+            Stage("count", reads=("pictures/", "labels.csv"), writes=("counts.csv",))),
+    modes={"full": Mode("both stages", ("draw", "count")), "trained": Mode("count alone", ("count",))},
+    recipes={"demo": Recipe("32 pictures"), "tiny": Recipe("4 pictures", Draw(pictures=4))},
+    failures={"counts.csv": "pictures"})
+assert [s.name for s in toy.plan("demo", "full")] == ["draw", "count"] and toy.label("count") == "02_count"
+toy.flow()
+
+# %% [markdown]
+# A declaration that contradicts itself is an error with a name in it:
+
+# %%
+for changes in ({"recipes": {"demo": Recipe("x", Draw(pictures=1))}}, {"modes": {"full": Mode("all", ("draws",))}},
+                {"stages": toy.stages[1:], "modes": {}, "recipes": {}}):
+    try:
+        replace(toy, **changes)
+    except ProjectError as e:
+        print(e)
+
+# %% [markdown]
+# ## Which systems there are
+# A folder of the package with a module `system` is a system.
+
+# %%
+#| export
+def system_names() -> list[str]:
+    "Names of all systems, sorted."
+    return sorted(p.parent.name for p in Path(__file__).parents[1].glob("*/system.py"))
+
+def find_system(
+    name: str,
+) -> System:
+    "A system by its name; raises `DeclarationError` that lists the names."
+    if name not in system_names():
+        raise DeclarationError(f"There is no system {name!r}. There are {', '.join(system_names())}.")
+    return importlib.import_module(f"mammo_nb.{name}.system").system
+
+# %%
+#| hide
+assert toy.stage("draw").module == "mammo_nb.toy.draw"

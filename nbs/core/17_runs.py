@@ -1,0 +1,383 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Runs
+# > One folder a run: what it was asked for, what each stage read and wrote, and how long that took.
+#
+# A `Run` knows its folder, its system, its recipe and its manifest. A stage asks it for a path or for its section of
+# the recipe, and does its work inside `run.stage(...)`, which checks the declared files before and after.
+
+# %%
+#| default_exp core.runs
+
+# %%
+#| export
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pandas as pd
+
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import read_json, sha256, write_json
+from mammo_nb.core.recipes import RecipeError, from_dict, override
+from mammo_nb.core.settings import Paths, read_paths
+from mammo_nb.core.systems import Stage, System, described, find_system
+
+# %%
+#| hide
+from mammo_nb.core.recipes import Recipe, bounded
+from mammo_nb.core.systems import Mode
+
+# %%
+#| export
+class StageError(ProjectError):
+    "A stage cannot run: what it reads is missing, or it did not write what it promised."
+
+# %% [markdown]
+# ## Where a file is
+# The first part of a name is a folder of `settings.ini` (`processed/crops.csv`, or `processed/` itself). Any other
+# name is relative to the folder of the run.
+
+# %%
+#| export
+def locate(
+    folder: Path,  # of the run
+    name: str,     # "processed/crops.csv", "weights/", "oof.csv", or an absolute path, which stays as it is
+) -> Path:         # absolute
+    "Path of a named file or folder of a run."
+    first, _, rest = str(name).partition("/")
+    if first in {f.name for f in fields(Paths)}:
+        return getattr(read_paths(folder), first) / rest
+    return Path(folder).resolve() / name
+
+def find_files(
+    folder: Path,  # of the run
+    name: str,     # as for `locate`; may be a pattern
+) -> list[Path]:   # empty if there is none; a folder counts if it is not empty
+    "Files that a declared name stands for."
+    path = locate(folder, name)
+    if name.endswith("/"):
+        return [path] if path.is_dir() and any(path.iterdir()) else []
+    return sorted(path.parent.glob(path.name)) if "*" in path.name else [path] if path.exists() else []
+
+def read_manifest(
+    folder: Path,  # of the run
+) -> dict:         # empty before the first stage
+    "The manifest of a run: versions, and for each stage its parameters, seconds and digests."
+    path = Path(folder) / "manifest.json"
+    return read_json(path) if path.exists() else {}
+
+def _digests(folder: Path, names) -> dict[str, str]:
+    "Name -> sha256; of a folder the number of its entries, because it may hold many gigabytes."
+    found = {}
+    for name in names:
+        for path in find_files(folder, name):
+            key = f"{name.rpartition('/')[0]}/{path.name}".lstrip("/") if "*" in name else name
+            found[key] = f"{sum(1 for _ in path.iterdir())} entries" if path.is_dir() else sha256(path)
+    return found
+
+# %%
+#| export
+_packages = ("torch", "timm", "numpy", "pandas", "scikit-learn", "opencv-python", "pydicom", "onnxruntime", "nbdev",
+             "papermill")
+
+def environment() -> dict:
+    "Python, packages and hardware of this process; CUDA is named only where torch is loaded and finds a device."
+    torch = sys.modules.get("torch")
+    installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
+    return {
+        "python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu",
+        "packages": {p: metadata.version(p) for p in _packages if p in installed}
+    }
+
+# %% [markdown]
+# ## A run
+# `run.json` says what a run was asked for. `Run.create` checks all of it, so that a slip is an error before anything
+# runs; `Run.open` reads it back, in a notebook or in another process.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Run:
+    "A folder with the results of one recipe of one system."
+    folder: Path               # absolute
+    system: System
+    recipe: str                # key of the system's recipes
+    mode: str                  # key of the system's modes
+    weights: Path | None = None                    # folder with trained weights that the mode uses
+    overrides: dict = field(default_factory=dict)  # dotted field -> value: "train.loop.epochs": 8
+
+    def __post_init__(self):
+        self.system.mode(self.mode)
+        sections = [s.name for s in self.system.stages if s.section]
+        for name in self.overrides:
+            if name.partition(".")[0] not in sections:
+                raise RecipeError(f"No section {name.partition('.')[0]!r} in a recipe of {self.system.name}. "
+                                  f"There are {', '.join(sections)}.")
+        for stage in self.plan:
+            self.section(stage.name)  # an impossible value is an error now
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,                   # made if it does not exist
+        system: System,
+        recipe: str = "demo",
+        mode: str | None = None,        # None: the mode that the recipe is made for
+        weights: Path | None = None,    # for modes with trained weights; None: assets/trained
+        overrides: dict | None = None,
+    ):                                  # the run
+        "Start a run or go on with one; raises a `ProjectError` if something is asked for that does not exist."
+        folder, mode = Path(folder).resolve(), mode or system.recipe(recipe).mode
+        needed = system.mode(mode).weights
+        if needed:
+            place = find_trained(needed, weights or read_paths().assets / "trained")
+            if place is None:
+                raise StageError(f"Mode {mode} needs {', '.join(needed)}, which {weights or 'assets/trained'} does not "
+                                 f"have. Name a folder that has them, such as WEIGHTS=runs/demo/weights.")
+            weights = place.resolve()
+        run = cls(folder, system, recipe, mode, weights, dict(overrides or {}))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", {
+            "system": system.name, "recipe": recipe, "mode": mode, "weights": str(weights or ""),
+            "overrides": run.overrides})
+        return run
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,             # of a run that was created
+        overrides: dict | None = None,  # further changes, for this process only
+    ):                                  # the run
+        "Open a run; raises `StageError` if the folder holds none."
+        path = Path(folder).resolve() / "run.json"
+        if not path.exists():
+            raise StageError(f"{path.parent} holds no run: it has no run.json. `make reproduce` makes one.")
+        told = read_json(path)
+        return cls(path.parent, find_system(told["system"]), told["recipe"], told["mode"],
+                   Path(told["weights"]) if told["weights"] else None, {**told["overrides"], **(overrides or {})})
+
+    @property
+    def plan(self) -> list[Stage]:
+        "The stages that this run consists of, in order."
+        return self.system.plan(self.recipe, self.mode)
+
+    def has(
+        self,
+        stage: str,
+    ) -> bool:
+        "Whether a stage belongs to this run."
+        return stage in [s.name for s in self.plan]
+
+    def path(
+        self,
+        name: str,   # as for `locate`
+    ) -> Path:
+        "Path of a file or, with `/` at the end, of a folder of this run."
+        return locate(self.folder, name)
+
+    def section(
+        self,
+        stage: str,
+    ):               # a frozen dataclass; None if the stage has no section
+        "The section of a stage, with this run's overrides."
+        kind = self.system.stage(stage).section
+        if kind is None:
+            return None
+        own = {n.partition(".")[2]: v for n, v in self.overrides.items() if n.partition(".")[0] == stage}
+        return override(self.system.recipe(self.recipe).section(kind), own, stage)
+
+    def recorded(
+        self,
+        stage: str,  # that has run
+    ):               # its section as it was then
+        "The section that a stage has run with; later stages use this and not the recipe."
+        entry = read_manifest(self.folder).get("stages", {}).get(stage)
+        if entry is None:
+            raise StageError(f"{stage} has not run in {self.folder.name}: run it first.")
+        return from_dict(self.system.stage(stage).section, entry["parameters"])
+
+    def names(
+        self,
+        declared,           # `reads` or `writes` of a stage
+    ) -> list[str]:
+        "Declared names of files; a function of the run is called."
+        return [n for d in declared for n in ([d] if isinstance(d, str) else d(self))]
+
+    def contract(
+        self,
+        stage: str,
+    ) -> pd.DataFrame:  # file, direction, present
+        "What a stage reads and writes, and whether it is there: the first table of its notebook."
+        declared = self.system.stage(stage)
+        rows = [(name, direction, bool(find_files(self.folder, name)), "" if isinstance(each, str) else described(each))
+                for direction in ("reads", "writes") for each in getattr(declared, direction)
+                for name in self.names([each])]
+        return pd.DataFrame(rows, columns=["file", "direction", "present", "about"])
+
+    def code(
+        self,
+        stage: str,
+    ) -> dict:       # digests of its notebook and modules; empty outside of `make reproduce`
+        "The code that a stage runs with. A training in progress continues only with the same code."
+        path = self.folder / "inputs" / f"{self.system.label(stage)}.json"
+        inputs = read_json(path) if path.exists() else {}
+        return {k: inputs[k] for k in ("notebook", "modules") if k in inputs}
+
+    @contextmanager
+    def stage(
+        self,
+        name: str,
+    ):               # a dict; values that the caller adds to it are stored in the manifest
+        """Check what a stage reads, time it, check what it wrote and record both in the manifest. One process at a time
+        writes to a run. Raises `StageError` if a declared file is missing before or after."""
+        declared = self.system.stage(name)
+        reads = self.names(declared.reads)
+        if missing := [r for r in reads if not find_files(self.folder, r)]:
+            raise StageError(f"{name} reads {', '.join(missing)}, which {self.folder.name} does not have: run the stage "
+                             f"that writes it first.")
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, whatever happens to this process
+            started, results = time.monotonic(), {}
+            yield results
+            writes = self.names(declared.writes)  # names may depend on what the stage found
+            seconds = round(time.monotonic() - started, 1)
+            if missing := [w for w in writes if not find_files(self.folder, w)]:
+                raise StageError(f"{name} ended without writing {', '.join(missing)}.")
+            section = self.section(name)
+            manifest = read_manifest(self.folder) or {"run": self.folder.name, "stages": {}}
+            manifest |= {"system": self.system.name, "recipe": self.recipe, "environment": environment()}
+            manifest["stages"][name] = {
+                "parameters": asdict(section) if section else {}, "seconds": seconds,
+                "reads": _digests(self.folder, reads), "writes": _digests(self.folder, writes),
+                **({"results": results} if results else {})}
+            write_json(self.folder / "manifest.json", manifest)
+
+# %% [markdown]
+# A system of two stages, declared here, and a run of it:
+
+# %%
+@dataclass(frozen=True)
+class Draw:
+    "Numbers of the drawn data set."
+    pictures: int = bounded(32, low=2)  # number of pictures
+
+toy = System(
+    name="toy", title="Count the dots",
+    stages=(Stage("draw", Draw, writes=("processed/labels.csv",)),
+            Stage("count", reads=("processed/labels.csv",), writes=("counts.csv",))),
+    modes={"full": Mode("both stages", ("draw", "count"))},
+    recipes={"demo": Recipe("32 pictures"), "tiny": Recipe("4 pictures", Draw(pictures=4))}, failures={})
+run = Run.create(Path(tempfile.mkdtemp()) / "first", toy, overrides={"draw.pictures": 5})
+with run.stage("draw") as results:
+    table = run.path("processed/labels.csv")
+    table.parent.mkdir(parents=True)
+    table.write_text("file,label\n" + "a.png,3\n" * run.section("draw").pictures)
+    results["dots"] = 15
+assert run.recorded("draw") == Draw(5)
+run.contract("count")
+
+# %% [markdown]
+# Missing files and slips are errors that name what is there:
+
+# %%
+for slip in (lambda: run.stage("count").__exit__(None, None, None) if run.stage("count").__enter__() else None,
+             lambda: Run.create(run.folder, toy, "dmo"), lambda: Run.create(run.folder, toy, mode="half"),
+             lambda: Run.create(run.folder, toy, overrides={"draw.picture": 3})):
+    try:
+        slip()
+    except ProjectError as e:
+        print(e)
+
+# %% [markdown]
+# ## Practice
+# A stage notebook that is opened on its own has no run. `practice` makes a small one in the folder for scratch: the
+# recipe `tiny`, with every stage before the one that is read. The next notebook copies what one notebook has made, as
+# long as no code has changed.
+
+# %%
+#| export
+def _package() -> str:
+    "Digest of the package's files."
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+def practice(
+    system: System,
+    before: str = "",                # a stage, which is not run; "": all stages run
+    overrides: dict | None = None,   # for the stage that is read; the stages before it run without
+    recipe: str = "tiny",
+) -> Run:
+    "A small run in the `temp` folder of the settings, up to the stage that is being read."
+    scratch = read_paths().temp
+    shelf = scratch / "practice" / _package()
+    shelf.mkdir(parents=True, exist_ok=True)
+    for old in set(shelf.parent.iterdir()) - {shelf}:
+        shutil.rmtree(old, ignore_errors=True)
+    run = Run.create(Path(tempfile.mkdtemp(dir=scratch)) / "practice", system, recipe)
+    names = [s.name for s in run.plan]
+    todo = run.plan[:names.index(before)] if before else run.plan
+    kept = [shelf / "-".join([system.name, recipe, *names[:n + 1]]) for n in range(len(todo))]
+    with open(shelf / ".lock", "w") as lock:  # of two notebooks that start together one makes the run
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
+        if done >= 0:
+            shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
+        for stage, keep in list(zip(todo, kept))[done + 1:]:
+            import_module(stage.module).run_stage(run)
+            shutil.copytree(run.folder, partial := keep.with_name(f".{keep.name}"), dirs_exist_ok=True)
+            partial.rename(keep)
+    return Run.open(run.folder, overrides)
+
+# %% [markdown]
+# ## Trained weights
+# Later runs use what an earlier run has trained. A named folder comes first, then `assets/trained`, then the newest
+# finished run.
+
+# %%
+#| export
+def find_trained(
+    names,                      # files that must all be there, such as ensemble.onnx and ensemble.json
+    named: Path | None = None,  # a folder, or that of a run; None or "": look for one
+) -> Path | None:               # the folder that has them; None if none does
+    "A folder with trained files."
+    def whole(folder: Path) -> bool:
+        return all((folder / name).is_file() for name in names)
+
+    if named:
+        return next((f for f in (Path(named), Path(named) / "weights") if whole(f)), None)
+    paths = read_paths()
+    if whole(paths.assets / "trained"):
+        return paths.assets / "trained"
+    finished = [read_paths(report.parent).weights for report in paths.runs.glob("*/report.html")]
+    return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
+
+# %%
+for name in ("detector.onnx", "detector.json"):
+    (run.folder / "weights").mkdir(exist_ok=True)
+    (run.folder / "weights" / name).write_text("")
+assert find_trained(["detector.onnx", "detector.json"], run.folder) == run.folder / "weights"
+assert find_trained(["ensemble.onnx"], run.folder) is None

@@ -1,0 +1,124 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Mammography
+# > RSNA Screening Mammography Breast Cancer Detection (2023), first place: DICOM to breast, crop, ensemble, submission.
+#
+# This notebook declares the system: its stages with what they read and write, its modes, and the tables in which a
+# failed file has a row. The sections and the recipes stand beside it in `recipes`. The Makefile, the commands, the
+# Kaggle side and the tests read the declaration; nothing else names a stage.
+#
+# Reading order: the numbered notebooks are the stages, `01_phantom` to `10_report`, in the order in which they run.
+# Their libraries stand in folders: `drawing/` draws breasts and frames, `reading/` knows published data sets, boxes and
+# the input of a prediction, `learning/` has augmentation, and `tools/` has what is used beside a run.
+
+# %%
+#| default_exp mammo.system
+
+# %%
+#| export
+from mammo_nb.core.systems import Mode, Stage, System
+from mammo_nb.mammo.recipes import (RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train)
+
+# %%
+#| hide
+import pandas as pd
+
+# %% [markdown]
+# ## Names that depend on the recipe
+# Most files have fixed names. The published tables depend on the data sets that a recipe names, and the weights of a
+# submission may lie outside of the run.
+
+# %%
+#| export
+DETECTOR = ("detector.onnx", "detector.json")
+ENSEMBLE = ("ensemble.onnx", "ensemble.json")
+
+def published_tables(run) -> list[str]:
+    "the label table of each data set of the recipe"
+    from mammo_nb.mammo.datasets import published  # slow to load, and the command line needs it only in a run
+    return published(run)
+
+def test_tables(run) -> list[str]:
+    "the competition's test.csv and sample_submission.csv"
+    from mammo_nb.mammo.datasets import competition
+    return [f"{competition(run)}/{name}" for name in ("test.csv", "sample_submission.csv")]
+
+def submitted_weights(run) -> list[str]:
+    "the ensemble: of the run, or of the folder WEIGHTS"
+    return [str((run.weights or run.path("weights/")) / name) for name in ENSEMBLE]
+
+def chosen_weights(run) -> list[str]:
+    "the weights of the folds that were trained"
+    return ["weights/fold_*.safetensors"]
+
+def results(run) -> list[str]:
+    "what the stages of this run have written"
+    made = {"select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
+            "submit": ["submissions/submission.csv", "test_per_image.csv"]}
+    return [name for stage, names in made.items() if run.has(stage) for name in names]
+
+# %% [markdown]
+# ## The declaration
+
+# %%
+#| export
+_TRAINED = ("datasets", "detector", "crops", "folds", "train", "select", "engines")
+
+system = System(
+    name="mammo",
+    title="RSNA Screening Mammography (2023), first place",
+    stages=(
+        Stage("phantom", Phantom,
+              writes=("competition/train.csv", "competition/test.csv", "competition/sample_submission.csv",
+                      "competition/train_images/", "competition/test_images/", "competition/truth/")),
+        Stage("datasets", Datasets, reads=(published_tables,), writes=("processed/cleaned_label.csv",)),
+        Stage("detector", Detector, writes=("weights/detector.onnx", "weights/detector.json")),
+        Stage("crops", Crops, reads=("processed/cleaned_label.csv", "weights/detector.onnx"),
+              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv")),
+        Stage("folds", Folds, reads=("processed/cleaned_label.csv", "processed/crops.csv"), writes=("folds.csv",)),
+        Stage("train", Train, reads=("folds.csv", "processed/crops.csv", "processed/cleaned_images/"),
+              writes=("checkpoints/history.csv", "checkpoints/fold_*")),
+        Stage("select", Select, reads=("checkpoints/history.csv", "checkpoints/fold_*"),
+              writes=("oof.csv", "selection.json", "combinations.csv", "weights/fold_*.safetensors")),
+        Stage("engines", Engines,
+              reads=("selection.json", "oof.csv", "weights/fold_*.safetensors", "weights/detector.onnx",
+                     "processed/cleaned_images/"),
+              writes=("weights/ensemble.onnx", "weights/ensemble.json")),
+        Stage("submit", reads=(test_tables, submitted_weights),
+              writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
+        Stage("report", reads=(results,)),
+    ),
+    modes={
+        "full": Mode("everything is trained", ("phantom", *_TRAINED, "submit", "report")),
+        "partial": Mode("a trained breast detector is kept, the rest is trained",
+                        ("phantom", *_TRAINED, "submit", "report"), weights=DETECTOR),
+        "trained": Mode("trained weights for everything", ("phantom", "submit", "report"), weights=ENSEMBLE + DETECTOR),
+        "detector": Mode("only the breast detector is trained", ("detector",)),
+        "labelled": Mode("trained on labelled images, where there is no test set", (*_TRAINED, "report")),
+    },
+    recipes=RECIPES,
+    failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
+    competition="rsna-breast-cancer-detection",
+    weights=ENSEMBLE + DETECTOR,
+    commands="tools.commands",
+)
+
+# %% [markdown]
+# The flow of the data, drawn from the declaration:
+
+# %%
+system.flow()
+
+# %%
+pd.DataFrame({name: [recipe.about, recipe.mode] for name, recipe in system.recipes.items()}, index=["about", "mode"]).T
