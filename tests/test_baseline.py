@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import mammo_nb.baseline.train as baseline
 from mammo_nb.baseline.prepare import full_range, largest_box, pad_upright, prepare
-from mammo_nb.baseline.recipes import RECIPES, Prepare, Train
+from mammo_nb.baseline.system import RECIPES, Prepare, Train
 from mammo_nb.baseline.report import compare
 from mammo_nb.baseline.select import summarise_fold
 from mammo_nb.baseline.train import THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold, weighted_batches

@@ -115,7 +115,8 @@ class System:
     failures: dict[str, str]        # tables with a column `error` -> what their rows are
     competition: str = ""           # slug at Kaggle
     weights: tuple[str, ...] = ()   # files that a prediction needs
-    commands: str = ""              # module below the system's with a typer `app`; "": no commands of its own
+    commands: str = ""              # module of the system with a typer `app`; "": no commands of its own
+    predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
 
     def __post_init__(self):
         own = tuple(s if s.home else replace(s, home=self.name) for s in self.stages)

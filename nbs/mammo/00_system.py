@@ -112,6 +112,7 @@ system = System(
     competition="rsna-breast-cancer-detection",
     weights=ENSEMBLE + DETECTOR,
     commands="tools.commands",
+    predict="tools.predict",
 )
 
 # %% [markdown]
