@@ -21,7 +21,9 @@ from mammo_nb.baseline.train import THRESHOLDS, BreastCrops, Mirrored, build_net
 from mammo_nb.core.engines import Ensemble, export_onnx, load_engine
 from mammo_nb.core.files import sha256, write_csv, write_json
 from mammo_nb.core.train import Optimisation, fit, learning_rate, make_optimizer
-from mammo_nb.mammo.recipes import RecipeError, get_recipe, get_section
+from mammo_nb.core.recipes import RecipeError
+from mammo_nb.core.runs import Run
+from mammo_nb.core.systems import find_system
 
 TINY = Train(network="test_convnext", weights="none", epochs=3, batch_size=4, positive_weight=3.0, freeze=2, lr=1e-2,
              restart_epochs=1.5, precision="fp32", dud_pf1=0.0, checkpoint_every=2, seed=5)
@@ -336,48 +338,15 @@ def test_thresholds_are_twentieths(no_interval):
 
 
 def test_recipes_are_found_by_system_and_share_the_data(tmp_path):
+    ours, winner = find_system("baseline"), find_system("mammo")
     for name in ("demo", "tiny"):
-        for section in ("phantom", "datasets", "folds"):
-            assert get_section(f"baseline/{name}", section) == get_section(name, section)
-    assert get_recipe("baseline/baseline_tiny").phantom is None and get_section("baseline/demo", "train",
-                                                                                {"freeze": 60}).freeze == 60
-    for call, told in ((("baseline/winner", "train"), "There are baseline_tiny, demo, tiny"),
-                       (("baseline/demo", "crops"), "phantom, datasets, prepare"), (("baseline/demo", "train", {
-                           "ema_decay": .9
-                       }), "It has network")):
-        with pytest.raises(RecipeError, match=told):
-            get_section(*call)
-
-
-def fake_run(folder, patients, probabilities, threshold, folds=(0,)):
-    oof = pd.DataFrame([(p, f"{p}{k}", "L", k % 2, k) for k in folds for p in patients],
-                       columns=["patient_id", "image_id", "laterality", "cancer", "fold"])
-    oof["patient_id"] += oof["fold"].astype(str)
-    oof["cancer"] = [int(p[0] in "ab") for p in oof["patient_id"]]
-    write_csv(folder / "oof.csv", oof.assign(probability=probabilities))
-    write_json(folder / "selection.json", {"threshold": threshold})
-    write_json(folder / "manifest.json", {"stages": {"phantom": {"seconds": 1.0}, "train": {"seconds": 2.5}}})
-    return folder
-
-
-def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path, no_interval):
-    ours = fake_run(tmp_path / "baseline-demo", "abcd", [.9, .3, .4, .1], 0.35)
-    # fold 1, all wrong, does not count
-    theirs = fake_run(tmp_path / "demo", "abcd", [.9, .8, .4, .1, 0, 0, 1, 1], 0.5, folds=(0, 1))
-    table = compare(ours, theirs).set_index("system")
-    assert table["AUC"].tolist() == [1.0, 0.75
-                                     ] and table["pF1"].tolist() == [1.0, 0.5] and table["networks"].tolist() == [2, 1]
-    assert table["all stages, s"].tolist() == [3.5, 3.5] and table["test AUC"].isna().all()
-    assert "other images in fold 0" in compare(ours, fake_run(tmp_path / "else", "abce", [0] * 4, 0.5))
-    assert "run make reproduce" in compare(ours, tmp_path / "nowhere")
-
-
-def test_make_finds_borrowed_stages():
-    done = make(ROOT, "-n", "reproduce", "SYSTEM=baseline", "RECIPE=tiny", "RUN=dry-baseline")
-    lines = [line for line in done.stdout.splitlines() if "stage-run" in line]
-    assert [line.split("stage-run ")[1].split()[0] for line in lines] == [
-        "mammo/02_phantom", "mammo/03_datasets", "04_prepare", "mammo/05_folds", "06_train", "07_select", "08_engines",
-        "09_submit", "10_report"
-    ]
-    assert "--before 01_phantom" in next(
-        line for line in done.stdout.splitlines() if "stage-inputs mammo/03_datasets" in line)
+        for stage in ("phantom", "datasets", "folds"):
+            section = ours.stage(stage).section
+            assert ours.recipe(name).section(section) == winner.recipe(name).section(section)
+    assert "phantom" not in [s.name for s in ours.plan("baseline_tiny", "full")]
+    assert Run.create(tmp_path, ours, overrides={"train.freeze": 60}).section("train").freeze == 60
+    for recipe, overrides, message in (("winner", {}, "There are baseline_tiny, demo, tiny"),
+                                       ("demo", {"crops.height": 64}, "phantom, datasets, prepare"),
+                                       ("demo", {"train.ema": .9}, "It has network")):
+        with pytest.raises(RecipeError, match=message):
+            Run.create(tmp_path, ours, recipe, overrides=overrides)

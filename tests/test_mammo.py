@@ -11,7 +11,10 @@ from mammo_nb.core.pictures import fit_resize
 from mammo_nb.mammo.reading.boxes import Box, find_box, otsu_box
 from mammo_nb.mammo.crops import crop
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table, unify
-from mammo_nb.mammo.recipes import RECIPES, RecipeError, get_section
+from mammo_nb.core.recipes import RecipeError
+from mammo_nb.core.runs import Run
+from mammo_nb.mammo.recipes import Train
+from mammo_nb.mammo.system import system
 from mammo_nb.mammo.select import best_epochs, combinations, plateau
 from mammo_nb.mammo.submit import to_submission
 from mammo_nb.mammo.train import one_positive_batches
@@ -195,17 +198,20 @@ def test_a_stranger_in_the_test_table_is_told():
 
 
 # ---- recipes
-@pytest.mark.parametrize("call, told", [(("dmo", "train"), "There are cbis, cbis_long, demo"), (("demo", "trian"), "There "
-                                                                      "are phantom"),
-                                        (("demo", "train", {"epoch": 1}), "It has network"), (("demo", "train", {"epochs": 1.5}), "takes "
-                                                                      "int"),
-                                        (("demo", "train", {"epochs": True}), "takes int")])
-def test_slips_in_a_recipe_are_told(call, told):
-    with pytest.raises(RecipeError, match=told):
-        get_section(*call)
+@pytest.mark.parametrize("recipe, overrides, message", [
+    ("dmo", {}, "There are cbis, cbis_long, demo"),
+    ("demo", {"trian.epochs": 1}, "There are phantom"),
+    ("demo", {"train.network.depth": 1}, "It has network"),
+    ("demo", {"train.height": 1.5}, "takes int"),
+    ("demo", {"train.height": True}, "takes int"),
+])
+def test_slips_in_a_recipe_are_errors_before_anything_runs(tmp_path, recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        Run.create(tmp_path, system, recipe, overrides=overrides)
 
 
-def test_overrides_leave_the_recipe_alone():
-    assert get_section("demo", "train", {"lr": 1}).lr == 1.0 != RECIPES["demo"].train.lr
+def test_overrides_leave_the_recipe_alone(tmp_path):
+    run = Run.create(tmp_path, system, "demo", overrides={"train.drop_rate": 1})
+    assert run.section("train").drop_rate == 1.0 != system.recipe("demo").section(Train).drop_rate
     with pytest.raises(Exception, match="cannot assign"):
-        RECIPES["demo"].train.lr = 1.0
+        run.section("train").drop_rate = 1.0

@@ -16,7 +16,9 @@ from mammo_nb.cli import app
 from mammo_nb.core.dicom import find_files, read_frame, read_header, read_image
 from mammo_nb.core.folds import LeakageError, assign_folds
 from mammo_nb.core.headers import BadHeader, CorruptPixels, MultiFrame, NotDicom
-from mammo_nb.core.stages import read_manifest
+from mammo_nb.core.recipes import Recipe
+from mammo_nb.core.runs import Run, read_manifest
+from mammo_nb.mammo.system import system
 from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo import crops, datasets, folds, recipes
 from mammo_nb.mammo.reading import faithful, sources
@@ -572,9 +574,9 @@ def places(tmp_path, monkeypatch):
     for i in range(24):
         picture(tmp_path / f"samples/ours/img/{i}.png", disc(40, 30, 100 + 5 * i, np.uint8))
     cddcesm(tmp_path / "raw/cddcesm")
-    base = replace(recipes.RECIPES["tiny"], phantom=None, folds=recipes.Folds(n_folds=2))
-    monkeypatch.setitem(recipes.RECIPES, "alone", replace(base, datasets=recipes.Datasets("ours")))
-    monkeypatch.setitem(recipes.RECIPES, "both", replace(base, datasets=recipes.Datasets("ours", "cddcesm")))
+    for name, external in (("alone", ""), ("both", "cddcesm")):
+        monkeypatch.setitem(system.recipes, name, Recipe("ours", recipes.Datasets("ours", external),
+                                                         recipes.Folds(n_folds=2), skips=("phantom",)))
     return tmp_path
 
 
@@ -586,9 +588,8 @@ def stages(run_dir, recipe, monkeypatch):
     monkeypatch.setattr(
         crops, "crop_files", lambda files, folder, output, settings, detector, *rest, **machine: whole(
             files, folder, output, settings, None, *rest, **machine))
-    for name in ("processed", "final_models"):
-        monkeypatch.setenv(f"MAMMO_NB_{name.upper()}", str(run_dir / {"final_models": "weights"}.get(name, name)))
-    return datasets.run(run_dir, recipe), crops.run(run_dir, recipe, workers=1), folds.run(run_dir, recipe)
+    run = Run.create(run_dir, system, recipe)
+    return datasets.run_stage(run), crops.run_stage(run, workers=1), folds.run_stage(run)
 
 
 def test_external_sets_are_read_cropped_and_never_split(places, monkeypatch):
@@ -617,7 +618,7 @@ def test_a_set_that_is_nowhere_says_where_it_was_looked_for(places):
     (places / "raw/ours").mkdir()
     assert place_of("ours") == "raw/ours"
     with pytest.raises(DatasetError, match="ours more than once"):
-        datasets.run(places / "r", "alone", {"external": "ours"})
+        datasets.run_stage(Run.create(places / "r", system, "alone", overrides={"datasets.external": "ours"}))
 
 
 def test_a_patient_in_two_sets_or_folds_is_an_error():

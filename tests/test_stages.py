@@ -1,13 +1,22 @@
-"The contract of a stage, and when it has to run again."
+"When a stage has to run again, and how one runs."
 import json
+from dataclasses import dataclass
 
 import pytest
 from conftest import ROOT
 
-from mammo_nb.core.files import sha256, write_text
+from mammo_nb.core.files import write_text
 from mammo_nb.core.notebooks import build
-from mammo_nb.core.stages import (StageError, changed_files, code_digest, execute, locate, modules_of, read_manifest,
-                                  refresh_inputs, stage, stage_inputs)
+from mammo_nb.core.recipes import Recipe, bounded
+from mammo_nb.core.runs import Run, StageError
+from mammo_nb.core.stages import changed_files, code_digest, execute, modules_of, refresh_inputs, stage_inputs
+from mammo_nb.core.systems import Mode, Stage, System, find_system
+
+
+@dataclass(frozen=True)
+class Double:
+    "A factor."
+    factor: int = bounded(2, low=1)
 
 
 @pytest.fixture(autouse=True)
@@ -15,54 +24,24 @@ def in_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_missing_input_stops_before_anything_runs(tmp_path):
-    with pytest.raises(StageError, match="crops.csv"):
-        with stage(tmp_path, "folds", reads=["processed/crops.csv"]):
-            pytest.fail("ran")
+@pytest.fixture
+def run(tmp_path):
+    system = System("toy", "Toy", (Stage("read", writes=("a.csv",)),
+                                   Stage("double", Double, reads=("a.csv",), writes=("b.csv",))),
+                    {"full": Mode("all", ("read", "double"))}, {"demo": Recipe("two stages")}, {})
+    run = Run.create(tmp_path / "r", system)
+    with run.stage("read"):
+        run.path("a.csv").write_text("1")
+    with run.stage("double"):
+        run.path("b.csv").write_text("2")
+    return run
 
 
-def test_broken_promise_is_an_error_and_leaves_no_record(tmp_path):
-    with pytest.raises(StageError, match="oof.csv"):
-        with stage(tmp_path, "select", writes=["oof.csv"]):
-            pass
-    assert read_manifest(tmp_path) == {}
-
-
-def test_a_stage_that_fails_leaves_no_record_and_no_lock(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        with stage(tmp_path, "select"):
-            1 / 0
-    with stage(tmp_path, "select"):
-        pass  # would wait for ever behind a lock that was kept
-    assert list(read_manifest(tmp_path)["stages"]) == ["select"]
-
-
-def test_manifest_holds_digests_of_what_was_read_and_written(tmp_path):
-    (tmp_path / "a.csv").write_text("1")
-    with stage(tmp_path, "x", reads=["a.csv"], writes=["b.csv"], parameters={"seed": 1}):
-        (tmp_path / "b.csv").write_text("2")
-    entry = read_manifest(tmp_path)["stages"]["x"]
-    # sha256 of "1"
-    assert entry["reads"] == {"a.csv": "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"}
-    assert entry["writes"] == {"b.csv": sha256(tmp_path / "b.csv")} and entry["parameters"] == {"seed": 1}
-    assert read_manifest(tmp_path)["environment"]["packages"]["torch"]
-
-
-def test_named_folders_come_from_the_settings(tmp_path, monkeypatch):
-    monkeypatch.setenv("MAMMO_NB_PROCESSED", str(tmp_path / "elsewhere"))
-    assert locate(tmp_path / "r", "processed/crops.csv") == tmp_path / "elsewhere/crops.csv"
-    assert locate(tmp_path / "r", "oof.csv") == tmp_path / "r/oof.csv"
-
-
-def test_changed_and_lost_files_are_named(tmp_path):
-    for f in "ab":
-        (tmp_path / f).write_text(f)
-    with stage(tmp_path, "x", reads=["a"], writes=["b"]):
-        pass
-    assert changed_files(tmp_path, "x") == []
-    (tmp_path / "a").write_text("other")
-    (tmp_path / "b").unlink()
-    assert changed_files(tmp_path, "x") == ["b is gone", "a changed"]
+def test_changed_and_lost_files_are_named(run):
+    assert changed_files(run, "double") == []
+    run.path("a.csv").write_text("other")
+    run.path("b.csv").unlink()
+    assert changed_files(run, "double") == ["b.csv is gone", "a.csv changed"]
 
 
 def test_text_and_comments_are_no_code(tmp_path):
@@ -77,19 +56,27 @@ def test_text_and_comments_are_no_code(tmp_path):
 
 def test_a_stage_depends_on_modules_it_reaches_only_through_others():
     names = {str(m.relative_to(ROOT / "mammo_nb")) for m in modules_of(ROOT / "nbs/mammo/05_folds.py", ROOT)}
-    assert {"core/folds.py", "mammo/datasets.py", "core/settings.py"} <= names   # settings only through stages
+    assert {"core/folds.py", "mammo/datasets.py", "core/settings.py"} <= names  # settings only through runs
     assert "mammo/report.py" not in names and "mammo/submit.py" not in names
 
 
+def test_an_edit_of_another_recipe_is_no_reason_and_one_of_the_machinery_is(tmp_path):
+    system = find_system("mammo")
+    inputs = stage_inputs(Run.create(tmp_path, system, "tiny"), system.stage("folds"), ROOT, None)
+    assert "mammo_nb/mammo/recipes.py" not in inputs["modules"] and "mammo_nb/core/recipes.py" in inputs["modules"]
+    assert "mammo_nb/mammo/system.py" not in inputs["modules"] and inputs["section"]["n_folds"] == 2
+
+
 def test_inputs_file_keeps_its_date_until_something_changes(tmp_path):
-    source, target = ROOT / "nbs/mammo/05_folds.py", tmp_path / "inputs/05_folds.json"
-    inputs = lambda n: json.loads(
-        json.dumps(stage_inputs(ROOT, source, tmp_path, {"recipe": "tiny"}, {"n_folds": n}, None)))
+    system, target = find_system("mammo"), tmp_path / "inputs/05_folds.json"
+    inputs = lambda n: stage_inputs(Run.create(tmp_path, system, "tiny", overrides={"folds.n_folds": n}),
+                                    system.stage("folds"), ROOT, None)
     assert refresh_inputs(target, inputs(4)) == ["first run"]
     stamp = target.stat().st_mtime_ns
     assert refresh_inputs(target, inputs(4)) == [] and target.stat().st_mtime_ns == stamp
-    assert refresh_inputs(target, inputs(5)) == ["recipe"] and target.stat().st_mtime_ns > stamp
+    assert refresh_inputs(target, inputs(5)) == ["section"] and target.stat().st_mtime_ns > stamp
     assert refresh_inputs(target, inputs(5), ["oof.csv is gone"]) == ["oof.csv is gone"]
+    assert json.loads(target.read_text())["section"]["n_folds"] == 5
 
 
 @pytest.fixture
@@ -114,7 +101,7 @@ def test_a_failed_notebook_is_kept_beside_and_named(notebook, tmp_path):
     assert output.exists() and not output.with_suffix(".failed.ipynb").exists()
 
 
-def test_a_killed_kernel_is_told_in_words(tmp_path):
+def test_a_killed_kernel_is_an_error_in_words(tmp_path):
     source = tmp_path / "nbs/x/01_die.py"
     write_text(source, "# %%\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     build(tmp_path)

@@ -58,10 +58,6 @@ def submitted_weights(run) -> list[str]:
     "the ensemble: of the run, or of the folder WEIGHTS"
     return [str((run.weights or run.path("weights/")) / name) for name in ENSEMBLE]
 
-def chosen_weights(run) -> list[str]:
-    "the weights of the folds that were trained"
-    return ["weights/fold_*.safetensors"]
-
 def results(run) -> list[str]:
     "what the stages of this run have written"
     made = {"select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
@@ -94,7 +90,7 @@ system = System(
         Stage("engines", Engines,
               reads=("selection.json", "oof.csv", "weights/fold_*.safetensors", "weights/detector.onnx",
                      "processed/cleaned_images/"),
-              writes=("weights/ensemble.onnx", "weights/ensemble.json")),
+              writes=("weights/ensemble*.onnx", "weights/ensemble*.json")),
         Stage("submit", reads=(test_tables, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),

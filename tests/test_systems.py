@@ -1,0 +1,82 @@
+"A system is one folder: a toy system runs, resumes and reports, and no other file of the checkout changes."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT, copy_checkout, make
+from test_reproduce import ran
+
+TOY = Path(__file__).parent / "toy"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    root = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    (root / "nbs/toy").mkdir()
+    for source in TOY.glob("*.py"):
+        (root / "nbs/toy" / source.name).write_bytes(source.read_bytes())
+    return root
+
+
+def reproduce(checkout, *more):
+    done = make(checkout, "reproduce", "SYSTEM=toy", *more)
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def first(checkout):
+    code, output = reproduce(checkout)
+    assert code == 0 and ran(output) == ["01_draw", "02_count"], output[-3000:]
+    return checkout / "runs/toy-demo"
+
+
+def test_a_system_of_one_folder_runs_and_reports(first):
+    counts, labels = (pd.read_csv(first / f"{name}.csv") for name in ("counts", "labels"))
+    assert (counts.merge(labels, on="file").eval("dots == label")).all() and len(counts) == 32
+    assert "100% of 32 pictures counted right" in (first / "report.html").read_text()
+    assert list(json.loads((first / "manifest.json").read_text())["stages"]) == ["draw", "count"]
+
+
+def test_it_resumes_where_something_changed(checkout, first):
+    assert ran(reproduce(checkout)[1]) == []
+    (first / "counts.csv").unlink()
+    assert ran(reproduce(checkout)[1]) == ["02_count"]
+    assert ran(reproduce(checkout, "SET=count.threshold=0.25")[1]) == ["02_count"]
+    assert ran(reproduce(checkout, "SET=draw.pictures=3")[1]) == ["01_draw", "02_count"]
+
+
+def test_failed_files_are_counted_at_the_end(checkout, first):
+    code, output = reproduce(checkout, "RUN=broken")
+    assert code == 0
+    (checkout / "runs/broken/pictures/00001.png").write_bytes(b"no picture")
+    (checkout / "runs/broken/counts.csv").unlink()
+    code, output = reproduce(checkout, "RUN=broken")
+    assert code != 0 and "1 pictures could not be used" in output
+
+
+def test_its_errors_name_what_there_is(checkout):
+    for slip, message in (("SET=draw.pictures=1", "draw.pictures must be at least 2, got 1"),
+                          ("SET=drow.pictures=8", "There are draw, count"), ("RECIPE=dmo", "There are demo, tiny")):
+        code, output = reproduce(checkout, "RUN=slip", slip)
+        assert code != 0 and message in output and ran(output) == []
+
+
+def test_nothing_outside_its_folder_has_to_know_it(checkout, first):
+    made = {p.relative_to(checkout).as_posix() for p in checkout.rglob("*.py")}
+    known = {p.relative_to(ROOT).as_posix() for folder in ("nbs", "mammo_nb") for p in (ROOT / folder).rglob("*.py")}
+    new = {p for p in made - known if not p.startswith("runs/")}
+    assert new == {f"nbs/toy/{p.name}" for p in TOY.glob("*.py")} | {
+        f"mammo_nb/toy/{name}.py" for name in ("__init__", "system", "draw", "count")}
+    changed = [p for p in made & known if (checkout / p).read_bytes() != (ROOT / p).read_bytes()]
+    assert changed == ["mammo_nb/_modidx.py"]
+
+
+def test_no_file_outside_a_systems_folder_names_it():
+    names = "|".join(p.parent.name for p in (ROOT / "nbs").glob("*/00_system.py"))
+    found = subprocess.run(["grep", "-rnE", f"mammo_nb\\.({names})\\b|\"({names})\"|'({names})'|nbs/({names})/",
+                            "--include=*.py", "Makefile", "nbs/core", *map(str, (ROOT / "nbs").glob("*.py")), "kaggle"],
+                           cwd=ROOT, text=True, capture_output=True).stdout
+    assert found == ""
