@@ -1,0 +1,105 @@
+"The rules of the house: numbers, reading order, one folder a system, sizes, lines."
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from mammo_nb.core.stages import modules_of
+from mammo_nb.core.systems import find_system, system_names
+
+NBS = ROOT / "nbs"
+CORE = sorted((NBS / "core").glob("*.py"))
+SYSTEMS = [find_system(name) for name in system_names()]
+SOURCES = sorted(p for p in NBS.rglob("*.py") if ".ipynb_checkpoints" not in p.parts)
+
+
+def module_of(source: Path) -> str | None:
+    "The module that a notebook exports."
+    found = re.search(r"^#\| default_exp (\S+)$", source.read_text(), re.MULTILINE)
+    return found[1] if found else None
+
+
+def imports(source: Path) -> set[str]:
+    "Modules of the package that any cell of a notebook imports, without the package's name."
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mammo_nb."):
+            found.add(node.module.removeprefix("mammo_nb."))
+            found |= {f"{node.module.removeprefix('mammo_nb.')}.{a.name}" for a in node.names}
+    return found
+
+
+def test_in_core_numbers_are_unique_and_reading_order_is_import_order():
+    numbers = [p.name[:2] for p in CORE]
+    assert all(re.fullmatch(r"[1-6]\d_[a-z_]+\.py", p.name) for p in CORE) and len(set(numbers)) == len(numbers)
+    place = {module_of(p): p.name for p in CORE if module_of(p)}
+    for source in CORE:
+        for name in imports(source) & set(place):
+            assert place[name] < source.name, f"{source.name} imports {place[name]}, which comes later"
+
+
+def test_each_chapter_has_a_page_that_lists_its_notebooks():
+    for chapter in "123456":
+        page, = (NBS / "core").glob(f"{chapter}0_*.py")
+        assert module_of(page) is None
+        for source in (NBS / "core").glob(f"{chapter}[1-9]_*.py"):
+            assert f"`{source.stem}`" in page.read_text(), f"{page.name} does not name {source.stem}"
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
+def test_in_a_system_a_number_is_a_stage(system):
+    numbered = sorted(p.stem for p in (NBS / system.name).glob("[0-9][0-9]_*.py"))
+    own = [s.name for s in system.stages if s.home == system.name]
+    assert numbered == ["00_system", *(f"{n:02}_{name}" for n, name in enumerate(own, start=1))]
+    for stage in system.stages:
+        assert stage.source(ROOT).is_file()
+        assert module_of(stage.source(ROOT)) == f"{stage.home}.{stage.name}"
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
+def test_libraries_of_a_system_stand_in_folders_without_numbers(system):
+    for source in (NBS / system.name).rglob("*.py"):
+        below = source.relative_to(NBS / system.name)
+        if len(below.parts) > 1:
+            assert re.fullmatch(r"[a-z_]+/[a-z_]+\.py", below.as_posix()), below
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
+def test_a_stage_imports_only_what_lies_before_it(system):
+    order = [s.name for s in system.stages]
+    for stage in (s for s in system.stages if s.home == system.name):
+        reached = {m.relative_to(ROOT / "mammo_nb").with_suffix("").as_posix()
+                   for m in modules_of(ROOT / "mammo_nb" / system.name / f"{stage.name}.py", ROOT)}
+        later = [n for n in order[order.index(stage.name) + 1:] if f"{system.name}/{n}" in reached]
+        assert not later, f"{stage.name} imports {later}"
+
+
+def test_core_imports_no_system_and_a_system_no_other():
+    for source in CORE:
+        assert not {name.split(".")[0] for name in imports(source)} & set(system_names()), source.name
+    for name in set(system_names()) - {"baseline"}:  # baseline is a second model on the mammography data
+        others = set(system_names()) - {name}
+        for source in (NBS / name).rglob("*.py"):
+            assert not {n.split(".")[0] for n in imports(source)} & others, source
+
+
+def test_notebooks_and_modules_mirror_each_other():
+    for source in SOURCES:
+        module = module_of(source)
+        if module:
+            folder = source.parent.relative_to(NBS).as_posix().replace("/", ".").strip(".")
+            word = re.sub(r"^\d\d_", "", source.stem)
+            assert module == f"{folder}.{word}".lstrip("."), source
+
+
+def test_modules_are_small_and_lines_short():
+    for module in (ROOT / "mammo_nb").rglob("*.py"):
+        if module.name != "_modidx.py":
+            assert len(module.read_text().splitlines()) <= 300, module
+    texts = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "kaggle").rglob("*.py"), ROOT / "Makefile",
+             ROOT / "README.md", ROOT / "pyproject.toml", ROOT / "settings.ini"]
+    long = [f"{p.relative_to(ROOT)}:{n}" for p in texts for n, line in enumerate(p.read_text().splitlines(), start=1)
+            if len(line) > 120]
+    assert long == []
