@@ -5,29 +5,29 @@
 # %% auto #0
 __all__ = ['scores', 'compare']
 
-# %% ../../nbs/baseline/06_report.ipynb #595e48dd
+# %% ../../nbs/baseline/06_report.ipynb #1bbf38aa
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.files import read_json
 from ..core.metrics import auc, bootstrap_interval, pfbeta
-from ..core.stages import locate, read_manifest
+from ..core.runs import Run, read_manifest
 from ..mammo.datasets import per_breast, read_table
 from ..mammo.report import test_score
 
-# %% ../../nbs/baseline/06_report.ipynb #f35ff640
+# %% ../../nbs/baseline/06_report.ipynb #4a8c278a
 def scores(
-    run_dir: Path,   # folder of a run that has trained
+    run: Run,        # folder of a run that has trained
     fold: int,       # the fold that is scored
 ) -> dict:           # AUC and its interval, pF1 on the fold; AUC and pF1 of a synthetic test set; seconds
     "What a run is worth on one fold and on its test set, and what it took."
-    oof, stages, test = read_table(locate(run_dir, "oof.csv"),
-                                   ["fold", "probability"]), read_manifest(run_dir)["stages"], test_score(run_dir)
+    oof, stages, test = read_table(run.path("oof.csv"),
+                                   ["fold", "probability"]), read_manifest(run.folder)["stages"], test_score(run)
     breasts = per_breast(oof[oof["fold"] == fold])
     labels, probabilities = breasts["cancer"], breasts["probability"]
     low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
-    decided = probabilities > read_json(locate(run_dir, "selection.json"))["threshold"]
+    decided = probabilities > read_json(run.path("selection.json"))["threshold"]
     return {
         "AUC": auc(labels, probabilities), "from": low, "to": high,
         "pF1": pfbeta(labels, decided), "test AUC": test.get("auc"), "test pF1": test.get("pf1"), "networks": len(
@@ -36,19 +36,18 @@ def scores(
     }
 
 def compare(
-    run_dir: Path,   # the baseline's run
+    run: Run,        # the baseline's run
     other: Path,     # the winner's
 ) -> pd.DataFrame | str:  # two rows; or why there are none
     "Both systems on the fold that the baseline held back."
-    ours, theirs = (Path(r).resolve() for r in (run_dir, other))
-    if not (theirs / "selection.json").exists():
-        return (f"{theirs.name} has no selection.json: run make reproduce, delete {ours.name}/11_report.ipynb and run "
-            "make reproduce SYSTEM=baseline again")
-    fold = int(read_table(ours / "oof.csv", ["fold"])["fold"].iloc[0])
-    tables = [read_table(r / "oof.csv", ["fold", "cancer"]) for r in (ours, theirs)]
+    if not (Path(other) / "selection.json").exists():
+        return (f"{Path(other).name} has no selection.json: run make reproduce, delete {run.folder.name}/09_report.ipynb "
+                "and run make reproduce SYSTEM=baseline again")
+    theirs = Run.open(other)
+    fold = int(read_table(run.path("oof.csv"), ["fold"])["fold"].iloc[0])
+    tables = [read_table(r.path("oof.csv"), ["fold", "cancer"]) for r in (run, theirs)]
     held = [t[t["fold"] == fold].set_index(["patient_id", "image_id"])["cancer"].sort_index() for t in tables]
     if not held[0].equals(held[1]):
-        return (f"{theirs.name} has other images in fold {fold} than {ours.name}: the two runs read different data or "
+        return (f"{theirs.folder.name} has other images in fold {fold} than {run.folder.name}: the two runs read different data or "
             "split it otherwise")
-    return pd.DataFrame({"winner": scores(theirs, fold), "baseline": scores(
-        ours, fold)}).T.rename_axis("system").reset_index()
+    return pd.DataFrame({"winner": scores(theirs, fold), "baseline": scores(run, fold)}).T.rename_axis("system").reset_index()

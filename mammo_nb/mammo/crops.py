@@ -5,9 +5,9 @@ lost."""
 
 # %% auto #0
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
-           'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run']
+           'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #b8187404
+# %% ../../nbs/mammo/04_crops.ipynb #bd05a2ec
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,12 +24,12 @@ from ..core.files import inside, write_csv
 from ..core.headers import BadHeader, Header
 from ..core.parallel import map_files
 from ..core.pictures import fit_resize, shrink, write_png
-from ..core.stages import code_of, locate, stage
+from ..core.runs import Run
 from ..core.windows import WindowError, percentile, to_grey
 from .reading import faithful
 from .reading.boxes import Box, find_box, open_detector
 from .datasets import DatasetError, read_table, root_of
-from .recipes import Crops, get_section
+from .recipes import Crops
 
 # %% ../../nbs/mammo/04_crops.ipynb #bc47f5d5
 def scaling_of(
@@ -265,20 +265,15 @@ def crop_folder(
             f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one.")
     return crop_files(files, folder, output, settings, detector, previews=previews, **machine)
 
-# %% ../../nbs/mammo/04_crops.ipynb #4e6831df
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `crops`
+# %% ../../nbs/mammo/04_crops.ipynb #98d15a4e
+def run_stage(
+    run: Run,
     workers: int | None = None,      # processes; None: one a core
 ) -> pd.DataFrame:                   # crops.csv with seconds
     """The files of the unified table -> processed/cleaned_images/*.png, processed/crops.csv and
     processed/crop_errors.csv."""
-    settings, reads = get_section(recipe, "crops",
-                                  overrides), ["processed/cleaned_label.csv", "final_models/detector.onnx"]
-    with stage(run_dir, "crops", reads=reads, writes=["processed/crops.csv", "processed/crop_errors.csv"],
-               parameters=asdict(settings)):
-        labels = read_table(locate(run_dir, "processed/cleaned_label.csv"), ["file", "dataset", "scaling"])
-        return crop_files(labels, {name: root_of(run_dir, name) for name in labels["dataset"].unique()},
-                          locate(run_dir, "processed"), settings, locate(run_dir, reads[1]), code_of(run_dir, "crops"),
-                          workers=workers)
+    with run.stage("crops"):
+        labels = read_table(run.path("processed/cleaned_label.csv"), ["file", "dataset", "scaling"])
+        return crop_files(labels, {name: root_of(run, name) for name in labels["dataset"].unique()},
+                          run.path("processed"), run.section("crops"), run.path("weights/detector.onnx"),
+                          run.code("crops"), workers=workers)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FILES', 'view_file', 'prepare_frames', 'make_frames', 'Frames', 'frame_batches', 'read_views', 'found_in',
-           'torch_graph', 'expect', 'train_detector', 'export_detector', 'convert_detector', 'keep_detector', 'run']
+           'torch_graph', 'expect', 'train_detector', 'export_detector', 'convert_detector', 'keep_detector',
+           'run_stage']
 
-# %% ../../nbs/mammo/03_detector.ipynb #21836745
+# %% ../../nbs/mammo/03_detector.ipynb #98a0f8af
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -24,16 +25,16 @@ from ..core.files import inside, sha256, write_csv
 from ..core.networks import load_weights, save_weights
 from ..core.parallel import map_files
 from ..core.pictures import write_png
-from ..core.stages import StageError, code_of, find_trained, locate, stage
+from ..core.runs import Run, StageError
 from ..core.train import Optimisation, fit
 from ..core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
 from .reading import faithful
 from .reading.boxes import detect, frame_view
 from .drawing.frames import draw_frames
-from .recipes import Detector, get_section
+from .recipes import Detector
 from .reading.roi import apart, read_yolo, to_coco, write_yolo
 
-# %% ../../nbs/mammo/03_detector.ipynb #399a435f
+# %% ../../nbs/mammo/03_detector.ipynb #4e82d519
 def view_file(
     item: dict,  # file, and folder of the competition; target: PNG; size, faithful
 ) -> dict:       # rows and columns of the frame
@@ -84,17 +85,16 @@ def prepare_frames(
     return boxes
 
 def make_frames(
-    run_dir: Path,       # folder of the run
-    recipe: str,         # a recipe
+    run: Run,            # folder of the run
     settings: Detector,
     workers: int | None = None,
 ) -> tuple[pd.DataFrame, Path]:  # roi.COLUMNS and the folder of the set
     "The set that a recipe names, drawn or read."
-    folder = locate(run_dir, "processed/roi")
+    folder = run.path("processed/roi")
     if not settings.annotations:
         return draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size,
                            seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers), folder
-    raw = locate(run_dir, f"raw/{get_section(recipe, 'datasets').name}")
+    raw = run.path(f"raw/{run.section('datasets').name}")
     return prepare_frames(raw.parent / settings.annotations, raw, folder, settings, workers), folder
 
 # %% ../../nbs/mammo/03_detector.ipynb #b0052a3e
@@ -221,7 +221,7 @@ def train_detector(
     finally:
         torch.set_num_threads(threads)
 
-# %% ../../nbs/mammo/03_detector.ipynb #18e5b434
+# %% ../../nbs/mammo/03_detector.ipynb #2ff012ae
 FILES = ["detector.onnx", "detector.json"]
 
 def export_detector(
@@ -257,28 +257,21 @@ def convert_detector(
     return export_detector(network, folder / "detector.onnx", size, about, squares, Detector.tolerance)
 
 def keep_detector(
-    run_dir: Path,                # folder of the run
-    weights: Path | None = None,  # folder with detector.onnx; None: assets/trained
-) -> dict:                        # detector.json
-    "Take a trained detector into the run instead of training one."
-    source = find_trained(FILES, weights or locate(run_dir, "assets/trained"))
-    if not source:
-        raise StageError(
-            f"{weights or 'assets/trained'} has no detector.onnx with its detector.json. `make reproduce` writes them "
-            "to runs/demo/weights; `mammo-nb detector` makes them from a published checkpoint."
-        )
-    target = locate(run_dir, "final_models/detector.onnx").parent
+    run: Run,   # its mode keeps a trained detector
+) -> dict:      # detector.json
+    "Copy a trained detector into the run instead of training one."
+    source, target = run.weights, run.path("weights/")
     target.mkdir(parents=True, exist_ok=True)
     for path in (*source.glob("detector.*"), *source.glob("yolox.*")):
         shutil.copyfile(path, target / path.name)
     return read_sidecar(target / "detector.onnx")
 
-# %% ../../nbs/mammo/03_detector.ipynb #0981093f
-def _initial(run_dir: Path, settings: Detector) -> Path | None:
+# %% ../../nbs/mammo/03_detector.ipynb #92403f69
+def _initial(run: Run, settings: Detector) -> Path | None:
     "The file of initial weights that a recipe names."
     if settings.weights == "none":
         return None
-    path = locate(run_dir, f"assets/trained/{settings.weights}")
+    path = run.path(f"assets/trained/{settings.weights}")
     if not path.is_file():
         raise StageError(
             f"{path} is not there. It is the COCO checkpoint of YOLOX-nano, from the releases of "
@@ -286,34 +279,30 @@ def _initial(run_dir: Path, settings: Detector) -> Path | None:
         )
     return path
 
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    mode: str = "full",              # partial: keep a trained detector
-    weights: Path | None = None,     # for partial: its folder; None: assets/trained
-    overrides: dict | None = None,   # changes to the section `detector`
+def run_stage(
+    run: Run,
     workers: int | None = None,      # processes that prepare frames; None: one a core
 ) -> pd.DataFrame | None:            # history; None if the detector was kept
-    "Frames with boxes -> final_models/detector.onnx and .json, final_models/yolox.safetensors, checkpoints/detector/."
-    settings = get_section(recipe, "detector", overrides)
-    with stage(run_dir, "detector", writes=[f"final_models/{name}" for name in FILES],
-               parameters={**asdict(settings), "kept": mode == "partial"}):
-        if mode == "partial":
-            keep_detector(run_dir, weights)
+    "Frames with boxes -> weights/detector.onnx and .json, weights/yolox.safetensors, checkpoints/detector/."
+    settings = run.section("detector")
+    with run.stage("detector") as results:
+        results["kept"] = run.mode == "partial"
+        if results["kept"]:
+            keep_detector(run)
             return None
-        initial = _initial(run_dir, settings)
-        boxes, folder = make_frames(run_dir, recipe, settings, workers)
-        output, target = locate(run_dir, "checkpoints/detector"), locate(run_dir, "final_models/detector.onnx")
+        initial = _initial(run, settings)
+        boxes, folder = make_frames(run, settings, workers)
+        output, target = run.path("checkpoints/detector"), run.path("weights/detector.onnx")
         identity = {
             "recipe": asdict(settings), "boxes": boxes.to_csv(index=False),
-            "initial": sha256(initial) if initial else "", "code": code_of(run_dir, "detector")
+            "initial": sha256(initial) if initial else "", "code": run.code("detector")
         }
         history = train_detector(boxes, folder, output, settings, identity, initial)
         best = history.loc[history["ap"].idxmax()]
         network = create_yolox()
         load_weights(network, output / f"epoch_{int(best['epoch'])}.safetensors")
         about = {
-            "recipe": recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"],
+            "recipe": run.recipe, "network": "yolox-nano", "epoch": int(best["epoch"]), "ap": best["ap"],
             "ap50": best["ap50"], "demonstration": not settings.annotations
         }
         save_weights(network, target.with_name("yolox.safetensors"), about)

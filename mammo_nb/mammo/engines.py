@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'load_ensemble', 'fitted_crops', 'sample_crops', 'wanted_variants', 'best_folds', 'held_back_auc',
-           'write_variants', 'build_or_tell', 'run']
+           'write_variants', 'build_or_tell', 'run_stage']
 
-# %% ../../nbs/mammo/08_engines.ipynb #1ae378d8
+# %% ../../nbs/mammo/08_engines.ipynb #9c9ea65c
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,46 +20,47 @@ from ..core.graphs import write_mixed
 from ..core.metrics import auc
 from ..core.networks import load_weights
 from ..core.pictures import fit_resize
-from ..core.stages import locate, recorded, stage
+from ..core.runs import Run
 from .crops import crop_path
 from .datasets import per_breast, read_table
-from .recipes import Engines, RecipeError, Train, get_recipe, get_section
+from ..core.recipes import RecipeError
+from .recipes import Engines
 from .train import as_asked, build_network
 
-# %% ../../nbs/mammo/08_engines.ipynb #aeafaae6
+# %% ../../nbs/mammo/08_engines.ipynb #81a2b6f5
 def load_ensemble(
-    run_dir: Path,   # folder of the run
+    run: Run,        # folder of the run
 ) -> Ensemble:       # uint8 (n, 1, height, width) -> probabilities (n, folds)
     "The selected networks of a run."
-    settings, models = Train(**recorded(run_dir, "train")), []
-    for chosen in read_json(locate(run_dir, "selection.json"))["folds"]:
+    settings, models = run.recorded("train"), []
+    for chosen in read_json(run.path("selection.json"))["folds"]:
         model = build_network(settings).eval()
-        load_weights(model, locate(run_dir, f"final_models/fold_{chosen['fold']}.safetensors"))
+        load_weights(model, run.path(f"weights/fold_{chosen['fold']}.safetensors"))
         models.append(model)
     return Ensemble([as_asked(model, settings) for model in models], **models[0].normalization)
 
 def fitted_crops(
-    run_dir: Path,          # folder of the run
+    run: Run,               # folder of the run
     rows,                   # of a table with patient_id and image_id
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:            # uint8 (rows, height, width)
     "Crops as networks see them."
-    images = locate(run_dir, "processed/cleaned_images")
+    images = run.path("processed/cleaned_images")
     return np.stack([
         fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size)
         for p, i in zip(rows["patient_id"], rows["image_id"])
     ])
 
 def sample_crops(
-    run_dir: Path,          # folder of the run
+    run: Run,               # folder of the run
     size: tuple[int, int],  # height, width
     count: int = 16,
 ) -> np.ndarray:            # uint8 (count, height, width)
     "Crops spread over the out-of-fold table, from least to most suspicious."
-    oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
-    return fitted_crops(run_dir, oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)], size)
+    oof = read_table(run.path("oof.csv"), ["probability"]).sort_values("probability")
+    return fitted_crops(run, oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)], size)
 
-# %% ../../nbs/mammo/08_engines.ipynb #70aa430d
+# %% ../../nbs/mammo/08_engines.ipynb #0aaf11c6
 MEASURED = 2000   # crops; of more, the score at another size is left open
 
 def wanted_variants(
@@ -94,12 +95,12 @@ def best_folds(
     return sorted(sorted(range(len(chosen)), key=lambda k: (-chosen[k][metric], -chosen[k]["auc"], k))[:count])
 
 def held_back_auc(
-    run_dir: Path,                 # folder of the run
+    run: Run,                      # folder of the run
     folds: list[int],              # numbers of the folds, in the order of the engine's columns
     engine: Engine | None = None,  # of another size, whose predictions are to be scored; None: those of oof.csv
 ) -> float | None:                 # per breast; None if it would take too long
     "AUC on what was held back from these folds."
-    oof = read_table(locate(run_dir, "oof.csv"), ["probability"])
+    oof = read_table(run.path("oof.csv"), ["probability"])
     oof = oof[oof["fold"].isin(folds)].reset_index(drop=True)
     if engine and len(oof) > MEASURED:
         return None
@@ -107,36 +108,36 @@ def held_back_auc(
         own = oof[oof["fold"] == fold]
         for start in range(0, len(own), 16):
             oof.loc[own.index[start:start + 16], "probability"] = engine(
-                fitted_crops(run_dir, own.iloc[start:start + 16], engine.size))[:, column]
+                fitted_crops(run, own.iloc[start:start + 16], engine.size))[:, column]
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
-# %% ../../nbs/mammo/08_engines.ipynb #cc45a2c6
+# %% ../../nbs/mammo/08_engines.ipynb #963e6955
 def write_variants(
-    run_dir: Path,       # folder of the run
-    ensemble: Ensemble,  # the whole one, final_models/ensemble.onnx
+    run: Run,            # folder of the run
+    ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
     settings: Engines,
     about: dict,         # entries of its JSON
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
-    folder, chosen, metric = locate(run_dir, "final_models/ensemble.onnx").parent, read_json(
-        locate(run_dir, "selection.json"))["folds"], recorded(run_dir, "select")["metric"]
+    folder, chosen, metric = run.path("weights/ensemble.onnx").parent, read_json(
+        run.path("selection.json"))["folds"], run.recorded("select").metric
     of_all, written = read_sidecar(folder / "ensemble.onnx"), []
     size = of_all["size"]
     for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
         kept, path = best_folds(chosen, metric, variant["folds"]), folder / f"{variant['name']}.onnx"
         folds = [chosen[k]["fold"] for k in kept]
         if variant["size"] == size:
-            score = held_back_auc(run_dir, folds)
+            score = held_back_auc(run, folds)
             write_smaller(ensemble, folder / "ensemble.onnx", path, kept, {"oof_auc": score})
         else:
             weights = [about["rebuild"]["weights"][k] for k in kept]
             smaller = Ensemble([ensemble.models[k] for k in kept], ensemble.mean.flatten(), ensemble.std.flatten())
-            export_checked(smaller, path, sample_crops(run_dir, tuple(variant["size"])), {
+            export_checked(smaller, path, sample_crops(run, tuple(variant["size"])), {
                 **about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None,
                 "refused": of_all["refused"]
             }, settings.tolerance)
-            score = held_back_auc(run_dir, folds, load_engine(path))
+            score = held_back_auc(run, folds, load_engine(path))
             write_json(path.with_suffix(".json"), {**read_sidecar(path), "oof_auc": score})
         written.append({**variant, "oof_auc": score})
     return written
@@ -156,37 +157,30 @@ def build_or_tell(
             found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
     return found
 
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `engines`
+def run_stage(
+    run: Run,
 ) -> dict:                           # way -> difference of a probability against torch, and its limit
-    "Selected weights -> final_models/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
-    settings, network = get_section(recipe, "engines", overrides), Train(**recorded(run_dir, "train"))
+    "Selected weights -> weights/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
+    settings, network = run.section("engines"), run.recorded("train")
     size, limits = (network.height, network.width), {
         "fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance
     }
-    selection = read_json(locate(run_dir, "selection.json"))
+    selection = read_json(run.path("selection.json"))
     weights = [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
     variants, targets = wanted_variants(settings.variants, len(weights), size), settings.targets.split()
-    path, ways = locate(run_dir,
-                        "final_models/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
-    names = ["ensemble.onnx", "ensemble.json", *(f"{v['name']}{s}" for v in variants for s in (".onnx", ".json"))]
+    path, ways = run.path("weights/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
     about = {
-        "recipe": recipe, "network": network.network, "threshold": selection["threshold"], "crops": recorded(
-            run_dir, "crops"), "detector": read_sidecar(locate(run_dir, "final_models/detector.onnx"))["sha256"],
-        "demonstration": get_recipe(recipe).phantom is not None, "oof_auc": selection["auc"], "rebuild": {
+        "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
+        "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
+        "demonstration": run.has("phantom"), "oof_auc": selection["auc"], "rebuild": {
             "network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0,
             "mirrored": network.mirrored, "weights": weights
         }
     }
-    with stage(
-            run_dir, "engines", reads=[
-                "selection.json", "oof.csv", "final_models/detector.onnx", *(f"final_models/{w}" for w in weights)
-            ], writes=[f"final_models/{n}" for n in names], parameters=asdict(settings)) as results:
+    with run.stage("engines") as results:
         for old in path.parent.glob("ensemble[._]*"):
             old.unlink()   # of weights that may have changed
-        ensemble, crops = load_ensemble(run_dir), sample_crops(run_dir, size)
+        ensemble, crops = load_ensemble(run), sample_crops(run, size)
         results["parity"] = {
             "onnxruntime-fp32": {
                 "difference": export_checked(ensemble, path, crops, about, settings.tolerance),
@@ -196,7 +190,7 @@ def run(
         if "onnxruntime-fp16" in ways:
             write_mixed(path, path.with_name("ensemble.fp16.onnx"))
         results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), ways, limits)
-        results["variants"] = write_variants(run_dir, ensemble, settings, about)
+        results["variants"] = write_variants(run, ensemble, settings, about)
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
         if targets:
             results["engines"] = build_or_tell(path.parent, targets)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MACHINES', 'TRAIN_COLUMNS', 'TEST_COLUMNS', 'Machine', 'stored_values', 'encode', 'write_dicom', 'add_marks',
-           'shared_out', 'plan_patient', 'plan', 'make_image', 'CompetitionError', 'make_competition', 'run']
+           'shared_out', 'plan_patient', 'plan', 'make_image', 'CompetitionError', 'make_competition', 'run_stage']
 
-# %% ../../nbs/mammo/01_phantom.ipynb #452827cb
+# %% ../../nbs/mammo/01_phantom.ipynb #90e28467
 import json
 import os
 import shutil
@@ -25,9 +25,8 @@ from pydicom.uid import (DigitalMammographyXRayImageStorageForPresentation, Expl
 from tqdm import tqdm
 
 from ..core.files import replacing, write_csv, write_text
-from ..core.stages import code_of, locate, stage
+from ..core.runs import Run
 from .drawing.anatomy import BREAST, KINDS, draw_anatomy, make_breast, mask_box, other_breast
-from .recipes import get_section
 
 # %% ../../nbs/mammo/01_phantom.ipynb #4bd8d93c
 @dataclass(frozen=True)
@@ -332,23 +331,19 @@ def make_competition(
         write_csv(root / name, part)
     return table
 
-# %% ../../nbs/mammo/01_phantom.ipynb #2030eeef
-def run(
-    run_dir: Path,                   # folder of the run
-    recipe: str,                     # a recipe
-    overrides: dict | None = None,   # changes to the section `phantom`
-    workers: int | None = None,      # processes; None = one a core
-) -> pd.DataFrame | None:            # see `make_competition`; None if the recipe reads real data
+# %% ../../nbs/mammo/01_phantom.ipynb #2a536ea7
+def run_stage(
+    run: Run,
+    workers: int | None = None,      # processes; None: one a core
+) -> pd.DataFrame:                   # see `make_competition`
     "The recipe -> competition/."
-    settings, tables = get_section(recipe, "phantom", overrides), ["train.csv", "test.csv", "sample_submission.csv"]
-    writes = [f"competition/{t}" for t in tables] if settings else []
-    with stage(run_dir, "phantom", writes=writes, parameters=asdict(settings) if settings else None):
-        if not settings:
-            return None
-        root, fields = locate(run_dir, "competition"), asdict(settings)
+    with run.stage("phantom"):
+        root, fields = run.path("competition"), asdict(run.section("phantom"))
         frame = fields.pop("rows"), fields.pop("columns")
-        make = lambda: make_competition(root, **fields, frame=frame, workers=workers, identity=code_of(
-            run_dir, "phantom"))
+
+        def make() -> pd.DataFrame:
+            return make_competition(root, **fields, frame=frame, workers=workers, identity=run.code("phantom"))
+
         try:
             return make()
         except CompetitionError:

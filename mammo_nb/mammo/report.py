@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['test_score', 'show_extremes', 'stages_table', 'environment_table']
 
-# %% ../../nbs/mammo/10_report.ipynb #d755a7f5
+# %% ../../nbs/mammo/10_report.ipynb #0ab6d69b
 from pathlib import Path
 
 import cv2
@@ -13,34 +13,34 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..core.metrics import auc, pfbeta
-from ..core.stages import locate
+from ..core.runs import Run, read_manifest
 from .crops import crop_path
 from .datasets import read_table
 
-# %% ../../nbs/mammo/10_report.ipynb #4d22fa9b
+# %% ../../nbs/mammo/10_report.ipynb #fccb2539
 def test_score(
-    run_dir: Path,   # folder of a run on a synthetic competition
+    run: Run,        # folder of a run on a synthetic competition
 ) -> dict:           # auc and pf1 per breast of the submission; empty where nobody knows the truth
     "Score the submission against the phantoms' own truth."
-    truth = locate(run_dir, "competition/truth/test_labels.csv")
+    truth = run.path("competition/truth/test_labels.csv")
     if not truth.exists():
         return {}
     labels = read_table(
         truth, ["prediction_id", "cancer"]).drop_duplicates("prediction_id").set_index("prediction_id")["cancer"]
-    probability = read_table(locate(run_dir, "test_per_image.csv"),
+    probability = read_table(run.path("test_per_image.csv"),
                              ["probability"]).groupby("prediction_id")["probability"].mean().fillna(0)
-    decided = read_table(locate(run_dir, "submissions/submission.csv"), ["cancer"]).set_index("prediction_id")["cancer"]
+    decided = read_table(run.path("submissions/submission.csv"), ["cancer"]).set_index("prediction_id")["cancer"]
     return {
         "auc": auc(labels, probability.reindex(labels.index)), "pf1": pfbeta(labels, decided.reindex(labels.index)),
         "breasts": len(labels), "cancers": int(labels.sum())
     }
 
-# %% ../../nbs/mammo/10_report.ipynb #60cb3fef
+# %% ../../nbs/mammo/10_report.ipynb #44d9265a
 def show_extremes(
-    run_dir: Path,   # folder of a run that has trained
+    run: Run,        # folder of a run that has trained
 ):
     "Four images each of those found, missed, suspected and passed, with their probabilities out of fold."
-    oof = read_table(locate(run_dir, "oof.csv"), ["probability"]).sort_values("probability")
+    oof = read_table(run.path("oof.csv"), ["probability"]).sort_values("probability")
     groups = {
         "found": oof[oof.cancer == 1].tail(4), "missed": oof[oof.cancer == 1].head(4),
         "suspected": oof[oof.cancer == 0].tail(4), "passed": oof[oof.cancer == 0].head(4)
@@ -48,7 +48,7 @@ def show_extremes(
     fig, axes = plt.subplots(2, 8, figsize=(12, 6.5))
     for ax, (name, row) in zip(axes.flat, ((n, r) for n, g in groups.items() for r in g.itertuples())):
         ax.imshow(
-            cv2.imread(str(crop_path(locate(run_dir, "processed/cleaned_images"), row.patient_id, row.image_id)),
+            cv2.imread(str(crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)),
                        cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
         ax.set_title(f"{name}: {row.probability:.2f}", fontsize=9)
     for ax in axes.flat:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['to_submission', 'Test', 'read_test', 'open_network', 'devices', 'Network', 'batch_of', 'Ensemble', 'Output',
-           'submit_images', 'load_ensemble', 'submit', 'told', 'run']
+           'submit_images', 'load_ensemble', 'submit', 'told', 'run_stage']
 
-# %% ../../nbs/mammo/09_submit.ipynb #60309142
+# %% ../../nbs/mammo/09_submit.ipynb #0b61e202
 import shutil
 import signal
 import threading
@@ -24,7 +24,7 @@ import pandas as pd
 from ..core.engines import Engine, open_ensemble
 from ..core.files import read_json, replacing, write_csv, write_json
 from ..core.parallel import collect
-from ..core.stages import locate, stage
+from ..core.runs import Run
 from ..core.stream import flow, grouped
 from .tools.budget import Mode, Planner, in_words, read_budget, read_modes
 from .crops import WHOLE
@@ -320,23 +320,15 @@ def told(
                                                                                             if nothing else "")
     return [line, *[f"waited: {waits}"] * bool(waits), *report["dropped"], *ids, *[lost] * bool(nothing)]
 
-# %% ../../nbs/mammo/09_submit.ipynb #51b42a43
-def run(
-    run_dir: Path,                 # folder of the run
-    recipe: str,                   # a recipe
-    weights: Path | None = None,   # folder with ensemble.onnx; None: the run's own
+# %% ../../nbs/mammo/09_submit.ipynb #4935373d
+def run_stage(
+    run: Run,
     workers: int | None = None,    # processes that decode; None: one a core
 ) -> pd.DataFrame:                 # the submission
     "test_images -> submissions/submission.csv, test_per_image.csv and submit.json."
-    source = competition(recipe)
-    place = find_weights(weights or locate(run_dir, "final_models/ensemble.onnx").parent).resolve()
-    files = Output(locate(run_dir, "submissions/submission.csv"), locate(run_dir, "test_per_image.csv"),
-                   locate(run_dir, "submit.json"))
-    reads = [
-        f"{source}/test.csv", f"{source}/sample_submission.csv",
-        str(place / "ensemble.onnx"),
-        str(place / "ensemble.json")
-    ]
-    with stage(run_dir, "submit", reads=reads, writes=["submissions/submission.csv", "test_per_image.csv"],
-               parameters={"weights": place.name}):
-        return submit_images(locate(run_dir, source), lambda: load_ensemble(place), files, workers=workers)
+    place = find_weights(run.weights or run.path("weights/")).resolve()
+    files = Output(run.path("submissions/submission.csv"), run.path("test_per_image.csv"),
+                   run.path("submit.json"))
+    with run.stage("submit") as results:
+        results["weights"] = place.name
+        return submit_images(run.path(competition(run)), lambda: load_ensemble(place), files, workers=workers)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_view', 'otsu_box', 'open_detector', 'detect', 'find_detector', 'Box', 'find_boxes', 'find_box']
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #3d823de7
+# %% ../../../nbs/mammo/reading/boxes.ipynb #b0187469
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ...core.detection import candidates, letterbox, unletterbox
 from ...core.dicom import Image
 from ...core.pictures import shrink
 from ...core.settings import SettingsError
-from ...core.stages import find_trained
+from ...core.runs import find_trained
 from ...core.windows import minmax, percentile
 from . import faithful
 from ..recipes import Crops

@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'CheckError', 'Missing', 'inspect_file', 'named_files', 'measure_crop', 'estimate',
            'check_folder', 'check_dataset', 'estimate_text', 'group_kinds', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #abdc359b
+# %% ../../../nbs/mammo/tools/check.ipynb #dca8db9f
 import hashlib
 import os
 import re
@@ -28,7 +28,7 @@ from ...core.headers import DicomError, Header
 from ...core.parallel import map_files
 from ...core.raster import is_whole
 from ...core.settings import SettingsError, read_paths
-from ...core.stages import locate
+from ...core.runs import locate
 from ...core.windows import WindowError, apply_window
 from ..crops import crop_file, crop_path
 from ..datasets import DatasetError, place_of, read_set, read_table

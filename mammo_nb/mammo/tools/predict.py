@@ -6,7 +6,7 @@
 __all__ = ['DEMONSTRATION', 'PER_IMAGE', 'PredictError', 'find_weights', 'detector_of', 'read_sides', 'predict_file',
            'short_hash', 'predict_items', 'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #fba72579
+# %% ../../../nbs/mammo/tools/predict.ipynb #362b778e
 import hashlib
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ...core.files import inside, read_json, write_csv
 from ...core.parallel import map_files
 from ...core.pictures import write_png
 from ...core.settings import SettingsError
-from ...core.stages import find_trained
+from ...core.runs import find_trained
 from ..crops import WHOLE, preview
 from ..datasets import DatasetError, per_breast, read_table
 from ..reading.inputs import row_of, see
