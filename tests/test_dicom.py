@@ -16,8 +16,9 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Ex
                          HTJ2KLossless, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, JPEGLosslessSV1,
                          RLELossless)
 
-from mammo_nb.core.dicom import (BadHeader, CorruptPixels, DicomError, MissingTag, MultiFrame, NotDicom,
-                                 UnsupportedSyntax, read_header, read_image)
+from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, MissingTag, MultiFrame, NotDicom,
+                                   UnsupportedSyntax)
+from mammo_nb.mammo.reading.mammograms import read_header, read_image
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "EXPECTED_pixels.txt").exists(),
@@ -207,7 +208,7 @@ def test_laterality(tmp_path, ramp, tags, side, source):
 
 def test_view_from_its_code_agrees_with_the_dictionary(tmp_path, ramp):
     from pydicom.sr.codedict import codes
-    from mammo_nb.core.headers import VIEWS
+    from mammo_nb.mammo.reading.mammograms import VIEWS
     names = {
         "CranioCaudal": "CC", "MedioLateralObliqueProjection": "MLO", "MedioLateralProjection": "ML",
         "LateroMedial": "LM", "LateroMedialOblique": "LMO", "CaudoCranial": "FB",
