@@ -92,7 +92,7 @@ assert (padding_mask(signed.pixels, signed.header) == (radius > 1.2)).all()
 # Two mistakes are common when the intercept is 0. In the first, negative values are stored in two's complement under an
 # unsigned header, so that air is 3096 in 12 bits. In the second, 1024 was added to every value and the intercept does
 # not say so, so that air is at 24 and soft tissue around 1064. The second is recognised by its histogram: air near 0, and
-# many more values of soft tissue around 1024 than between the two.
+# many more values of soft tissue around 1024 than of bone above it or between the two.
 
 # %%
 #| export
@@ -119,10 +119,10 @@ def has_offset(
     count = lambda low, high: float(((values >= low) & (values < high)).mean())
     if count(-np.inf, -100) > 0.001:
         return False  # negative values are air or fat: HU as they are
-    air, between, tissue = count(-100, 300), count(300, 800), count(900, 1200)
-    if air < 0.02 or tissue < 0.02:
+    air, between, tissue, bone = count(-100, 300), count(300, 800), count(974, 1124), count(1200, 2000)
+    if air < 0.02 or tissue + bone < 0.02:
         return None
-    return tissue > 2 * between
+    return tissue > 2 * between and tissue > bone
 
 # %% [markdown]
 # ## One call
