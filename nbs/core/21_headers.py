@@ -14,8 +14,8 @@
 # # Headers
 # > The values that later steps need of a DICOM header, checked once, with one class of error for each kind of bad file.
 #
-# In fifty thousand files some tags are absent, repeated or wrong. This notebook turns a header into plain Python values.
-# A file that cannot be used raises an error that names the file, the tag and the remedy.
+# In fifty thousand files some tags are absent, repeated or wrong. This notebook turns a header into plain Python
+# values. A file that cannot be used raises an error that names the file, the tag and the remedy.
 
 # %%
 #| default_exp core.headers
@@ -43,8 +43,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 # %% [markdown]
 # ## Errors
-# A row of an error table has to name three things: the file, the tag, and what to do. Each kind of failure is a class of
-# its own, so that a batch can count the kinds.
+# A row of an error table has to name three things: the file, the tag, and what to do. Each kind of failure is a class
+# of its own, so that a batch can count the kinds.
 
 # %%
 #| export
@@ -223,8 +223,8 @@ def _integer(
     return value
 
 # %% [markdown]
-# Decimal tags come as one number, as several, as text, or with a decimal comma. What is no number becomes `nan`, so that
-# only *using* it is an error. Windows may have three centres and one width; all pairs are kept.
+# Decimal tags come as one number, as several, as text, or with a decimal comma. What is no number becomes `nan`, so
+# that only *using* it is an error. Windows may have three centres and one width; all pairs are kept.
 
 # %%
 #| export

@@ -146,7 +146,8 @@ def _wrapped(frame, header):
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = header.syntax
     ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.2", "1.2.3"
-    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = header.rows, header.columns, 1, "MONOCHROME2"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel = header.rows, header.columns, 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = header.bits_allocated, header.bits_stored, header.bits_stored - 1
     ds.PixelRepresentation, ds.PixelData = int(header.signed), encapsulate([frame])
     ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
@@ -209,8 +210,9 @@ def _nvimagecodec(frame, coded, header, halvings):
 # %% [markdown]
 # ## The table
 # For each compression its decoders, fastest first (`tests/bench/decoders.py` measures the order). A library is missing
-# from a line for a reason: dicomsdl ends the process on a damaged RLE frame, and pylibjpeg returns a picture of a damaged
-# JPEG-LS frame without an error. For JPEG 2000 dicomsdl is as fast as imagecodecs and takes a third more memory.
+# from a line for a reason: dicomsdl ends the process on a damaged RLE frame, and pylibjpeg returns a picture of a
+# damaged JPEG-LS frame without an error. For JPEG 2000 dicomsdl is as fast as imagecodecs and takes a third more
+# memory.
 
 # %%
 #| export

@@ -151,8 +151,9 @@ def opened(
 # %% [markdown]
 # ## Frames
 # An enhanced CT or MR holds a whole series in one file. What differs from frame to frame stands in the per-frame
-# functional groups, and what all frames have in common stands once in the shared ones. The order of the frames and their
-# stack numbers mean nothing. Without functional groups the position in the header is that of the first frame only.
+# functional groups, and what all frames have in common stands once in the shared ones. The order of the frames and
+# their stack numbers mean nothing. Without functional groups the position in the header is that of the first frame
+# only.
 
 # %%
 #| export

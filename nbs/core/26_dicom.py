@@ -14,9 +14,9 @@
 # # DICOM
 # > The stored values of a grey image, whatever its compression, or a typed error.
 #
-# An image comes in any of a dozen compressions, and of fifty thousand files a few are cut short. All later steps rely on
-# two things. The numbers are exactly those that the detector stored, and a file that cannot be read raises an error with
-# its name instead of returning a wrong picture.
+# An image comes in any of a dozen compressions, and of fifty thousand files a few are cut short. All later steps rely
+# on two things. The numbers are exactly those that the detector stored, and a file that cannot be read raises an error
+# with its name instead of returning a wrong picture.
 
 # %%
 #| default_exp core.dicom
@@ -59,7 +59,8 @@ from pydicom.uid import (UID, DigitalXRayImageStorageForPresentation, JPEG2000Lo
 
 # %% [markdown]
 # ## A file to read
-# The notebook needs no data and makes its own: a half disc with a bright spot, stored in 12 of 16 bits with two windows.
+# The notebook needs no data and makes its own: a half disc with a bright spot, stored in 12 of 16 bits with two
+# windows.
 
 # %%
 def make_dicom(path, pixels, syntax=ExplicitVRLittleEndian, named_as=None, **tags):
@@ -117,9 +118,9 @@ pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame
 
 # %% [markdown]
 # ## Pixels
-# Reading and decoding are two steps, since only the user of the picture knows how much to decode. `read_frame` reads the
-# bytes of one frame, also of a file of a gigabyte. A file that is cut short is noticed here: every read must return as
-# many bytes as requested. So is a header with fewer pixels than the file; a tail of zeros is padding.
+# Reading and decoding are two steps, since only the user of the picture knows how much to decode. `read_frame` reads
+# the bytes of one frame, also of a file of a gigabyte. A file that is cut short is noticed here: every read must return
+# as many bytes as requested. So is a header with fewer pixels than the file; a tail of zeros is padding.
 
 # %%
 #| export

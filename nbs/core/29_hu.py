@@ -53,17 +53,17 @@ truth = np.maximum(truth, -1000).astype(float)
 
 def made(stored, **tags):
     "An Image of a CT slice with the given header fields."
-    fields = dict(path=Path("slice.dcm"), syntax=ExplicitVRLittleEndian, syntax_name="", rows=size, columns=size, frames=1,
-                  bits_allocated=16, bits_stored=16, high_bit=15, signed=False, samples=1, photometric="MONOCHROME2",
+    fields = dict(path=Path("slice.dcm"), syntax=ExplicitVRLittleEndian, syntax_name="", rows=size, columns=size,
+                  frames=1, bits_allocated=16, bits_stored=16, high_bit=15, signed=False, samples=1, photometric="MONOCHROME2",
                   image_id="1", modality="CT", slope=1.0, intercept=-1024.0)
     return Image(Header(**fields | tags), np.asarray(stored).astype(np.int16 if tags.get("signed") else np.uint16),
                  "native")
 
 # %% [markdown]
 # ## Padding
-# A scanner fills the corners outside its scan circle. The header may name the value that it used; some programs write it
-# with the wrong sign, 63536 for -2000. Unnamed padding is recognised in the four corners: one value, below every HU that
-# a scanner measures. Padding becomes air.
+# A scanner fills the corners outside its scan circle. The header may name the value that it used; some programs write
+# it with the wrong sign, 63536 for -2000. Unnamed padding is recognised in the four corners: one value, below every HU
+# that a scanner measures. Padding becomes air.
 
 # %%
 #| export
@@ -91,8 +91,8 @@ assert (padding_mask(signed.pixels, signed.header) == (radius > 1.2)).all()
 # ## Sign and offset
 # Two mistakes are common when the intercept is 0. In the first, negative values are stored in two's complement under an
 # unsigned header, so that air is 3096 in 12 bits. In the second, 1024 was added to every value and the intercept does
-# not say so, so that air is at 24 and soft tissue around 1064. The second is recognised by its histogram: air near 0, and
-# many more values of soft tissue around 1024 than of bone above it or between the two.
+# not say so, so that air is at 24 and soft tissue around 1064. The second is recognised by its histogram: air near 0,
+# and many more values of soft tissue around 1024 than of bone above it or between the two.
 
 # %%
 #| export

@@ -14,9 +14,9 @@
 # # Geometry
 # > Where a slice lies in the patient, which slices are parallel, and how far apart they are.
 #
-# A scanner writes the position of every slice. The order of a volume follows from these positions and from nothing else:
-# file names and instance numbers run backwards, repeat or are absent. This notebook works on headers only and reads no
-# file.
+# A scanner writes the position of every slice. The order of a volume follows from these positions and from nothing
+# else: file names and instance numbers run backwards, repeat or are absent. This notebook works on headers only and
+# reads no file.
 
 # %%
 #| default_exp core.geometry
@@ -276,8 +276,8 @@ assert len(place_groups(np.arange(12) * 0.6)) == 12
 # %% [markdown]
 # ## Spacing
 # Neighbours are compared with the usual step, the median. Where most steps are equal and a few are larger, slices are
-# missing, and both neighbours of a gap are named. Where no step is usual, the spacing is uneven, and the slices are named
-# at which it changes.
+# missing, and both neighbours of a gap are named. Where no step is usual, the spacing is uneven, and the slices are
+# named at which it changes.
 
 # %%
 #| export
@@ -304,7 +304,8 @@ def spacing_of(
             notes[int(i)] = f"gap of {gaps[i]:.2f} mm to the next slice instead of {usual:.2f} mm{missing}"
             before = f"gap of {gaps[i]:.2f} mm from the slice before instead of {usual:.2f} mm{missing}"
             notes[int(i) + 1] = "; ".join(filter(None, [before, notes.get(int(i) + 1, "")]))
-        return usual if whole else None, notes, f"{len(odd)} gap{'s' if len(odd) > 1 else ''} among steps of {usual:.2f} mm"
+        count = "one gap" if len(odd) == 1 else f"{len(odd)} gaps"
+        return usual if whole else None, notes, f"{count} among steps of {usual:.2f} mm"
     for i in range(1, len(gaps)):
         if abs(gaps[i] - gaps[i - 1]) > near:
             notes[i] = f"the step changes here from {gaps[i - 1]:.2f} to {gaps[i]:.2f} mm"
@@ -314,12 +315,13 @@ def spacing_of(
 steps = {"even": np.arange(6) * 5., "one missing": np.array([0, 5, 10, 20, 25, 30]),
          "noise": np.arange(6) * 5 + np.array([0, 1, -1, 0, 1, 0]) * 1e-4,
          "fine, then coarse": np.array([0, 4, 8, 12, 13, 20, 27, 34.])}
-assert [spacing_of(p)[0] for p in steps.values()] == [5, 5, 5, None] and list(spacing_of(steps["one missing"])[1]) == [2, 3]
+assert [spacing_of(p)[0] for p in steps.values()] == [5, 5, 5, None]
+assert list(spacing_of(steps["one missing"])[1]) == [2, 3]
 pd.DataFrame({name: [*spacing_of(p)] for name, p in steps.items()}, index=["spacing, mm", "slices", "series"]).T
 
 # %% [markdown]
-# With a tilted gantry the table moves along z and the slices lean. The first pixel then moves down the columns from slice
-# to slice, so the volume is a sheared box.
+# With a tilted gantry the table moves along z and the slices lean. The first pixel then moves down the columns from
+# slice to slice, so the volume is a sheared box.
 
 # %%
 #| export

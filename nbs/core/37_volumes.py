@@ -14,9 +14,9 @@
 # # Volumes
 # > From the slices of a folder to volumes in the order of the patient, with every slice that belongs to none named.
 #
-# A SeriesInstanceUID says which files a scanner sent together. It does not say that they form one volume: a localizer, a
-# second acquisition, a copied file or a reformat may carry the same one. Each of these is found from the geometry of the
-# slices, and each gets a note. No slice is dropped.
+# A SeriesInstanceUID says which files a scanner sent together. It does not say that they form one volume: a localizer,
+# a second acquisition, a copied file or a reformat may carry the same one. Each of these is found from the geometry of
+# the slices, and each gets a note. No slice is dropped.
 
 # %%
 #| default_exp core.volumes
@@ -75,8 +75,8 @@ def drawn(n, series="1.2.3", start=0.0, step=5.0, first=1, **fields):
 # %% [markdown]
 # ## Series
 # A series is one patient, one study and one SeriesInstanceUID, wherever its files lie. Without a SeriesInstanceUID the
-# series number decides. Some exports give every slice a SeriesInstanceUID of its own: three or more single slices of one
-# study and series number, parallel and at different places, are put together again.
+# series number decides. Some exports give every slice a SeriesInstanceUID of its own: three or more single slices of
+# one study and series number, parallel and at different places, are put together again.
 
 # %%
 #| export
@@ -152,9 +152,9 @@ def without_copies(
     return kept, copies
 
 # %% [markdown]
-# What differs at one place was acquired twice. If only a few places are doubled, a slice was scanned again: the later one
-# is kept, the earlier one is named. If many are doubled, there are several volumes. A tag tells them apart when it splits
-# the slices into sets without a doubled place; otherwise the order of acquisition does.
+# What differs at one place was acquired twice. If only a few places are doubled, a slice was scanned again: the later
+# one is kept, the earlier one is named. If many are doubled, there are several volumes. A tag tells them apart when it
+# splits the slices into sets without a doubled place; otherwise the order of acquisition does.
 
 # %%
 #| export
@@ -331,13 +331,13 @@ def arrange(
             if whole:
                 volume.notes.append(whole)
             if (shear := shear_of(members, places)) > 0.02:
-                volume.notes.append(f"sheared: the first pixel moves {shear:.3f} mm in the plane per mm along the normal")
+                volume.notes.append(f"sheared by {shear:.3f} mm in the plane per mm along the normal")
             volumes.append(volume)
     return volumes, left
 
 # %% [markdown]
-# A folder as it may come: a series in random order with a file copied, a slice of another size, a localizer and a second
-# acquisition.
+# A folder as it may come: a series in random order with a file copied, a slice of another size, a localizer and a
+# second acquisition.
 
 # %%
 order = np.random.default_rng(0).permutation(10)

@@ -59,8 +59,8 @@ tilt = 12.0           # gantry tilt of the drawn series, degrees
 
 # %% [markdown]
 # ## Files to read
-# A head of ellipsoids: skull, brain, ventricles and a bleeding, cut by a tilted gantry every 5 mm. The file names are in
-# random order, the instance numbers run from head to feet, one file lies there twice, and one is cut short.
+# A head of ellipsoids: skull, brain, ventricles and a bleeding, cut by a tilted gantry every 5 mm. The file names are
+# in random order, the instance numbers run from head to feet, one file lies there twice, and one is cut short.
 
 # %%
 def head(z, size=96):

@@ -63,7 +63,8 @@ def view_of(
 # The side is a tag of the image, of the frames of a tomosynthesis, or of the series. When all are absent, the
 # orientation of rows and columns decides, but only in oblique views. The plane of an MLO view runs from the axilla down
 # to the midline. The direction that points to the feet therefore also points to the left in a *right* breast, however
-# the image is turned or mirrored. In a CC view both breasts can have the same two directions, so the side stays unknown.
+# the image is turned or mirrored. In a CC view both breasts can have the same two directions, so the side stays
+# unknown.
 
 # %%
 #| export
