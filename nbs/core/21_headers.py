@@ -34,6 +34,8 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import UID
 
+from mammo_nb.core.errors import ProjectError
+
 # %%
 #| hide
 import numpy as np
@@ -48,7 +50,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 # %%
 #| export
-class DicomError(Exception):
+class DicomError(ProjectError):
     "A file that cannot be used; `str()` gives file name, problem, tag and remedy."
     def __init__(self,
         path: Path,       # the file

@@ -32,6 +32,8 @@ import math
 
 import numpy as np
 
+from mammo_nb.core.errors import ProjectError
+
 # %%
 #| hide
 from types import SimpleNamespace
@@ -45,7 +47,7 @@ import pandas as pd
 
 # %%
 #| export
-class WindowError(ValueError):
+class WindowError(ProjectError, ValueError):
     "A window that cannot be applied; the message names tag and remedy."
 
 REMEDY = "Correct the tag, choose another window with which=, or use minmax."  # ends every message
