@@ -294,7 +294,7 @@ def spacing_of(
     if not len(odd):
         return float(gaps.mean()), {}, ""
     notes = {}
-    if len(odd) < 0.5 * len(gaps) and (gaps[odd] > 1.5 * usual).all():
+    if len(odd) < 0.4 * len(gaps) and (gaps[odd] > 1.5 * usual).all():
         whole = True
         for i in odd:
             times = round(gaps[i] / usual)

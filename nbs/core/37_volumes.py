@@ -243,7 +243,7 @@ def interleaved(
     places: np.ndarray,    # mm
 ) -> list[list[Slice]]:    # one list, or one an acquisition
     "Split an uneven stack whose acquisitions are even and overlap."
-    if len(slices) < 6 or spacing_of(places)[0] is not None:
+    if len(slices) < 6 or not spacing_of(places)[1]:
         return [slices]
     at = {id(s): p for s, p in zip(slices, places)}
     for keyword, name in TAGS.items():
