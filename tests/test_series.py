@@ -90,8 +90,9 @@ def folder(tmp_path):
 
 # --- order
 
-@pytest.mark.parametrize("number", [lambda k: 8 - k, lambda k: 1, lambda k: None, lambda k: (5, 2, 8, 1, 7, 3, 6, 4)[k]],
-                         ids=["reversed", "equal", "absent", "random"])
+@pytest.mark.parametrize("number", [
+    lambda k: 8 - k, lambda k: 1, lambda k: None, lambda k: (5, 2, 8, 1, 7, 3, 6, 4)[k]
+], ids=["reversed", "equal", "absent", "random"])
 def test_position_orders_whatever_names_and_numbers_say(folder, tmp_path, number):
     files = stack(folder, InstanceNumber=number)
     slices, series = run(folder, tmp_path)
@@ -117,7 +118,8 @@ def test_files_without_ending_preamble_or_in_several_folders_are_one_series(fold
 
 def test_tilt_is_measured_along_the_normal(folder, tmp_path):
     c, s = np.cos(np.radians(-15)), np.sin(np.radians(-15))
-    files = stack(folder, step=4.0, ImageOrientationPatient=[1, 0, 0, 0, round(c, 7), round(s, 7)], GantryDetectorTilt=0)
+    leaning = [1, 0, 0, 0, round(c, 7), round(s, 7)]
+    files = stack(folder, step=4.0, ImageOrientationPatient=leaning, GantryDetectorTilt=0)
     slices, series = run(folder, tmp_path)
     assert volumes(slices) == [files] and np.allclose(slices["gap_mm"][:-1].astype(float), 4 * c, atol=1e-3)
     assert series.loc[0, "plane"] == "axial tilted by 15.0 degrees" and "sheared by 0.268 mm" in series.loc[0, "note"]
@@ -188,7 +190,8 @@ def test_copies_are_left_out_and_both_are_named(folder, tmp_path):
 @pytest.mark.parametrize("tags", [
     lambda k, phase: dict(AcquisitionNumber=phase), lambda k, phase: dict(ConvolutionKernel=f"B{phase}0"),
     lambda k, phase: dict(InstanceNumber=8 * phase + k), lambda k, phase: dict(ContentTime=f"10{phase}000"),
-    lambda k, phase: dict(InstanceNumber=2 * k + phase)], ids=["acquisition", "kernel", "number", "time", "alternating"])
+    lambda k, phase: dict(InstanceNumber=2 * k + phase)
+], ids=["acquisition", "kernel", "number", "time", "alternating"])
 def test_two_acquisitions_at_the_same_places_are_two_volumes(folder, tmp_path, tags):
     for k in range(6):
         for phase in (1, 2):
@@ -254,7 +257,8 @@ def test_what_is_no_slice_of_the_volume_is_named(folder, tmp_path):
 def test_slices_of_another_geometry_are_a_volume_of_their_own(folder, tmp_path, tags, word):
     files = stack(folder)
     for k in range(3):
-        write(folder / f"other{k}.dcm", **{"hu": head(k), "z": 3.0, "ImagePositionPatient": [-20, 2 * k, 20 + k], **tags})
+        place = {"ImagePositionPatient": [-20, 2 * k, 20 + k]}
+        write(folder / f"other{k}.dcm", **{"hu": head(k), **place, **tags})
     slices, series = run(folder, tmp_path)
     assert volumes(slices)[0] == files and series["slices"].tolist() == ["8", "3"]
     assert all(word in said(slices, f"other{k}.dcm") for k in range(3)) and not said(slices, "q.dcm")
@@ -280,8 +284,8 @@ def test_one_uid_in_two_patients_is_two_series(folder, tmp_path):
 def test_identifiers_that_are_no_uids(folder, tmp_path):
     for p in range(3):
         for k in range(4):
-            write(folder / f"ID_{(p * 7 + k * 5) % 16:x}{p}.dcm", head(k), z=100 - 3 * p + 5.0 * k, PatientID=f"ID_p{p}",
-                  StudyInstanceUID=f"ID_st{p}", SeriesInstanceUID=f"ID_se{p}", SOPInstanceUID=f"ID_{p}{k}",
+            write(folder / f"ID_{(p * 7 + k * 5) % 16:x}{p}.dcm", head(k), z=100 - 3 * p + 5.0 * k,
+                  PatientID=f"ID_p{p}", StudyInstanceUID=f"ID_st{p}", SeriesInstanceUID=f"ID_se{p}", SOPInstanceUID=f"ID_{p}{k}",
                   InstanceNumber=None, SliceLocation=None, SeriesNumber=None, AcquisitionNumber=None)
     slices, series = run(folder, tmp_path)
     assert [len(v) for v in volumes(slices)] == [4, 4, 4] and series["spacing_mm"].tolist() == ["5.0"] * 3

@@ -54,7 +54,8 @@ truth = np.maximum(truth, -1000).astype(float)
 def made(stored, **tags):
     "An Image of a CT slice with the given header fields."
     fields = dict(path=Path("slice.dcm"), syntax=ExplicitVRLittleEndian, syntax_name="", rows=size, columns=size,
-                  frames=1, bits_allocated=16, bits_stored=16, high_bit=15, signed=False, samples=1, photometric="MONOCHROME2",
+                  frames=1, bits_allocated=16, bits_stored=16, high_bit=15, signed=False, samples=1,
+                  photometric="MONOCHROME2",
                   image_id="1", modality="CT", slope=1.0, intercept=-1024.0)
     return Image(Header(**fields | tags), np.asarray(stored).astype(np.int16 if tags.get("signed") else np.uint16),
                  "native")
