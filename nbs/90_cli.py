@@ -73,6 +73,21 @@ def predict(
     failed = tool.print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
+# %%
+#| export
+@app.command()
+def series(
+        folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any number of patients and series"),
+        output: Path = typer.Option(..., "--output", "-o", help="slices.csv and series.csv go here"),
+        allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
+        workers: int = typer.Option(0, help="processes; 0: one a core"),
+):
+    "Put the slices of CT or MR series in the order of the patient, and name every file that is in none."
+    from mammo_nb.core.series import print_series, write_series
+    slices, table = write_series(folder, output, workers or None)
+    failed = print_series(slices, table, output)
+    raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
+
 # %% [markdown]
 # ## A competition
 

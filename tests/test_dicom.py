@@ -1,4 +1,4 @@
-"core/dicom: stored values of every transfer syntax, what the header says, and one typed error per bad file."
+"core/dicom: stored values of every transfer syntax, the header, and one typed error for each kind of bad file."
 import hashlib
 import math
 import pickle
@@ -16,8 +16,9 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Ex
                          HTJ2KLossless, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, JPEGLosslessSV1,
                          RLELossless)
 
-from mammo_nb.core.dicom import (BadHeader, CorruptPixels, DicomError, MissingTag, MultiFrame, NotDicom,
-                                 UnsupportedSyntax, read_header, read_image)
+from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, MissingTag, MultiFrame, NotDicom,
+                                   UnsupportedSyntax)
+from mammo_nb.mammo.reading.mammograms import read_header, read_image
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "EXPECTED_pixels.txt").exists(),
@@ -98,14 +99,17 @@ def test_expected_pixels(row):
     header = images[0].header
     assert header == read_header(path) or any(math.isnan(v) for pair in header.windows for v in pair)
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian,
-                                    RLELossless, JPEG2000Lossless, JPEGLSLossless], ids=lambda u: u.keyword)
+@pytest.mark.parametrize("syntax", [
+    ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
+    JPEG2000Lossless, JPEGLSLossless
+], ids=lambda u: u.keyword)
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "int16"])
 def test_lossless_round_trip(tmp_path, ramp, syntax, kind):
     pixels = (ramp.astype("int32") - 32768).astype("int16") if kind == "int16" else ramp.astype(kind)
     ds = dataset(pixels)
     if syntax.is_encapsulated:
-        path = (ds.compress(syntax, generate_instance_uid=False), save(ds, tmp_path / "a.dcm"))[1]
+        ds.compress(syntax, generate_instance_uid=False)
+        path = save(ds, tmp_path / "a.dcm")
     elif syntax == ExplicitVRBigEndian:
         ds.PixelData = pixels.byteswap().tobytes()
         path = save(ds, tmp_path / "a.dcm", syntax)
@@ -207,7 +211,7 @@ def test_laterality(tmp_path, ramp, tags, side, source):
 
 def test_view_from_its_code_agrees_with_the_dictionary(tmp_path, ramp):
     from pydicom.sr.codedict import codes
-    from mammo_nb.core.headers import VIEWS
+    from mammo_nb.mammo.reading.mammograms import VIEWS
     names = {
         "CranioCaudal": "CC", "MedioLateralObliqueProjection": "MLO", "MedioLateralProjection": "ML",
         "LateroMedial": "LM", "LateroMedialOblique": "LMO", "CaudoCranial": "FB",
@@ -224,9 +228,10 @@ def test_view_from_its_code_agrees_with_the_dictionary(tmp_path, ramp):
     assert read_header(save(dataset(ramp, ViewCodeSequence=code("1")), tmp_path / "a.dcm")).view == ""
 
 @pytest.mark.parametrize("center, width, expected", [
-    (None, None, ()), ("", "", ()), ("2048", "4096", ((2048, 4096),)), ("1\\2", "3\\4", ((1, 3), (2, 4))), ("1e2 ", " "
-                                                                      "50", ((100, 50),)),
-    ("100", "0", ((100, 0),)), ("abc", "400", ((math.nan, 400),)), ("100", "", ((100, math.nan),)), ("1\\2\\3", "9", ((1, 9), (2, math.nan), (3, math.nan)))])
+    (None, None, ()), ("", "", ()), ("2048", "4096", ((2048, 4096),)), ("1\\2", "3\\4", ((1, 3), (2, 4))),
+    ("1e2 ", " 50", ((100, 50),)), ("100", "0", ((100, 0),)), ("abc", "400", ((math.nan, 400),)),
+    ("100", "", ((100, math.nan),)), ("1\\2\\3", "9", ((1, 9), (2, math.nan), (3, math.nan))),
+    ("40,5", "80,0", ((40.5, 80),))])
 def test_windows_as_found(tmp_path, ramp, center, width, expected):
     ds = dataset(ramp)
     for tag, text in ((0x00281050, center), (0x00281051, width)):
@@ -249,14 +254,14 @@ def test_the_image_id_is_the_uid_or_the_name_of_the_file(tmp_path, ramp):
 @pytest.mark.parametrize("tags, error, tag", [
     (dict(Rows=None), MissingTag, "Rows 0028,0010"), (dict(BitsStored=None), MissingTag, "BitsStored 0028,0101"),
     (dict(PhotometricInterpretation=None), MissingTag, "PhotometricInterpretation 0028,0004"),
-    (dict(PixelData=None), MissingTag, "PixelData 7FE0,0010"), (dict(PixelRepresentation=None), MissingTag, "PixelRepresentation "
-                                                                      "0028,0103"),
+    (dict(PixelData=None), MissingTag, "PixelData 7FE0,0010"),
+    (dict(PixelRepresentation=None), MissingTag, "PixelRepresentation 0028,0103"),
     (dict(Columns=0), BadHeader, "Columns 0028,0011"), (dict(Rows=30001), BadHeader, "Rows 0028,0010"),
     (dict(Rows=29000, Columns=29000), BadHeader, "Rows 0028,0010"),  # 1.6 GiB at 16 bits
-    (dict(BitsAllocated=13), BadHeader, "BitsAllocated 0028,0100"), (dict(BitsStored=17), BadHeader, "BitsStored "
-                                                                      "0028,0101"),
-    (dict(PixelRepresentation=2), BadHeader, "PixelRepresentation 0028,0103"), (dict(SamplesPerPixel=3), BadHeader, "SamplesPerPixel "
-                                                                      "0028,0002"),
+    (dict(BitsAllocated=13), BadHeader, "BitsAllocated 0028,0100"),
+    (dict(BitsStored=17), BadHeader, "BitsStored 0028,0101"),
+    (dict(PixelRepresentation=2), BadHeader, "PixelRepresentation 0028,0103"),
+    (dict(SamplesPerPixel=3), BadHeader, "SamplesPerPixel 0028,0002"),
     (dict(Rows=41), CorruptPixels, "PixelData 7FE0,0010")])
 def test_a_wrong_header_is_named(tmp_path, ramp, tags, error, tag):
     path = save(dataset(ramp, **tags), tmp_path / "10038.dcm")

@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Headers
-# > What the stages need of a DICOM header, checked once, and one error for each kind of bad file.
+# > The values that later steps need of a DICOM header, checked once, with one class of error for each kind of bad file.
 #
-# A study of fifty thousand files holds tags that are absent, doubled or wrong. What later stages rely on is collected
-# here in two dozen plain values, and whatever cannot be used is named: file, tag, remedy.
+# In fifty thousand files some tags are absent, repeated or wrong. This notebook turns a header into plain Python
+# values. A file that cannot be used raises an error that names the file, the tag and the remedy.
 
 # %%
 #| default_exp core.headers
@@ -34,6 +34,8 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import UID
 
+from mammo_nb.core.errors import ProjectError
+
 # %%
 #| hide
 import numpy as np
@@ -43,12 +45,12 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 # %% [markdown]
 # ## Errors
-# Whoever reads an error table at two in the morning needs three things: the file, the tag, and what to do. Each kind of
-# failure is a class of its own, so that a batch can count them.
+# A row of an error table has to name three things: the file, the tag, and what to do. Each kind of failure is a class
+# of its own, so that a batch can count the kinds.
 
 # %%
 #| export
-class DicomError(Exception):
+class DicomError(ProjectError):
     "A file that cannot be used; `str()` gives file name, problem, tag and remedy."
     def __init__(self,
         path: Path,       # the file
@@ -66,21 +68,23 @@ class DicomError(Exception):
 
 class NotDicom(DicomError):
     "Not a DICOM file with pixels."
+class NotImage(NotDicom):
+    "A sound DICOM object of a class that holds no image: a report, a presentation state, a directory."
 class MissingTag(DicomError):
-    "A tag the image cannot be read without is absent or empty."
+    "A tag that the image cannot be read without is absent or empty."
 class BadHeader(DicomError):
     "A tag holds a value that cannot be true."
 class UnsupportedSyntax(DicomError):
-    "No decoder for this compression."
+    "No decoder for this compression is installed."
 class CorruptPixels(DicomError):
     "The pixel data is cut short or damaged."
 class MultiFrame(DicomError):
-    "Several frames, and none was asked for."
+    "The file has several frames and the caller named none, or one that does not exist."
 
 # %% [markdown]
-# Parsers and codecs written in three languages raise what they like on damaged bytes. One small context manager turns
-# all of it into the class that says which step failed, and keeps the last line of the original message. A file that
-# does not exist stays a `FileNotFoundError`.
+# Parsers and codecs raise many different exceptions on damaged bytes. One context manager turns all of them into the
+# class of the step that failed, and keeps the last line of the original message. A file that does not exist stays a
+# `FileNotFoundError`.
 
 # %%
 #| export
@@ -99,8 +103,8 @@ def typed_errors(
     keyword: str = "", # tag concerned
     remedy: str = "",  # what to do
 ):
-    """Whatever is raised inside becomes one typed error; pydicom's warnings and log, which quote a patient's data, stay
-    silent."""
+    """Turn whatever is raised inside into one typed error. pydicom's warnings and log are muted, because they quote the
+    patient's data."""
     log = logging.getLogger("pydicom")
     level = log.level
     try:
@@ -110,10 +114,10 @@ def typed_errors(
             yield
     except (DicomError, FileNotFoundError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as e:  # re-raised with a name; a panic in a codec written in Rust is not even an Exception
+    except BaseException as e:  # a panic in a codec written in Rust is not an Exception
         detail = (str(e).strip().splitlines() or [""])[-1].strip()[:200].rstrip(".: ")
-        raise error(path, f"{problem}: {type(e).__name__}" + f" {detail}" * bool(detail),
-                    tag_name(keyword) if keyword else "", remedy) from e
+        cause = f"{type(e).__name__} {detail}" if detail else type(e).__name__
+        raise error(path, f"{problem}: {cause}", tag_name(keyword) if keyword else "", remedy) from e
     finally:
         log.setLevel(level)
 
@@ -128,47 +132,69 @@ except DicomError as e:
 
 # %% [markdown]
 # ## Header
-# What the later stages ask of a header, and nothing else: no name, no date. Two dozen fields of plain Python values, so
-# that a header can be printed, compared and sent to another process.
+# The header of any grey image: how the pixels are stored, to which study and series they belong, where they lie in the
+# patient, and how stored values become physical ones. It holds no name and no date. A system that needs more tags
+# derives a class, adds fields with defaults, and returns their values from `extension`; every function that reads a
+# file takes this class as `kind`.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Header:
-    "What the stages need of a DICOM header."
+    "The tags of one image, or of one frame of a multi-frame file, as plain values; None where a number is absent."
     path: Path              # the file
-    syntax: UID             # transfer syntax
+    syntax: UID             # transfer syntax; empty for a PNG or JPEG
     syntax_name: str        # its name in PS3.6
     rows: int               # pixels
     columns: int            # pixels
-    frames: int             # 1 for an ordinary image
+    frames: int             # in the file; 1 for an ordinary image
     bits_allocated: int     # 1, 8, 16, 32 or 64
     bits_stored: int        # of those allocated
     high_bit: int           # HighBit, should be bits_stored - 1
     signed: bool            # PixelRepresentation = 1, two's complement
     samples: int            # per pixel, 1 for grey
     photometric: str        # 'MONOCHROME1' (low values white), 'MONOCHROME2', ...
-    modality: str           # 'MG', 'CT', ... or '': the competition's files have none
-    laterality: str         # 'L', 'R' or ''
-    laterality_source: str  # keyword of the tag it was taken from, or ''
-    view: str               # 'CC', 'MLO', ... or ''
-    patient_id: str         # as stored
     image_id: str           # SOPInstanceUID, else the file's name without its ending
-    windows: tuple[tuple[float, float], ...]  # (center, width), stored values; nan for what is no number
-    voi_function: str       # 'LINEAR' (also when absent), 'LINEAR_EXACT', 'SIGMOID'
-    has_voi_lut: bool       # a VOI LUT Sequence is there
-    intent: str             # 'FOR PRESENTATION', 'FOR PROCESSING' or ''
-    burned_in: str          # BurnedInAnnotation: 'YES', 'NO' or ''
-    implant: str            # BreastImplantPresent: 'YES', 'NO' or ''
+    object_class: UID = UID("")  # SOPClassUID
+    modality: str = ""      # 'MG', 'CT', ... or '': some competitions remove it
+    patient_id: str = ""    # as stored
+    study: str = ""         # StudyInstanceUID
+    series: str = ""        # SeriesInstanceUID
+    series_number: int | None = None
+    instance_number: int | None = None
+    acquisition_number: int | None = None
+    acquisition_time: float | None = None   # seconds since midnight, for the order of acquisitions
+    image_type: tuple[str, ...] = ()        # ('ORIGINAL', 'PRIMARY', 'AXIAL')
+    kernel: str = ""                        # ConvolutionKernel of the reconstruction
+    position: tuple[float, ...] | None = None     # x, y, z of the first pixel's centre, mm (LPS)
+    orientation: tuple[float, ...] | None = None  # directions along a row and down a column, 6 cosines
+    spacing: tuple[float, ...] | None = None      # between rows, between columns, mm
+    thickness: float | None = None          # SliceThickness, mm
+    step: float | None = None               # SpacingBetweenSlices, mm, as stored
+    location: float | None = None           # SliceLocation, mm
+    slope: float | None = None              # RescaleSlope
+    intercept: float | None = None          # RescaleIntercept
+    padding: tuple[int, int] | None = None  # lowest and highest stored value of pixels that are no image
+    windows: tuple[tuple[float, float], ...] = ()  # (center, width); nan for what is no number
+    voi_function: str = "LINEAR"            # 'LINEAR' (also when absent), 'LINEAR_EXACT', 'SIGMOID'
+    has_voi_lut: bool = False               # a VOI LUT Sequence is there
+    burned_in: str = ""                     # BurnedInAnnotation: 'YES', 'NO' or ''
+
+    @classmethod
+    def extension(cls,
+        ds: pydicom.Dataset,  # a parsed header
+    ) -> dict:                # field -> value, for the fields that a derived class adds
+        "Values of the fields of a derived class."
+        return {}
 
 # %% [markdown]
-# Text tags are optional and forgiving: the first value counts, absent is `''`. Numbers the pixels depend on are
-# neither: each has a range, and a value outside it is a `BadHeader` that quotes it.
+# Text tags are optional: the first value counts, and an absent tag is `''`. Numbers that the pixels depend on are
+# required: each has a range, and a value outside it is a `BadHeader` that quotes it.
 
 # %%
 #| export
-def _text(
-    ds: pydicom.Dataset,  # header
+def text_of(
+    ds: pydicom.Dataset,  # header, or an item of a sequence
     keyword: str,         # tag
 ) -> str:                 # first value, stripped; '' when absent
     "An optional text tag."
@@ -199,104 +225,98 @@ def _integer(
     return value
 
 # %% [markdown]
-# Windows come as one number, as several, as text, or half: three centres and one width. All pairs are kept, and what is
-# no number becomes `nan`, so that only *using* such a window is an error: silently falling back to another grey scale
-# would be worse.
+# Decimal tags come as one number, as several, as text, or with a decimal comma. What is no number becomes `nan`, so
+# that only *using* it is an error. Windows may have three centres and one width; all pairs are kept.
 
 # %%
 #| export
-def _floats(
-    ds: pydicom.Dataset,  # header
+def _number(
+    value,  # a value as pydicom gives it, or text
+) -> float: # nan for what is no number
+    "One decimal number; '40,0' is 40."
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    try:
+        return float(str(value).replace(",", "."))
+    except ValueError:
+        return math.nan
+
+def decimals_of(
+    ds: pydicom.Dataset,  # header, or an item of a sequence
     keyword: str,         # tag
 ) -> list[float]:         # one per value, nan for what is no number, [] when absent or empty
     "Every value of a decimal tag."
-    def number(value):
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            return math.nan
     try:
         value = ds.get(keyword)
-    except (TypeError, ValueError, OverflowError):
-        return [math.nan]  # pydicom converts on access: not a decimal string
+    except (TypeError, ValueError, OverflowError):  # pydicom converts on access, and this is no decimal string
+        value = ds.get_item(keyword).value.decode("latin-1").strip(" \0").split("\\")
     if value is None or value == "":
         return []
-    return [number(v) for v in value] if isinstance(value,
-                                                    (pydicom.multival.MultiValue, list, tuple)) else [number(value)]
+    several = isinstance(value, (pydicom.multival.MultiValue, list, tuple))
+    return [_number(v) for v in (value if several else [value])]
 
-def _windows(
-    ds: pydicom.Dataset,  # header
+def vector_of(
+    ds: pydicom.Dataset,  # header, or an item of a sequence
+    keyword: str,         # tag
+    length: int,          # numbers that it must have
+) -> tuple[float, ...] | None:
+    "A decimal tag of a fixed length; None when it is absent, of another length or not finite."
+    values = decimals_of(ds, keyword)
+    return tuple(values) if len(values) == length and all(map(math.isfinite, values)) else None
+
+def number_of(
+    ds: pydicom.Dataset,  # header, or an item of a sequence
+    keyword: str,         # tag
+    kind: type = float,   # float or int
+):
+    "The first value of an optional number; None when it is absent or no number."
+    values = decimals_of(ds, keyword)
+    return kind(values[0]) if values and math.isfinite(values[0]) else None
+
+def windows_of(
+    ds: pydicom.Dataset,  # header, or an item of a sequence
 ) -> tuple[tuple[float, float], ...]:  # (center, width) pairs in file order
     "WindowCenter (0028,1050) and WindowWidth (0028,1051), PS3.3 C.11.2.1.2; both may be multi-valued."
-    return tuple(zip_longest(_floats(ds, "WindowCenter"), _floats(ds, "WindowWidth"), fillvalue=math.nan))
+    pairs = zip_longest(decimals_of(ds, "WindowCenter"), decimals_of(ds, "WindowWidth"), fillvalue=math.nan)
+    return tuple(pairs)
 
 # %%
 odd = Dataset()
-assert _windows(odd) == ()
+assert windows_of(odd) == ()
 odd.WindowCenter, odd.WindowWidth = [2653, 2713, 2569], 900
-_windows(odd)
+windows_of(odd)
 
 # %% [markdown]
-# The view is a short text, or a code of CID 4014 (older files carry the SRT code, newer ones SNOMED CT).
+# Times of day order the acquisitions of a series. Padding is one value or a range of values.
 
 # %%
 #| export
-VIEWS = {  # CID 4014, SNOMED CT and the older SRT codes -> the ACR's abbreviation
-    "399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO", "399260004": "ML", "R-10224": "ML",
-    "399352003": "LM", "R-10228": "LM", "399099002": "LMO", "R-10230": "LMO", "399196006": "FB", "R-10244": "FB",
-    "399188001": "SIO", "R-102D0": "SIO", "441555000": "ISO", "R-40AAA": "ISO", "399192008": "XCCL", "R-1024A": "XCCL",
-    "399101009": "XCCM", "R-1024B": "XCCM"}
+def seconds_of(
+    ds: pydicom.Dataset,  # header, or an item of a sequence
+) -> float | None:        # since midnight
+    "AcquisitionDateTime (0008,002A), AcquisitionTime (0008,0032), else ContentTime (0008,0033), PS3.5 6.2."
+    for keyword, start in (("AcquisitionDateTime", 8), ("FrameAcquisitionDateTime", 8), ("AcquisitionTime", 0),
+                           ("ContentTime", 0)):
+        digits = text_of(ds, keyword)[start:].replace(":", "")
+        if digits[:6].isdecimal() and len(digits) >= 4:
+            rest = _number(digits[4:].split("+")[0].split("-")[0] or 0)
+            return int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + (rest if math.isfinite(rest) else 0)
+    return None
 
-def _view(
+def _padding(
     ds: pydicom.Dataset,  # header
-) -> str:                 # 'CC', 'MLO', ... or ''
-    "ViewPosition (0018,5101), else the code that replaces it, ViewCodeSequence (0054,0220), PS3.3 C.8.11.5.1.1."
-    if text := _text(ds, "ViewPosition").upper():
-        return text
-    codes = [_text(item, "CodeValue") for item in ds.get("ViewCodeSequence") or []]
-    return next((VIEWS[code] for code in codes if code in VIEWS), "")
+) -> tuple[int, int] | None:  # lowest, highest
+    "PixelPaddingValue (0028,0120) to PixelPaddingRangeLimit (0028,0121), PS3.3 C.7.5.1.1.2."
+    value = number_of(ds, "PixelPaddingValue", int)
+    if value is None:
+        return None
+    limit = number_of(ds, "PixelPaddingRangeLimit", int)
+    return (value, value) if limit is None else (min(value, limit), max(value, limit))
 
 # %% [markdown]
-# The side is a tag of the image, of the frames of a tomosynthesis, or of the series. When all are absent, the
-# orientation of the rows and columns decides, but only where geometry does: the plane of an MLO view runs from the
-# axilla down to the midline, so the direction that points to the feet also points to the left in a *right* breast,
-# however the image is turned or mirrored. In a CC view both breasts can have the same two directions; there the answer
-# is "unknown", not a guess.
-
-# %%
-#| export
-def _laterality(
-    ds: pydicom.Dataset,  # header
-    view: str,            # 'MLO', ...
-) -> tuple[str, str]:     # 'L', 'R' or '', and the keyword it was taken from
-    "ImageLaterality, FrameLaterality, Laterality, else PatientOrientation (PS3.3 C.7.6.1.1.1) of an oblique view."
-    if (side := _text(ds, "ImageLaterality")) in ("L", "R"):
-        return side, "ImageLaterality"
-    for shared in ds.get("SharedFunctionalGroupsSequence") or []:
-        for anatomy in shared.get("FrameAnatomySequence") or []:
-            if (side := _text(anatomy, "FrameLaterality")) in ("L", "R"):
-                return side, "FrameLaterality"
-    if (side := _text(ds, "Laterality")) in ("L", "R"):
-        return side, "Laterality"
-    if view in ("MLO", "LMO"):
-        for direction in ds.get("PatientOrientation") or []:
-            feet, left = set(direction) & set("HF"), set(direction) & set("LR")
-            if len(feet) == len(left) == 1:
-                return "R" if (feet == {"F"}) == (left == {"L"}) else "L", "PatientOrientation"
-    return "", ""
-
-# %%
-turned = Dataset()
-seen = []
-# right, right turned by 180 degrees, left, left turned
-for directions in (["P", "FL"], ["A", "HR"], ["A", "FR"], ["P", "HL"]):
-    turned.PatientOrientation = directions
-    seen.append(_laterality(turned, "MLO")[0])
-    assert _laterality(turned, "CC") == ("", "")
-assert seen == ["R", "R", "L", "L"]
-
-# %% [markdown]
-# A header may also lie about the size. So it is checked before anything is allocated.
+# A header may also be wrong about the size of the image. The size is therefore checked before anything is allocated.
 
 # %%
 #| export
@@ -305,9 +325,14 @@ MAX_SIDE, MAX_BYTES = 30_000, 2**30  # of one frame: pixels a side, bytes; far b
 def header_of(
     ds: pydicom.Dataset,  # parsed
     path: Path,           # the file
+    kind: type = Header,  # Header or a class derived from it
 ) -> Header:
     "The checked header of a parsed file."
     with typed_errors(BadHeader, path, "the header cannot be understood", "", "Correct the file or leave it out."):
+        object_class = UID(text_of(ds, "SOPClassUID") or text_of(ds.file_meta, "MediaStorageSOPClassUID"))
+        if "Rows" not in ds and object_class and "Image" not in object_class.name:
+            raise NotImage(path, f"an object of class {object_class.name}, which holds no image",
+                           tag_name("SOPClassUID"), "Leave it out.")
         syntax = UID(str(ds.file_meta.TransferSyntaxUID))
         side = range(1, MAX_SIDE + 1)
         n_rows, n_columns = _integer(ds, path, "Rows", side), _integer(ds, path, "Columns", side)
@@ -316,39 +341,45 @@ def header_of(
         if (size := n_rows * n_columns * samples * allocated / 8) > MAX_BYTES:
             raise BadHeader(path, f"a frame of {size / 2**30:.1f} GiB cannot be true", tag_name("Rows"),
                             "Correct the tag or leave the file out.")
-        if not (photometric := _text(ds, "PhotometricInterpretation")):
-            raise MissingTag(path, "black and white are not told apart", tag_name("PhotometricInterpretation"),
-                             "Export the file again.")
-        view = _view(ds)
-        laterality, source = _laterality(ds, view)
-        return Header(path=path, syntax=syntax, syntax_name=syntax.name, rows=n_rows, columns=n_columns,
-            frames=max(1, _integer(ds, path, "NumberOfFrames", range(2**31), default=1)),
-            bits_allocated=allocated, bits_stored=(stored := _integer(ds, path, "BitsStored", range(1, allocated + 1))),
-            high_bit=_integer(ds, path, "HighBit", range(allocated), default=stored - 1),
+        if not (photometric := text_of(ds, "PhotometricInterpretation")):
+            raise MissingTag(path, "it is not known whether low values are black or white",
+                             tag_name("PhotometricInterpretation"), "Export the file again.")
+        stored = _integer(ds, path, "BitsStored", range(1, allocated + 1))
+        return kind(
+            path=path, syntax=syntax, syntax_name=syntax.name, rows=n_rows, columns=n_columns,
+            frames=max(1, _integer(ds, path, "NumberOfFrames", range(2**31), default=1)), bits_allocated=allocated,
+            bits_stored=stored, high_bit=_integer(ds, path, "HighBit", range(allocated), default=stored - 1),
             signed=bool(_integer(ds, path, "PixelRepresentation", (0, 1))), samples=samples, photometric=photometric,
-            modality=_text(ds, "Modality"), laterality=laterality, laterality_source=source, view=view,
-            patient_id=_text(ds, "PatientID"), image_id=_text(ds, "SOPInstanceUID") or path.stem,
-            windows=_windows(ds), voi_function=_text(ds, "VOILUTFunction").upper() or "LINEAR",
-            has_voi_lut=bool(ds.get("VOILUTSequence")), intent=_text(ds, "PresentationIntentType"),
-            burned_in=_text(ds, "BurnedInAnnotation"), implant=_text(ds, "BreastImplantPresent"))
+            image_id=text_of(ds, "SOPInstanceUID") or path.stem, object_class=object_class,
+            modality=text_of(ds, "Modality"), patient_id=text_of(ds, "PatientID"),
+            study=text_of(ds, "StudyInstanceUID"), series=text_of(ds, "SeriesInstanceUID"),
+            series_number=number_of(ds, "SeriesNumber", int), instance_number=number_of(ds, "InstanceNumber", int),
+            acquisition_number=number_of(ds, "AcquisitionNumber", int), acquisition_time=seconds_of(ds),
+            image_type=tuple(map(str, ds.get("ImageType") or ())), kernel=text_of(ds, "ConvolutionKernel"),
+            position=vector_of(ds, "ImagePositionPatient", 3), orientation=vector_of(ds, "ImageOrientationPatient", 6),
+            spacing=vector_of(ds, "PixelSpacing", 2), thickness=number_of(ds, "SliceThickness"),
+            step=number_of(ds, "SpacingBetweenSlices"), location=number_of(ds, "SliceLocation"),
+            slope=number_of(ds, "RescaleSlope"), intercept=number_of(ds, "RescaleIntercept"), padding=_padding(ds),
+            windows=windows_of(ds), voi_function=text_of(ds, "VOILUTFunction").upper() or "LINEAR",
+            has_voi_lut=bool(ds.get("VOILUTSequence")), burned_in=text_of(ds, "BurnedInAnnotation"),
+            **kind.extension(ds))
 
 # %% [markdown]
-# A small header with two windows and a code instead of a view, and what becomes of it when a tag goes missing or cannot
-# be true:
+# A small header with two windows and a position, and what becomes of it when a tag is absent or cannot be true:
 
 # %%
 small = Dataset()
 small.file_meta = FileMetaDataset()
 small.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
 for name, value in dict(Rows=256, Columns=192, SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2",
-                        BitsAllocated=16, BitsStored=12, HighBit=11, PixelRepresentation=0, ImageLaterality="R",
-                        WindowCenter=[2048, 1800], WindowWidth=[4096, 1200], VOILUTFunction="SIGMOID").items():
+                        BitsAllocated=16, BitsStored=12, HighBit=11, PixelRepresentation=0, Modality="CT",
+                        ImagePositionPatient=[-120, -110, 35.5], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                        AcquisitionTime="101502.5", RescaleSlope=1, RescaleIntercept=-1024,
+                        WindowCenter=[40, 600], WindowWidth=[80, 2800]).items():
     setattr(small, name, value)
-code = Dataset()
-code.CodeValue = "R-10226"
-small.ViewCodeSequence = [code]
 header = header_of(small, Path("10038.dcm"))
-assert (header.laterality, header.view, header.windows) == ("R", "MLO", ((2048, 4096), (1800, 1200)))
+assert (header.position, header.intercept, header.windows) == ((-120, -110, 35.5), -1024, ((40, 80), (600, 2800)))
+assert header.acquisition_time == 10 * 3600 + 15 * 60 + 2.5
 pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame()
 
 # %%
@@ -361,3 +392,20 @@ for name, value in (("Rows", 60_000), ("BitsStored", 17), ("PixelRepresentation"
     else:
         raise AssertionError(name)
     small[name].value = kept
+
+# %% [markdown]
+# A derived class reads one tag more:
+
+# %%
+@dataclass(frozen=True)
+class WithProtocol(Header):
+    "A header with the name of the protocol."
+    protocol: str = ""
+
+    @classmethod
+    def extension(cls, ds):
+        "The added field."
+        return {"protocol": text_of(ds, "ProtocolName")}
+
+small.ProtocolName = "HEAD"
+assert header_of(small, Path("10038.dcm"), WithProtocol).protocol == "HEAD"

@@ -12,11 +12,10 @@
 
 # %% [markdown]
 # # Raster
-# > Grey pictures in PNG and JPEG, read as exactly and refused as clearly as DICOM.
+# > Grey pictures in PNG and JPEG, read as exactly as DICOM and with the same errors.
 #
-# Half of the published data sets are no DICOM files any more: somebody has turned them into PNG or JPEG. Such a file
-# knows neither side nor window, only numbers, of 8 or 16 bits; they are taken as they are, and `01_dicom` passes on to
-# here whatever is called `.png`, `.jpg` or `.jpeg`.
+# Half of the published data sets are no longer DICOM files, but PNG or JPEG. Such a file has no tags, only numbers of 8
+# or 16 bits, which are taken as they are. `core/dicom` passes files named `.png`, `.jpg` or `.jpeg` to this notebook.
 
 # %%
 #| default_exp core.raster
@@ -52,7 +51,7 @@ REMEDY = "Fetch the file again; if it stays so, leave it out."
 def is_picture(
     path: Path,
 ) -> bool:
-    "Whether a file is to be read here: by its ending, unless it is a DICOM file under such a name."
+    "Whether a file is a PNG or JPEG: by its ending, unless it is a DICOM file under such a name."
     if path.suffix.lower() not in PICTURES:
         return False
     with open(path, "rb") as f:
@@ -60,12 +59,12 @@ def is_picture(
 
 # %% [markdown]
 # ## Header
-# The fields of a DICOM header, as far as a picture has them. `syntax` is empty, which is how later stages tell a
-# picture: it has no windows, so how it becomes grey levels is said elsewhere.
+# The fields of a DICOM header, as far as a picture has them. `syntax` is empty, and by that later stages recognise a
+# picture. It has no windows; its caller decides how it becomes grey levels.
 
 # %%
 #| export
-# Pillow's, and bits of a grey value
+# mode of Pillow -> bits of a grey value
 MODES = {"L": 8, "LA": 8, "P": 8, "1": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16B": 16}
 
 def _opened(data: bytes, path: Path) -> Image.Image:
@@ -74,7 +73,7 @@ def _opened(data: bytes, path: Path) -> Image.Image:
         try:
             picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         except UnidentifiedImageError:
-            raise NotDicom(path, "neither PNG nor JPEG", "", REMEDY) from None  # its message has an address in it
+            raise NotDicom(path, "neither PNG nor JPEG", "", REMEDY) from None  # Pillow's message has an address in it
     if picture.mode not in MODES:
         raise BadHeader(path, f"a {picture.format} of kind {picture.mode}", "",
                         "Convert it to grey of 8 or 16 bits first.")
@@ -83,20 +82,19 @@ def _opened(data: bytes, path: Path) -> Image.Image:
 def picture_header(
     path: Path,
     data: bytes | None = None,  # of the file, if it has been read
+    kind: type = Header,        # Header or a class derived from it
 ) -> Header:
-    "Size and bits of a picture; side, view and patient are unknown."
+    "Size and bits of a picture; all that would stand in tags is empty."
     picture = _opened(path.read_bytes() if data is None else data, path)
     bits = MODES[picture.mode]
-    return Header(path=path, syntax=UID(""), syntax_name=picture.format, rows=picture.height, columns=picture.width,
-                  frames=1, bits_allocated=bits, bits_stored=bits, high_bit=bits - 1, signed=False, samples=1,
-                  photometric="MONOCHROME2", modality="", laterality="", laterality_source="", view="", patient_id="",
-                  image_id=path.stem, windows=(), voi_function="LINEAR", has_voi_lut=False, intent="", burned_in="",
-                  implant="")
+    return kind(path=path, syntax=UID(""), syntax_name=picture.format, rows=picture.height, columns=picture.width,
+                frames=1, bits_allocated=bits, bits_stored=bits, high_bit=bits - 1, signed=False, samples=1,
+                photometric="MONOCHROME2", image_id=path.stem)
 
 # %% [markdown]
 # ## Pixels
-# Grey is often stored as colour, with three equal channels: that is taken for what it is. Three different ones are a
-# colour picture, and turning it into grey would be a guess about what the colours mean; it is refused.
+# Grey is often stored as colour with three equal channels; such a picture is grey. Three different channels are a
+# colour picture. It is refused, because turning it into grey would be a guess about the meaning of its colours.
 
 # %%
 #| export
@@ -104,7 +102,7 @@ def decode_picture(
     data: bytes,     # of the file
     path: Path,
 ) -> np.ndarray:     # (rows, columns) uint8 or uint16, as stored
-    "Grey values of a picture."
+    "Grey values of a picture; BadHeader when it is coloured or transparent."
     picture = _opened(data, path)
     with typed_errors(CorruptPixels, path, "the picture does not decode", "", REMEDY):
         if picture.mode in ("P", "1"):
@@ -131,14 +129,13 @@ def is_whole(
 folder = Path(tempfile.mkdtemp())
 ramp = np.add.outer(np.arange(rows) * 400, np.arange(columns) * 100).astype(np.uint16)
 eight = (ramp >> 8).astype(np.uint8)
-for name, pixels in {
-        "sixteen.png": ramp, "eight.png": eight, "three equal.png": np.dstack([eight] * 3), "eight.jpg": eight
-}.items():
+made = {"sixteen.png": ramp, "eight.png": eight, "three equal.png": np.dstack([eight] * 3), "eight.jpg": eight}
+for name, pixels in made.items():
     cv2.imwrite(str(folder / name), pixels)
 read = {p.name: decode_picture(p.read_bytes(), p) for p in sorted(folder.iterdir())}
-assert (read["sixteen.png"] == ramp).all() and (read["eight.png"] == eight).all() and (read["three equal.png"]
-                                                                                       == eight).all()
-assert np.abs(read["eight.jpg"].astype(int) - eight).max() <= 6  # JPEG
+assert (read["sixteen.png"] == ramp).all()
+assert (read["eight.png"] == eight).all() and (read["three equal.png"] == eight).all()
+assert np.abs(read["eight.jpg"].astype(int) - eight).max() <= 6  # JPEG is lossy
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.6))
 for ax, (name, pixels) in zip(axes, read.items()):
     ax.imshow(pixels, cmap="gray")
@@ -146,7 +143,7 @@ for ax, (name, pixels) in zip(axes, read.items()):
     ax.axis("off")
 
 # %% [markdown]
-# What cannot be read says why:
+# Errors of pictures that cannot be read:
 
 # %%
 (folder / "cut.png").write_bytes((folder / "sixteen.png").read_bytes()[:-60])

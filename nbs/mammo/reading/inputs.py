@@ -29,12 +29,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mammo_nb.core.dicom import Frame, read_frame
+from mammo_nb.core.dicom import Frame
 from mammo_nb.core.files import inside
-from mammo_nb.core.headers import Header
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import open_detector
+from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame
 from mammo_nb.mammo.crops import Breast, crop_path, cut_breast, faithful_floats
 from mammo_nb.mammo.recipes import Crops
 
@@ -123,7 +123,7 @@ for ax, s in zip(axes, both):
 
 # %%
 #| export
-def _identify(header: Header, item: dict) -> dict:
+def _identify(header: Mammogram, item: dict) -> dict:
     "patient_id, image_id, laterality and view of one file."
     row, path = item.get("row") or {}, Path(item["file"])
     return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",

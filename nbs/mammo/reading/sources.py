@@ -32,9 +32,10 @@ from zipfile import BadZipFile
 
 import pandas as pd
 
-from mammo_nb.core.dicom import ENDINGS, read_header
+from mammo_nb.core.dicom import ENDINGS
 from mammo_nb.core.headers import DicomError
 from mammo_nb.core.raster import PICTURES
+from mammo_nb.mammo.reading.mammograms import read_header
 
 # %%
 #| hide

@@ -40,9 +40,9 @@ import pandas as pd
 from pydicom.uid import RLELossless
 
 from mammo_nb.core.decoders import read_codestream
-from mammo_nb.core.dicom import ENDINGS, NATIVE, Frame, find_files, read_frame, read_header
+from mammo_nb.core.dicom import ENDINGS, NATIVE, Frame, find_files
 from mammo_nb.core.files import PathError, inside, write_csv
-from mammo_nb.core.headers import DicomError, Header
+from mammo_nb.core.headers import DicomError
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.raster import is_whole
 from mammo_nb.core.settings import SettingsError, read_paths
@@ -51,6 +51,7 @@ from mammo_nb.core.windows import WindowError, apply_window
 from mammo_nb.mammo.crops import crop_file, crop_path
 from mammo_nb.mammo.datasets import DatasetError, place_of, read_set, read_table
 from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame, read_header
 from mammo_nb.mammo.reading.sources import totals
 
 # %%
@@ -94,7 +95,7 @@ len(files), others
 
 # %%
 #| export
-def _unusable(header: Header) -> bool:
+def _unusable(header: Mammogram) -> bool:
     "Whether one of the windows has no meaning."
     try:
         for which in range(len(header.windows)):
@@ -103,7 +104,7 @@ def _unusable(header: Header) -> bool:
         return True
     return False
 
-def _header_problems(header: Header) -> list[str]:
+def _header_problems(header: Mammogram) -> list[str]:
     "What a person should know before trusting this file; sides are left to `_compared`, which has the table as well."
     found = {
         "multi-frame": header.frames > 1, "no window": bool(
@@ -138,7 +139,7 @@ def _frame_problems(frame: Frame) -> list[str]:
 
 # %%
 #| export
-def _identity(header: Header) -> str:
+def _identity(header: Mammogram) -> str:
     "The SOPInstanceUID, '' where there is none."
     named = header.path.suffix.lower() in ENDINGS and header.image_id.count(".") > 2  # 1.2.840.10.dcm
     return header.image_id if named or header.image_id != header.path.stem else ""

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Windows
-# > From the values a detector stored to the grey levels a reader, or a network, sees.
+# > From the values that a detector stored to the grey levels that a reader or a network gets.
 #
-# A mammogram is stored in 10 to 16 bits and shown in 8; the *window* in the header says which part of the range becomes
-# black, white and what lies between. Vendors write it differently (three formulas, one to four windows, both
-# polarities), and an image shown with the wrong one raises no error: it only lowers every score that follows.
+# An image is stored in 10 to 16 bits and shown in 8. The *window* in the header defines which part of the range lies
+# between black and white. Vendors write it differently: there are three formulas, one to four windows, and both
+# polarities. An image shown with the wrong window raises no error, but every later score is lower.
 
 # %%
 #| default_exp core.windows
@@ -32,6 +32,8 @@ import math
 
 import numpy as np
 
+from mammo_nb.core.errors import ProjectError
+
 # %%
 #| hide
 from types import SimpleNamespace
@@ -40,15 +42,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 # %% [markdown]
-# A window that cannot be used is an error that names the tag: a width of zero is found in real headers, and so is a
-# word where a number should be.
+# Real headers hold windows of width zero, and words instead of numbers. Such a window raises an error that names the
+# tag.
 
 # %%
 #| export
-class WindowError(ValueError):
+class WindowError(ProjectError, ValueError):
     "A window that cannot be applied; the message names tag and remedy."
 
-REMEDY = "Correct the tag, choose another window with which=, or use minmax."  # ends every message
+REMEDY = "Correct the tag, choose another window with which=, or use minmax."  # the end of every message
 
 def _check(
     center: float,       # WindowCenter (0028,1050)
@@ -56,9 +58,9 @@ def _check(
     function: str,       # VOILUTFunction (0028,1056)
     smallest: float = 0, # least width; 0 itself is excluded
 ):
-    "Refuse a window with which the formula has no meaning (PS3.3 C.11.2.1.2.1, C.11.2.1.3)."
+    "Raise WindowError for a window that the formula is not defined for (PS3.3 C.11.2.1.2.1, C.11.2.1.3)."
     if not math.isfinite(center):
-        raise WindowError(f"WindowCenter (0028,1050) is {center}, not a number of use. {REMEDY}")
+        raise WindowError(f"WindowCenter (0028,1050) is {center}, no finite number. {REMEDY}")
     if not math.isfinite(width) or width <= 0 or width < smallest:
         raise WindowError(
             f"WindowWidth (0028,1051) is {width}; {function} needs {f'>= {smallest}' if smallest else '> 0'}. {REMEDY}")
@@ -84,9 +86,9 @@ def _unit(
 
 # %% [markdown]
 # ## The three functions
-# LINEAR is the default, and off by half a value from what one would write down: a window of `width` covers `width - 1`
-# steps centred on `center - 0.5`, so that the 4096 values of a 12-bit image, with centre 2048 and width 4096, reach
-# exactly black and exactly white. A width of 1 leaves no step: it is a threshold.
+# LINEAR is the default. A window of `width` covers `width - 1` steps centred on `center - 0.5`, so that the 4096 values
+# of a 12-bit image, with centre 2048 and width 4096, reach exactly black and exactly white. A width of 1 leaves no step
+# and is a threshold.
 
 # %%
 #| export
@@ -108,7 +110,7 @@ assert linear(whole, 3, 1)[:6].tolist() == [0, 0, 0, 1, 1, 1]
 linear(np.array([0, 1, 2, 3, 4]), 2, 4)  # by hand: (x - 1.5) / 3 + 0.5
 
 # %% [markdown]
-# LINEAR_EXACT is the straight line one would have written down, from `center - width/2` to `center + width/2`.
+# LINEAR_EXACT is the straight line from `center - width/2` to `center + width/2`.
 
 # %%
 #| export
@@ -125,8 +127,8 @@ def linear_exact(
 assert linear_exact(np.array([0, 1, 2, 3, 4]), 2, 4).tolist() == [0, .25, .5, .75, 1]
 
 # %% [markdown]
-# SIGMOID never clips. It bends towards black and white the way film does, and keeps a trace of contrast in skin and in
-# the densest tissue, where the other two have none left. Written with `tanh` it cannot overflow for a narrow window.
+# SIGMOID never clips. It bends towards black and white as film does, and keeps a little contrast in the darkest and the
+# brightest tissue, where the other two have none. Written with `tanh` it cannot overflow for a narrow window.
 
 # %%
 #| export
@@ -151,7 +153,7 @@ ax.set(xlabel="stored value", ylabel="grey level", title=f"center {center:.0f}, 
 fig.tight_layout()
 
 # %% [markdown]
-# LINEAR and LINEAR_EXACT lie on each other at this width; in a window of four values they do not:
+# LINEAR and LINEAR_EXACT coincide at this width; in a window of four values they differ:
 
 # %%
 few = np.arange(0, 6)
@@ -160,15 +162,15 @@ pd.DataFrame({f.__name__: f(few, 2, 4) for f in (linear, linear_exact, sigmoid)}
 
 # %% [markdown]
 # ## No window
-# Without a window there are two honest choices: the whole range, or the range between two percentiles, which a single
-# dead pixel or a burned-in label cannot stretch. An image of one value carries no contrast and becomes black.
+# Without a window there are two choices: the whole range, or the range between two percentiles, which does not depend
+# on a single dead pixel or a burned-in label. An image of one value has no contrast and becomes black.
 
 # %%
 #| export
 def _limits(
     x: np.ndarray,  # numbers, any shape
 ) -> tuple[float, float]:
-    "Least and greatest value; as floats, since the range of int16 does not fit int16."
+    "Lowest and highest value as floats, since the difference of two int16 may not fit int16."
     return float(np.min(x)), float(np.max(x))
 
 def _stretch(
@@ -205,9 +207,9 @@ pd.DataFrame({"stored": hot, "minmax": minmax(hot), "percentile 0-75": percentil
 
 # %% [markdown]
 # ## One call for a header
-# The function and the windows come from the header, the choice of window from the caller. Eight and sixteen bits can
-# hold 256 and 65,536 values: those are windowed once, in a table, and the image is looked up, which is exact and
-# several times quicker than computing 26 million pixels.
+# The function and the windows come from the header, the choice of window from the caller. Eight and sixteen bits have
+# 256 and 65,536 values. These are windowed once, in a table, and the pixels are looked up in it. This is exact and
+# several times faster than computing 26 million pixels.
 
 # %%
 #| export
@@ -224,14 +226,14 @@ def _look_up(
     unsigned = np.dtype(f"u{x.dtype.itemsize}")
     table = f(np.arange(256**unsigned.itemsize).astype(unsigned).view(x.dtype))
     found = np.empty(x.shape, table.dtype)
-    # numpy makes 8 bytes of each place to look at: not for the whole picture at once
+    # in strips of 64 rows, because numpy makes an index of 8 bytes for each pixel
     for start in range(0, len(x), 64):
-        # found by its two bytes: negative and big-endian values too
+        # the bytes of a value are its index, also for negative and big-endian values
         table.take(x[start:start + 64].view(unsigned), mode="clip", out=found[start:start + 64])
     return found
 
 def _window(
-    x: np.ndarray,    # stored values: their range counts when there is no window
+    x: np.ndarray,    # stored values; their range is the window when the header has none
     windows,          # ((center, width), ...), as in a header
     function: str,    # 'LINEAR', 'LINEAR_EXACT', 'SIGMOID'
     which: int,       # index of the window
@@ -256,10 +258,10 @@ def apply_window(
     return _look_up(x, _window(x, windows, function, which))
 
 # %% [markdown]
-# Last, eight bits. MONOCHROME1 means that *low* values are white, so the grey level is inverted; that comes after the
-# window. The level times 255 is cut off, not rounded: the published pipelines cut, and networks trained on their images
-# see the same levels here. (A ten-thousandth of a level is added first, so that a value that is 85 by arithmetic does
-# not become 84 by binary fractions.)
+# Last, eight bits. MONOCHROME1 means that *low* values are white, so the grey level is inverted after the window. The
+# level times 255 is cut off, not rounded, as the published pipelines do, so that networks trained on their images get
+# the same levels here. A ten-thousandth of a level is added first, because a value that is exactly 85 may otherwise
+# become 84 in binary arithmetic.
 
 # %%
 #| export
@@ -282,10 +284,11 @@ y, x = np.mgrid[:size, :size] / size
 stored = np.clip(
     np.sqrt(np.clip(1 - (x - 1)**2 - (2 * y - 1)**2, 0, 1)) * 2600 + 700 * np.exp(-((x - .6)**2 + (y - .4)**2) * 900),
     0, 2**bits - 1).astype(np.uint16)
+changed = lambda **fields: SimpleNamespace(**{**vars(header), **fields})
 views = {"first window": to_grey(stored, header), "second window": to_grey(stored, header, which=1),
-         "LINEAR": to_grey(stored, SimpleNamespace(**{**vars(header), "voi_function": "LINEAR"})),
-         "no window": to_grey(stored, SimpleNamespace(**{**vars(header), "windows": ()})),
-         "MONOCHROME1": to_grey(stored, SimpleNamespace(**{**vars(header), "photometric": "MONOCHROME1"}))}
+         "LINEAR": to_grey(stored, changed(voi_function="LINEAR")),
+         "no window": to_grey(stored, changed(windows=())),
+         "MONOCHROME1": to_grey(stored, changed(photometric="MONOCHROME1"))}
 fig, axes = plt.subplots(1, 5, figsize=(11, 2.6))
 for ax, (name, grey) in zip(axes, views.items()):
     ax.imshow(grey, cmap="gray", vmin=0, vmax=255)
@@ -294,7 +297,7 @@ for ax, (name, grey) in zip(axes, views.items()):
 fig.tight_layout()
 
 # %% [markdown]
-# The table changes nothing but the time:
+# The table changes only the time:
 
 # %%
 computed = (sigmoid(stored, center, width) * 255 + 1e-4).astype(np.uint8)
@@ -303,7 +306,7 @@ assert np.array_equal(apply_window(stored.astype(np.int16) - 2000, header.window
                       linear(stored.astype(np.int16) - 2000, center, width))
 
 # %% [markdown]
-# And what a bad window gets:
+# The errors for windows that cannot be used:
 
 # %%
 for windows, function in ((((2048, 0),), "LINEAR"), (((math.nan, 4096),), "SIGMOID"), (((2048, 4096),), "GAMMA")):

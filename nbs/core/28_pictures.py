@@ -12,9 +12,9 @@
 
 # %% [markdown]
 # # Pictures
-# > Made smaller, made to fit, and written whole.
+# > Pictures are resized, padded to a size, written to a PNG and shown side by side.
 #
-# Three small things that every stage with pictures needs, in one way each.
+# Every stage that handles pictures needs these functions, so each exists once.
 
 # %%
 #| default_exp core.pictures
@@ -39,9 +39,9 @@ import matplotlib.pyplot as plt
 size = (100, 40)   # height, width of the fitted example, pixels
 
 # %% [markdown]
-# ## Making small
-# Pictures are halved by means of four pixels while they can be, and the rest is bilinear: quick, and no pixel is passed
-# over. A wavelet's halves continue the same series.
+# ## Resizing
+# A picture is halved, by the mean of four pixels, as long as it is at least twice too large; the rest is bilinear. This
+# is fast, and every pixel counts. The half sizes that JPEG 2000 stores can be resized further in the same way.
 
 # %%
 #| export
@@ -50,12 +50,13 @@ def shrink(
     rows: int,           # of the result
     columns: int,
 ) -> np.ndarray:         # same dtype; larger than `pixels` where the numbers are
-    "Resize: halve while it may, then bilinear."
+    "Resize to (rows, columns): halve by means of four pixels, then interpolate."
     while pixels.shape[0] >= 2 * rows and pixels.shape[1] >= 2 * columns:
         even = pixels[:pixels.shape[0] // 2 * 2, :pixels.shape[1] // 2 * 2]
         pixels = cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    return pixels if pixels.shape == (rows, columns) else cv2.resize(pixels,
-                                                                     (columns, rows), interpolation=cv2.INTER_LINEAR)
+    if pixels.shape == (rows, columns):
+        return pixels
+    return cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
 # %%
 checks = np.indices((64, 48)).sum(0).astype(np.uint16) % 2 * 1000
@@ -86,21 +87,20 @@ for ax, p in zip(axes, (picture, fit_resize(picture, *size))):
 
 # %% [markdown]
 # ## Writing
-# A PNG appears under its name only when it is whole, and its digest is known without reading it again. Run-length
-# coding after a difference filter is quicker than zlib's own search and, on mammograms, smaller.
+# A PNG gets its name only when it is complete, and its digest is known without reading it again. Run-length coding
+# after a difference filter is faster than zlib's own search and gives smaller files on X-ray images.
 
 # %%
 #| export
-PNG = [
-    cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER,
-    cv2.IMWRITE_PNG_FILTER_SUB
-]
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1,
+       cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
+       cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
 
 def write_png(
     path: Path,          # the file
     picture: np.ndarray, # uint8 (rows, columns) or (rows, columns, 3) in BGR
 ) -> str:                # sha256 of the file
-    "Encode and write, whole or not at all."
+    "Encode and write a PNG; an interrupted call leaves no file."
     data = cv2.imencode(".png", picture, PNG)[1].tobytes()
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -108,8 +108,8 @@ def write_png(
 
 # %%
 path = Path(tempfile.mkdtemp()) / "picture.png"
-assert write_png(path, picture) == hashlib.sha256(path.read_bytes()).hexdigest() and (cv2.imread(
-    str(path), cv2.IMREAD_GRAYSCALE) == picture).all()
+assert write_png(path, picture) == hashlib.sha256(path.read_bytes()).hexdigest()
+assert (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) == picture).all()
 
 # %% [markdown]
 # ## Showing many
@@ -124,7 +124,7 @@ def sheet(
     title: str = "",
 ):                             # a matplotlib figure
     "Pictures side by side."
-    import matplotlib.pyplot as plt  # here: who only resizes does not wait for it
+    import matplotlib.pyplot as plt  # slow to import, and needed here only
     rows = -(-len(pictures) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(12, 1.35 * rows + 0.2), facecolor="slategrey", squeeze=False)
     for ax in axes.flat:
@@ -132,9 +132,8 @@ def sheet(
     for i, (ax, p) in enumerate(zip(axes.flat, pictures)):
         ax.imshow(p, cmap="gray", **({"vmin": 0, "vmax": 255} if p.dtype == np.uint8 else {}))
         if boxes:
-            ax.add_patch(
-                plt.Rectangle(boxes[i][:2], boxes[i][2] - boxes[i][0], boxes[i][3] - boxes[i][1], fill=False,
-                              edgecolor="orange", lw=0.8))
+            x0, y0, x1, y1 = boxes[i]
+            ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="orange", lw=0.8))
     fig.suptitle(title, fontsize=10)
     fig.tight_layout(pad=0.2)
     return fig

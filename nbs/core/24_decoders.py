@@ -12,12 +12,12 @@
 
 # %% [markdown]
 # # Decoders
-# > Which library turns a compressed frame into stored values: the fastest correct one, another where it refuses, and no
-# > more of the frame than is asked for.
+# > One table of decoding libraries, and one function that turns a compressed frame into stored values.
 #
-# Decoding is where the hours go: a fifty-thousand-image competition is 315 GB, nearly all of it JPEG 2000. Half a dozen
-# libraries decode it, each fast at something else and each with its own idea of a damaged file. Here is one table of
-# them, and one function that every frame goes through.
+# Most of the time of a large data set goes into decoding: a competition of fifty thousand images is 315 GB, nearly all
+# of it JPEG 2000. Half a dozen libraries decode it. Each is fast for other compressions, and each treats damaged files
+# differently. `decode` takes the fastest correct one, another where that one refuses, and decodes no more of the frame
+# than is needed.
 
 # %%
 #| default_exp core.decoders
@@ -39,9 +39,10 @@ from importlib.util import find_spec
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import (HTJ2K, UID, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit,
-                         JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless,
-                         RLELossless)
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
+
+from mammo_nb.core.codestreams import (HIGH_THROUGHPUT, JPEG_2000, JPEG_LS, LOSSLESS_JPEG, LOSSY, MARKERS, Codestream,
+                                       read_codestream, stored_values)
 
 # %%
 #| hide
@@ -51,84 +52,31 @@ from types import SimpleNamespace
 import imagecodecs
 import matplotlib.pyplot as plt
 import pandas as pd
+from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 # %% [markdown]
-# ## What a frame says of itself
-# A compressed frame carries its size a second time, and a codec believes that one: a damaged byte there would have it
-# allocate gigabytes. So the first bytes are read here, and compared with the header before any codec runs. The same
-# bytes tell the precision, the sign, and how often a JPEG 2000 picture was halved when it was coded.
-
-# %%
-#| export
-JPEG_2000, HIGH_THROUGHPUT = (JPEG2000Lossless, JPEG2000), (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
-JPEG_LS, LOSSLESS_JPEG = (JPEGLSLossless, JPEGLSNearLossless), (JPEGLossless, JPEGLosslessSV1)
-MARKERS = {
-    **dict.fromkeys(JPEG_2000 + HIGH_THROUGHPUT, (0x51,)), **dict.fromkeys(JPEG_LS, (0xF7,)), **dict.fromkeys(
-        LOSSLESS_JPEG, (0xC3,)), JPEGBaseline8Bit: (0xC0,), JPEGExtended12Bit: (0xC0, 0xC1)
-}  # transfer syntax -> what its frames begin with
-# may be: decoders differ by one level
-LOSSY = (JPEG2000, HTJ2K, JPEGLSNearLossless, JPEGBaseline8Bit, JPEGExtended12Bit)
-
-@dataclass(frozen=True)
-class Codestream:
-    "What a compressed frame says of itself."
-    rows: int        # pixels
-    columns: int     # pixels
-    samples: int     # per pixel
-    precision: int   # bits
-    signed: bool     # JPEG 2000 only
-    levels: int      # how often JPEG 2000 halved the picture
-    marker: int      # of the segment this was read from: 0x51 JPEG 2000, 0xF7 JPEG-LS, 0xC3 lossless JPEG, ...
-    complete: bool   # the end marker is there
-
-def read_codestream(
-    frame: bytes,  # one compressed frame
-) -> Codestream | None:  # None when it starts like neither JPEG 2000 nor JPEG nor JPEG-LS
-    "Markers SIZ and COD of JPEG 2000 (ISO 15444-1 A.5.1, A.6.1), SOF of JPEG and JPEG-LS (ISO 10918-1 B.2.2)."
-    number = lambda start, length: int.from_bytes(frame[start:start + length], "big")
-    complete = frame.rfind(b"\xff\xd9", max(0, len(frame) - 64)) >= 0  # padding may follow
-    boxed = frame.startswith(b"\0\0\0\x0cjP  ")  # a JP2 wrapper, not allowed but seen
-    if (start := frame.find(b"\xff\x4f\xff\x51", 0, 65536 if boxed else 4)) >= 0:
-        width, height, left, top = (number(start + 8 + 4 * i, 4) for i in range(4))
-        levels, at = 0, start + 4 + number(start + 4, 2)
-        while at + 10 < len(frame) and frame[at] == 0xFF and frame[at + 1] != 0x90:  # up to the first tile
-            if frame[at + 1] == 0x52:
-                levels = frame[at + 9]
-            at += 2 + number(at + 2, 2)
-        return Codestream(height - top, width - left, number(start + 40, 2), (frame[start + 42] & 0x7F) + 1,
-                          frame[start + 42] > 0x7F, levels, 0x51, complete)
-    at = 2 if frame[:2] == b"\xff\xd8" else len(frame)
-    while at + 9 < len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker == 0xF7 or 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
-            return Codestream(number(at + 5, 2), number(at + 7, 2), frame[at + 9], frame[at + 4], False, 0, marker,
-                              complete)
-        at += 1 if marker == 0xFF else 2 + number(at + 2, 2)
-    return None
+# A picture in four compressions, for the cells below:
 
 # %%
 y, x = np.mgrid[:rows, :columns] / rows
-picture = np.clip(
-    np.sqrt(np.clip(1 - (x / .7)**2 -
-                    (2.1 * y - 1)**2, 0, 1)) * 2400 + np.random.default_rng(0).normal(0, 25, (rows, columns)), 0,
-    2**bits - 1).astype(np.uint16)
+disc = np.sqrt(np.clip(1 - (x / .7)**2 - (2.1 * y - 1)**2, 0, 1))
+noise = np.random.default_rng(0).normal(0, 25, (rows, columns))
+picture = np.clip(disc * 2400 + noise, 0, 2**bits - 1).astype(np.uint16)
 coded = {
     JPEG2000Lossless: imagecodecs.jpeg2k_encode(picture, level=0, codecformat="j2k", reversible=True,
-                                                bitspersample=bits), HTJ2KLossless: imagecodecs.htj2k_encode(picture),
-    JPEGLSLossless: imagecodecs.jpegls_encode(picture), JPEGLosslessSV1: imagecodecs.jpeg_encode(
-        picture, lossless=True, predictor=1, bitspersample=bits)
+                                                bitspersample=bits),
+    HTJ2KLossless: imagecodecs.htj2k_encode(picture),
+    JPEGLSLossless: imagecodecs.jpegls_encode(picture),
+    JPEGLosslessSV1: imagecodecs.jpeg_encode(picture, lossless=True, predictor=1, bitspersample=bits),
 }
 header = lambda syntax: SimpleNamespace(syntax=syntax, rows=rows, columns=columns, bits_allocated=16, bits_stored=bits,
                                         high_bit=bits - 1, signed=False)
-for frame in coded.values():
-    assert (read_codestream(frame).rows, read_codestream(frame).columns,
-            read_codestream(frame).complete) == (rows, columns, True)
-read_codestream(coded[JPEG2000Lossless])
+pd.DataFrame({syntax.keyword: vars(read_codestream(frame)) for syntax, frame in coded.items()})
 
 # %% [markdown]
 # ## One function for each library
-# Each takes the bytes of a frame and gives back numbers; what the header says of sign and bits is settled afterwards,
-# once for all. A library is imported when it is first used, and need not be installed.
+# Each function takes the bytes of a frame and returns numbers. Sign and bits of the header are settled afterwards, in
+# one place. A library is imported when it is first used, and need not be installed.
 
 # %%
 #| export
@@ -198,7 +146,8 @@ def _wrapped(frame, header):
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = header.syntax
     ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.2", "1.2.3"
-    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = header.rows, header.columns, 1, "MONOCHROME2"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel = header.rows, header.columns, 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = header.bits_allocated, header.bits_stored, header.bits_stored - 1
     ds.PixelRepresentation, ds.PixelData = int(header.signed), encapsulate([frame])
     ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
@@ -207,33 +156,31 @@ def _wrapped(frame, header):
     return file.getvalue()
 
 # %% [markdown]
-# GDCM ends the whole process on some damaged frames, so it works in a process of its own. That costs half a second, and
-# so it is asked last. nvImageCodec needs an NVIDIA GPU; it has not been seen at work by the authors, and `decode` below
-# checks its first answers.
+# GDCM ends the whole process on some damaged frames, so it runs in a process of its own. That costs half a second, and
+# so it comes last. nvImageCodec needs an NVIDIA GPU. The authors had none, so `decode` below compares its first results
+# with those of another library.
 
 # %%
 #| export
 def _gdcm(frame, coded, header, halvings):
     bits = coded.precision if coded else header.bits_stored
     container = header.bits_allocated if header.syntax in LOSSLESS_JPEG else 8 if bits <= 8 else 16
-    numbers = [
-        header.rows, header.columns, container, bits,
-        int(coded.signed if header.syntax in JPEG_2000 else header.signed)
-    ]
-    child = subprocess.run([
-        sys.executable, "-c", "from mammo_nb.core.decoders import gdcm_child; gdcm_child()", header.syntax,
-        *map(str, numbers)
-    ], input=frame, capture_output=True, timeout=60)
+    signed = coded.signed if header.syntax in JPEG_2000 else header.signed
+    numbers = header.rows, header.columns, container, bits, int(signed)
+    code = "from mammo_nb.core.decoders import gdcm_child; gdcm_child()"
+    child = subprocess.run([sys.executable, "-c", code, header.syntax, *map(str, numbers)], input=frame,
+                           capture_output=True, timeout=60)
     if child.returncode:
         raise ValueError(f"its process ended with {child.returncode}")
-    return np.frombuffer(child.stdout, f"<{'iu'[not numbers[-1]]}{container // 8}").reshape(header.rows, header.columns)
+    values = np.frombuffer(child.stdout, f"<{'i' if signed else 'u'}{container // 8}")
+    return values.reshape(header.rows, header.columns)
 
 def gdcm_child():
     "Decode the frame on standard input to standard output: the process that `_gdcm` starts."
     import gdcm
     syntax, (rows, columns, container, bits, signed) = sys.argv[1], map(int, sys.argv[2:])
-    fragment, fragments, element, image = gdcm.Fragment(), gdcm.SequenceOfFragments.New(), gdcm.DataElement(
-        gdcm.Tag(0x7FE0, 0x0010)), gdcm.Image()
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    element, image = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010)), gdcm.Image()
     fragment.SetByteStringValue(sys.stdin.buffer.read())
     fragments.AddFragment(fragment)
     element.SetValue(fragments.__ref__())
@@ -244,7 +191,7 @@ def gdcm_child():
         gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
     image.SetPixelFormat(gdcm.PixelFormat(1, container, bits, bits - 1, signed))
-    sys.stdout.buffer.write(image.GetBuffer().encode("utf-8", "surrogateescape"))  # it hands bytes over as text
+    sys.stdout.buffer.write(image.GetBuffer().encode("utf-8", "surrogateescape"))  # GDCM returns bytes as text
 
 @cache
 def _gpu():
@@ -263,8 +210,9 @@ def _nvimagecodec(frame, coded, header, halvings):
 # %% [markdown]
 # ## The table
 # For each compression its decoders, fastest first (`tests/bench/decoders.py` measures the order). A library is missing
-# from a line for a reason: dicomsdl ends the process on a damaged RLE frame, and pylibjpeg makes a picture of a damaged
-# JPEG-LS frame without a word. For JPEG 2000 dicomsdl is as quick as imagecodecs and takes a third more memory.
+# from a line for a reason: dicomsdl ends the process on a damaged RLE frame, and pylibjpeg returns a picture of a
+# damaged JPEG-LS frame without an error. For JPEG 2000 dicomsdl is as fast as imagecodecs and takes a third more
+# memory.
 
 # %%
 #| export
@@ -273,13 +221,15 @@ class Decoder:
     "A library that decodes frames."
     packages: tuple    # what must be importable, all of it
     decode: Callable   # (frame, Codestream or None, header, halvings) -> (rows, columns) numbers
-    proven: bool = True  # False: its first answer in a process must agree with another's
+    proven: bool = True  # False: its first result in a process must agree with another library's
 
 DECODERS = {
-    "nvimagecodec": Decoder(("nvidia.nvimgcodec",), _nvimagecodec, proven=False), "imagecodecs": Decoder(
-        ("imagecodecs",), _imagecodecs), "dicomsdl": Decoder(("dicomsdl",), _dicomsdl), "pylibjpeg": Decoder(
-            ("openjpeg", "libjpeg", "rle"), _pylibjpeg), "pillow": Decoder(("PIL",), _pillow), "gdcm": Decoder(
-                ("gdcm",), _gdcm)
+    "nvimagecodec": Decoder(("nvidia.nvimgcodec",), _nvimagecodec, proven=False),
+    "imagecodecs": Decoder(("imagecodecs",), _imagecodecs),
+    "dicomsdl": Decoder(("dicomsdl",), _dicomsdl),
+    "pylibjpeg": Decoder(("openjpeg", "libjpeg", "rle"), _pylibjpeg),
+    "pillow": Decoder(("PIL",), _pillow),
+    "gdcm": Decoder(("gdcm",), _gdcm),
 }
 
 ORDER = {  # transfer syntax -> decoders, fastest first
@@ -288,9 +238,9 @@ ORDER = {  # transfer syntax -> decoders, fastest first
     **dict.fromkeys(LOSSLESS_JPEG, ("imagecodecs", "dicomsdl", "pylibjpeg", "gdcm")),
     **dict.fromkeys(JPEG_LS, ("imagecodecs", "dicomsdl", "gdcm")),
     JPEGBaseline8Bit: ("imagecodecs", "pillow", "pylibjpeg", "gdcm"),
-    JPEGExtended12Bit: ("pylibjpeg", "imagecodecs"),  # the slower one: its rounding is what pydicom's users have
+    JPEGExtended12Bit: ("pylibjpeg", "imagecodecs"),  # the slower one first: it rounds as pydicom does
     RLELossless: ("imagecodecs", "pylibjpeg")}
-# a half or a quarter: imagecodecs can do it for HTJ2K, but its values wrap round where the wavelet goes below 0
+# half or quarter size; imagecodecs can do it for HTJ2K, but its values wrap around where the wavelet goes below 0
 REDUCED = dict.fromkeys(JPEG_2000 + HIGH_THROUGHPUT, ("pillow",))
 
 @cache
@@ -304,7 +254,7 @@ def installed(
         if name == "nvimagecodec":
             _gpu()
     except Exception:
-        return False  # half installed, or no GPU: as good as absent
+        return False  # half installed, or no GPU: the same as absent
     return True
 
 def decoders_for(
@@ -315,72 +265,29 @@ def decoders_for(
     return tuple(name for name in (REDUCED if halvings else ORDER).get(syntax, ()) if installed(name))
 
 # %%
-pd.DataFrame([{
-    "transfer syntax": s.name, "full size": ", ".join(decoders_for(s)), "half and quarter": ", ".join(decoders_for(
-        s, 1))
-} for s in ORDER])
-
-# %% [markdown]
-# ## Stored values
-# Libraries answer in the container and with the sign they like. The header decides both: the lowest bits are taken, in
-# two's complement when it says so. A JPEG 2000 or JPEG-LS frame knows its own precision, and some machines write a
-# signed header over unsigned data; for the others what lies above `BitsStored` is no part of the value (PS3.5 section
-# 8.1.1). `HighBit` says the same as `BitsStored` once more; where they contradict each other and it matters, no picture
-# is better than one that has lost its brightest part.
-
-# %%
-#| export
-def _low_bits(values: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
-    "The lowest bits of each value, in two's complement where the dtype is signed; a copy."
-    pixels, spare = np.array(values, dtype, order="C"), 8 * dtype.itemsize - bits
-    np.left_shift(pixels, spare, out=pixels)
-    return np.right_shift(pixels, spare, out=pixels)  # arithmetic where signed
-
-def stored_values(
-    values: np.ndarray,         # as a decoder gives them, or as the file holds them
-    header,                     # anything with .syntax, .bits_allocated, .bits_stored, .high_bit and .signed
-    coded: Codestream | None = None,  # None: not compressed, or RLE
-) -> np.ndarray:                # same shape, contiguous, writeable, native byte order: uint8, int16, uint16, ...
-    "What the header says the numbers are."
-    dtype = np.dtype(f"{'i' if header.signed else 'u'}{max(1, header.bits_allocated // 8)}")
-    own = coded is not None and header.syntax in JPEG_2000 + HIGH_THROUGHPUT + JPEG_LS
-    bits = coded.precision if own else header.bits_stored
-    if bits > 8 * dtype.itemsize:
-        raise ValueError(f"{bits} bits a pixel do not fit into {header.bits_allocated} allocated")
-    settled = coded is not None and (not header.signed and not coded.signed and coded.precision <= bits
-                                     or own and header.signed and coded.signed)
-    if settled or bits == 8 * dtype.itemsize:
-        return np.require(values.astype(dtype, copy=False), requirements="CW")
-    pixels = _low_bits(values, bits, dtype)
-    if not own and header.high_bit != bits - 1 and not np.array_equal(pixels,
-                                                                      _low_bits(values, header.high_bit + 1, dtype)):
-        raise ValueError(
-            f"BitsStored {bits} and HighBit {header.high_bit} contradict each other, and the pixels use the difference")
-    return pixels
-
-# %%
-as_stored = SimpleNamespace(syntax=RLELossless, bits_allocated=16, bits_stored=12, high_bit=11, signed=True)
-assert stored_values(np.array([0xF7FF, 0x0800, 0x0FFF], np.uint16), as_stored).tolist() == [2047, -2048, -1]
+pd.DataFrame([{"transfer syntax": s.name, "full size": ", ".join(decoders_for(s)),
+               "half and quarter": ", ".join(decoders_for(s, 1))} for s in ORDER])
 
 # %% [markdown]
 # ## One call
-# When the first decoder refuses a frame, the others are asked. But some libraries make a picture of anything, and a
-# damaged frame must not become a mammogram because the most patient of them was found: after a refusal, an answer
-# counts only if two agree on it.
+# When the first decoder refuses a frame, the others are tried. But some libraries return a picture for any input, and a
+# damaged frame must not become an image because the most tolerant of them accepted it. After a refusal, a picture
+# counts only if two libraries agree on it.
 
 # %%
 #| export
 class NoDecoder(Exception):
     "No installed library decodes this compression."
 class Refused(ValueError):
-    "No decoder gave an answer that can be trusted; says why."
+    "No decoder returned a picture that can be trusted; the message names the reasons."
 
 _checked = {}  # (decoder not proven, transfer syntax) -> whether it agreed with another in this process
 
 def _agree(a: np.ndarray, b: np.ndarray, syntax: UID) -> bool:
     "Equal to the bit, or to one level where the compression itself rounds."
-    return a.shape == b.shape and (np.array_equal(a, b)
-                                   or syntax in LOSSY and np.abs(a.astype(np.int64) - b).max() <= 1)
+    if a.shape != b.shape:
+        return False
+    return np.array_equal(a, b) or syntax in LOSSY and np.abs(a.astype(np.int64) - b).max() <= 1
 
 def _inspect(
     frame: bytes,
@@ -398,7 +305,7 @@ def _inspect(
     if size != expected:
         raise Refused(f"rows, columns, samples are {size} in the frame and {expected} in the header")
     if not coded.complete and header.syntax not in JPEG_2000:
-        raise Refused("the frame has no end")  # these decoders would fill it up
+        raise Refused("the frame has no end marker")  # these decoders would fill the rest with zeros
     return coded
 
 def most_halvings(
@@ -433,8 +340,8 @@ def decode(
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except ImportError:
-            continue  # it is there and does not load: as good as absent, and no opinion of the frame
-        except BaseException as e:  # kept for the message; a panic in a codec written in Rust is not even an Exception
+            continue  # installed and does not load: the same as absent, which says nothing about the frame
+        except BaseException as e:  # kept for the message; a panic in a codec written in Rust is not an Exception
             refusals.append(f"{name}: {(str(e).strip().splitlines() or [type(e).__name__])[-1][:120]}")
             continue
         trusted = not refusals and (DECODERS[name].proven or first)
@@ -449,7 +356,8 @@ def decode(
     raise Refused("; ".join(refusals + [f"{name}: a picture that no other confirms" for name, _ in answers]))
 
 # %% [markdown]
-# All libraries, all compressions: the same values to the last bit. The times are of this machine and this small frame.
+# All libraries return the same values to the last bit, for all compressions. The times are those of this machine and
+# this small frame.
 
 # %%
 table = []
@@ -458,21 +366,19 @@ for syntax, frame in coded.items():
         started = time.perf_counter()
         values = stored_values(DECODERS[name].decode(frame, read_codestream(frame), header(syntax), 0), header(syntax),
                                read_codestream(frame))
-        table.append({
-            "transfer syntax": syntax.keyword, "decoder": name, "milliseconds": round(
-                1e3 * (time.perf_counter() - started), 1)
-        })
+        milliseconds = round(1e3 * (time.perf_counter() - started), 1)
+        table.append({"transfer syntax": syntax.keyword, "decoder": name, "milliseconds": milliseconds})
         assert np.array_equal(values, picture) and values.dtype == np.uint16, (syntax, name)
 pd.DataFrame(table).pivot(index="decoder", columns="transfer syntax", values="milliseconds")
 
 # %% [markdown]
-# Halves and quarters are not made from the whole picture: JPEG 2000 stores the quarter first, then what is missing to
-# the half, and so on. Decoding stops when there is enough.
+# Half and quarter sizes are not made from the whole picture. JPEG 2000 stores the quarter first, then what is missing
+# to the half, and so on; decoding stops when there is enough.
 
 # %%
 frame = coded[JPEG2000Lossless]
-assert most_halvings(frame, header(JPEG2000Lossless)) == 2 and most_halvings(coded[JPEGLosslessSV1],
-                                                                             header(JPEGLosslessSV1)) == 0
+assert most_halvings(frame, header(JPEG2000Lossless)) == 2
+assert most_halvings(coded[JPEGLosslessSV1], header(JPEGLosslessSV1)) == 0
 fig, axes = plt.subplots(1, 3, figsize=(9, 4))
 for halvings, ax in enumerate(axes):
     started = time.perf_counter()
@@ -485,11 +391,11 @@ for halvings, ax in enumerate(axes):
 fig.tight_layout()
 
 # %% [markdown]
-# And what a frame gets that is cut, or that claims another size:
+# The errors for a frame that is cut short, that has another size than the header, and for bytes that are no picture:
 
 # %%
-for bad in (frame[:len(frame) // 2], frame.replace(rows.to_bytes(4, "big"), (60_000).to_bytes(4, "big"),
-                                                   1), b"no picture"):
+another_size = frame.replace(rows.to_bytes(4, "big"), (60_000).to_bytes(4, "big"), 1)
+for bad in (frame[:len(frame) // 2], another_size, b"no picture"):
     try:
         decode(bad, header(JPEG2000Lossless))
     except Refused as e:

@@ -1,0 +1,214 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Parsing
+# > From the bytes of a DICOM file to its elements, up to the pixels.
+#
+# pydicom parses the elements. This notebook adds what careless files need: a file without the DICM mark, without a
+# transfer syntax, or with a compressed body that would fill the memory. It also makes the header of each frame of a
+# multi-frame file.
+
+# %%
+#| default_exp core.parsing
+
+# %%
+#| export
+import io
+import struct
+import zlib
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.filereader import read_dataset
+from pydicom.uid import (UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian,
+                         ImplicitVRLittleEndian)
+
+from mammo_nb.core.headers import (BadHeader, DicomError, Header, MissingTag, NotDicom, header_of, number_of,
+                                   seconds_of, tag_name, text_of, typed_errors, vector_of, windows_of)
+
+# %%
+#| hide
+import tempfile
+
+from pydicom.dataset import Dataset
+
+# %% [markdown]
+# ## Parsing
+# A file is parsed once, up to its pixels and no further. Without the DICM mark pydicom is forced to try, and its result
+# counts only if it describes an image, because pydicom reads any text as some elements. A deflated file is inflated
+# here, with a limit, since a megabyte of it can hold a gigabyte of zeros.
+
+# %%
+#| export
+MAX_INFLATED = 2**28  # bytes
+
+PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # whole numbers and floats
+
+def _inflated(
+    f: BinaryIO,  # behind the file meta information
+) -> io.BytesIO:  # the data elements
+    "Inflate a deflated file (PS3.5 A.5), up to a limit."
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = inflate.decompress(f.read(), MAX_INFLATED)
+    if inflate.unconsumed_tail:
+        raise ValueError(f"it inflates to more than {MAX_INFLATED >> 20} MiB")
+    return io.BytesIO(data)
+
+def _parse(
+    path: Path,   # the file
+    f: BinaryIO,  # the same, open
+) -> tuple[pydicom.Dataset, BinaryIO]:  # elements before the pixels; a file that is at the pixels: `f` or its content
+    "Parse a file once; file_meta.TransferSyntaxUID is set."
+    marked = f.read(132)[128:] == b"DICM"
+    f.seek(132 if marked else 0)
+    with typed_errors(BadHeader if marked else NotDicom, path, "the data elements do not parse", "",
+                      "Fetch the file again; if it stays so, leave it out."):
+        meta = read_dataset(f, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            f = _inflated(f)
+            ds = read_dataset(f, False, True, stop_when=lambda tag, vr, length: tag in PIXELS)
+            ds.file_meta = meta
+            ds.set_original_encoding(False, True)
+        else:
+            f.seek(0)
+            # large elements that are not the pixels, such as a vendor's raw data, are not read
+            ds = pydicom.dcmread(f, stop_before_pixels=True, defer_size=2**20, force=True)
+        if not marked and not ("Rows" in ds and "Columns" in ds):
+            raise NotDicom(path, "no DICM mark and no image", "", "Check that it is a DICOM image.")
+        if not ds.file_meta.get("TransferSyntaxUID"):
+            ds.file_meta.TransferSyntaxUID = _guess_syntax(ds, f, path)
+    return ds, f
+
+# %% [markdown]
+# Where the pixels begin, a few bytes give their length: a number, or "undefined" when they are compressed. A missing
+# transfer syntax can be told from the bytes, except for compressed pixels.
+
+# %%
+#| export
+UNDEFINED = 0xFFFFFFFF  # length of compressed pixels, PS3.5 A.4
+
+def pixel_length(
+    ds: pydicom.Dataset,  # the elements before
+    f: BinaryIO,          # at the element; afterwards at the first byte of its value
+    path: Path,           # the file
+) -> tuple[int, bytes]:  # bytes, or UNDEFINED; and the VR
+    "Read tag, length and VR of Pixel Data (7FE0,0010), PS3.5 section 7.1."
+    implicit, little = ds.original_encoding
+    order, head = "<" if little else ">", f.read(8)
+    if head[:4] != struct.pack(f"{order}HH", 0x7FE0, 0x0010):
+        raise MissingTag(path, "no pixels", tag_name("PixelData"), "Only images can be read.")
+    if head[4:6] in (b"OB", b"OW", b"UN"):
+        head += f.read(4)  # as pydicom does: the bytes count, not the transfer syntax
+    elif not implicit:
+        raise BadHeader(path, f"pixels of VR {head[4:6]!r}", tag_name("PixelData"), "Export the file again.")
+    return struct.unpack(f"{order}L", head[-4:])[0], head[4:6]
+
+def _guess_syntax(
+    ds: pydicom.Dataset,  # without TransferSyntaxUID
+    f: BinaryIO,          # at the pixels, and there again afterwards
+    path: Path,           # the file
+) -> UID:
+    "The transfer syntax of pixels that are not compressed."
+    at = f.tell()
+    length, _ = pixel_length(ds, f, path)
+    f.seek(at)
+    if length == UNDEFINED:
+        raise MissingTag(path, "compressed pixels without the name of the compression", tag_name("TransferSyntaxUID"),
+                         "Export the file again.")
+    implicit, little = ds.original_encoding
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+@contextmanager
+def opened(
+    path: Path,           # DICOM file
+    kind: type = Header,  # Header or a class derived from it
+):                        # yields (dataset before the pixels, its checked header, a file that is at the pixels)
+    "Open and parse a file, and close it afterwards."
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise DicomError(path, f"the file cannot be opened: {e.strerror}", "",
+                         "Check its permissions and the disk.") from e
+    with file:
+        ds, f = _parse(path, file)
+        yield ds, header_of(ds, path, kind), f
+
+# %% [markdown]
+# ## Frames
+# An enhanced CT or MR holds a whole series in one file. What differs from frame to frame stands in the per-frame
+# functional groups, and what all frames have in common stands once in the shared ones. The order of the frames and
+# their stack numbers mean nothing. Without functional groups the position in the header is that of the first frame
+# only.
+
+# %%
+#| export
+def frame_header(
+    ds: pydicom.Dataset,  # parsed
+    header: Header,       # of the file, from `header_of`
+    index: int,           # of the frame, from 0
+) -> Header:              # of this frame; `header` itself when the file has one image and no functional groups
+    "The header of one frame, from the functional groups (PS3.3 C.7.6.16)."
+    own = list(ds.get("PerFrameFunctionalGroupsSequence") or [])[index:index + 1]
+    groups = own + list(ds.get("SharedFunctionalGroupsSequence") or [])[:1]
+    if not groups:
+        return header if header.frames == 1 else replace(header, position=None, location=None)
+    with typed_errors(BadHeader, header.path, f"the functional groups of frame {index + 1} cannot be understood",
+                      "PerFrameFunctionalGroupsSequence", "Export the file again."):
+        items = {}
+        for group in reversed(groups):  # what a frame says itself comes last and wins
+            for element in group:
+                if element.VR == "SQ" and element.value:
+                    items[element.keyword] = element.value[0]
+        item = lambda name: items.get(f"{name}Sequence", pydicom.Dataset())
+        values, measures, content = item("PixelValueTransformation"), item("PixelMeasures"), item("FrameContent")
+        window = item("FrameVOILUT")
+        kinds = [i for name, i in items.items() if name.endswith("FrameTypeSequence")]
+        found = {
+            "position": vector_of(item("PlanePosition"), "ImagePositionPatient", 3),
+            "orientation": vector_of(item("PlaneOrientation"), "ImageOrientationPatient", 6),
+            "spacing": vector_of(measures, "PixelSpacing", 2), "thickness": number_of(measures, "SliceThickness"),
+            "slope": number_of(values, "RescaleSlope"), "intercept": number_of(values, "RescaleIntercept"),
+            "acquisition_number": number_of(content, "FrameAcquisitionNumber", int),
+            "acquisition_time": seconds_of(content),
+            "image_type": tuple(str(v) for i in kinds for v in i.get("FrameType") or ()) or None
+        }
+        if not header.windows and (windows := windows_of(window)):
+            found |= {"windows": windows, "voi_function": text_of(window, "VOILUTFunction").upper() or "LINEAR"}
+        if header.frames > 1 and found["position"] is None:
+            header = replace(header, position=None, location=None)
+        return replace(header, **{name: value for name, value in found.items() if value is not None})
+
+# %% [markdown]
+# A file without the mark and without meta information, as old exports are, and a page of text:
+
+# %%
+folder = Path(tempfile.mkdtemp())
+small = Dataset()
+for name, value in dict(Rows=2, Columns=3, SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", BitsAllocated=8,
+                        BitsStored=8, HighBit=7, PixelRepresentation=0, PixelData=bytes(6)).items():
+    setattr(small, name, value)
+small.save_as(folder / "old", implicit_vr=True, little_endian=True)
+with opened(folder / "old") as (ds, header, f):
+    length, vr = pixel_length(ds, f, folder / "old")
+assert (header.syntax, header.rows, length) == (ImplicitVRLittleEndian, 2, 6)
+(folder / "note.txt").write_text("patient,laterality")
+try:
+    with opened(folder / "note.txt"):
+        pass
+except NotDicom as e:
+    print(e)

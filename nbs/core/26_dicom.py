@@ -1,0 +1,406 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # DICOM
+# > The stored values of a grey image, whatever its compression, or a typed error.
+#
+# An image comes in any of a dozen compressions, and of fifty thousand files a few are cut short. All later steps rely
+# on two things. The numbers are exactly those that the detector stored, and a file that cannot be read raises an error
+# with its name instead of returning a wrong picture.
+
+# %%
+#| default_exp core.dicom
+
+# %% tags=["parameters"]
+rows, columns = 256, 192  # size of the image made below, in pixels
+bits = 12                 # bits stored of 16 allocated
+seed = 0                  # of its noise
+
+# %%
+#| export
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydicom.encaps import get_frame
+from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian,
+                         ImplicitVRLittleEndian)
+
+from mammo_nb.core.codestreams import stored_values
+from mammo_nb.core.decoders import Refused, decode, decoders_for, most_halvings
+from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom,
+                                   UnsupportedSyntax, tag_name, typed_errors)
+from mammo_nb.core.parsing import UNDEFINED, frame_header, opened, pixel_length
+from mammo_nb.core.raster import PICTURES, decode_picture, is_picture, picture_header
+
+# %%
+#| hide
+import tempfile
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (UID, DigitalXRayImageStorageForPresentation, JPEG2000Lossless, JPEGLSLossless, RLELossless,
+                         generate_uid)
+
+# %% [markdown]
+# ## A file to read
+# The notebook needs no data and makes its own: a half disc with a bright spot, stored in 12 of 16 bits with two
+# windows.
+
+# %%
+def make_dicom(path, pixels, syntax=ExplicitVRLittleEndian, named_as=None, **tags):
+    "A small X-ray image; `tags` override what is set here, and None removes it."
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    base = dict(SOPClassUID=DigitalXRayImageStorageForPresentation,
+                SOPInstanceUID=generate_uid(entropy_srcs=[path.stem]), Modality="DX", PatientID="10006",
+                SeriesInstanceUID="1.2.3.4", WindowCenter=[2048, 1800], WindowWidth=[4096, 1200],
+                VOILUTFunction="SIGMOID", Rows=pixels.shape[-2], Columns=pixels.shape[-1], SamplesPerPixel=1,
+                PhotometricInterpretation="MONOCHROME2", BitsAllocated=16, BitsStored=bits, HighBit=bits - 1,
+                PixelRepresentation=0, PixelData=pixels.tobytes())
+    for name, value in (base | tags).items():
+        if value is not None:
+            setattr(ds, name, value)
+    ds["PixelData"].VR = "OW"
+    if syntax.is_encapsulated:
+        ds.compress(syntax, generate_instance_uid=False)
+    ds.file_meta.TransferSyntaxUID = named_as or syntax
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+# %%
+y, x = np.mgrid[:rows, :columns]
+disc = np.clip(1 - np.hypot((x - columns) / columns, (y - rows / 2) / rows * 2) ** 2, 0, 1)
+spot = np.exp(-((x - columns * .6) ** 2 + (y - rows * .4) ** 2) / 40)
+noise = np.random.default_rng(seed).normal(0, 30, (rows, columns))
+stored = np.clip(disc ** .5 * 2400 + spot * 900 + noise * (disc > 0), 0, 2**bits - 1).astype(np.uint16)
+folder = Path(tempfile.mkdtemp())
+plain = make_dicom(folder / "plain.dcm", stored)
+
+# %% [markdown]
+# ## Header
+# Reading a header leaves the pixels on the disk. `kind` is `Header`, or the class of a system that needs more tags.
+
+# %%
+#| export
+def read_header(
+    path: Path | str,     # DICOM file; a PNG or JPEG has a header without tags
+    kind: type = Header,  # Header or a class derived from it
+) -> Header:              # checked; of the first frame, when there are several
+    "Read and check the header; the pixels are not read."
+    path = Path(path)
+    if is_picture(path):
+        return picture_header(path, kind=kind)
+    with opened(path, kind) as (ds, header, _):
+        return frame_header(ds, header, 0)
+
+# %%
+header = read_header(plain)
+assert (header.rows, header.columns, header.series) == (rows, columns, "1.2.3.4")
+assert header.windows == ((2048, 4096), (1800, 1200))
+pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame()
+
+# %% [markdown]
+# ## Pixels
+# Reading and decoding are two steps, since only the user of the picture knows how much to decode. `read_frame` reads
+# the bytes of one frame, also of a file of a gigabyte. A file that is cut short is noticed here: every read must return
+# as many bytes as requested. So is a header with fewer pixels than the file; a tail of zeros is padding.
+
+# %%
+#| export
+# not compressed
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+
+class _Exact:
+    "A file of which a short read is an EOFError, raised before memory is allocated."
+    def __init__(self, f: BinaryIO):
+        self.f, self.seek, self.tell = f, f.seek, f.tell
+        here, self.size = f.tell(), f.seek(0, io.SEEK_END)
+        f.seek(here)
+
+    def read(self, n: int) -> bytes:
+        if n > self.size - self.tell():
+            raise EOFError("the file ends early")
+        return self.f.read(n)
+
+def _native_bytes(
+    header: Header,
+    f: _Exact,      # at the first byte of the pixels
+    length: int,    # of all frames, bytes
+    frame: int,     # index from 0
+) -> bytes:
+    "The bytes of a frame that is not compressed; with one bit a pixel, those that contain it."
+    if length == UNDEFINED:
+        raise ValueError("compressed pixels under a transfer syntax without compression")
+    bits = header.rows * header.columns * header.bits_allocated
+    needed = -(-bits * header.frames // 8)
+    if length < needed:
+        raise ValueError(f"{length} bytes of pixels, {needed} needed")
+    start = f.tell()
+    if length > needed:
+        f.seek(start + needed)
+        if any(f.read(length - needed)):
+            raise ValueError(f"{length} bytes of pixels, {needed} expected")
+    first, last = frame * bits // 8, -(-(frame + 1) * bits // 8)
+    f.seek(start + first)
+    return f.read(last - first)
+
+def _native_values(
+    header: Header,
+    data: bytes,     # from `_native_bytes`
+    frame: int,      # index from 0
+) -> np.ndarray:     # (rows, columns), as the file holds them
+    "Numbers of a frame that is not compressed."
+    shape = header.rows, header.columns
+    if header.bits_allocated == 1:  # PS3.5 section 8.1.1: the first pixel is the lowest bit, frames are not aligned
+        size = math.prod(shape)
+        values = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        return values[frame * size % 8:][:size].reshape(shape)
+    order = ">" if header.syntax == ExplicitVRBigEndian else "<"
+    return np.frombuffer(data, f"{order}u{header.bits_allocated // 8}").reshape(shape)
+
+# %% [markdown]
+# A frame is decoded once it is known how large a picture is needed. Where the compression stores a smaller one that is
+# large enough, that one is decoded.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Image:
+    "Stored values with their header."
+    header: Header
+    pixels: np.ndarray  # (rows, columns), stored values: no rescale, window or inversion; uint8, uint16, int16, ...
+    decoder: str        # library that decoded it, 'native' when not compressed
+    scale: float = 1.0  # pixels a side per pixel of the frame: 1, 1/2 or 1/4, rounded up
+
+@dataclass(frozen=True)
+class Frame:
+    "One frame as the file holds it, not yet decoded."
+    header: Header
+    index: int   # from 0
+    data: bytes  # compressed, or as stored; of a PNG or JPEG the whole file
+
+    def decode(self,
+        scale: float = 1.0,  # pixels that are needed a side, per pixel of the frame; above 0
+    ) -> Image:              # of that scale or, where the compression has none so small, a larger one
+        "Stored values, in no higher resolution than is needed."
+        header, path = self.header, self.header.path
+        if not header.syntax:
+            return Image(header, decode_picture(self.data, path), "pillow")
+        with typed_errors(CorruptPixels, path, f"frame {self.index} does not decode", "PixelData",
+                          "Fetch the file again; if it stays so, leave it out."):
+            if header.syntax in NATIVE:
+                return Image(header, stored_values(_native_values(header, self.data, self.index), header), "native")
+            halvings = min(most_halvings(self.data, header), int(-math.log2(scale))) if scale <= 0.5 else 0
+            try:
+                return Image(header, *decode(self.data, header, halvings), 2.0**-halvings)
+            except Refused:
+                if not halvings:
+                    raise
+                return Image(header, *decode(self.data, header))
+
+def _check_frame(
+    header: Header,
+    frame: int | None,  # asked for
+):
+    "Raise a typed error for a frame that is not grey, has no decoder, or does not exist."
+    path = header.path
+    if header.samples != 1:
+        raise BadHeader(path, f"{header.samples} samples per pixel: a colour image", tag_name("SamplesPerPixel"),
+                        "Convert it to grey first.")
+    if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise BadHeader(path, f"{header.photometric} is not grey", tag_name("PhotometricInterpretation"),
+                        "Convert it to grey first.")
+    if header.syntax and header.syntax not in NATIVE and not decoders_for(header.syntax):
+        raise UnsupportedSyntax(path, f"no decoder for {header.syntax_name} is installed",
+                                tag_name("TransferSyntaxUID"), "Convert it first, for example with dcmtk's dcmdjpeg.")
+    if frame is None and header.frames > 1:
+        raise MultiFrame(path, f"{header.frames} frames", tag_name("NumberOfFrames"),
+                         f"Choose one, frame=0 to frame={header.frames - 1}.")
+    if not 0 <= (frame or 0) < header.frames:
+        raise MultiFrame(path, f"no frame {frame} among {header.frames}", tag_name("NumberOfFrames"),
+                         f"Choose 0 to {header.frames - 1}.")
+
+def _frame_bytes(
+    ds,              # elements before the pixels
+    header: Header,
+    f: BinaryIO,     # at the first byte of the pixels
+    length: int,     # of the pixels, bytes, or UNDEFINED
+    vr: bytes,       # of the pixels
+    frame: int,      # index from 0
+) -> bytes:
+    "The bytes of one frame; CorruptPixels when the file ends early."
+    with typed_errors(CorruptPixels, header.path, "the pixel data ends early or does not parse", "PixelData",
+                      "Fetch the file again."):
+        if header.syntax not in NATIVE:
+            offsets = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
+            return get_frame(_Exact(f), frame, number_of_frames=header.frames,
+                             extended_offsets=offsets if all(offsets) else None)
+        data = _native_bytes(header, _Exact(f), length, frame)
+        if header.syntax == ExplicitVRBigEndian and header.bits_allocated == 8 and vr == b"OW":
+            return np.frombuffer(data, ">u2").astype("<u2").tobytes()  # pairs of bytes are words, swapped
+        return data
+
+def read_frame(
+    path: Path | str,          # DICOM, PNG or JPEG file
+    frame: int | None = None,  # index from 0; required when there are several
+    kind: type = Header,       # Header or a class derived from it
+) -> Frame:
+    "Read the header and the bytes of one frame; the file is opened once and parsed once."
+    path = Path(path)
+    if is_picture(path):
+        data = path.read_bytes()
+        header = picture_header(path, data, kind)
+        _check_frame(header, frame)
+        return Frame(header, 0, data)
+    with opened(path, kind) as (ds, header, f):
+        length, vr = pixel_length(ds, f, path)
+        _check_frame(header, frame)
+        index = frame or 0
+        return Frame(frame_header(ds, header, index), index, _frame_bytes(ds, header, f, length, vr, index))
+
+def read_frames(
+    path: Path | str,      # DICOM file
+    kind: type = Header,   # Header or a class derived from it
+) -> Iterator[Frame]:      # in the order of the file
+    "Read every frame of a file with its own header; the file is parsed once."
+    path = Path(path)
+    with opened(path, kind) as (ds, header, f):
+        length, vr = pixel_length(ds, f, path)
+        _check_frame(header, 0)
+        start = f.tell()
+        for index in range(header.frames):
+            f.seek(start)
+            yield Frame(frame_header(ds, header, index), index, _frame_bytes(ds, header, f, length, vr, index))
+
+def read_image(
+    path: Path | str,          # DICOM file
+    frame: int | None = None,  # index from 0; required when there are several
+    scale: float = 1.0,        # pixels that are needed a side, per pixel of the frame
+    kind: type = Header,       # Header or a class derived from it
+) -> Image:
+    "Read and decode one frame."
+    return read_frame(path, frame, kind).decode(scale)
+
+# %% [markdown]
+# The same image in six lossless transfer syntaxes: other bytes on disk, the same stored values back, to the last bit.
+
+# %%
+report = []
+for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless,
+               JPEG2000Lossless, JPEGLSLossless):
+    image = read_image(make_dicom(folder / f"{syntax.keyword}.dcm", stored, syntax))
+    assert image.pixels.dtype == np.uint16 and np.array_equal(image.pixels, stored)
+    report.append((image.header.syntax_name, image.header.path.stat().st_size, image.decoder))
+pd.DataFrame(report, columns=["transfer syntax", "bytes", "decoder"])
+
+# %%
+fig, (ax, hist) = plt.subplots(1, 2, figsize=(7, 3.2))
+ax.imshow(image.pixels, cmap="gray")
+ax.set(title="stored values")
+ax.axis("off")
+hist.hist(image.pixels[image.pixels > 0], bins=100)
+hist.set(xlabel="stored value", yticks=[], title=f"{bits} bits")
+fig.tight_layout()
+
+# %% [markdown]
+# Half the size is enough for a scale of 0.4. A compression without smaller pictures returns the whole one.
+
+# %%
+for name, expected in (("JPEG2000Lossless", 0.5), ("JPEGLSLossless", 1.0)):
+    smaller = read_frame(folder / f"{name}.dcm").decode(scale=0.4)
+    print(f"{name}: {smaller.pixels.shape} by {smaller.decoder}")
+    assert smaller.scale == expected
+
+# %% [markdown]
+# ## Many files
+# A DICOM file is recognised by its content, not by its name: `DICM` stands after 128 bytes. A file that is named `.dcm`
+# and is none becomes an error later; a spreadsheet beside the scans does not. PNG and JPEG files are scans only in a
+# folder without DICOM files, since beside scans they are masks, drawings or previews.
+
+# %%
+#| export
+ENDINGS = (".dcm", ".dicom")
+
+def find_files(
+    folder: Path | str,  # searched to any depth
+    besides: Path | str | None = None,  # a folder in it whose pictures are no scans: that of the output
+) -> tuple[list[str], int]:  # paths relative to it, with /, sorted; and how many other files were left out
+    "All DICOM files of a folder; where there are none, its PNG and JPEG files."
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
+    found, pictures, others = [], [], 0
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
+        with open(path, "rb") as f:
+            mark = f.read(132)[128:]
+        if mark == b"DICM" or path.suffix.lower() in ENDINGS:
+            found.append(path.relative_to(folder).as_posix())
+        elif path.suffix.lower() in PICTURES and not (besides and Path(besides).resolve() in path.resolve().parents):
+            pictures.append(path.relative_to(folder).as_posix())
+        else:
+            others += 1
+    if not found and not pictures:
+        raise NotDicom(folder, f"no DICOM file in it, and no PNG or JPEG ({others} other files)", "",
+                       "Name a folder with DICOM, PNG or JPEG images.")
+    return (found, others + len(pictures)) if found else (pictures, others)
+
+# %%
+(folder / "list.csv").write_text("a,b")
+found, others = find_files(folder)
+assert others == 1 and "plain.dcm" in found
+found
+
+# %% [markdown]
+# ## What bad files get
+# A page of text, a file cut in half, one without rows, one with a frame of a thousand megapixels, one in a retired
+# compression, and one of several frames: each has its class, its tag and a remedy.
+
+# %%
+image_bytes = (folder / "JPEG2000Lossless.dcm").read_bytes()
+cut = folder / "cut.dcm"
+cut.write_bytes(image_bytes[:len(image_bytes) // 2])
+note = folder / "note.dcm"
+note.write_text("not an image")
+bad = {
+    NotDicom: note,
+    CorruptPixels: cut,
+    MissingTag: make_dicom(folder / "norows.dcm", stored, Rows=None),
+    BadHeader: make_dicom(folder / "huge.dcm", stored, Rows=32_000, Columns=32_000),
+    UnsupportedSyntax: make_dicom(folder / "retired.dcm", stored, RLELossless,
+                                  named_as=UID("1.2.840.10008.1.2.4.55")),
+    MultiFrame: make_dicom(folder / "stack.dcm", np.stack([stored, stored]), NumberOfFrames=2),
+}
+for kind, path in bad.items():
+    try:
+        read_image(path)
+    except DicomError as e:
+        print(f"{type(e).__name__:18} {e}")
+        assert type(e) is kind, (kind, e)
+    else:
+        raise AssertionError(f"{path.name} was read")
+
+# %% [markdown]
+# One frame of the stack is an ordinary image again, and `read_frames` reads all of them:
+
+# %%
+second = read_image(folder / "stack.dcm", frame=1)
+assert np.array_equal(second.pixels, stored)
+assert [frame.index for frame in read_frames(folder / "stack.dcm")] == [0, 1]
+second.header.frames, second.pixels.shape

@@ -1,0 +1,364 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Series
+# > A folder of files becomes two tables: every slice in the order of the patient, and one row a series.
+#
+# Each file is opened once, in parallel: its header is read, its pixels are decoded, and the mean HU is kept. Then
+# `core/volumes` arranges the headers. The tables name every file of the folder: a slice has a place, a file that failed
+# has an error, and everything else has a note.
+
+# %%
+#| default_exp core.series
+
+# %%
+#| export
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydicom.uid import UID
+
+from mammo_nb.core.dicom import ENDINGS, Frame, read_frame, read_frames
+from mammo_nb.core.files import write_csv
+from mammo_nb.core.geometry import Slice
+from mammo_nb.core.headers import BadHeader, DicomError, Header, NotDicom, NotImage
+from mammo_nb.core.hu import OFFSET, SHIFTED, to_hu
+from mammo_nb.core.parallel import map_files
+from mammo_nb.core.volumes import Volume, arrange
+
+# %%
+#| hide
+import shutil
+import tempfile
+
+import matplotlib.pyplot as plt
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from mammo_nb.core.pictures import sheet
+from mammo_nb.core.windows import linear
+
+# %% tags=["parameters"]
+folder = ""           # a folder with DICOM series; "" draws one
+output = ""           # slices.csv and series.csv go here; "" is a temporary folder
+n_slices = 12         # slices drawn
+tilt = 12.0           # gantry tilt of the drawn series, degrees
+
+# %% [markdown]
+# ## Files to read
+# A head of ellipsoids: skull, brain, ventricles and a bleeding, cut by a tilted gantry every 5 mm. The file names are
+# in random order, the instance numbers run from head to feet, one file lies there twice, and one is cut short.
+
+# %%
+def head(z, size=96):
+    "HU of a slice at z mm, (size, size)."
+    y, x = (np.mgrid[:size, :size] / size - .5) * 200
+    ball = lambda a, b, c, at=(0, 0, 0): ((x - at[0]) / a)**2 + ((y - at[1]) / b)**2 + ((z - at[2]) / c)**2 < 1
+    hu = np.select([ball(8, 24, 14), ball(12, 12, 12, (30, -20, 8)), ball(66, 82, 44), ball(72, 88, 50)],
+                   [5, 70, 35, 1000], -1000)
+    return hu + np.random.default_rng(int(z * 10) + 999).normal(0, 4, hu.shape).astype(int)
+
+def write_slice(path, hu, position, orientation=(1, 0, 0, 0, 1, 0), number=1, **tags):
+    "A CT file in 12 bits."
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    base = dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.2", SOPInstanceUID=generate_uid(entropy_srcs=[path.name]),
+                PatientID="P1", Modality="CT", StudyInstanceUID="1.2", SeriesInstanceUID="1.2.3", SeriesNumber=2,
+                InstanceNumber=number, ImagePositionPatient=[f"{p:.6f}" for p in position],
+                ImageOrientationPatient=[f"{o:.7f}" for o in orientation], PixelSpacing=[2, 2], SliceThickness=5,
+                Rows=hu.shape[0], Columns=hu.shape[1], SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2",
+                BitsAllocated=16, BitsStored=12, HighBit=11, PixelRepresentation=0, RescaleSlope=1,
+                RescaleIntercept=-1024, PixelData=np.clip(hu + 1024, 0, 4095).astype("<u2").tobytes())
+    for name, value in (base | tags).items():
+        setattr(ds, name, value)
+    ds.save_as(path, enforce_file_format=True)
+
+if not folder:
+    folder = Path(tempfile.mkdtemp())
+    angle, names = np.radians(tilt), np.random.default_rng(1).permutation(n_slices)
+    for i, name in enumerate(names):
+        write_slice(folder / f"IM{name:03d}.dcm", head(i * 5 - 5 * n_slices / 2), (-96, -96, i * 5),
+                    (1, 0, 0, 0, np.cos(angle), -np.sin(angle)), number=n_slices - i)
+    shutil.copy(folder / "IM002.dcm", folder / "copy of IM002.dcm")
+    (folder / "cut.dcm").write_bytes((folder / "IM004.dcm").read_bytes()[:-4000])
+    (folder / "report.txt").write_text("no image")
+folder, output = Path(folder), Path(output or tempfile.mkdtemp())
+
+# %% [markdown]
+# ## One file
+# A file without the DICM mark is read only if it begins like a data set, since pydicom reads any text as some elements.
+# Objects without an image, colour pictures and screen captures are no slices and no failures. A file that is named
+# `.dcm` and cannot be read is a failure.
+
+# %%
+#| export
+NO_DICOM = "no DICOM file"
+NO_SLICE = {  # beginning of a SOP class UID -> what such an object is
+    "1.2.840.10008.5.1.4.1.1.66": "a segmentation, registration or raw data",
+    "1.2.840.10008.5.1.4.1.1.481": "an object of radiotherapy",
+    "1.2.840.10008.5.1.4.1.1.11": "a presentation state",
+}
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture: a picture of a screen, unless it has a position
+
+def _is_dicom(
+    path: Path,
+) -> bool:
+    "Whether a file has the DICM mark, or begins with an element of a low group, or is named like a DICOM file."
+    with open(path, "rb") as f:
+        start = f.read(132)
+    if start[128:] == b"DICM":
+        return True
+    plausible = start[:1] in (b"\x02", b"\x08") and start[1:2] == b"\0" and len(start) == 132
+    return plausible or path.suffix.lower() in ENDINGS and not path.name.startswith("._")
+
+def _reason(
+    header: Header,
+) -> str:       # '' for a slice
+    "Why an image is no slice of a volume."
+    for root, what in NO_SLICE.items():
+        if header.object_class == root or header.object_class.startswith(root + "."):
+            return f"{what} ({header.object_class.name}); no slice"
+    if header.object_class.startswith(CAPTURE) and header.position is None:
+        return "a screen capture without a position; no slice"
+    return ""
+
+def _measured(
+    frame: Frame,
+    file: str,     # relative to the folder
+) -> Slice:
+    "A slice with its mean HU and the digest of its pixels."
+    found = Slice.of(frame.header, file, frame.index + 1 if frame.header.frames > 1 else 0)
+    hounsfield = to_hu(frame.decode())
+    values = hounsfield.values
+    found.mean, found.offset = round(float(values.mean(dtype=np.float64)), 3), hounsfield.offset
+    found.notes = list(hounsfield.notes)
+    if values.min() < values.max():
+        found.digest = hashlib.sha1(np.ascontiguousarray(values)).hexdigest()[:16]
+    return found
+
+def read_slices(
+    item: dict,  # root: the folder; file: relative to it
+) -> dict:       # slices: fields of each; note: why there are none
+    "The slices of one file; DicomError when it should be read and cannot be."
+    path = Path(item["root"]) / item["file"]
+    if not _is_dicom(path):
+        return {"slices": [], "note": NO_DICOM}
+    slices = []
+    try:
+        for frame in read_frames(path):
+            if reason := _reason(frame.header):
+                return {"slices": [], "note": reason}
+            slices.append(asdict(_measured(frame, item["file"])))
+    except NotImage as e:
+        return {"slices": [], "note": f"{e.problem}; no slice"}
+    except BadHeader as e:
+        if e.tag.startswith(("SamplesPerPixel", "PhotometricInterpretation")):
+            return {"slices": [], "note": f"{e.problem}; no slice"}
+        raise
+    return {"slices": slices, "note": ""}
+
+# %%
+for name in ("IM004.dcm", "report.txt"):
+    if (folder / name).exists():
+        found = read_slices({"root": folder, "file": name})
+        print(name, found["note"], [(s["mean"], s["position"]) for s in found["slices"]])
+
+# %% [markdown]
+# ## Many files
+# All files of the folder are read in parallel. A run that is killed continues where it stopped: finished files stand in
+# a journal beside the tables, until the tables are written.
+
+# %%
+#| export
+def _files(
+    folder: Path,
+    besides: Path,  # the output, which may lie in the folder
+) -> list[str]:
+    "Every file of a folder to any depth, relative to it, sorted."
+    out = besides.resolve()
+    inside = lambda path: out == path.resolve() or out in path.resolve().parents
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not (out != folder.resolve() and inside(p)))
+    own = {"slices.csv", "series.csv", "files.csv.journal", "files.csv"} if out == folder.resolve() else set()
+    return [p.relative_to(folder).as_posix() for p in paths if p.parent != folder or p.name not in own]
+
+def _tuples(
+    fields: dict,  # of a slice, as JSON holds them
+) -> Slice:
+    "A slice that comes back from another process."
+    return Slice(**{name: tuple(v) if isinstance(v, list) and name != "notes" else v for name, v in fields.items()})
+
+def _settle_offset(
+    volume: Volume,
+):
+    "Correct slices that could not show an offset by themselves as most others of their volume."
+    shifted = [s for s in volume.slices if s.offset]
+    if not shifted or len(shifted) < sum(s.offset is False for s in volume.slices):
+        return
+    for s in volume.slices:
+        if not s.offset:
+            s.mean, s.offset = round(s.mean - OFFSET, 3), True
+            s.notes.append(SHIFTED)
+
+def read_series(
+    folder: Path | str,          # searched to any depth
+    output: Path | str,          # the journal of the reading stands here meanwhile
+    workers: int | None = None,  # processes; None: one a core, or this one when there are few files
+) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice or None, error, note of all that is in none
+    "Read all files of a folder and arrange their slices."
+    folder, output = Path(folder), Path(output)
+    if not folder.is_dir():
+        raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
+    files = _files(folder, output)
+    if not files:
+        raise NotDicom(folder, "no files in it", "", "Name a folder with DICOM files.")
+    about = [(f, (folder / f).stat()) for f in files]
+    items = [{"root": str(folder), "file": f, "bytes": s.st_size, "time": s.st_mtime_ns} for f, s in about]
+    table = output / "files.csv"
+    read = map_files(read_slices, items, table=table, workers=workers or (1 if len(files) < 64 else None),
+                     label="files")
+    table.unlink()
+    slices, rest = [], []
+    for row in read.itertuples():
+        found = row.slices if "slices" in read and isinstance(row.slices, list) else []
+        slices += [_tuples(fields) for fields in found]
+        if not found:
+            note = row.note if "note" in read and isinstance(row.note, str) else ""
+            rest.append({"file": row.file, "frame": "", "slice": None, "error": row.error, "note": note})
+    volumes, left = arrange(slices)
+    for volume in volumes:
+        _settle_offset(volume)
+    rest += [{"file": s.file, "frame": s.frame or "", "slice": s, "error": "", "note": "; ".join(s.notes)}
+             for s in left]
+    return volumes, pd.DataFrame(rest, columns=["file", "frame", "slice", "error", "note"])
+
+# %% [markdown]
+# ## Two tables
+# `slices.csv` has the slices of each series in the order of the patient, then the files that are in none. `series.csv`
+# has one row a series.
+
+# %%
+#| export
+SLICES = ["patient_id", "study", "series", "image_id", "file", "frame", "position_mm", "gap_mm", "rows", "columns",
+          "mean_hu", "error", "note"]
+SERIES = ["patient_id", "study", "series", "files", "slices", "rows", "columns", "spacing_mm", "row_spacing_mm",
+          "column_spacing_mm", "plane", "orientation", "note"]
+
+def _slice_row(
+    s: Slice,
+    series: str,          # name of its volume
+    place: float | None,  # mm
+    gap: float | None,    # mm
+) -> dict:
+    "One row of slices.csv."
+    number = lambda value: "" if value is None else round(float(value), 4)
+    return {"patient_id": s.patient_id, "study": s.study, "series": series, "image_id": s.image_id, "file": s.file,
+            "frame": s.frame or "", "position_mm": number(place), "gap_mm": number(gap), "rows": s.rows,
+            "columns": s.columns, "mean_hu": number(s.mean), "error": s.error, "note": "; ".join(s.notes)}
+
+def _series_row(
+    v: Volume,
+) -> dict:
+    "One row of series.csv."
+    first = v.slices[0]
+    row_spacing, column_spacing = [round(p, 6) for p in first.spacing] if first.spacing else ("", "")
+    named = sum(bool(s.notes) for s in v.slices)
+    notes = v.notes + ([f"{named} slices have a note in slices.csv"] if named else [])
+    return {"patient_id": first.patient_id, "study": first.study, "series": v.name,
+            "files": len({s.file for s in v.slices}), "slices": len(v.slices), "rows": first.rows,
+            "columns": first.columns, "spacing_mm": "" if v.spacing is None else round(v.spacing, 4),
+            "row_spacing_mm": row_spacing, "column_spacing_mm": column_spacing, "plane": v.plane,
+            "orientation": " ".join(f"{o:.6g}" for o in first.orientation), "note": "; ".join(notes)}
+
+def tables_of(
+    volumes: list[Volume],
+    rest: pd.DataFrame,     # from `read_series`
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
+    "The rows of slices.csv and series.csv."
+    volumes = sorted(volumes, key=lambda v: (v.slices[0].patient_id, v.slices[0].study,
+                                             v.slices[0].series_number or 0, v.name))
+    rows = [_slice_row(s, v.name, p, g) for v in volumes for s, p, g in zip(v.slices, v.places, v.gaps)]
+    for other in rest.sort_values(["file", "frame"], key=lambda c: c.astype(str)).itertuples():
+        if other.slice is not None:
+            rows.append(_slice_row(other.slice, other.slice.series, None, None))
+        else:
+            rows.append({"file": other.file, "error": other.error, "note": other.note})
+    slices = pd.DataFrame(rows, columns=SLICES, dtype=object).fillna("")
+    return slices, pd.DataFrame([_series_row(v) for v in volumes], columns=SERIES, dtype=object)
+
+def write_series(
+    folder: Path | str,          # searched to any depth
+    output: Path | str,          # slices.csv and series.csv go here
+    workers: int | None = None,  # processes; None: one a core, or this one when there are few files
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
+    "Read a folder and write its two tables."
+    slices, series = tables_of(*read_series(folder, output, workers))
+    write_csv(Path(output) / "slices.csv", slices)
+    write_csv(Path(output) / "series.csv", series)
+    return slices, series
+
+def print_series(
+    slices: pd.DataFrame,
+    series: pd.DataFrame,
+    output: Path | str,
+) -> int:                 # files that failed
+    "Print a line for each series, then what is in none."
+    for v in series.itertuples():
+        spacing = f"every {v.spacing_mm} mm" if v.spacing_mm != "" else "unevenly spaced" if v.slices > 1 else "alone"
+        note = f" ({v.note})" if v.note else ""
+        print(f"{v.series}: {v.slices} {v.plane} slices of {v.rows} x {v.columns}, {spacing}{note}")
+    others = slices[slices["position_mm"] == ""]
+    failed = int((others["error"] != "").sum())
+    for row in others.head(20).itertuples():
+        print(f"{'failed' if row.error else 'left out'} {row.file}: {row.error or row.note}")
+    if len(others) > 20:
+        print(f"... and {len(others) - 20} more files in slices.csv")
+    print(f"{len(series)} series of {len(slices) - len(others)} slices; {len(others) - failed} files left out, "
+          f"{failed} failed -> {Path(output) / 'slices.csv'}")
+    return failed
+
+# %%
+slices, series = write_series(folder, output)
+print_series(slices, series, output)
+slices[["file", "position_mm", "gap_mm", "mean_hu", "error", "note"]]
+
+# %%
+series.T
+
+# %% [markdown]
+# ## A volume
+# The rows of a series are read again as one array of HU, with the corrections that the table names.
+
+# %%
+#| export
+def read_volume(
+    folder: Path | str,    # as given to `write_series`
+    rows: pd.DataFrame,    # of one series of slices.csv, in its order
+) -> np.ndarray:           # float32 (slices, rows, columns), HU
+    "The pixels of a series in the order of the patient."
+    volume = []
+    for row in rows.itertuples():
+        frame = None if row.frame == "" else int(row.frame) - 1
+        image = read_frame(Path(folder) / row.file, frame).decode()
+        volume.append(to_hu(image, offset=SHIFTED in row.note).values)
+    return np.stack(volume)
+
+# %%
+name = series["series"].iloc[0]
+volume = read_volume(folder, slices[(slices["series"] == name) & (slices["position_mm"] != "")])
+assert np.allclose(volume.mean((1, 2)), slices["mean_hu"].iloc[:len(volume)].astype(float), atol=0.01)
+brain = [(linear(v, 40, 80) * 255).astype(np.uint8) for v in volume]
+sheet(brain, columns=6, title="from feet to head, whatever the files are called; brain window, 40 and 80 HU");

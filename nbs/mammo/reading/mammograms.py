@@ -1,0 +1,143 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Mammograms
+# > The tags that only a mammogram has: side, view, implant, and whether it is made for presentation.
+#
+# `core/headers` knows any grey image. Side and view stand in different tags in different decades, so this notebook adds
+# them to the header, with the rules that find them.
+
+# %%
+#| default_exp mammo.reading.mammograms
+
+# %%
+#| export
+from dataclasses import dataclass
+from functools import partial
+
+import pydicom
+
+from mammo_nb.core import dicom
+from mammo_nb.core.headers import Header, text_of
+
+# %%
+#| hide
+from pathlib import Path
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from mammo_nb.core.headers import header_of
+
+# %% [markdown]
+# The view is a short text, or a code of CID 4014. Older files carry the SRT code, newer ones SNOMED CT.
+
+# %%
+#| export
+VIEWS = {  # CID 4014, SNOMED CT and the older SRT codes -> the ACR's abbreviation
+    "399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO", "399260004": "ML", "R-10224": "ML",
+    "399352003": "LM", "R-10228": "LM", "399099002": "LMO", "R-10230": "LMO", "399196006": "FB", "R-10244": "FB",
+    "399188001": "SIO", "R-102D0": "SIO", "441555000": "ISO", "R-40AAA": "ISO", "399192008": "XCCL", "R-1024A": "XCCL",
+    "399101009": "XCCM", "R-1024B": "XCCM"}
+
+def view_of(
+    ds: pydicom.Dataset,  # header
+) -> str:                 # 'CC', 'MLO', ... or ''
+    "ViewPosition (0018,5101), else the code that replaces it, ViewCodeSequence (0054,0220), PS3.3 C.8.11.5.1.1."
+    if text := text_of(ds, "ViewPosition").upper():
+        return text
+    codes = [text_of(item, "CodeValue") for item in ds.get("ViewCodeSequence") or []]
+    return next((VIEWS[code] for code in codes if code in VIEWS), "")
+
+# %% [markdown]
+# The side is a tag of the image, of the frames of a tomosynthesis, or of the series. When all are absent, the
+# orientation of rows and columns decides, but only in oblique views. The plane of an MLO view runs from the axilla down
+# to the midline. The direction that points to the feet therefore also points to the left in a *right* breast, however
+# the image is turned or mirrored. In a CC view both breasts can have the same two directions, so the side stays
+# unknown.
+
+# %%
+#| export
+def laterality_of(
+    ds: pydicom.Dataset,  # header
+    view: str,            # 'MLO', ...
+) -> tuple[str, str]:     # 'L', 'R' or '', and the keyword it was taken from
+    "ImageLaterality, FrameLaterality, Laterality, else PatientOrientation (PS3.3 C.7.6.1.1.1) of an oblique view."
+    if (side := text_of(ds, "ImageLaterality")) in ("L", "R"):
+        return side, "ImageLaterality"
+    for shared in ds.get("SharedFunctionalGroupsSequence") or []:
+        for anatomy in shared.get("FrameAnatomySequence") or []:
+            if (side := text_of(anatomy, "FrameLaterality")) in ("L", "R"):
+                return side, "FrameLaterality"
+    if (side := text_of(ds, "Laterality")) in ("L", "R"):
+        return side, "Laterality"
+    if view in ("MLO", "LMO"):
+        for direction in ds.get("PatientOrientation") or []:
+            feet, left = set(direction) & set("HF"), set(direction) & set("LR")
+            if len(feet) == len(left) == 1:
+                return "R" if (feet == {"F"}) == (left == {"L"}) else "L", "PatientOrientation"
+    return "", ""
+
+# %%
+turned = Dataset()
+sides = []
+# right, right turned by 180 degrees, left, left turned
+for directions in (["P", "FL"], ["A", "HR"], ["A", "FR"], ["P", "HL"]):
+    turned.PatientOrientation = directions
+    sides.append(laterality_of(turned, "MLO")[0])
+    assert laterality_of(turned, "CC") == ("", "")
+assert sides == ["R", "R", "L", "L"]
+
+# %% [markdown]
+# ## The header and its readers
+# The readers have the names and arguments of those in `core/dicom`. Their headers are mammograms.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Mammogram(Header):
+    "A header with the tags that only a mammogram has."
+    laterality: str = ""         # 'L', 'R' or ''
+    laterality_source: str = ""  # keyword of the tag it was taken from, or ''
+    view: str = ""               # 'CC', 'MLO', ... or ''
+    intent: str = ""             # 'FOR PRESENTATION', 'FOR PROCESSING' or ''
+    implant: str = ""            # BreastImplantPresent: 'YES', 'NO' or ''
+
+    @classmethod
+    def extension(cls,
+        ds: pydicom.Dataset,  # a parsed header
+    ) -> dict:                # field -> value
+        "Side, view, intent and implant."
+        view = view_of(ds)
+        laterality, source = laterality_of(ds, view)
+        return {"laterality": laterality, "laterality_source": source, "view": view,
+                "intent": text_of(ds, "PresentationIntentType"), "implant": text_of(ds, "BreastImplantPresent")}
+
+read_header = partial(dicom.read_header, kind=Mammogram)
+read_frame = partial(dicom.read_frame, kind=Mammogram)
+read_image = partial(dicom.read_image, kind=Mammogram)
+
+# %%
+small = Dataset()
+small.file_meta = FileMetaDataset()
+small.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+for name, value in dict(Rows=256, Columns=192, SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2",
+                        BitsAllocated=16, BitsStored=12, HighBit=11, PixelRepresentation=0, Modality="MG",
+                        ImageLaterality="R", PresentationIntentType="FOR PRESENTATION").items():
+    setattr(small, name, value)
+code = Dataset()
+code.CodeValue = "R-10226"
+small.ViewCodeSequence = [code]
+header = header_of(small, Path("10038.dcm"), Mammogram)
+assert (header.laterality, header.view, header.modality) == ("R", "MLO", "MG")
+header.laterality, header.view, header.intent
