@@ -27,7 +27,7 @@
 from dataclasses import dataclass, replace
 
 from mammo_nb.core.optimisation import Optimisation
-from mammo_nb.core.recipes import Recipe
+from mammo_nb.core.recipes import Recipe, bounded
 from mammo_nb.core.systems import Mode, Stage, System
 from mammo_nb.mammo.recipes import Datasets, Folds, Phantom
 from mammo_nb.mammo.system import results, test_tables
@@ -55,16 +55,16 @@ class Train:
     "One network on one fold; the defaults are what two cores train in two minutes."
     network: str = "tf_efficientnet_lite0"   # a timm name
     weights: str = "imagenet_lite"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
-    fold: int = 0                            # held back
+    fold: int = bounded(0, low=0)            # held back
     # a cosine that restarts; 16 bits where the device has them: float16 on a T4, as in the original, else bfloat16
     loop: Optimisation = Optimisation(epochs=6, batch_size=26, optimizer="adamw", lr=5e-4, min_lr=0.0,
                                       schedule="cosine", restart_epochs=3, weight_decay=1e-2, checkpoint_every=20)
-    positive_weight: float = 3.0             # a positive is this many times as likely to be drawn as a negative
-    pos_weight: float = 2.0                  # and weighs this many times as much in the loss
-    freeze: int = 30                         # so many named parameters, from the first, stay as they are
+    positive_weight: float = bounded(3.0, low=0)  # a positive is this many times as likely to be drawn as a negative
+    pos_weight: float = bounded(2.0, low=0)       # and weighs this many times as much in the loss
+    freeze: int = bounded(30, low=0)         # so many named parameters, from the first, stay as they are
     augment: str = "baseline"                # a policy of mammo/learning/augment; this one mirrors every second image
-    dud_pf1: float = 0.05                    # a training is stopped if its pF1 is below this
-    dud_epochs: int = 2                      # after so many epochs
+    dud_pf1: float = bounded(0.05, low=0, high=1)  # a training is stopped if its pF1 is below this
+    dud_epochs: int = bounded(2, low=1)            # after so many epochs
 
 @dataclass(frozen=True)
 class Engines:

@@ -37,6 +37,7 @@ from mammo_nb.baseline.system import Train
 from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import Mirrored, create_network
+from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.datasets import per_breast, read_table
@@ -185,7 +186,7 @@ def train_fold(
     held, rest = table[table["fold"] == settings.fold], table[table["fold"] != settings.fold]
     if held.empty:
         there = ", ".join(map(str, sorted(set(table["fold"].tolist()) - {-1})))
-        raise ValueError(f"train.fold is {settings.fold}, and there are the folds {there}.")
+        raise RecipeError(f"train.fold is {settings.fold}, and there are the folds {there}.")
     weights = initial_weights(settings.weights, settings.fold, folder)
     if (file := Path(weights.removeprefix("imagenet:"))).is_file():
         identity = {**identity, "weights": sha256(file)}

@@ -26,12 +26,16 @@
 import math
 from dataclasses import dataclass
 
+from mammo_nb.core.recipes import bounded
+
 # %%
 #| hide
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+from mammo_nb.core.recipes import RecipeError, check_section
 
 # %% tags=["parameters"]
 epochs = 30  # of the schedules that are drawn below
@@ -44,30 +48,40 @@ SCHEDULES = ("timm", "yolox", "cosine", "step")
 @dataclass(frozen=True)
 class Optimisation:
     "Numbers of the training loop; the field `loop` of a section."
-    epochs: int                  # passes over the training set, as the sampler defines one
-    batch_size: int              # samples in a batch of one process
-    accumulate: int = 1          # batches whose gradients make one step of the optimiser
-    optimizer: str = "sgd"       # sgd (with Nesterov momentum), adam or adamw
-    lr: float = 3e-3             # highest learning rate
-    min_lr: float = 5e-5         # learning rate at the end of a cosine
-    schedule: str = "timm"       # timm, yolox, cosine or step, see `learning_rate`
-    restart_epochs: float = 0    # schedule cosine: epochs until the first restart; 0 = no restart
-    restart_factor: int = 1      # schedule cosine: length of a round divided by that of the round before
-    step_epochs: int = 0         # schedule step: epochs after which the learning rate is multiplied by `step_factor`
-    step_factor: float = 0.1     # schedule step
-    flat_epochs: int = 0         # of `epochs`, the last ones, which have `min_lr`; not for the schedule step
-    warmup_epochs: float = 0     # epochs in which the learning rate rises from `warmup_lr` to `lr`
-    warmup_lr: float = 0.0       # learning rate at the start of the warm-up
-    weight_decay: float = 0.0    # of matrices and kernels; biases and normalisations are not decayed
-    momentum: float = 0.9        # of sgd
-    ema_decay: float = 0.0       # decay of the EMA of the weights, per step; 0 = no EMA
-    ema_ramp: int = 0            # steps in which the decay grows as in YOLOX; 0: as in TensorFlow; -1: constant
-    precision: str = "amp"       # amp: 16 bits where the device has units for them; fp32
-    clip_norm: float = 0.0       # largest norm of the gradient; 0 = no clipping
-    seed: int = 42               # of sampler, augmentation and dropout
-    deterministic: bool = True   # refuse operations whose results may differ between two runs
-    workers: int = 0             # data-loading processes
-    checkpoint_every: int = 200  # steps of the optimiser between two checkpoints within an epoch
+    epochs: int = bounded(1, low=1)             # passes over the training set, as the sampler defines one
+    batch_size: int = bounded(1, low=1)         # samples in a batch of one process
+    accumulate: int = bounded(1, low=1)         # batches whose gradients make one step of the optimiser
+    optimizer: str = bounded("sgd", choices=OPTIMIZERS)  # sgd has Nesterov momentum
+    lr: float = bounded(3e-3, low=0)            # highest learning rate
+    min_lr: float = bounded(5e-5, low=0)        # learning rate at the end of a cosine
+    schedule: str = bounded("timm", choices=SCHEDULES)   # see `learning_rate`
+    restart_epochs: float = bounded(0.0, low=0)  # schedule cosine: epochs until the first restart; 0 = no restart
+    restart_factor: int = bounded(1, low=1)     # schedule cosine: length of a round divided by that of the one before
+    step_epochs: int = bounded(0, low=0)        # schedule step: epochs until the learning rate is multiplied
+    step_factor: float = bounded(0.1, low=0, high=1)     # schedule step: by this
+    flat_epochs: int = bounded(0, low=0)        # of `epochs`, the last ones, with `min_lr`; not for the schedule step
+    warmup_epochs: float = bounded(0.0, low=0)  # epochs in which the learning rate rises from `warmup_lr` to `lr`
+    warmup_lr: float = bounded(0.0, low=0)      # learning rate at the start of the warm-up
+    weight_decay: float = bounded(0.0, low=0)   # of matrices and kernels; biases and normalisations are not decayed
+    momentum: float = bounded(0.9, low=0, high=1)        # of sgd
+    ema_decay: float = bounded(0.0, low=0, high=1)       # decay of the EMA of the weights, per step; 0 = no EMA
+    ema_ramp: int = bounded(0, low=-1)          # steps in which the decay grows, see `update_ema`; -1: constant
+    precision: str = bounded("amp", choices=("amp", "fp32"))  # amp: 16 bits where the device has units for them
+    clip_norm: float = bounded(0.0, low=0)      # largest norm of the gradient; 0 = no clipping
+    seed: int = bounded(42, low=0)              # of sampler, augmentation, dropout and new layers
+    deterministic: bool = True                  # refuse operations whose results may differ between two runs
+    workers: int = bounded(0, low=0)            # data-loading processes
+    checkpoint_every: int = bounded(200, low=1)  # steps of the optimiser between two checkpoints within an epoch
+
+# %% [markdown]
+# A number outside of its range, or a name with a slip, is an error when a recipe or an override is read:
+
+# %%
+for wrong in (Optimisation(epochs=0), Optimisation(optimizer="adams")):
+    try:
+        check_section(wrong, "train.loop")
+    except RecipeError as e:
+        print(e)
 
 # %% [markdown]
 # ## Learning rate

@@ -130,7 +130,7 @@ class PadCollate:
     def __call__(self, samples: list[tuple[dict, dict]]) -> tuple[dict, dict]:
         missing = self.values.keys() - samples[0][0].keys() - samples[0][1].keys()
         if missing:
-            raise ValueError(f"The samples have no {', '.join(sorted(missing))}. Correct the names given to PadCollate.")
+            raise ValueError(f"The samples have no {', '.join(sorted(missing))}. Correct the names for PadCollate.")
         inputs, targets = zip(*samples)
         return self._collate(inputs), self._collate(targets)
 

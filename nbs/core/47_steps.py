@@ -37,6 +37,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mammo_nb.core.batches import to_device, to_float
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import replacing
 from mammo_nb.core.optimisation import OPTIMIZERS, Optimisation
 from mammo_nb.core.ranks import join
@@ -198,8 +199,11 @@ assert {name: term.item() for name, term in terms.items()} == {"loss": 2.0, "lab
 
 # %%
 #| export
-class CheckpointError(Exception):
+class CheckpointError(ProjectError):
     "A checkpoint that cannot be read."
+
+class DivergedError(ProjectError):
+    "A training whose loss is no longer a number."
 
 class Training:
     "Model, optimiser, EMA and position of a training in progress."
@@ -283,8 +287,8 @@ class Training:
             terms = loss_terms(loss(to_float(outputs), to_device(targets, self.device)))
             total = terms["loss"]
             if not torch.isfinite(total):
-                raise FloatingPointError(f"The loss is {total.item()} at epoch {self.epoch}, batch {self.batch}. "
-                                         "Lower the learning rate.")
+                raise DivergedError(f"The loss is {total.item()} at epoch {self.epoch}, batch {self.batch}. "
+                                    "Lower the learning rate.")
             self.scaler.scale(total if share == 1 else total * share).backward()
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + term.item()

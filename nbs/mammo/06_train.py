@@ -40,6 +40,7 @@ from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import Mirrored, Pointing, create_network
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.ranks import join, launch
+from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run, locate
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.crops import crop_path
@@ -239,8 +240,8 @@ def train_fold(
     model = build_network(settings, weights, loop.seed + fold)
     masks = settings.lesion_weight > 0
     if masks and ("mask" not in rest or rest["mask"].isna().all()):
-        raise ValueError("train.lesion_weight needs masks of lesions, and this data set has none. "
-                         "Set train.lesion_weight to 0.")
+        raise RecipeError("train.lesion_weight needs masks of lesions, and this data set has none. "
+                          "Set train.lesion_weight to 0.")
     train_set = BreastCrops(rest, images, settings, model.normalization, masks)
     held_set = BreastCrops(held, images, settings, model.normalization)
     loss = partial(pointing_loss, weight=settings.lesion_weight) if masks else F.binary_cross_entropy_with_logits
@@ -268,7 +269,7 @@ def chosen_folds(
     there = sorted(set(table["fold"].tolist()) - {-1})  # external sets have none
     wrong = [k for k in folds.split() if k not in map(str, there)]
     if wrong:
-        raise ValueError(f"train.folds names {', '.join(wrong)}, and there are {', '.join(map(str, there))}.")
+        raise RecipeError(f"train.folds names {', '.join(wrong)}, and there are {', '.join(map(str, there))}.")
     return [int(k) for k in folds.split()] or there
 
 def settings_of(
@@ -279,13 +280,13 @@ def settings_of(
     if not settings.by_fold:
         return dict.fromkeys(folds, settings)
     if len(settings.by_fold) != len(folds):
-        raise ValueError(f"train.by_fold has the trainings of {len(settings.by_fold)} folds, and there are "
-                         f"{len(folds)} folds. Set folds.n_folds to {len(settings.by_fold)}.")
+        raise RecipeError(f"train.by_fold has the trainings of {len(settings.by_fold)} folds, and there are "
+                          f"{len(folds)} folds. Set folds.n_folds to {len(settings.by_fold)}.")
     for k, own in zip(folds, settings.by_fold):
         differ = [f for f in NETWORK if getattr(own, f) != getattr(settings, f)]
         if differ:
-            raise ValueError(f"train.by_fold: fold {k} differs in {', '.join(differ)} from the section. "
-                             "The networks of an ensemble must be alike; set the field equal in all of them.")
+            raise RecipeError(f"train.by_fold: fold {k} differs in {', '.join(differ)} from the section. "
+                              "The networks of an ensemble must be alike; set the field equal in all of them.")
     return dict(zip(folds, settings.by_fold))
 
 # %% [markdown]

@@ -26,7 +26,7 @@
 from dataclasses import dataclass, replace
 
 from mammo_nb.core.optimisation import Optimisation
-from mammo_nb.core.recipes import Recipe
+from mammo_nb.core.recipes import Recipe, bounded
 
 # %%
 #| hide
@@ -63,21 +63,23 @@ class Detector:
     "YOLOX-nano, which finds the breast; the defaults train in two minutes on two cores."
     # folder below `raw` with boxes in YOLOv5 text for the data set that is read; "": frames are drawn
     annotations: str = ""
-    patients: int = 250         # drawn, four frames each
-    held_back: float = 0.1      # share of the drawn patients that is used for validation
-    strangeness: float = 0.2    # of drawn frames, 0 to 1; more takes longer to learn
-    drawing_seed: int = 67
-    size: int = 96              # side of the network's input, pixels, a multiple of 32; the winner's: 416
+    patients: int = bounded(250, low=2)  # drawn, four frames each
+    held_back: float = bounded(0.1, low=0, high=1)    # share of the drawn patients that is used for validation
+    strangeness: float = bounded(0.2, low=0, high=1)  # of drawn frames, 0 to 1; more takes longer to learn
+    drawing_seed: int = bounded(67, low=0)
+    size: int = bounded(96, low=32)      # side of the network's input, pixels, a multiple of 32; the winner's: 416
     weights: str = "none"       # initial weights: none, or a .pth of YOLOX in assets/trained
     loop: Optimisation = Optimisation(epochs=9, batch_size=8, optimizer="adamw", lr=5e-3, min_lr=2e-4, schedule="yolox",
                                       warmup_epochs=0.2, weight_decay=1e-2, clip_norm=10.0, ema_decay=0.98,
                                       precision="fp32", checkpoint_every=50)
-    l1_epochs: int = 9          # last epochs with the L1 loss of the sides; from the first it halves the training time
-    norm_momentum: float = 0.1  # of batch normalisation; YOLOX's 0.03 needs more steps than two minutes have
+    # last epochs with the L1 loss of the sides; from the first epoch on it halves the time that is needed
+    l1_epochs: int = bounded(9, low=0)
+    # of batch normalisation; YOLOX's 0.03 needs more steps than two minutes have
+    norm_momentum: float = bounded(0.1, low=0, high=1)
     # last epochs in which batch normalisation keeps its statistics; small batches of unlike frames mislead it
-    frozen_norm: int = 5
-    threads: int = 1            # of torch; 0: its own choice. Layers this small are slower on two
-    tolerance: float = 0.05     # largest allowed difference of a box against torch, pixels of the input
+    frozen_norm: int = bounded(5, low=0)
+    threads: int = bounded(1, low=0)           # of torch; 0: its own choice. Layers this small are slower on two
+    tolerance: float = bounded(0.05, low=0)    # largest allowed difference of a box against torch, pixels of the input
     faithful: bool = False      # frames, assignment of boxes to cells and shared patients as the winner had them
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Crops:
 @dataclass(frozen=True)
 class Folds:
     "The split into folds; a patient is in one only."
-    n_folds: int = 4
-    seed: int = 67              # the winner's
+    n_folds: int = bounded(4, low=2)
+    seed: int = bounded(67, low=0)  # the winner's
 
 @dataclass(frozen=True)
 class Train:
@@ -107,27 +109,27 @@ class Train:
     # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file, {fold} in its name
     weights: str = "imagenet_lite"
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
-    height: int = 256                        # network input, pixels
-    width: int = 128
-    drop_rate: float = 0.2
-    drop_path_rate: float = 0.0
+    height: int = bounded(256, low=16)       # network input, pixels
+    width: int = bounded(128, low=16)
+    drop_rate: float = bounded(0.2, low=0, high=1)
+    drop_path_rate: float = bounded(0.0, low=0, high=1)
     loop: Optimisation = Optimisation(epochs=4, batch_size=16, optimizer="adamw", lr=1e-3, min_lr=5e-5, warmup_epochs=1,
                                       warmup_lr=1e-4, weight_decay=1e-2, ema_decay=0.99, checkpoint_every=20)
     # positives drawn per negative (the winner: 0.1429); never less than one a batch
-    positive_ratio: float = 0.3
-    soft_positive: float = 0.1               # a positive's target is 1 - this
-    label_smoothing: float = 0.0             # share of a target that is spread over both classes
-    augmentation: float = 0.9                # share of images that are augmented at all
-    augment: str = "light"                   # how: winner, light, broad, baseline or none
+    positive_ratio: float = bounded(0.3, low=0)
+    soft_positive: float = bounded(0.1, low=0, high=1)    # a positive's target is 1 - this
+    label_smoothing: float = bounded(0.0, low=0, high=1)  # share of a target that is spread over both classes
+    augmentation: float = bounded(0.9, low=0, high=1)     # share of images that are augmented at all
+    augment: str = bounded("light", choices=("winner", "light", "broad", "baseline", "none"))  # the policy
     # that train one network together, started by torchrun, one for each GPU; each has batches of loop.batch_size
-    processes: int = 1
-    val_batch_size: int = 32
+    processes: int = bounded(1, low=1)
+    val_batch_size: int = bounded(32, low=1)
     # of the loss of the cells that show where lesions are, in a set with masks of them; 0: no such loss
-    lesion_weight: float = 0.0
-    freeze: int = 0                          # parameters, counted from the picture, that stay as they are
-    mirrored: bool = False                   # validated and used with the mean of image and mirror image
-    folds: str = ""                          # which are trained, spaces between; "": all
-    # a training of the same fold that comes first; this one goes on from its last averaged weights
+    lesion_weight: float = bounded(0.0, low=0)
+    freeze: int = bounded(0, low=0)          # parameters, counted from the picture, that stay as they are
+    mirrored: bool = False                   # validated and used with horizontal-flip TTA
+    folds: str = ""                          # which are trained, separated by blanks; "": all
+    # a training of the same fold that comes first; this one continues from its last EMA weights
     before: "Train | None" = None
     # of Train, one a fold, where folds are trained in different ways; the networks are alike
     by_fold: tuple["Train", ...] = ()
@@ -135,8 +137,9 @@ class Train:
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
-    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
+    # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    metric: str = bounded("pf1", choices=("pf1", "auc"))
+    candidates: int = bounded(3, low=1)  # best epochs of each fold, all combinations of which are tried
 
 @dataclass(frozen=True)
 class Engines:
@@ -230,7 +233,8 @@ RECIPES = {
 pd.DataFrame({n: asdict(replace(r.section(Train), before=None, by_fold=())) for n, r in RECIPES.items()})
 
 # %% [markdown]
-# A field can be changed for one run, `make reproduce SET="train.loop.epochs=8"`. A slip is an error before anything runs:
+# A field can be changed for one run, `make reproduce SET="train.loop.epochs=8"`. A slip is an error before anything
+# runs:
 
 # %%
 train = RECIPES[recipe].section(Train)

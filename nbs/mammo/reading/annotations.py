@@ -33,7 +33,7 @@ from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.files import inside, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.stages import StageError
+from mammo_nb.core.runs import StageError
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import frame_view
 from mammo_nb.mammo.reading.roi import apart, read_yolo, write_yolo
@@ -112,9 +112,7 @@ def prepare_frames(
             raise StageError(f"There is no usable box to {purpose} with. The reasons are in "
                              f"{output.name}/problems.csv; correct the boxes or add files.")
     write_yolo(output, boxes)
-    print(f"{len(boxes)} frames, {len(problems)} problems")
-    if len(problems):
-        print(f"The problems are listed in {output / 'problems.csv'}.")
+    print(f"{len(boxes)} frames are used; {output / 'problems.csv'} lists {len(problems)} problems.")
     return boxes
 
 # %% [markdown]
