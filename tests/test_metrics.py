@@ -89,12 +89,12 @@ def test_an_empty_class_is_defined():
     assert best_threshold([0, 0], [0.2, 0.3]) == (0.5, 0)
 
 
-@pytest.mark.parametrize("labels, probabilities, says", [
-    ([0, 1], [0.5], "2 labels for 1"), ([0, 2], [0.5, 0.5], "0 or 1"), ([0, np.nan], [0.5, 0.5], "0 or 1"), ([0, 1], [0.5, np.nan], "1 "
-                                                                      "probabilities are not finite")])
-def test_bad_input(labels, probabilities, says):
+@pytest.mark.parametrize("labels, probabilities, text", [
+    ([0, 1], [0.5], "2 labels for 1"), ([0, 2], [0.5, 0.5], "0 or 1"), ([0, np.nan], [0.5, 0.5], "0 or 1"),
+    ([0, 1], [0.5, np.nan], "1 probabilities are not finite")])
+def test_bad_input(labels, probabilities, text):
     for score in (pfbeta, threshold_curve, best_threshold, auc, average_precision):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=text):
             score(labels, probabilities)
 
 

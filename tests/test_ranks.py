@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mammo_nb.core.networks import load_weights
+from mammo_nb.core.optimisation import Optimisation
 from mammo_nb.core.ranks import launch
-from mammo_nb.core.train import Optimisation, fit
+from mammo_nb.core.train import fit
 
 CONFIG = dict(epochs=2, batch_size=8, optimizer="sgd", lr=.05, min_lr=.01, ema_decay=.9, precision="fp32",
               checkpoint_every=2)

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Train
-# > One network, one fold held back; cancers are drawn more often, and weigh more.
+# > One network, one fold held back; cancers are drawn more often and count more in the loss.
 #
-# Where the winner deals at least one cancer into every batch, the baseline throws dice: positives are some times as
-# likely as negatives, with replacement, and the loss counts them several times more. The first layers keep what
-# ImageNet taught them. Everything else, checkpoints and repeatable randomness included, is the loop of `core/train`.
+# The winner puts at least one cancer into every batch. The baseline draws at random instead: a positive is some times
+# as likely to be drawn as a negative, with replacement, and the loss gives it several times the weight. The first
+# layers keep their ImageNet weights. Everything else is the loop of `core/train`.
 
 # %%
 #| default_exp baseline.train
@@ -37,19 +37,21 @@ from mammo_nb.baseline.system import Train
 from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import Mirrored, create_network
+from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Train as Classifier
-from mammo_nb.mammo.train import BreastCrops, initial_weights, optimisation, predict_probabilities
+from mammo_nb.mammo.train import BreastCrops, initial_weights, predict_probabilities
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.runs import practice
 from mammo_nb.baseline.system import system
-from mammo_nb.core.train import learning_rate, training_mode
+from mammo_nb.core.optimisation import learning_rate
+from mammo_nb.core.runs import practice
+from mammo_nb.core.steps import training_mode
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -66,22 +68,23 @@ table = read_table(run.path("folds.csv"), ["fold"])
 images = run.path("processed/cleaned_images")
 
 # %% [markdown]
-# ## Loaded dice
-# As many draws as there are images, by torch's own sampler. An epoch's draws depend on the seed and the number of the
-# epoch and on nothing else, so that a training that was broken off draws the same again. With `w` the weight of a
-# positive and `p` their share of the images, their share of the draws is `w p / (w p + 1 - p)`.
+# ## Weighted sampling
+# An epoch has as many draws as there are images, made by torch's own sampler. The draws depend on the seed and on the
+# number of the epoch only, so that a training that was interrupted draws the same again. With `w` the weight of a
+# positive and `p` the share of positives among the images, their share of the draws is `w p / (w p + 1 - p)`.
 
 # %%
 #| export
 def weighted_batches(
-    cancer: np.ndarray,      # 0 or 1 an image
+    cancer: np.ndarray,      # 0 or 1 for each image
     batch_size: int,
-    positive_weight: float,  # of a positive; a negative has 1
+    positive_weight: float,  # of a positive; a negative has the weight 1
     seed: int,
-):                           # epoch -> batches of (index, seed)
+):                           # f(epoch) -> batches of (index, seed)
     "Batches from `WeightedRandomSampler`, with replacement; the last one may be smaller."
     if not 0 < cancer.sum() < len(cancer):
-        raise ValueError(f"training needs both classes, got {int(cancer.sum())} positives among {len(cancer)} images")
+        raise ValueError(f"Training needs images of both classes, and the training set has {int(cancer.sum())} "
+                         f"positives among {len(cancer)} images. Choose another fold or data set.")
     weights = np.where(cancer == 1, positive_weight, 1.0)
 
     def batches(epoch: int) -> list[list[tuple[int, int]]]:
@@ -94,21 +97,20 @@ def weighted_batches(
 
 # %%
 cancer = table["cancer"].to_numpy()
-deal = weighted_batches(cancer, settings.batch_size, settings.positive_weight, settings.seed)
-assert deal(1) == deal(1) != deal(2) and sum(map(len, deal(0))) == len(cancer)
-p = cancer.mean()
-shares = {
-    w: np.mean([cancer[[i for b in weighted_batches(cancer, 26, w, 0)(e) for i, _ in b]].mean() for e in range(40)])
-    for w in (1, 3, 10, 15, 35)
-}
-expected = {w: w * p / (w * p + 1 - p) for w in shares}
-assert all(abs(shares[w] - expected[w]) < 0.05 for w in shares)
-pd.DataFrame({"drawn": shares, "by the formula": expected}).rename_axis("weight of a positive").round(3)
+batches = weighted_batches(cancer, settings.loop.batch_size, settings.positive_weight, settings.loop.seed)
+assert batches(1) == batches(1) != batches(2) and sum(map(len, batches(0))) == len(cancer)
+p, drawn = cancer.mean(), {}
+for w in (1, 3, 10, 15, 35):
+    sampled = weighted_batches(cancer, 26, w, 0)
+    drawn[w] = np.mean([cancer[[i for batch in sampled(epoch) for i, _ in batch]].mean() for epoch in range(40)])
+expected = {w: w * p / (w * p + 1 - p) for w in drawn}
+assert all(abs(drawn[w] - expected[w]) < 0.05 for w in drawn)
+pd.DataFrame({"drawn": drawn, "by the formula": expected}).rename_axis("weight of a positive").round(3)
 
 # %% [markdown]
-# ## What the network sees
-# The stored picture, half of the time mirrored, in three equal channels: the winner's data set with everything else
-# left out.
+# ## Images
+# The stored picture in three equal channels, every second one mirrored. The data set is the winner's without its other
+# options.
 
 # %%
 #| export
@@ -117,7 +119,7 @@ def pictures(
     images: Path,            # cleaned_images/
     size: tuple[int, int],   # height, width of the pictures
     normalization: dict,     # mean and std of the network, on the scale 0..1
-    augment: str,            # a policy of mammo/augment
+    augment: str,            # a policy of mammo/learning/augment
 ) -> BreastCrops:            # `dataset[(index, seed)]`, seed -1 for pictures as they are
     "Prepared pictures and their labels, 0 and 1."
     plain = Classifier(height=size[0], width=size[1], soft_positive=0.0, label_smoothing=0.0, augmentation=1.0,
@@ -138,8 +140,8 @@ assert set(data.targets) == {0, 1}
 
 # %% [markdown]
 # ## The network
-# timm's ConvNeXt ends as the published head does: mean over the picture, LayerNorm, one linear layer. The parameters
-# are counted in the order in which the picture meets them, and the first ones are frozen.
+# timm's ConvNeXt has the published head: mean over the picture, LayerNorm, one linear layer. The parameters are counted
+# in the order in which the picture meets them, and the first ones are frozen.
 
 # %%
 #| export
@@ -147,15 +149,15 @@ def build_network(
     settings: Train,             # network, freeze
     weights: str = "none",       # initial weights, as `create_network` takes them
     seed: int = 0,               # of the last layer, and of everything without initial weights
-) -> nn.Module:                  # one logit an image
+) -> nn.Module:                  # one logit for each image
     "The classifier of a recipe, its first parameters frozen."
     return create_network(settings.network, weights=weights, seed=seed, freeze=settings.freeze)
 
 # %%
 convnext = build_network(system.recipe("baseline_tiny").section(Train))
 names = [n for n, _ in convnext.named_parameters()]
-assert convnext.head.norm.eps == 1e-6 and convnext.head.norm.weight.shape == (
-    768,) and convnext.head.fc.weight.shape == (1, 768)
+assert convnext.head.norm.eps == 1e-6 and convnext.head.norm.weight.shape == (768,)
+assert convnext.head.fc.weight.shape == (1, 768)
 print(f"{len(names)} parameters; {sum(not p.requires_grad for p in convnext.parameters())} frozen, up to {names[69]}")
 network = build_network(settings)
 training_mode(network)
@@ -163,9 +165,9 @@ assert not network.bn1.training and network.blocks[-1][-1].bn3.training   # a fr
 
 # %% [markdown]
 # ## One fold
-# After each epoch the fold that was held back is predicted, both ways round, as the test set will be. Its threshold
-# comes from a coarse grid. A training that has not learned to tell cancers by then never does; its pF1 says so, and it
-# is given up.
+# After each epoch the fold that is held back is predicted with horizontal-flip TTA, as the test set will be. Its
+# threshold comes from a coarse grid. A training that cannot tell cancers apart after the first epochs never learns to;
+# it is stopped when its pF1 is too low.
 
 # %%
 #| export
@@ -177,28 +179,27 @@ def train_fold(
     folder: Path,          # checkpoints/fold_<fold>/
     settings: Train,
     size: tuple[int, int],  # height, width of the pictures
-    identity: dict,        # what data and code this is; a training in progress of another is dropped
-) -> pd.DataFrame:         # history: one row an epoch
-    "Train on the other folds; after each epoch predict the one held back."
+    identity: dict,        # which data and code this is; another training in the folder is removed
+) -> pd.DataFrame:         # history: a row for each epoch
+    "Train on the other folds, and predict the one that is held back after each epoch."
+    loop = settings.loop
     held, rest = table[table["fold"] == settings.fold], table[table["fold"] != settings.fold]
     if held.empty:
-        raise ValueError(
-            f"train.fold: no fold {settings.fold} to hold back. There are "
-            f"{', '.join(map(str, sorted(set(table['fold'].tolist()) - {-1})))}."
-        )
+        there = ", ".join(map(str, sorted(set(table["fold"].tolist()) - {-1})))
+        raise RecipeError(f"train.fold is {settings.fold}, and there are the folds {there}.")
     weights = initial_weights(settings.weights, settings.fold, folder)
     if (file := Path(weights.removeprefix("imagenet:"))).is_file():
         identity = {**identity, "weights": sha256(file)}
-    model = build_network(settings, weights, settings.seed)
+    model = build_network(settings, weights, loop.seed)
     train_set, held_set = (pictures(t, images, size, model.normalization, settings.augment) for t in (rest, held))
 
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(output, target, pos_weight=output.new_tensor(settings.pos_weight))
 
     def validate(eval_model: nn.Module, epoch: int) -> dict:
+        probability = predict_probabilities(Mirrored(eval_model), held_set, loop.batch_size, loop.workers)
         predictions = held[["patient_id", "image_id", "laterality", "cancer", "fold"]].assign(
-            epoch=epoch, probability=predict_probabilities(Mirrored(eval_model), held_set, settings.batch_size,
-                                                           settings.workers))
+            epoch=epoch, probability=probability)
         write_csv(folder / f"pred_{epoch}.csv", predictions)
         breasts = per_breast(predictions)
         threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)
@@ -207,13 +208,13 @@ def train_fold(
             "stop": epoch + 1 >= settings.dud_epochs and pf1 < settings.dud_pf1
         }
 
-    batches = weighted_batches(rest["cancer"].to_numpy(), settings.batch_size, settings.positive_weight, settings.seed)
-    return fit(model, train_set, batches, loss, validate, optimisation(settings), folder, label=f"fold {settings.fold}",
+    batches = weighted_batches(rest["cancer"].to_numpy(), loop.batch_size, settings.positive_weight, loop.seed)
+    return fit(model, train_set, batches, loss, validate, loop, folder, label=f"fold {settings.fold}",
                identity=identity)
 
 # %%
 steps = 20   # an epoch
-published = optimisation(system.recipe("baseline_tiny").section(Train))
+published = system.recipe("baseline_tiny").section(Train).loop
 plt.figure(figsize=(5, 2.2))
 plt.plot(
     np.arange(published.epochs * steps) / steps,
@@ -234,7 +235,9 @@ def run_stage(
     with run.stage("train"):
         table, folder = read_table(run.path("folds.csv"), ["fold"]), run.path("checkpoints/")
         identity = {
-            "recipe": asdict(settings), "reads": [sha256(run.path(r)) for r in reads], "code": run.code("train")
+            "recipe": asdict(settings),
+            "reads": [sha256(run.path(r)) for r in reads],
+            "code": run.code("train"),
         }
         prepared = run.recorded("prepare")
         history = train_fold(table, run.path("processed/cleaned_images"), folder / f"fold_{settings.fold}",
@@ -248,18 +251,18 @@ def run_stage(
 # %%
 history = run_stage(run)
 if history["stop"].any():
-    print(f"given up after {len(history)} epochs: pF1 {history['pf1'].iloc[-1]:.3f}")
+    print(f"stopped after {len(history)} epochs: pF1 {history['pf1'].iloc[-1]:.3f}")
 history.drop(columns=["weights_sha256"]).round(5)
 
 # %% [markdown]
 # ## What came out
-# The loss of the training and the score of the fold held back.
+# The training loss, and the scores of the fold that is held back.
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-for ax, column, title in zip(
-        axes, ["loss", "auc", "pf1"],
-    ["training loss, cancers weighted", "AUC per breast, fold held back", "pF1 per breast, best threshold"]):
+titles = {"loss": "training loss, cancers weighted", "auc": "AUC per breast, held-back fold",
+          "pf1": "pF1 per breast, best threshold"}
+for ax, (column, title) in zip(axes, titles.items()):
     ax.plot(history["epoch"], history[column], marker="o")
     ax.set(title=title, xlabel="epoch")
 fig.tight_layout()

@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Select
-# > The epoch that is kept, and its threshold, from the one fold that was held back.
+# > The epoch that is kept, and its threshold, from the one fold that is held back.
 #
-# The same two choices as the winner's, with less to make them from: a quarter of the breasts instead of all, and
-# thresholds in steps of a twentieth.
+# The choices are the same as in `mammo`, with less data: a quarter of the breasts instead of all, and thresholds in
+# steps of 0.05.
 
 # %%
 #| default_exp baseline.select
@@ -51,12 +51,12 @@ run.contract("select")
 
 # %% [markdown]
 # ## The threshold
-# Scores and intervals are computed as for the winner; the threshold and what depends on it come from the coarse grid.
+# Scores and intervals are computed as in `mammo`. The threshold and the scores at it come from the coarse grid.
 
 # %%
 #| export
 def summarise_fold(
-    oof: pd.DataFrame,  # predictions of the fold, one row an image
+    oof: pd.DataFrame,  # predictions of the fold, one row for each image
 ) -> dict:              # JSON-able, as mammo's selection
     "Scores per breast, and the best threshold of 0, 0.05 ... 0.95."
     breasts = per_breast(oof)

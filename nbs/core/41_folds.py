@@ -14,8 +14,8 @@
 # # Folds
 # > A split that keeps a patient whole and the rare class even.
 #
-# A patient on both sides of a split makes a score that measures memory. scikit-learn has the splitter; what is ours is
-# the check that refuses a leak, whoever made the table, and the look at what the split did not balance.
+# If a patient is on both sides of a split, the score measures memory. The splitter is scikit-learn's. This notebook adds
+# a check that refuses a leak in any fold table, and a table of what the split does not balance.
 
 # %%
 #| default_exp core.folds
@@ -26,17 +26,19 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from mammo_nb.core.errors import ProjectError
+
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
 # %% tags=["parameters"]
-patients, seed = 400, 67   # a made-up table, for the picture
+patients, seed = 400, 67   # of the random table below
 
 # %%
 #| export
-class LeakageError(Exception):
-    "A group on both sides of a split; names some of them."
+class LeakageError(ProjectError):
+    "A group that is on both sides of a split; the text names some of them."
 
 def check_folds(
     table: pd.DataFrame,       # `group` and `fold`
@@ -46,25 +48,24 @@ def check_folds(
     count = table.groupby(group)["fold"].nunique()
     leaking = count.index[count > 1]
     if len(leaking):
-        raise LeakageError(
-            f"{len(leaking)} {group} in more than one fold, such as {', '.join(map(str, leaking[:5]))}: split by "
-            f"{group}, not by image."
-        )
+        raise LeakageError(f"{len(leaking)} {group} in more than one fold, such as "
+                           f"{', '.join(map(str, leaking[:5]))}. Split by {group}, not by image.")
 
 def assign_folds(
-    labels: pd.DataFrame,       # one row an image; the order of rows matters for the result
+    labels: pd.DataFrame,       # one row for each image; the result depends on the order of the rows
     n_folds: int = 4,
     seed: int = 67,             # the winner's
-    label: str = "cancer",      # what is kept even
-    group: str = "patient_id",  # what is kept together
+    label: str = "cancer",      # 0 or 1; its share is kept even
+    group: str = "patient_id",  # kept together in one fold
 ) -> pd.DataFrame:              # `labels` and `fold`, 0 .. n_folds - 1
-    "scikit-learn's `StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)` in table order."
+    "Split by scikit-learn's `StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)`, in table order."
     carriers = labels.loc[labels[label] == 1, group].nunique()
     if carriers < n_folds:
-        raise ValueError(f"{carriers} {group} with {label} = 1 cannot be spread over {n_folds} folds")
+        raise ValueError(f"{carriers} {group} with {label} = 1 cannot be spread over {n_folds} folds. "
+                         "Choose fewer folds.")
     groups = labels[group]
-    # the splitter sorts groups before it shuffles them, and text puts "10" before "9": ids that are numbers are split
-    # as numbers
+    # the splitter sorts groups before it shuffles them, and as text "10" comes before "9": ids that are numbers are
+    # split as numbers
     if groups.astype(str).str.fullmatch(r"\d{1,18}").all():
         groups = groups.astype("int64")
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -79,9 +80,9 @@ def assign_folds(
 #| export
 def balance(
     table: pd.DataFrame,   # `fold` and the columns
-    columns: list[str],    # categories, a few values each; missing counts as a value
+    columns: list[str],    # categories with a few values each; a missing value counts as a value
 ) -> pd.DataFrame:         # a row for each column and value, a column for each fold: share of the fold's rows
-    "How a split spreads what it did and did not look at."
+    "Distribution of columns over the folds, also of those that the split does not balance."
     parts = {
         c: pd.crosstab(table[c].astype("object").where(table[c].notna(), "missing"), table["fold"], normalize="columns")
         for c in columns
@@ -101,7 +102,7 @@ table.groupby("fold")["cancer"].agg(["size", "sum"]).plot.bar(figsize=(5, 2.5), 
                                                               title="images and positives of a fold")
 
 # %% [markdown]
-# A table made by hand may leak, and then nothing goes on:
+# A fold table that was made by hand may leak. The check raises an error:
 
 # %%
 try:

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Metrics
-# > What the competition counted, what radiologists ask, and how sure one may be of either.
+# > The score of the competition, AUC and average precision, and the uncertainty of each.
 #
-# The competition scored *probabilistic F1*, which rewards probabilities only while nobody thresholds them; the winner
-# submitted decisions. Which threshold, and whether one epoch beats another, is read from the curves made here. All of
-# it is vectorised, since a selection scores hundreds of combinations.
+# The competition scored *probabilistic F1* (pF1). Decisions of 0 and 1 score higher in it than probabilities do, so the
+# winner submitted decisions. The threshold, and the choice between epochs, come from the curves made here. All of them
+# are vectorised, because a selection scores hundreds of combinations.
 
 # %%
 #| default_exp core.metrics
@@ -32,26 +32,24 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import matplotlib.pyplot as plt
 
 # %% tags=["parameters"]
-n, prevalence, seed = 2000, 0.05, 0   # a made-up screening round, for the pictures
+n, prevalence, seed = 2000, 0.05, 0   # of the random screening round below
 
 # %%
 #| export
 def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
-    "Labels as float 0/1 and probabilities as float64 in [0, 1], of one length; else ValueError."
+    "Labels as float 0 or 1 and probabilities as float64 in [0, 1]; raises ValueError for other input."
     y, p = np.asarray(labels, dtype=float).ravel(), np.asarray(probabilities, dtype=float).ravel()
     if y.shape != p.shape:
-        raise ValueError(f"{len(y)} labels for {len(p)} probabilities")
+        raise ValueError(f"There are {len(y)} labels for {len(p)} probabilities.")
     if not np.isin(y, (0, 1)).all():
-        raise ValueError("labels must be 0 or 1")
+        raise ValueError("Labels must be 0 or 1.")
     if not np.isfinite(p).all():
-        raise ValueError(
-            f"{int((~np.isfinite(p)).sum())} probabilities are not finite: predict the images that failed, or leave "
-            "them out"
-        )
+        raise ValueError(f"{int((~np.isfinite(p)).sum())} probabilities are not finite. "
+                         "Predict the images that failed, or leave them out.")
     return y, np.clip(p, 0, 1)
 
 def _fbeta(true_positive, positives, predicted, beta: float):
-    "F-beta from (soft) counts; 0 where nothing is predicted or nothing is there."
+    "F-beta from counts, which may be sums of probabilities; 0 where nothing is predicted or nothing is positive."
     weighted = (1 + beta**2) * true_positive
     total = beta**2 * positives + predicted
     return np.divide(weighted, total, out=np.zeros_like(np.asarray(weighted, float)), where=np.asarray(total) > 0)
@@ -61,13 +59,13 @@ def pfbeta(
     probabilities,       # (n,) in [0, 1], clipped to it
     beta: float = 1.0,   # weight of recall against precision
 ) -> float:              # 0..1; 0 if there is no positive or nothing is predicted
-    "Probabilistic F-beta (Yacouby & Axman 2020): every probability counts as that share of a prediction."
+    "Probabilistic F-beta (Yacouby & Axman 2020): each probability counts as that share of a positive prediction."
     y, p = _checked(labels, probabilities)
     return float(_fbeta((y * p).sum(), y.sum(), p.sum(), beta))
 
 # %% [markdown]
-# By hand: two cancers predicted with 0.9 and 0.4, a healthy breast with 0.2. Soft precision is 1.3 / 1.5, recall 1.3 /
-# 2, and F1 is 2 · 1.3 / (2 + 1.5).
+# By hand: two cancers are predicted with 0.9 and 0.4, a healthy breast with 0.2. Precision is 1.3 / 1.5, recall 1.3 / 2,
+# and F1 is 2 · 1.3 / (2 + 1.5).
 
 # %%
 assert np.isclose(pfbeta([1, 1, 0], [.9, .4, .2]), 2.6 / 3.5)
@@ -75,8 +73,8 @@ pfbeta([1, 1, 0], [.9, .4, .2])
 
 # %% [markdown]
 # ## Thresholds
-# The winner's grid, 0 to 0.99 by hundredths, and strictly above it counts as called. One sort and one search give all
-# hundred decisions at once.
+# The grid is the winner's, 0 to 0.99 in steps of 0.01. A breast is called positive if its probability is above the
+# threshold. One sort and one search give the counts for all hundred thresholds.
 
 # %%
 #| export
@@ -87,12 +85,15 @@ def threshold_curve(
     probabilities,      # (n,)
     thresholds=GRID,    # (t,)
 ) -> pd.DataFrame:      # threshold, score, precision, recall; t rows
-    "F1 of the decisions `probability > threshold`, for every threshold."
+    "F1, precision and recall of the decisions `probability > threshold`, for every threshold."
     y, p = _checked(labels, probabilities)
     thresholds = np.asarray(thresholds, dtype=float)
-    above = lambda values: len(values) - np.searchsorted(np.sort(values), thresholds, side="right")
-    called, hit, positives = above(p).astype(float), above(p[y == 1]).astype(float), y.sum()
-    divide = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+    def above(values: np.ndarray) -> np.ndarray:
+        return (len(values) - np.searchsorted(np.sort(values), thresholds, side="right")).astype(float)
+
+    def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+    called, hit, positives = above(p), above(p[y == 1]), y.sum()
     return pd.DataFrame({"threshold": thresholds, "score": _fbeta(hit, positives, called, 1.0),
                          "precision": divide(hit, called), "recall": divide(hit, np.full_like(hit, positives))})
 
@@ -101,7 +102,7 @@ def best_threshold(
     probabilities,  # (n,)
     thresholds=GRID,  # (t,)
 ) -> tuple[float, float]:  # threshold, its F1
-    "The threshold with the best F1; among equals the one nearest to 0.5."
+    "The threshold with the best F1; among equal ones the one nearest to 0.5."
     curve = threshold_curve(labels, probabilities, thresholds)
     best = curve[curve["score"] == curve["score"].max()]
     row = best.loc[(best["threshold"] - 0.5).abs().idxmin()]
@@ -115,21 +116,21 @@ curve, (threshold, score) = threshold_curve(y, p), best_threshold(y, p)
 assert np.isclose(score, pfbeta(y, p > threshold))
 fig, axes = plt.subplots(1, 2, figsize=(9, 3))
 axes[0].plot(curve["recall"], curve["precision"])
-axes[0].set(xlabel="recall", ylabel="precision", title="the price of finding more")
+axes[0].set(xlabel="recall", ylabel="precision", title="precision at every recall")
 axes[1].plot(curve["threshold"], curve["score"])
 axes[1].axvline(threshold, color="orange")
 axes[1].set(xlabel="threshold", title=f"F1 of the decisions, best {score:.2f} at {threshold:.2f}")
 fig.tight_layout()
 
 # %% [markdown]
-# ## Ranking, and how sure
-# AUC and average precision do not need a threshold. The interval draws patients with replacement, not images: the views
-# of one patient are not independent, and an interval that pretends so is too narrow.
+# ## Ranking and its uncertainty
+# AUC and average precision need no threshold. The confidence interval draws patients with replacement, not images. The
+# views of one patient are not independent, and an interval that draws images is too narrow.
 
 # %%
 #| export
 def auc(labels, probabilities) -> float:
-    "Area under the ROC curve; nan if only one class is there."
+    "Area under the ROC curve; nan if there is only one class."
     y, p = _checked(labels, probabilities)
     return float(roc_auc_score(y, p)) if 0 < y.sum() < len(y) else float("nan")
 
@@ -147,7 +148,7 @@ def bootstrap_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:  # nan, nan if no draw gave a number
-    "Percentile bootstrap over groups (Efron & Tibshirani 1993); draws whose metric is nan are left out."
+    "Percentile bootstrap interval over groups (Efron & Tibshirani 1993); draws whose metric is nan are left out."
     y, p = _checked(labels, probabilities)
     members = pd.Series(np.arange(len(y))).groupby(np.asarray(groups)).apply(np.asarray).to_list()
     rng = np.random.default_rng(seed)
@@ -160,13 +161,13 @@ def bootstrap_interval(
     return float(low), float(high)
 
 # %%
-views = np.repeat(np.arange(n // 4), 4)   # four images a patient
+views = np.repeat(np.arange(n // 4), 4)   # four images of each patient
 low, high = bootstrap_interval(auc, y, p, views, n=200)
 assert low < auc(y, p) < high
 print(f"AUC {auc(y, p):.3f} ({low:.3f} to {high:.3f}), average precision {average_precision(y, p):.3f}")
 
 # %% [markdown]
-# A probability that is not a number would vanish in a mean. It is an error here:
+# A probability that is not a number is an error:
 
 # %%
 try:

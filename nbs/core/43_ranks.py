@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Ranks
-# > Several GPUs train one network: `torchrun` starts a process for each, and they agree after every step.
+# > Several GPUs train one network: `torchrun` starts a process for each, and they average their gradients.
 #
-# Nothing here is ours but the calls. A training that is alone never notices; one that `torchrun` has started finds its
-# number in the environment, joins the others, and shares the work.
+# A *rank* is the number of a process. A training without `torchrun` has the rank 0 and is alone. A training that
+# `torchrun` has started reads its rank from the environment, joins the others and shares the batches with them.
 
 # %%
 #| default_exp core.ranks
@@ -36,10 +36,10 @@ processes = 2   # started below
 
 # %%
 #| export
-PATIENCE = timedelta(hours=6)  # the others wait while the first one validates
+PATIENCE = timedelta(hours=6)  # the other processes wait while the first one validates
 
-def join() -> tuple[int, int]:  # this process's number, and how many there are; 0, 1 when alone
-    "Meet the other processes of a `torchrun`: NCCL between GPUs, gloo without."
+def join() -> tuple[int, int]:  # rank of this process, and number of processes; 0, 1 when alone
+    "Join the other processes of a `torchrun`: NCCL between GPUs, else gloo."
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks == 1:
         return 0, 1
@@ -49,8 +49,8 @@ def join() -> tuple[int, int]:  # this process's number, and how many there are;
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return distributed.get_rank(), ranks
 
-def from_first(value):  # what the first process has; anything that pickles
-    "The same in every process; the others wait for the first one."
+def from_first(value):  # of the first process; anything that pickles
+    "The value of the first process, in every process; the others wait for it."
     if join()[1] == 1:
         return value
     parcel = [value]
@@ -72,27 +72,30 @@ def mean(
 assert join() == (0, 1) and from_first({"a": 1}) == {"a": 1} and mean(2.5) == 2.5
 
 # %% [markdown]
-# A stage starts them itself, so that a notebook needs no other command than a recipe that says how many.
+# A stage starts the processes itself: the recipe has their number, and the notebook needs no other command.
 
 # %%
 #| export
 def launch(
-    function,         # of a module, taking what JSON can say
-    arguments: list,
-    processes: int,   # on this machine: one a GPU
+    function,         # of a module
+    arguments: list,  # JSON-able
+    processes: int,   # on this machine, one for each GPU
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
-    code = (f"import json, sys; from {function.__module__} import {function.__name__} as f; "
-        "f(*json.loads(sys.argv[1]))\nfrom torch import distributed as d\nif d.is_initialized(): "
-        "d.destroy_process_group()")
-    subprocess.run([
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python",
-        sys.executable, "-c", code,
-        json.dumps(arguments)
-    ], check=True)
+    code = "\n".join([
+        "import json, sys",
+        "from torch import distributed",
+        f"from {function.__module__} import {function.__name__} as function",
+        "function(*json.loads(sys.argv[1]))",
+        "if distributed.is_initialized():",
+        "    distributed.destroy_process_group()",
+    ])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    subprocess.run([*torchrun, "--no-python", sys.executable, "-c", code, json.dumps(arguments)], check=True)
 
 # %% [markdown]
-# What came out: two processes, each with a number of its own, and the mean of both numbers.
+# ## What came out
+# Two processes, each of which prints a line:
 
 # %%
 launch(print, ["hello from each"], processes)

@@ -438,14 +438,15 @@ class Pointing(nn.Module):
 
     def forward(self,
         x: torch.Tensor,   # (n, 3, height, width)
-    ) -> torch.Tensor:     # (n, 1) logits; in training (n, 2 + 2 cells)
+    ) -> torch.Tensor | dict[str, torch.Tensor]:  # (n, 1) logits; in training judgements (n, 2), cells (n, 2, cells)
         features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
-        benign, malignant = self.where(cells).flatten(2).unbind(1)
+        cells = self.where(cells).flatten(2)
+        benign, malignant = cells.unbind(1)
         judged = torch.cat([
             self.classifier.forward_head(features),
             malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
         ], 1)
-        return torch.cat([judged, benign, malignant], 1) if self.training else judged.mean(1, keepdim=True)
+        return {"judgements": judged, "cells": cells} if self.training else judged.mean(1, keepdim=True)
 
 # %%
 pointing = Pointing(create_network(architecture)).eval()

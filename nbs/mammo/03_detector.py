@@ -12,12 +12,12 @@
 
 # %% [markdown]
 # # Detector
-# > A network of a megabyte that finds the breast in any frame, trained from boxes that anybody can draw.
+# > A network of a megabyte that finds the breast in a frame, trained from boxes.
 #
-# Otsu's threshold finds what is bright: with the breast it takes the abdomen, and where air is not dark it takes
-# everything. The winner drew 571 boxes and trained YOLOX-nano on them, the smallest there is, and it was right on all
-# 50 frames that he held back. Without his boxes and scans the frames are drawn (`drawing/frames`), wide enough in variety
-# that real scans are one variety more.
+# Otsu's threshold finds what is bright. Besides the breast that may be the abdomen, and where air is not dark it is the
+# whole frame. The winner drew 571 boxes and trained YOLOX-nano on them, the smallest YOLOX; it was right on all 50
+# frames that he held back. Where his boxes and scans are missing, frames are drawn (`drawing/frames`), with so much
+# variety that real scans are one more variant.
 
 # %%
 #| default_exp mammo.detector
@@ -36,19 +36,16 @@ from torch.utils.data import Dataset
 
 from mammo_nb.core.backends import EngineError, Graph, open_graph, read_sidecar
 from mammo_nb.core.detection import STRIDES, coco_score, corners, letterbox
-from mammo_nb.core.dicom import read_frame
-from mammo_nb.core.files import inside, sha256, write_csv
+from mammo_nb.core.files import sha256
 from mammo_nb.core.networks import load_weights, save_weights
-from mammo_nb.core.parallel import map_files
-from mammo_nb.core.pictures import write_png
 from mammo_nb.core.runs import Run, StageError
-from mammo_nb.core.train import Optimisation, fit
+from mammo_nb.core.train import fit
 from mammo_nb.core.yolox import DetectorGraph, Yolox, YoloxLoss, create_yolox, export_yolox, load_yolox
-from mammo_nb.mammo.reading import faithful
-from mammo_nb.mammo.reading.boxes import detect, frame_view
 from mammo_nb.mammo.drawing.frames import draw_frames
+from mammo_nb.mammo.reading.annotations import prepare_frames
+from mammo_nb.mammo.reading.boxes import detect
+from mammo_nb.mammo.reading.roi import to_coco
 from mammo_nb.mammo.recipes import Detector
-from mammo_nb.mammo.reading.roi import apart, read_yolo, to_coco, write_yolo
 
 # %%
 #| hide
@@ -57,10 +54,10 @@ import time
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.detection import iou
+from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.runs import practice
-from mammo_nb.mammo.system import system
-from mammo_nb.mammo.reading.boxes import open_detector, otsu_box
 from mammo_nb.mammo.datasets import read_table
+from mammo_nb.mammo.reading.boxes import frame_view, open_detector, otsu_box
 from mammo_nb.mammo.reading.roi import from_pixels
 
 # %% tags=["parameters"]
@@ -80,71 +77,22 @@ settings = run.section("detector")
 
 # %% [markdown]
 # ## Frames with boxes
-# Both ways end in the same folder, a set in YOLOv5 text with pictures as the detector will see them: small, minimum to
-# maximum, tissue bright. Drawn frames come with the truth. Boxes that somebody has drawn come with a list of pictures,
-# named after patient and image of a competition, whose DICOM files are read here.
+# A recipe names boxes that somebody has drawn (`reading/annotations` reads them), or the frames are drawn together with
+# their boxes. Both give the same folder: boxes in YOLOv5 text, and pictures as the detector sees them.
 
 # %%
 #| export
-def view_file(
-    item: dict,  # file, and folder of the competition; target: PNG; size, faithful
-) -> dict:       # rows and columns of the frame
-    "One frame as the detector sees it. `faithful` is read here: in full, through a JPEG file, then bilinear."
-    cv2.setNumThreads(1)
-    frame, size = read_frame(inside(item["folder"], item["file"])), item["size"]
-    rows, columns = frame.header.rows, frame.header.columns
-    if item["faithful"]:
-        image = frame.decode()
-        whole, _ = faithful.detector_view(faithful.as_cast(image.pixels, "window"), image.header, "window",
-                                          max(rows, columns))
-        whole = cv2.imdecode(cv2.imencode(".jpg", whole)[1], cv2.IMREAD_GRAYSCALE)
-        ratio = min(size / rows, size / columns)
-        view = cv2.resize(whole, (int(columns * ratio), int(rows * ratio)), interpolation=cv2.INTER_LINEAR)
-    else:
-        view = frame_view(frame.decode(min(1.0, size / max(rows, columns))), size)
-    write_png(Path(item["target"]), view)
-    return {"rows": rows, "columns": columns}
-
-def prepare_frames(
-    annotations: Path,       # boxes in YOLOv5 text
-    competition: Path,       # with train_images/<patient_id>/<image_id>.dcm
-    output: Path,            # gets the set, problems.csv and frames.csv
-    settings: Detector,      # size; `faithful` is read here: patients in both parts stay there
-    workers: int | None = None,
-) -> pd.DataFrame:           # the boxes, roi.COLUMNS
-    "Boxes and DICOM files -> a set with pictures."
-    boxes, problems = read_yolo(annotations)
-    boxes = apart(boxes, settings.faithful)
-    items = [{
-        "file": f"train_images/{b.patient_id}/{b.image_id}.dcm", "folder": str(competition), "target": str(
-            output / b.image), "size": settings.size, "faithful": settings.faithful
-    } for b in boxes.itertuples()]
-    views = map_files(view_file, items, table=output / "frames.csv",
-                      params={"size": settings.size, "faithful": settings.faithful}, workers=workers, label="frames")
-    failed = views["error"].ne("").to_numpy()
-    problems = pd.concat(
-        [problems,
-         pd.DataFrame({"image": boxes["image"][failed], "problem": views["error"][failed].to_numpy()})])
-    write_csv(output / "problems.csv", problems)
-    boxes = boxes[~failed].reset_index(drop=True)
-    for split in ("train", "val"):
-        if not boxes["split"].eq(split).any():
-            raise StageError(
-                f"No usable box to {'train' if split == 'train' else 'validate'} with: see {output.name}/problems.csv.")
-    write_yolo(output, boxes)
-    print(f"{len(boxes)} frames, {len(problems)} problems" + f": see {output / 'problems.csv'}" * bool(len(problems)))
-    return boxes
-
 def make_frames(
     run: Run,            # folder of the run
     settings: Detector,
-    workers: int | None = None,
+    workers: int | None = None,  # processes; None: one for each core
 ) -> tuple[pd.DataFrame, Path]:  # roi.COLUMNS and the folder of the set
-    "The set that a recipe names, drawn or read."
+    "Draw or read the set that a recipe names."
     folder = run.path("processed/roi")
     if not settings.annotations:
-        return draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size,
-                           seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers), folder
+        boxes = draw_frames(folder, patients=settings.patients, held_back=settings.held_back, size=settings.size,
+                            seed=settings.drawing_seed, strangeness=settings.strangeness, workers=workers)
+        return boxes, folder
     raw = run.path(f"raw/{run.section('datasets').name}")
     return prepare_frames(raw.parent / settings.annotations, raw, folder, settings, workers), folder
 
@@ -163,14 +111,15 @@ fig.suptitle(f"{boxes['split'].eq('train').sum()} frames to train with, {boxes['
 fig.tight_layout()
 
 # %% [markdown]
-# ## What the network is shown
-# Each frame in a square, mirrored half of the time, as the winner did; variety is the business of the frames.
+# ## The input of the network
+# Each frame in a square, every second one mirrored, as the winner did. Other variety comes from the frames themselves.
 
 # %%
 #| export
 class Frames(Dataset):
-    "Frames of a set as squares; `dataset[(index, seed)]`, mirrored for half of the seeds, not for -1."
-    def __init__(self,
+    "Frames as squares, with their boxes: `dataset[(index, seed)]`, mirrored for half of the seeds, not for -1."
+    def __init__(
+        self,
         boxes: pd.DataFrame,   # roi.COLUMNS
         folder: Path,          # of the set
         size: int,             # side of the square, pixels
@@ -182,21 +131,21 @@ class Frames(Dataset):
         return len(self.files)
 
     def square(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        "uint8 (size, size), and x0, y0, x1, y1 in it."
+        "The square, uint8 (size, size), and x0, y0, x1, y1 in it."
         picture = cv2.imread(str(self.files[index]), cv2.IMREAD_GRAYSCALE)
         if picture is None:
-            raise FileNotFoundError(f"{self.files[index]} cannot be read: run the detector stage again")
+            raise FileNotFoundError(f"{self.files[index]} cannot be read. Run the stage detector again.")
         box = self.shares[index] * ([*picture.shape[::-1]] * 2)
         if seed >= 0 and np.random.default_rng(seed).random() < .5:
-            picture, box = np.ascontiguousarray(
-                picture[:, ::-1]), (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
+            picture = np.ascontiguousarray(picture[:, ::-1])
+            box = (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
         square, ratio = letterbox(picture, self.size)
         return square, box * ratio
 
     def __getitem__(self, at: tuple[int, int]):
         square, (x0, y0, x1, y1) = self.square(*at)
-        return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor(
-            [[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]], dtype=torch.float32)
+        target = [[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]]
+        return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor(target, dtype=torch.float32)
 
 # %%
 frames = Frames(boxes, folder, settings.size)
@@ -212,9 +161,9 @@ fig.tight_layout()
 
 # %% [markdown]
 # ## Training
-# Our loop, the library's loss, the winner's schedule. After each epoch the averaged weights look for the boxes of the
-# held-back patients, and COCO's score says how well they hug: the mean over ten demands on the overlap, the strictest
-# of 95 %.
+# The loop is that of `core/train`, the loss the library's, and the schedule the winner's. After each epoch the EMA
+# weights find the boxes of the held-back patients. They are scored by COCO's AP: the mean over ten thresholds of the
+# overlap, of which the strictest is 95 %.
 
 # %%
 #| export
@@ -222,8 +171,8 @@ def frame_batches(
     count: int,         # frames
     batch_size: int,
     seed: int,
-):                      # epoch -> batches of (index, seed)
-    "Every frame once an epoch, in a new order, each sight with a seed of its own."
+):                      # f(epoch) -> batches of (index, seed)
+    "Sampler with every frame once in an epoch, in a new order and with a new seed."
     def batches(epoch: int) -> list[list[tuple[int, int]]]:
         rng = np.random.default_rng([seed, epoch])
         seeds = rng.integers(2**31, size=count)
@@ -235,20 +184,20 @@ def read_views(
     boxes: pd.DataFrame,   # roi.COLUMNS
     folder: Path,          # of the set
 ) -> list:                 # uint8 (rows, columns)
-    "The frames of a set."
+    "Read the frames of a set."
     return [cv2.imread(str(folder / image), cv2.IMREAD_GRAYSCALE) for image in boxes["image"]]
 
 def found_in(
     boxes: pd.DataFrame,   # roi.COLUMNS
-    views: list,           # uint8 (rows, columns), a frame a box
+    views: list,           # uint8 (rows, columns), the frame of each box
     graph: Graph,          # anything that `detect` takes
     batch_size: int = 16,
 ) -> tuple[dict, list]:    # COCO instances and results, for `coco_score`
-    "What a detector finds in frames, down to a confidence of 1 %."
+    "Boxes that a detector finds in frames, down to a confidence of 1 %, beside the true ones."
     truth = to_coco(boxes, {image: view.shape for image, view in zip(boxes["image"], views)})
-    found = [
-        f for s in range(0, len(views), batch_size) for f in detect(views[s:s + batch_size], graph, confidence=.01)
-    ]
+    found = []
+    for start in range(0, len(views), batch_size):
+        found += detect(views[start:start + batch_size], graph, confidence=.01)
     results = [{"image_id": number, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": float(score)}
                for number, (places, scores) in enumerate(found, 1)
                for (x0, y0, x1, y1), score in zip(places.tolist(), scores)]
@@ -258,7 +207,7 @@ def torch_graph(
     network: Yolox,
     size: int,       # side of the input, pixels
 ) -> Graph:
-    "A network in memory in the place of a file."
+    "A network in memory with the interface of an exported graph."
     module = DetectorGraph(network, size)
     def compute(squares):
         with torch.inference_mode():
@@ -269,7 +218,7 @@ def expect(
     network: Yolox,      # untrained
     sides: np.ndarray,   # width and height of a usual box, pixels of the input
 ):
-    "Let an untrained network guess a box of the usual size everywhere, not one of the size of a cell."
+    "Set biases so that an untrained network predicts a box of the usual size, not one of the size of a cell."
     with torch.no_grad():
         for layer, stride in zip(network.head.reg_preds, STRIDES):
             layer.bias[2:] = torch.from_numpy(np.log(sides / stride))
@@ -279,12 +228,13 @@ def train_detector(
     folder: Path,          # of the set
     output: Path,          # checkpoints/detector/
     settings: Detector,
-    identity: dict,        # what data and code this is
-    initial: Path | None = None,  # .pth of YOLOX to start from
-) -> pd.DataFrame:         # history: one row an epoch
-    "Train YOLOX-nano; `faithful` is read here: boxes are dealt out to cells as in the winner's copy."
+    identity: dict,        # which data and code this is
+    initial: Path | None = None,  # .pth of YOLOX with the initial weights
+) -> pd.DataFrame:         # history: a row for each epoch
+    "Train YOLOX-nano; with `faithful`, boxes are assigned to cells as in the winner's copy of YOLOX."
+    loop = settings.loop
     train, held = (boxes[boxes["split"] == split].reset_index(drop=True) for split in ("train", "val"))
-    network = create_yolox(seed=settings.seed)
+    network = create_yolox(seed=loop.seed)
     if initial:
         load_yolox(network, initial, initial=True)
     else:
@@ -293,27 +243,27 @@ def train_detector(
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = settings.norm_momentum
     loss = YoloxLoss(network, settings.size, settings.faithful)
-    config = Optimisation(**{f: getattr(settings, f) for f in Optimisation.__dataclass_fields__ if hasattr(settings, f)})
+    views = read_views(held, folder)
 
     def on_epoch(epoch: int):
-        loss.l1 = epoch >= settings.epochs - settings.l1_epochs
-        network.frozen_norm = epoch >= settings.epochs - settings.frozen_norm
-    views = read_views(held, folder)
+        loss.l1 = epoch >= loop.epochs - settings.l1_epochs
+        network.frozen_norm = epoch >= loop.epochs - settings.frozen_norm
+
     def validate(model: Yolox, epoch: int) -> dict:
         return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
         return fit(network, Frames(train, folder, settings.size),
-                   frame_batches(len(train), settings.batch_size, settings.seed), loss, validate, config, output,
+                   frame_batches(len(train), loop.batch_size, loop.seed), loss, validate, loop, output,
                    label="detector", identity=identity, on_epoch=on_epoch)
     finally:
         torch.set_num_threads(threads)
 
 # %% [markdown]
 # ## Export
-# The best epoch becomes a file of weights and a graph, and the graph must say what torch says: the surest box of every
-# held-back frame is compared.
+# The best epoch becomes a file of weights and a graph. The graph must predict what torch predicts: the boxes with the
+# highest confidence in the held-back frames are compared.
 
 # %%
 #| export
@@ -326,8 +276,8 @@ def export_detector(
     metadata: dict,
     squares: np.ndarray,     # uint8 (n, 1, size, size) to compare on
     tolerance: float,        # pixels
-) -> float:                  # largest difference of a side of the surest boxes, pixels
-    "Write the graph, unless its boxes are not torch's."
+) -> float:                  # largest difference of a side of the boxes with the highest confidence, pixels
+    "Write the graph; raises `EngineError` and removes it if its boxes differ from torch's."
     export_yolox(network, path, size, metadata)
     ours, reference = (g(squares) for g in (open_graph(path), torch_graph(network, size)))
     surest = (reference[..., 4] * reference[..., 5]).argmax(1)
@@ -335,15 +285,16 @@ def export_detector(
     difference = float(np.abs(ours[rows, surest, :4] - reference[rows, surest, :4]).max())
     if not difference <= tolerance:
         path.unlink()
-        raise EngineError(f"{path.name} differs from torch by {difference:.2g} pixels, more than {tolerance:.2g}")
+        raise EngineError(f"{path.name} differs from torch by {difference:.2g} pixels, more than {tolerance:.2g}. "
+                          "Export it with the versions of requirements.lock, or raise detector.tolerance.")
     return difference
 
 def convert_detector(
     checkpoint: Path,   # YOLOX-nano of one class, .pth or .safetensors
     folder: Path,       # gets detector.onnx, detector.json and yolox.safetensors
     size: int = 416,    # side of the input, pixels
-) -> float:             # largest difference of a side of the surest boxes from torch, pixels
-    "A published checkpoint as a detector of ours."
+) -> float:             # largest difference of a side from torch, in the boxes with the highest confidence, pixels
+    "Convert a published checkpoint."
     network, folder = create_yolox(), Path(folder)
     load_yolox(network, checkpoint)
     about = {"network": "yolox-nano", "source": Path(checkpoint).name, "demonstration": False}
@@ -367,14 +318,14 @@ def keep_detector(
 # %%
 #| export
 def _initial(run: Run, settings: Detector) -> Path | None:
-    "The file of initial weights that a recipe names."
+    "The file of initial weights that a recipe names; None for random weights."
     if settings.weights == "none":
         return None
     path = run.path(f"assets/trained/{settings.weights}")
     if not path.is_file():
         raise StageError(
-            f"{path} is not there. It is the COCO checkpoint of YOLOX-nano, from the releases of "
-            "github.com/Megvii-BaseDetection/YOLOX; or start from nothing with SET=detector.weights=none."
+            f"{path} is not there. Download it, the COCO checkpoint of YOLOX-nano, from the releases of "
+            "github.com/Megvii-BaseDetection/YOLOX, or start from random weights with SET=detector.weights=none."
         )
     return path
 
@@ -417,7 +368,7 @@ pd.Series(graph.metadata, name="detector.json").to_frame()
 
 # %% [markdown]
 # ## What came out
-# The loss falls and the score rises; where batch normalisation stops following the batch, faster than before.
+# The loss falls and the score rises, faster in the epochs in which batch normalisation keeps its statistics.
 
 # %%
 if history is not None:
@@ -433,23 +384,25 @@ if history is not None:
     print(f"epoch {best['epoch']:.0f}: AP {best['ap']:.3f}, AP50 {best['ap50']:.3f}")
 
 # %% [markdown]
-# Three ways to find a breast, on the frames that were held back: how much of the true box each one hits, the worst
-# case, and what it takes on one core.
+# Three methods to find a breast, on the held-back frames: how much of the true box each one covers, its worst case, and
+# its time on one core.
 
 # %%
 held = boxes[boxes["split"] == "val"].reset_index(drop=True)
 views = read_views(held, folder)
 true = corners(held[["cx", "cy", "w", "h"]].to_numpy(float)) * [[*v.shape[::-1]] * 2 for v in views]
-answers = {name: [] for name in ("detector", "Otsu", "full frame")}
-seconds = dict.fromkeys(answers, 0.0)
+methods = {
+    "detector": lambda view, whole: next(iter(detect([view], graph)[0][0]), whole),
+    "Otsu": lambda view, whole: otsu_box(view) or whole,
+    "full frame": lambda view, whole: whole,
+}
+answers = {name: [] for name in methods}
+seconds = dict.fromkeys(methods, 0.0)
 for view in views:
     whole = (0, 0, *view.shape[::-1])
-    for name, ask in {
-            "detector": lambda: next(iter(detect([view], graph)[0][0]), whole), "Otsu": lambda: otsu_box(view) or whole,
-            "full frame": lambda: whole
-    }.items():
+    for name, method in methods.items():
         started = time.perf_counter()
-        answers[name].append(ask())
+        answers[name].append(method(view, whole))
         seconds[name] += time.perf_counter() - started
 overlaps = {name: np.array([iou(a, t).item() for a, t in zip(found, true)]) for name, found in answers.items()}
 pd.DataFrame({
@@ -460,8 +413,8 @@ pd.DataFrame({
 }).T.round(3)
 
 # %% [markdown]
-# And the frames of the competition, whose patients it has never seen either. They are tidier than those that it learned
-# from.
+# The frames of the competition, whose patients the detector has not seen either. They vary less than those that it was
+# trained on.
 
 # %%
 if (truths := run.path("competition/truth/boxes.csv")).exists():
@@ -476,16 +429,14 @@ if (truths := run.path("competition/truth/boxes.csv")).exists():
     print(f"{len(table)} frames of the competition: AP {score['ap']:.3f}, AP50 {score['ap50']:.3f}")
 
 # %% [markdown]
-# The held-back frames that the detector hit worst, then some that it hit as usual: the truth in green, its own box in
+# The held-back frames with the smallest overlap, then some with a usual one: the true box in green, the detector's in
 # orange.
 
 # %%
 order = np.argsort(overlaps["detector"])
 fig, axes = plt.subplots(3, 8, figsize=(12, 7))
-for ax, i in zip(
-        axes.flat,
-    [*order[:8], *order[8:][np.linspace(0, max(0,
-                                               len(order) - 9), 16).astype(int)]] if len(order) > 8 else order):
+usual = order[8:][np.linspace(0, len(order) - 9, 16).astype(int)] if len(order) > 8 else []
+for ax, i in zip(axes.flat, [*order[:8], *usual]):
     ax.imshow(views[i], cmap="gray", vmin=0, vmax=255)
     ax.set_title(f"{overlaps['detector'][i]:.2f}", fontsize=8)
     for (x0, y0, x1, y1), colour in ((true[i], "limegreen"), (answers["detector"][i], "orange")):

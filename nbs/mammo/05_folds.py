@@ -14,10 +14,10 @@
 # # Folds
 # > A patient is in one fold only, and every fold has its share of cancers.
 #
-# Four views of one patient look alike. If two of them were on both sides of a split, the score would measure memory.
-# `StratifiedGroupKFold` keeps a patient together and the share of cancers even; with 2 % of cancers, an uneven split
-# makes folds that cannot be compared. External sets are not split: they belong to every training and to no validation,
-# and carry fold -1.
+# The four views of a patient look alike. If they are on both sides of a split, the score measures memory.
+# `StratifiedGroupKFold` keeps a patient together and the share of cancers even. With 2 % of cancers, folds of an uneven
+# split cannot be compared. External sets are not split: they are in every training and in no validation, and have the
+# fold -1.
 
 # %%
 #| default_exp mammo.folds
@@ -49,19 +49,19 @@ run.contract("folds")
 
 # %% [markdown]
 # ## Splitting
-# The set that is split is the first in the table, the recipe's own, in the order in which it was published: the
-# winner's split is `StratifiedGroupKFold(4, shuffle=True, random_state=67)` in that order.
+# The first data set of the table is split, which is the one that the recipe names. The order of its rows is the order in
+# which it was published: the winner's split is `StratifiedGroupKFold(4, shuffle=True, random_state=67)` in that order.
 
 # %%
 #| export
-EXTERNAL = -1  # the fold of rows that are always trained on and never validated on
+EXTERNAL = -1  # fold of the rows that are in every training and in no validation
 
 def split(
     labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, whichever others follow
     n_folds: int = 4,
     seed: int = 67,        # the winner's
 ) -> pd.DataFrame:         # `labels` and `fold`, 0 .. n_folds - 1, or EXTERNAL
-    "Folds of the recipe's own set; external rows belong to all trainings."
+    "Split the set that the recipe names; external rows get the fold EXTERNAL."
     own = labels["dataset"] == labels["dataset"].iloc[0]
     table = labels.assign(fold=EXTERNAL)
     table.loc[own, "fold"] = assign_folds(labels[own], n_folds, seed)["fold"]
@@ -77,11 +77,11 @@ mixed = split(
     pd.concat([made, made.head(40).assign(dataset="theirs", patient_id=lambda t: "x" + t["patient_id"])],
               ignore_index=True))
 assert mixed.groupby("dataset")["fold"].agg(set).to_dict() == {"ours": {0, 1, 2, 3}, "theirs": {EXTERNAL}}
-assert mixed["fold"].head(len(made)).tolist() == split(made)["fold"].tolist()  # other sets move nobody
+assert mixed["fold"].head(len(made)).tolist() == split(made)["fold"].tolist()  # other sets do not change it
 
 # %% [markdown]
-# What is balanced by the split, cancer, and what is not: all that is known of the patients. And what the winner
-# expected of its folds, as a report: elsewhere it may be otherwise without anything being wrong.
+# The split balances cancer and nothing else. Two tables show the rest: the distribution of all that is known about the
+# patients, and whether the winner's expectations hold. On other data they may not hold, and nothing need be wrong.
 
 # %%
 #| export
@@ -121,8 +121,8 @@ report
 
 # %% [markdown]
 # ## Run the stage
-# An image whose crop failed cannot be trained on. It is left out here, after the split, so that one broken file moves
-# no patient to another fold.
+# An image without a crop cannot be trained on. It is removed after the split, so that a broken file moves no patient to
+# another fold.
 
 # %%
 #| export
@@ -146,7 +146,8 @@ table.head()
 
 # %% [markdown]
 # ## What came out
-# What the split balances, cancer, and what it does not see: age, density, site, machine. Fold -1 is external.
+# The distribution of cancer, which the split balances, and of age, density, site and machine, which it does not. Fold -1
+# is external.
 
 # %%
 spread(table)

@@ -12,11 +12,10 @@
 
 # %% [markdown]
 # # Select
-# > The epoch that each fold keeps, and the one threshold for all, from predictions that no model trained on.
+# > The epoch that each fold keeps, and one threshold for all, from out-of-fold predictions.
 #
-# The winner picked some epochs of each fold by eye, scored all 525 combinations and typed the threshold into the
-# submission. Here both come from the out-of-fold predictions, are written down with what they scored, and nothing is
-# typed.
+# The winner chose some epochs of each fold by eye, scored all 525 combinations and typed the threshold into the
+# submission. Here both are computed from the out-of-fold predictions and stored together with their scores.
 
 # %%
 #| default_exp mammo.select
@@ -51,8 +50,8 @@ run.contract("select")
 
 # %% [markdown]
 # ## The best epochs of a fold
-# By the winner's score, pF1 over breasts at the fold's own best threshold. That score moves in steps, so equal epochs
-# are told apart by their AUC, and then the earlier is taken.
+# Epochs are compared by the winner's score, pF1 over breasts at the fold's own best threshold. Epochs with equal pF1 are
+# common; among them the one with the higher AUC is better, and then the earlier one.
 
 # %%
 #| export
@@ -61,7 +60,7 @@ def best_epochs(
     metric: str = "pf1",    # a column of the history: pf1 or auc
     candidates: int = 1,    # epochs of each fold
 ) -> pd.DataFrame:          # their rows, folds in order, best first
-    "The best few epochs of every fold."
+    "The best epochs of each fold."
     ordered = history.sort_values(["fold", metric, "auc", "epoch"], ascending=[True, False, False, True])
     return ordered.groupby("fold").head(candidates).reset_index(drop=True)
 
@@ -70,9 +69,9 @@ example = pd.DataFrame({"fold": [0, 0, 0], "epoch": [1, 2, 3], "pf1": [.6, .7, .
 assert best_epochs(example)["epoch"].tolist() == [2] and best_epochs(example, "auc", 2)["epoch"].tolist() == [1, 2]
 
 # %% [markdown]
-# ## Epochs that go together
-# The ensemble has one threshold, so what counts is not how good each fold is at its own threshold but how good all of
-# them are at a common one. Two folds may be equally good, one timid and one bold; together they are worse than each
+# ## Combinations of epochs
+# The ensemble has one threshold, so the folds must be good at a common threshold and not only each at its own. Two folds
+# may rank equally well, one with low and one with high probabilities; at a common threshold they are worse than each
 # alone. Every combination of the folds' best epochs is scored on all breasts.
 
 # %%
@@ -81,32 +80,30 @@ def combinations(
     ranked: pd.DataFrame,   # fold, epoch: candidates, from `best_epochs`
     breasts: dict,          # (fold, epoch) -> cancer, probability; one row a breast
     metric: str = "pf1",    # pf1 or auc
-# fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, of equals the one whose epochs are best by themselves
+    # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, and of equal ones the one whose epochs rank higher
 ) -> pd.DataFrame:
-    "Pooled scores of all combinations of one epoch a fold."
+    "Scores over all breasts of every combination of one epoch of each fold."
     folds, rows = sorted(ranked["fold"].unique()), []
     for epochs in product(*(ranked.loc[ranked["fold"] == k, "epoch"] for k in folds)):
         pooled = pd.concat([breasts[k, e] for k, e in zip(folds, epochs)])
         threshold, pf1 = best_threshold(pooled["cancer"], pooled["probability"])
-        rows.append({
-            **{f"fold_{k}": int(e) for k, e in zip(folds, epochs)}, "pf1": pf1, "threshold": threshold, "auc": auc(
-                pooled["cancer"], pooled["probability"])
-        })
+        row = {f"fold_{k}": int(e) for k, e in zip(folds, epochs)}
+        rows.append(row | {"pf1": pf1, "threshold": threshold, "auc": auc(pooled["cancer"], pooled["probability"])})
     return pd.DataFrame(rows).sort_values([metric, "auc"], ascending=False, kind="stable", ignore_index=True)
 
 # %%
-labels, timid, bold = [0, 0, 1, 1], [.1, .2, .3, .4], [.5, .6, .7, .8]   # two epochs, each without a mistake
-said = {(k, e): pd.DataFrame({"cancer": labels, "probability": p})
-        for k, e, p in [(0, 0, timid), (1, 0, bold), (1, 1, timid)]}
-tried = combinations(pd.DataFrame({"fold": [0, 1, 1], "epoch": [0, 0, 1]}), said)
+labels, low, high = [0, 0, 1, 1], [.1, .2, .3, .4], [.5, .6, .7, .8]   # two epochs, each without a mistake
+predicted = {(k, e): pd.DataFrame({"cancer": labels, "probability": p})
+             for k, e, p in [(0, 0, low), (1, 0, high), (1, 1, low)]}
+tried = combinations(pd.DataFrame({"fold": [0, 1, 1], "epoch": [0, 0, 1]}), predicted)
 # 4 of 4 found and nothing else; .2: 4 of 4 and two healthy breasts
 assert tried["fold_1"].tolist() == [1, 0] and tried["pf1"].round(3).tolist() == [1, .8]
 tried
 
 # %% [markdown]
 # ## The threshold
-# All folds together, at the threshold that scores best on them. What matters is how wide the plateau around it is: a
-# threshold on a needle's point will not hold on new patients.
+# The threshold is the one with the best score over all folds. The wider the plateau of good scores around it, the more
+# likely it holds for new patients.
 
 # %%
 #| export
@@ -114,8 +111,8 @@ def plateau(
     curve: pd.DataFrame,   # threshold, score
     best: float,           # the chosen threshold
     share: float = 0.95,   # of the best score
-) -> tuple[float, float]:  # first and last threshold of the stretch around `best`
-    "How far the threshold may move before the score falls below a share of its best."
+) -> tuple[float, float]:  # first and last threshold of the plateau around `best`
+    "The range of thresholds around the best one whose scores stay above a share of the best score."
     good = (curve["score"] >= share * curve["score"].max()).to_numpy()
     at = int((curve["threshold"] - best).abs().argmin())
     low, high = at, at
@@ -126,7 +123,7 @@ def plateau(
     return float(curve["threshold"].iloc[low]), float(curve["threshold"].iloc[high])
 
 def summarise(
-    oof: pd.DataFrame,  # predictions of all folds, one row an image
+    oof: pd.DataFrame,  # out-of-fold predictions, one row for each image
 ) -> dict:              # JSON-able
     "Scores per breast of out-of-fold predictions, and the threshold they give."
     breasts = per_breast(oof)
@@ -134,9 +131,14 @@ def summarise(
     threshold, pf1 = best_threshold(labels, probabilities)
     low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
     return {
-        "threshold": threshold, "plateau": plateau(threshold_curve(labels, probabilities), threshold), "pf1": pf1,
-        "auc": auc(labels, probabilities), "auc_95": [low, high], "average_precision": average_precision(
-            labels, probabilities), "breasts": len(breasts), "cancers": int(labels.sum())
+        "threshold": threshold,
+        "plateau": plateau(threshold_curve(labels, probabilities), threshold),
+        "pf1": pf1,
+        "auc": auc(labels, probabilities),
+        "auc_95": [low, high],
+        "average_precision": average_precision(labels, probabilities),
+        "breasts": len(breasts),
+        "cancers": int(labels.sum()),
     }
 
 # %% [markdown]

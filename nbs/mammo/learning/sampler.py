@@ -1,0 +1,95 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sampler
+# > Batches with at least one cancer each.
+#
+# In screening two images in a hundred show a cancer. A batch without a positive only teaches the network to predict
+# "no", and the winner found that at least one positive in each batch made the training stable.
+
+# %%
+#| default_exp mammo.learning.sampler
+
+# %%
+#| export
+import numpy as np
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+
+# %% tags=["parameters"]
+negatives, positives = 140, 12   # images of the small example below
+batch_size, ratio, seed = 8, 0.1429, 42
+
+# %% [markdown]
+# An epoch contains each negative once. The positives come from an endless sequence of shuffled copies of their list, so
+# that each is used equally often; the sequence continues from epoch to epoch. Every place in an epoch has a seed of its
+# own for its augmentation. Order and augmentation therefore do not depend on the number of loading processes or on an
+# interruption. On several GPUs each process takes every n-th batch, so the number of batches is a multiple of n.
+
+# %%
+#| export
+def _shuffled(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
+    "Elements `start` to `start + count` of an endless sequence of shuffled copies."
+    n = len(positives)
+    copies = range(start // n, (start + count - 1) // n + 1)
+    sequence = np.concatenate([np.random.default_rng([seed, 1, c]).permutation(positives) for c in copies])
+    return sequence[start % n:start % n + count]
+
+def one_positive_batches(
+    cancer: np.ndarray,  # 0 or 1 for each image
+    batch_size: int,     # of one process
+    ratio: float,        # positives per negative; a batch has at least one positive
+    seed: int,
+    ranks: int = 1,      # processes that share the batches
+):                       # f(epoch) -> batches of (index, seed); their number is a multiple of `ranks`
+    "Sampler with at least one positive in each batch and each negative once in an epoch (facts, section 4)."
+    negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
+    if not len(positives) or not len(negatives):
+        raise ValueError(f"Training needs images of both classes, and the training set has {len(positives)} positives "
+                         f"and {len(negatives)} negatives. Choose other folds or another data set.")
+    each = min(batch_size - 1, max(1, round(batch_size * ratio / (1 + ratio))))
+    count = -(-len(negatives) // (batch_size - each) // ranks) * ranks
+    if count > len(negatives):
+        raise ValueError(f"{len(negatives)} negatives are too few for {ranks} processes. Use fewer processes.")
+
+    def batches(epoch: int) -> list[list[tuple[int, int]]]:
+        order = np.random.default_rng([seed, 0, epoch]).permutation(negatives)
+        chosen = _shuffled(positives, epoch * count * each, count * each, seed)
+        seeds = np.random.default_rng([seed, 2, epoch]).integers(2**31, size=(count, batch_size))
+        rows = [np.concatenate([chosen[b * each:(b + 1) * each], part])
+                for b, part in enumerate(np.array_split(order, count))]
+        return [[(int(i), int(s)) for i, s in zip(row, seeds[b])] for b, row in enumerate(rows)]
+    return batches
+
+# %%
+cancer = np.array([1] * positives + [0] * negatives)
+batches = one_positive_batches(cancer, batch_size, ratio, seed)
+first = [i for batch in batches(0) for i, _ in batch]
+assert all(cancer[[i for i, _ in batch]].sum() >= 1 for epoch in range(3) for batch in batches(epoch))
+assert sorted(i for i in first if not cancer[i]) == np.flatnonzero(cancer == 0).tolist()
+assert batches(1) == batches(1) != batches(2)
+print(f"{len(batches(0))} batches of {batch_size}, {cancer[[i for i, _ in batches(0)[0]]].sum()} positive in the first")
+
+# %% [markdown]
+# ## What came out
+# How often each image is used in ten epochs: a negative ten times, and a positive as often as the others within one.
+
+# %%
+used = np.bincount([i for epoch in range(10) for batch in batches(epoch) for i, _ in batch], minlength=len(cancer))
+assert set(used[cancer == 0]) == {10} and np.ptp(used[cancer == 1]) <= 1
+plt.figure(figsize=(6, 2))
+plt.bar(range(len(used)), used, width=1, color=np.where(cancer, "orange", "grey"))
+plt.xlabel("image, positives first")
+plt.ylabel("times used");
