@@ -30,7 +30,8 @@ import cv2
 import numpy as np
 
 from mammo_nb.baseline.train import build_network
-from mammo_nb.core.engines import Ensemble, export_checked
+from mammo_nb.core.engines import export_checked
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import Mirrored, load_weights
 from mammo_nb.core.runs import Run
@@ -99,7 +100,7 @@ def run_stage(
             load_network(run), path, sample_pictures(run), tolerance=settings.tolerance, metadata={
                 "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
                 "prepare": asdict(preparation), "rebuild": {
-                    "network": network.network, "global_pool": None, "pointing": False, "mirrored": True,
+                    "network": network.network, "global_pool": None, "mirrored": True,
                     "weights": [Path(weights).name]
                 }, "demonstration": run.has("phantom"), "oof_auc": selection["auc"]
             })

@@ -299,7 +299,9 @@ def imagenet_state(
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as e:  # hub, connection and disk have errors of their own, with nothing in common
-        source = f"model.safetensors from https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
+        source = published.url
+        if published.hf_hub_id:
+            source = f"model.safetensors from https://huggingface.co/{published.hf_hub_id}"
         raise WeightsError(name, f"its ImageNet weights could not be fetched ({type(e).__name__})",
                            f"Download {source} and give its path: weights='imagenet:PATH'.") from e
 
@@ -415,43 +417,6 @@ class Mirrored(nn.Module):
 with torch.no_grad():
     assert torch.equal(Mirrored(network)(noise),
                        Mirrored(network)(noise.flip(-1))) and not torch.equal(network(noise), network(noise.flip(-1)))
-
-# %% [markdown]
-# A network that was shown masks may say where a lesion is besides what it is. It judges by both: by the mean over the
-# picture, as every classifier, and by its cells of 16 pixels, malignant against benign, in a sum of exponentials, in
-# which a lesion of a few cells is not diluted by the breast around it.
-
-# %%
-#| export
-CELL = 16  # pixels
-
-class Pointing(nn.Module):
-    "A classifier that also says in which cells a benign and in which a malignant lesion is, and judges by both."
-    def __init__(self, classifier: nn.Module):
-        super().__init__()
-        self.index, channels = next(
-            (i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
-        self.classifier, self.where, self.normalization = classifier, nn.Conv2d(channels, 2,
-                                                                                1), classifier.normalization
-        nn.init.zeros_(self.where.weight)        # at first: hardly anywhere
-        nn.init.constant_(self.where.bias, -4.)
-
-    def forward(self,
-        x: torch.Tensor,   # (n, 3, height, width)
-    ) -> torch.Tensor:     # (n, 1) logits; in training (n, 2 + 2 cells)
-        features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
-        benign, malignant = self.where(cells).flatten(2).unbind(1)
-        judged = torch.cat([
-            self.classifier.forward_head(features),
-            malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
-        ], 1)
-        return torch.cat([judged, benign, malignant], 1) if self.training else judged.mean(1, keepdim=True)
-
-# %%
-pointing = Pointing(create_network(architecture)).eval()
-with torch.no_grad():
-    # before the first step all cells say the same
-    assert torch.allclose(pointing(noise), pointing.classifier(noise) / 2)
 
 # %% [markdown]
 # A name with a slip in it gets suggestions, not a download:

@@ -31,13 +31,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mammo_nb.core.backends import EngineError, read_sidecar
-from mammo_nb.core.engines import Engine, Ensemble, build_engines, export_checked, gate, load_engine, write_smaller
+from mammo_nb.core.engines import Engine, export_checked, load_engine
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import read_json, write_json
 from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.pictures import fit_resize
+from mammo_nb.core.providers import build_engines, gate, write_smaller
+from mammo_nb.core.sidecars import EngineError, read_sidecar
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table

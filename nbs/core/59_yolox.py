@@ -28,6 +28,7 @@ size = 256   # side of the input in the examples, pixels
 #| export
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,10 +36,10 @@ from torch import nn
 from yolox.config import YoloxConfig
 from yolox.models import YoloxModule
 
-from mammo_nb.core.backends import EngineError
 from mammo_nb.core.detection import cells
-from mammo_nb.core.engines import export_module
+from mammo_nb.core.ensembles import export_module
 from mammo_nb.core.networks import load_state, read_state
+from mammo_nb.core.sidecars import EngineError, Tensor
 
 # %%
 #| hide
@@ -247,6 +248,8 @@ class DetectorGraph(nn.Module):
     ):
         super().__init__()
         self.network, self.decode, self.size = copy.deepcopy(network).eval().requires_grad_(False), decode, size
+        self.inputs = (Tensor("images", "uint8", ("n", 1, size, size), "NCHW"),)
+        self.outputs = (Tensor("candidates", "float32", ("n", "cells", 5 + network.head.num_classes), "NLC"),)
         self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
         for name, value in zip(("place", "stride"), cells(size)):
             self.register_buffer(name, torch.from_numpy(value))
@@ -273,11 +276,10 @@ def export_yolox(
     if batch is not None and batch < 1:
         raise EngineError(f"a batch has at least one picture, not {batch}")
     graph = DetectorGraph(network, size, decode)
-    example = torch.zeros(batch or 2, 1, size, size, dtype=torch.uint8)
-    return export_module(
-        graph, path, example, input="images", output="candidates", dynamic=batch is None, metadata={
-            **metadata, "size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes
-        })
+    inputs = [replace(t, shape=(batch or "n", *t.shape[1:])) for t in graph.inputs]
+    return export_module(graph, path, inputs, graph.outputs, {
+        **metadata, "size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes
+    })
 
 # %% [markdown]
 # One picture in a graph of fixed size, three in one that takes any number; decoded inside or by `core/detection`
