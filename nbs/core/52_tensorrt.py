@@ -61,6 +61,7 @@ from mammo_nb.core.sidecars import write_graph
 # %%
 #| export
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # module -> what to install
+TAKEN = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")  # types of inputs that TensorRT knows
 
 def load_package(
     module: str,             # such as 'tensorrt_rtx'
@@ -148,6 +149,9 @@ def build_tensorrt(
                           f"{' or '.join(map(repr, PACKAGES))}.")
     metadata = read_sidecar(path_onnx)
     inputs = read_tensors(metadata, "inputs", sidecar_path(path_onnx).name)
+    if unknown := [t for t in inputs if t.dtype not in TAKEN]:
+        raise EngineError(f"TensorRT takes no {unknown[0].dtype}, which is the type of {unknown[0].name}: export the "
+                          f"network with one of {', '.join(TAKEN)}.")
     ranges = word_ranges(inputs, batches, ranges)
     trt = load_package(package, PACKAGES[package])
     chosen = choose_target(trt, package, target)
