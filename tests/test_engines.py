@@ -540,9 +540,9 @@ def test_cheaper_ensembles_are_listed_with_their_scores(stage_run):
                       small(fitted_crops(run_dir, held, (32, 32)))[:, 0]), 4)
 
 
-@pytest.mark.parametrize("variants, says", [("2", "no cheaper"), ("0", "no cheaper"), ("1@1.5", "no cheaper"), ("many", "takes "
-                                                                      "words such as"), ("1@x", "takes "
-                                                                      "words such as")])
+@pytest.mark.parametrize("variants, says", [
+    ("2", "no cheaper"), ("0", "no cheaper"), ("1@1.5", "no cheaper"), ("many", "takes words such as"),
+    ("1@x", "takes words such as")])
 def test_cheaper_ensembles_that_cannot_be(variants, says):
     from mammo_nb.mammo.engines import wanted_variants
     from mammo_nb.mammo.recipes import RecipeError

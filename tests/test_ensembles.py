@@ -192,7 +192,7 @@ WRONG = {
                (lambda g: {**g, "lengths": np.array([1, 2, 3])}, "n is 3, and features has 2"),
                (lambda g: {**g, "lengths": g["lengths"].astype(float)}, "takes lengths: int64 .*got float64")],
     "volumes": [(lambda g: {**g, "masks": g["masks"][..., :4]}, r"takes masks: bool .*got bool \(2, 1, 6, 10, 4\)"),
-                (lambda g: {**g, "volumes": g["volumes"][:, 0, 0]}, r"takes volumes: float32 .*got float32 \(2, 10, 8\)"),
+                (lambda g: {**g, "volumes": g["volumes"][:, 0, 0]}, r"volumes: float32 .*got float32 \(2, 10, 8\)"),
                 (lambda g: {"volumes": g["volumes"]}, "takes the inputs volumes, masks, and got volumes")],
 }
 

@@ -100,7 +100,7 @@ def run_stage(
             load_network(run), path, sample_pictures(run), tolerance=settings.tolerance, metadata={
                 "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
                 "prepare": asdict(preparation), "rebuild": {
-                    "network": network.network, "global_pool": None, "mirrored": True,
+                    "kind": "timm", "network": network.network, "global_pool": None, "mirrored": True,
                     "weights": [Path(weights).name]
                 }, "demonstration": run.has("phantom"), "oof_auc": selection["auc"]
             })

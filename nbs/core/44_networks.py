@@ -42,6 +42,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import EfficientNet, MobileNetV3, adapt_input_conv
 from torch import nn
 
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json, replacing, sha256, write_json
 
 # %%
@@ -57,7 +58,7 @@ import pandas as pd
 
 # %%
 #| export
-class WeightsError(Exception):
+class WeightsError(ProjectError):
     "Weights that cannot be read or do not fit, with the remedy."
     def __init__(self,
         path: Path | str,               # file or source of the weights

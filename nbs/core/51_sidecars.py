@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json, replacing, sha256, write_json
 
 # %%
@@ -45,7 +46,7 @@ import pandas as pd
 
 # %%
 #| export
-class EngineError(Exception):
+class EngineError(ProjectError):
     "A graph or an engine that cannot be made, read or fed, with the remedy."
 
 # %% [markdown]
