@@ -17,6 +17,7 @@ from timm.models import EfficientNet
 
 from mammo_nb.core.files import read_json
 from mammo_nb.core.providers import LIMITS
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.engines import load_ensemble, sample_crops
 
 
@@ -39,10 +40,10 @@ def lower(ensemble: torch.nn.Module, first: int) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    run_dir = parser.parse_args().run.resolve()
-    ensemble = load_ensemble(run_dir).eval()
-    pictures = torch.from_numpy(
-        sample_crops(run_dir, tuple(read_json(run_dir / "weights/ensemble.json")["size"]))[:, None])
+    run = Run.open(parser.parse_args().run)
+    ensemble = load_ensemble(run).eval()
+    size = tuple(read_json(run.path("weights/ensemble.json"))["size"])
+    pictures = torch.from_numpy(sample_crops(run, size)[:, None])
     count, rows = len(parts(next(m for m in ensemble.modules() if isinstance(m, EfficientNet)))), []
     with torch.inference_mode():
         reference = ensemble(pictures)

@@ -30,8 +30,8 @@ from mammo_nb.core.files import read_json, write_json
 from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.networks import create_network, save_weights
 from mammo_nb.core.providers import LIMITS, build_engines, open_ensemble
+from mammo_nb.core.runs import Run
 from mammo_nb.core.sidecars import EngineError
-from mammo_nb.core.stages import locate
 from mammo_nb.mammo.engines import sample_crops
 from mammo_nb.mammo.tools.fetch import drawn_pictures
 
@@ -117,13 +117,14 @@ def main():
     clock, rows = time.process_time if args.threads == 1 and not gpu else time.perf_counter, []
     if not gpu:
         with tempfile.TemporaryDirectory() as copy:
-            weights = locate(args.run, "final_models/ensemble.onnx").parent
+            run = Run.open(args.run)
+            weights = run.path("weights/")
             for file in (*weights.glob("ensemble.[jo]*"), *weights.glob("fold_*")):
                 Path(copy, file.name).write_bytes(file.read_bytes())
             about = read_json(weights / "ensemble.json")
             rows += measured(
                 f"{about['folds']} x {about['network']} at {about['size'][0]}x{about['size'][1]} of {args.run.name}",
-                opened(Path(copy), cpu_ways, "cpu", args.threads), sample_crops(args.run, tuple(about["size"])), batch,
+                opened(Path(copy), cpu_ways, "cpu", args.threads), sample_crops(run, tuple(about["size"])), batch,
                 args.rounds, clock)
     with tempfile.TemporaryDirectory() as folder:
         folder, ways = random_ensemble(Path(folder), args.network, folds, size), cpu_ways
