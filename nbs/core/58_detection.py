@@ -198,9 +198,9 @@ def coco_score(
     return {"ap": float(score.stats[0]), "ap50": float(score.stats[1])}
 
 # %% [markdown]
-# Two pictures with a box of 100 by 100 each, found a little too wide. The IoU of the first box is 100/112, which reaches
-# eight of the ten thresholds, that of the second 100/130, which reaches six. A threshold that only the box with the
-# higher score reaches gives half the area (51 of 101 points of recall).
+# Two pictures with a box of 100 by 100 each, found a little too wide. The IoU of the first box is 100/112, which
+# reaches eight of the ten thresholds, that of the second 100/130, which reaches six. A threshold that only the box with
+# the higher score reaches gives half the area (51 of 101 points of recall).
 
 # %%
 truth = {

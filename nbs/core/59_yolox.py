@@ -116,9 +116,9 @@ with torch.no_grad():
 # sides by overlap and, in the last epochs, by their plain difference too (L1). The library's own code computes the loss
 # from our output.
 #
-# Which cells are candidates has changed between versions. Today they are those within 1.5 cells of the box's centre. The
-# winner's copy was older: cells anywhere in the box or within 2.5 cells of its centre, where a cell that meets only one
-# of the two conditions has a high cost.
+# Which cells are candidates has changed between versions. Today they are those within 1.5 cells of the box's centre.
+# The winner's copy was older: cells anywhere in the box or within 2.5 cells of its centre, where a cell that meets only
+# one of the two conditions has a high cost.
 
 # %%
 #| export
