@@ -37,7 +37,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 # %%
 #| export
-_OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[nvidia]"]
+_OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[kaggle]"]
 
 @app.command("kaggle-wheels")
 def kaggle_wheels(

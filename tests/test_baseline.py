@@ -18,7 +18,8 @@ from mammo_nb.baseline.system import RECIPES, Prepare, Train
 from mammo_nb.baseline.report import compare
 from mammo_nb.baseline.select import summarise_fold
 from mammo_nb.baseline.train import THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold, weighted_batches
-from mammo_nb.core.engines import Ensemble, export_onnx, load_engine
+from mammo_nb.core.engines import export_onnx, load_engine
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import sha256, write_csv, write_json
 from mammo_nb.core.train import Optimisation, fit, learning_rate, make_optimizer
 from mammo_nb.core.recipes import RecipeError

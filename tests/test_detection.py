@@ -2,10 +2,12 @@
 import numpy as np
 import pytest
 
-from mammo_nb.core.detection import PAD, candidates, cells, coco_score, corners, decode, iou, letterbox, nms, unletterbox
+from mammo_nb.core.detection import (PAD, candidates, cells, coco_score, corners, decode, iou, letterbox, nms,
+                                     unletterbox)
 
 
-@pytest.mark.parametrize("rows, columns, size", [(416, 320, 416), (832, 640, 416), (5355, 4915, 416), (300, 416, 256), (7, 900, 256), (100, 80, 416)])
+@pytest.mark.parametrize("rows, columns, size", [
+    (416, 320, 416), (832, 640, 416), (5355, 4915, 416), (300, 416, 256), (7, 900, 256), (100, 80, 416)])
 def test_letterbox_is_yolox_own_and_its_way_back_is_exact(rows, columns, size):
     preproc = pytest.importorskip("yolox.data.data_augment").preproc
     picture = np.random.default_rng(0).integers(0, 256, (rows, columns), np.uint8)

@@ -3,8 +3,9 @@ import numpy as np
 import onnx
 import pytest
 
-from mammo_nb.core.backends import EngineError, open_graph, read_sidecar, write_graph
+from mammo_nb.core.backends import open_graph
 from mammo_nb.core.graphs import KEPT, PRODUCTS, keep_columns, to_mixed, write_mixed
+from mammo_nb.core.sidecars import EngineError, read_sidecar, write_graph
 
 GRAPH = '''<ir_version: 10, opset_import: ["": 20]> blocks (uint8[n, 1, 16, 12] images) => (float[n, 2] probabilities) {
     grey = Cast<to = 1>(images)
@@ -132,7 +133,8 @@ def test_a_weight_that_float16_cannot_hold_is_refused(tmp_path):
 
 def test_a_graph_with_branches_is_refused():
     text = '''<ir_version: 10, opset_import: ["": 20]> branches (float[n] x, bool c) => (float[n] y) {
-        y = If (c) <then_branch = a () => (float[n] p) { p = Identity(x) }, else_branch = b () => (float[n] q) { q = Neg(x) }>
+        y = If (c) <then_branch = a () => (float[n] p) { p = Identity(x) },
+                    else_branch = b () => (float[n] q) { q = Neg(x) }>
     }'''
     with pytest.raises(EngineError, match="branches"):
         to_mixed(onnx.parser.parse_model(text))
@@ -143,8 +145,8 @@ def test_the_json_of_a_converted_graph(tmp_path):
     mixed = write_mixed(tmp_path / "g.onnx", tmp_path / "g.fp16.onnx")
     assert mixed == read_sidecar(tmp_path / "g.fp16.onnx") and read_sidecar(tmp_path / "g.onnx") == written
     assert (mixed["precision"], mixed["threshold"], mixed["fp32_sha256"],
-            mixed["output"]) == ("mixed", .3, written["sha256"],
-                                 written["output"]) and mixed["sha256"] != written["sha256"]
+            mixed["outputs"]) == ("mixed", .3, written["sha256"],
+                                  written["outputs"]) and mixed["sha256"] != written["sha256"]
     again = write_mixed(tmp_path / "g.onnx", tmp_path / "h.fp16.onnx")
     assert again["sha256"] == mixed["sha256"]
 
@@ -166,5 +168,5 @@ def test_what_is_no_ensemble_is_not_cut():
     del model.graph.node[-1]
     model.graph.node[-1].op_type = "Add"
     model.graph.output[0].name = "logits"
-    with pytest.raises(EngineError, match="No ensemble"):
+    with pytest.raises(EngineError, match="This is no ensemble"):
         keep_columns(model, [0])

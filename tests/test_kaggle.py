@@ -226,7 +226,7 @@ def test_lock_and_image_fit_what_the_package_asks_for():
     from packaging.utils import canonicalize_name
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     offered = {n: v for f in ("image", "lock", "source") for n, v in read_pins(ROOT / f"kaggle/wheels/{f}.txt").items()}
-    for r in map(Requirement, project["dependencies"] + project["optional-dependencies"]["nvidia"]):
+    for r in map(Requirement, project["dependencies"] + project["optional-dependencies"]["kaggle"]):
         version = offered.get(str(canonicalize_name(r.name)))
         assert version and r.specifier.contains(
             version), f"{r}: bring it (mammo-nb kaggle-wheels --lock) or list it in image.txt"

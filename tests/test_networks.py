@@ -13,7 +13,8 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 from mammo_nb.core import networks
-from mammo_nb.core.networks import WeightsError, create_network, imagenet_lite_state, lite_name, load_weights, save_weights
+from mammo_nb.core.networks import (WeightsError, create_network, imagenet_lite_state, lite_name, load_weights,
+                                    save_weights)
 
 
 def same(a, b) -> bool:
@@ -267,7 +268,8 @@ def test_imagenet_weights_are_timms_with_a_head_of_our_own(monkeypatch):
     assert same(create_network("test_convnext.r160_in1k", weights="imagenet", num_classes=1000), source)
 
 
-@pytest.mark.parametrize("error", [OSError("We couldn't connect"), RuntimeError("offline"), ConnectionError("no route")])
+@pytest.mark.parametrize("error", [
+    OSError("We couldn't connect"), RuntimeError("offline"), ConnectionError("no route")])
 def test_without_the_hub_the_message_says_which_file_to_fetch_and_the_file_is_enough(tmp_path, monkeypatch, error):
     made = timm.create_model
     def hub(name, pretrained=False, **options):

@@ -13,7 +13,8 @@ import torch
 from conftest import ROOT
 
 from mammo_nb.core.dicom import find_files
-from mammo_nb.core.engines import Ensemble, export_onnx
+from mammo_nb.core.engines import export_onnx
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
 from mammo_nb.mammo.datasets import DatasetError

@@ -18,10 +18,11 @@ import torch
 from typer.testing import CliRunner
 
 from mammo_nb.cli import app
-from mammo_nb.core.backends import EngineError, write_graph
-from mammo_nb.core.engines import Ensemble as networks, export_onnx, load_engine, probe_pictures
+from mammo_nb.core.engines import export_onnx, load_engine, probe_pictures
+from mammo_nb.core.ensembles import GREY, PROBABILITIES, Ensemble as networks
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import create_network, save_weights
+from mammo_nb.core.sidecars import EngineError, write_graph
 from mammo_nb.mammo import submit as module
 from mammo_nb.mammo.tools.budget import BudgetError, Planner, read_budget, read_modes
 from mammo_nb.mammo.datasets import DatasetError
@@ -53,7 +54,7 @@ def write_ensemble(folder: Path, name="ensemble", size=SIZE, **metadata):
         model, folder / f"{name}.onnx", {
             "probe": probe.tolist(), "weights_sha256": "0" * 64, "threshold": THRESHOLD, "folds": 2, "size": list(size),
             "crops": {"height": size[0], "width": size[1]}, "demonstration": True, **metadata
-        })
+        }, [GREY, PROBABILITIES])
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_the_way_to_run_the_networks_does_not_show(whole, tmp_path):
         torch.nn.init.normal_(model.get_classifier().weight, std=.2, generator=torch.Generator().manual_seed(k))
         save_weights(model, tmp_path / f"fold_{k}.safetensors", {})
     built = {
-        "network": "convnext_atto", "global_pool": None, "pointing": False, "mirrored": False,
+        "kind": "timm", "network": "convnext_atto", "global_pool": None, "mirrored": False,
         "weights": ["fold_0.safetensors", "fold_1.safetensors"]
     }
     export_onnx(

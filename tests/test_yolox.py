@@ -7,9 +7,10 @@ import pytest
 import torch
 from yolox.models import YoloxModule
 
-from mammo_nb.core.backends import EngineError, open_graph
+from mammo_nb.core.backends import open_graph
 from mammo_nb.core.detection import decode
 from mammo_nb.core.networks import WeightsError, save_weights
+from mammo_nb.core.sidecars import EngineError
 from mammo_nb.core.yolox import DetectorGraph, YoloxLoss, create_yolox, export_yolox, load_yolox
 
 SIZE = 128

@@ -23,7 +23,7 @@ output = "/kaggle/working"                     # submission.csv goes here
 competition = "rsna-breast-cancer-detection"
 wheels = "mammo-nb-wheels"                     # names of the data sets
 weights = "mammo-nb-weights"
-extras = "[nvidia]"                            # decoding and engines on a GPU
+extras = "[kaggle]"                            # decoding and engines on a GPU
 budget = "8h30m"                               # of the nine hours
 flip = False                                   # the mean of image and mirror image, for twice the time
 

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Engines
-# > Picture and mirror image in one graph: pixels in, one probability out.
+# > A picture and its mirror image in one graph: pixels in, one probability out.
 #
-# The mean of two logits is a part of the network, not of the code around it; so it is in the graph, with the
-# normalisation and the sigmoid. The file is called `baseline.onnx`, since `assets/trained` may hold the winner's
-# `ensemble.onnx` as well, and its JSON remembers the preparation, which is not the winner's.
+# The mean of the two logits (horizontal-flip TTA) is a part of the network, not of the code around it. So it is in the
+# graph, with the normalisation and the sigmoid. The file is called `baseline.onnx`, because `assets/trained` may hold
+# the winner's `ensemble.onnx` as well. Its JSON has the preparation, which is not the winner's.
 
 # %%
 #| default_exp baseline.engines
@@ -24,13 +24,13 @@
 # %%
 #| export
 from dataclasses import asdict
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from mammo_nb.baseline.train import build_network
-from mammo_nb.core.engines import Ensemble, export_checked
+from mammo_nb.core.engines import export_checked
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import Mirrored, load_weights
 from mammo_nb.core.runs import Run
@@ -59,7 +59,7 @@ run.contract("engines")
 def load_network(
     run: Run,        # folder of the run
 ) -> Ensemble:       # of one; uint8 (n, 1, height, width) -> probabilities (n, 1)
-    "The selected network of a run, asked about the picture and its mirror image."
+    "The selected network of a run, with horizontal-flip TTA."
     model = build_network(run.recorded("train")).eval()
     fold = read_json(run.path("selection.json"))["folds"][0]["fold"]
     load_weights(model, run.path(f"weights/fold_{fold}.safetensors"))
@@ -83,7 +83,7 @@ assert np.allclose(both(pictures), both(pictures[:, :, ::-1].copy()), atol=1e-6)
 
 # %% [markdown]
 # ## Run the stage
-# As for the ensemble: the file says what torch says, or there is no file.
+# As for the ensemble: the file gives what torch gives, or there is no file.
 
 # %%
 #| export
@@ -91,18 +91,18 @@ def run_stage(
     run: Run,
 ) -> float:                          # largest difference of a probability against torch
     "Selected weights -> weights/baseline.onnx and baseline.json."
-    settings, network, preparation = run.section("engines"), run.recorded("train"), run.recorded("prepare")
-    selection, path = read_json(run.path("selection.json")), run.path("weights/baseline.onnx")
-    weights = f"weights/fold_{selection['folds'][0]['fold']}.safetensors"
+    settings, network, selection = run.section("engines"), run.recorded("train"), read_json(run.path("selection.json"))
+    about = {
+        "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
+        "prepare": asdict(run.recorded("prepare")), "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
+        "rebuild": {
+            "kind": "timm", "network": network.network, "global_pool": None, "mirrored": True,
+            "weights": [f"fold_{selection['folds'][0]['fold']}.safetensors"]
+        }
+    }
     with run.stage("engines"):
-        return export_checked(
-            load_network(run), path, sample_pictures(run), tolerance=settings.tolerance, metadata={
-                "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
-                "prepare": asdict(preparation), "rebuild": {
-                    "network": network.network, "global_pool": None, "pointing": False, "mirrored": True,
-                    "weights": [Path(weights).name]
-                }, "demonstration": run.has("phantom"), "oof_auc": selection["auc"]
-            })
+        return export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
+                              settings.tolerance)
 
 # %%
 difference = run_stage(run)

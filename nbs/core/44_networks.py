@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Networks
-# > One way to make a classifier, and one way to keep and read its weights.
+# > One way to make a classifier, and one way to save and load its weights.
 #
-# A network is an architecture plus numbers, and each of the two can go wrong in silence: a pooling layer has no
-# weights, so the wrong one loads without a word, and a pickled checkpoint runs whatever code its author put in. Here
-# the architecture comes from timm, the numbers travel as safetensors with a JSON beside them, and loading is strict.
+# A network is an architecture plus numbers, and both can be wrong without an error: a pooling layer has no weights, so
+# the wrong one loads, and a pickled checkpoint runs whatever code its author put in. Here the architecture comes from
+# timm, the numbers travel as safetensors with a JSON beside them, and loading is strict.
 
 # %%
 #| default_exp core.networks
@@ -42,6 +42,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import EfficientNet, MobileNetV3, adapt_input_conv
 from torch import nn
 
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json, replacing, sha256, write_json
 
 # %%
@@ -52,12 +53,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 # %% [markdown]
-# What can be wrong with a file of weights has a type of its own, which names every tensor that does not fit: three
-# hundred names are compared by a machine better than by an eye.
+# An error about weights has a type of its own. It lists the tensors that do not fit, because nobody compares three
+# hundred names by eye.
 
 # %%
 #| export
-class WeightsError(Exception):
+class WeightsError(ProjectError):
     "Weights that cannot be read or do not fit, with the remedy."
     def __init__(self,
         path: Path | str,               # file or source of the weights
@@ -69,14 +70,17 @@ class WeightsError(Exception):
     ):
         self.path, self.problem, self.remedy = Path(path), problem, remedy
         self.missing, self.unexpected, self.misshaped = list(missing), list(unexpected), list(misshaped)
-        lists = "".join(f"\n  {kind} ({len(names)}): {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-                        for kind in ("missing", "unexpected", "misshaped") if (names := getattr(self, kind)))
+        lists = ""
+        for kind in ("missing", "unexpected", "misshaped"):
+            if names := getattr(self, kind):
+                more = ", ..." if len(names) > 6 else ""
+                lists += f"\n  {kind} ({len(names)}): {', '.join(names[:6])}{more}"
         super().__init__(f"{self.path.name}: {problem}. {remedy}{lists}")
 
 # %% [markdown]
 # Weights are saved as [safetensors](https://github.com/huggingface/safetensors): a table of names, types and shapes,
-# then bytes, and no code. What produced them goes into a JSON beside the file, with the file's checksum, so that a pair
-# which does not belong together is noticed.
+# then bytes, and no code. What produced them goes into a JSON beside the file, with the file's checksum, so that two
+# files that do not belong together are noticed.
 
 # %%
 #| export
@@ -97,11 +101,11 @@ def save_weights(
     return digest
 
 # %% [markdown]
-# Reading takes three formats' names but trusts none of them. A `.pth` is a pickle, that is, a program; torch's
-# `weights_only` reader runs none of it and refuses whatever is not a tensor, a number or a plain container. Published
-# training checkpoints also hold the command line they were made with, an `argparse.Namespace`, and NumPy numbers; both
-# only hold values, so both are let in. A training checkpoint may hold two sets of weights: the averaged ones (EMA) are
-# the ones that were validated, so they win.
+# Reading accepts several file formats and runs code from none of them. A `.pth` is a pickle, that is, a program;
+# torch's `weights_only` reader runs none of it and refuses everything but tensors, numbers and plain containers.
+# Published training checkpoints also hold the command line of their training, an `argparse.Namespace`, and NumPy
+# numbers. Both only hold values, so both are allowed. A training checkpoint may hold two sets of weights; the EMA
+# weights are the ones that were validated, so they are taken.
 
 # %%
 #| export
@@ -126,8 +130,7 @@ def _read_safetensors(path: Path) -> tuple[dict, dict]:
                            "The two belong to different runs, or the file was damaged: copy both again.")
     return state, metadata
 
-# what holds values and does nothing else: a command line, and numbers of NumPy, such as a best score, under the names
-# of either of its majors
+# types that only hold values: a command line, and numbers such as a best score, under the names of NumPy 1 and 2
 _SCALAR = np.float64(0).__reduce__()[0]
 ALLOWED = [
     argparse.Namespace, np.dtype, (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"),
@@ -154,15 +157,15 @@ def _read_pickle(path: Path) -> tuple[dict, dict]:
     state = content[chosen] if chosen else content
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(path, f"no state dict among its entries {list(content)[:8]}", "Save network.state_dict().")
-    # networks trained in DataParallel carry a prefix
-    told = {
+    about = {
         key: np.asarray(content[key]).item() for key in ("arch", "epoch", "metric")
         if chosen and isinstance(content.get(key), (str, int, float, np.generic))
     }
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"entry": chosen or "", **told}
+    # networks trained in DataParallel have a prefix
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"entry": chosen or "", **about}
 
 # %% [markdown]
-# Strict means: every name and every shape, or the network stays as it was.
+# Strict means that every name and every shape has to fit; otherwise the network stays as it was.
 
 # %%
 #| export
@@ -171,7 +174,7 @@ def load_state(
     state: dict[str, torch.Tensor],     # name -> tensor
     path: Path | str,                   # named in the error
 ) -> None:
-    "Copy a state dict into a network; all of it or nothing."
+    "Copy a state dict into a network, all of it or nothing."
     own = model.state_dict()
     missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
     misshaped = [f"{n}: {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
@@ -192,9 +195,9 @@ def load_weights(
     return metadata
 
 # %% [markdown]
-# ImageNet weights without a hub: the Python package index carries two small EfficientNets, Lite0 and Lite2
-# (Apache-2.0), trained in another code base. Their names follow that code base: blocks are counted through, where timm
-# counts them by stage, and the normalisation layers are numbered by place in the paper's block instead of by order.
+# ImageNet weights without a hub: the Python package index has two small EfficientNets, Lite0 and Lite2 (Apache-2.0),
+# trained in another code base. Tensor names differ: that code base numbers all blocks in one sequence, where timm
+# numbers them by stage, and it numbers the normalisation layers by their place in the paper's block.
 
 # %%
 #| export
@@ -220,12 +223,10 @@ def lite_name(
     _, number, layer, rest = name.split(".", 3)
     places = [(stage, block) for stage, n in enumerate(blocks) for block in range(n)]
     stage, block = places[int(number)]
-    # only the first stage has no expansion, so its layers are numbered one lower
-    layers = ({"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-              if stage == 0 else {
-                  "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-                  "_project_conv": "conv_pwl", "_bn2": "bn3"
-              })
+    layers = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+              "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    if stage == 0:   # only this stage has no expansion, so its layers are numbered one lower
+        layers = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     return f"blocks.{stage}.{block}.{layers[layer]}.{rest}"
 
 # %%
@@ -253,10 +254,10 @@ def imagenet_lite_state(
     return {lite_name(tensor_name, blocks): tensor for tensor_name, tensor in state.items()}
 
 # %% [markdown]
-# Every name finds its place: nothing missing, nothing left over, no shape that differs. Two layers of the same shape
-# could still have been swapped, so the test that counts is whether the network still knows what it sees. scikit-learn
-# brings two photographs along, a pavilion and a flower; ImageNet has no pavilion, but it has a bell cote, a boathouse
-# and a palace. (Fed with the same input, the code base the weights come from gives the same logits to the last bit.)
+# Every name finds its place: nothing is missing or left over, and no shape differs. Two layers of the same shape could
+# still have been swapped, so the decisive test is whether the network still recognises pictures. scikit-learn comes
+# with two photographs, a pavilion and a flower; ImageNet has no pavilion, but it has a bell cote, a boathouse and a
+# palace. (For the same input, the code base of the weights gives the same logits to the last bit.)
 
 # %%
 #| hide
@@ -280,8 +281,8 @@ for ax, photograph, p, i in zip(axes, photographs, top.values.tolist(), top.indi
 assert 698 in top.indices[0].tolist() and top.indices[1, 0] == 985
 
 # %% [markdown]
-# For every other network timm knows where its ImageNet weights are published and fetches them, if it can. A machine
-# without internet takes the file that somebody else has downloaded.
+# For every other network timm knows where its ImageNet weights are published and downloads them. A machine without
+# internet uses a file that was downloaded elsewhere.
 
 # %%
 #| export
@@ -299,17 +300,18 @@ def imagenet_state(
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as e:  # hub, connection and disk have errors of their own, with nothing in common
-        source = f"model.safetensors from https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
+        source = published.url
+        if published.hf_hub_id:
+            source = f"model.safetensors from https://huggingface.co/{published.hf_hub_id}"
         raise WeightsError(name, f"its ImageNet weights could not be fetched ({type(e).__name__})",
                            f"Download {source} and give its path: weights='imagenet:PATH'.") from e
 
 # %% [markdown]
-# Now the one call that makes a network. Three things belong to it besides timm's name: how its images are to be
-# normalised, which timm knows per set of weights and which is easily mixed up (Lite0 wants 0.5 where most want
-# ImageNet's mean); the pooling, which leaves no trace in the weights; and a 1000-class head, which is dropped when
-# another number of classes is asked for. The new head starts at random, but from a seed of its own, so that the same
-# call gives the same network; and it starts as small as the head it replaces, so that an untrained network is in doubt
-# instead of being sure and wrong.
+# One call makes a network. Three things belong to it besides timm's name. The normalisation of its images depends on
+# the weights and is easily mixed up: Lite0 needs 0.5 where most need ImageNet's mean. The pooling leaves no trace in
+# the weights. And the head of 1000 classes is dropped when another number of classes is requested. The new head starts
+# at random, from a seed of its own, so that the same call gives the same network. It starts as small as the head that
+# it replaces, so that the probabilities of an untrained network are near 0.5.
 
 # %%
 #| export
@@ -324,9 +326,9 @@ def create_network(
     drop_path_rate: float = 0.,     # stochastic depth at the last block, rising linearly
     in_chans: int = 3,              # input channels
     seed: int = 0,                  # of everything that starts at random: the head, or all of it
-    freeze: int = 0,                # parameters, counted from the picture, that stay as they are
+    freeze: int = 0,                # number of parameters, counted from the input, that are not trained
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
-    "A timm network; nothing is downloaded unless weights='imagenet' asks for it."
+    "A timm network; nothing is downloaded unless weights='imagenet'."
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near: {', '.join(near) or 'none'}")
@@ -384,9 +386,9 @@ assert rows[0]["mean"] == (0.5, 0.5, 0.5) and rows[1]["mean"][0] == 0.485
 pd.DataFrame(rows)
 
 # %% [markdown]
-# Pooling by maximum asks "is there a suspicious place?", pooling by average "is the breast suspicious on average?". The
-# same weights load into both without complaint; only the answers differ, and the more the smaller the suspicious place
-# is.
+# Maximum pooling responds to the most suspicious place of a picture, average pooling to the picture as a whole. The
+# same weights load into both without an error; only the results differ, and the more so the smaller the suspicious
+# place is.
 
 # %%
 maximum = create_network(architecture, global_pool="max").eval()
@@ -398,12 +400,13 @@ assert (answers[:, 0] - answers[:, 1]).abs().min() > 1e-3
 pd.DataFrame(answers.numpy().round(3), columns=["average", "maximum"])
 
 # %% [markdown]
-# A breast and its mirror image are equally ill. A network may be asked about both.
+# Horizontal-flip TTA: where a picture and its mirror image have the same label, the mean of both logits is a little
+# better than one.
 
 # %%
 #| export
 class Mirrored(nn.Module):
-    "A classifier asked twice, about the picture and its mirror image: the mean of the two logits."
+    "Horizontal-flip TTA: the mean of the logits of a picture and of its mirror image."
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
@@ -417,45 +420,7 @@ with torch.no_grad():
                        Mirrored(network)(noise.flip(-1))) and not torch.equal(network(noise), network(noise.flip(-1)))
 
 # %% [markdown]
-# A network that was shown masks may say where a lesion is besides what it is. It judges by both: by the mean over the
-# picture, as every classifier, and by its cells of 16 pixels, malignant against benign, in a sum of exponentials, in
-# which a lesion of a few cells is not diluted by the breast around it.
-
-# %%
-#| export
-CELL = 16  # pixels
-
-class Pointing(nn.Module):
-    "A classifier that also says in which cells a benign and in which a malignant lesion is, and judges by both."
-    def __init__(self, classifier: nn.Module):
-        super().__init__()
-        self.index, channels = next(
-            (i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
-        self.classifier, self.where, self.normalization = classifier, nn.Conv2d(channels, 2,
-                                                                                1), classifier.normalization
-        nn.init.zeros_(self.where.weight)        # at first: hardly anywhere
-        nn.init.constant_(self.where.bias, -4.)
-
-    def forward(self,
-        x: torch.Tensor,   # (n, 3, height, width)
-    ) -> torch.Tensor | dict[str, torch.Tensor]:  # (n, 1) logits; in training judgements (n, 2), cells (n, 2, cells)
-        features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
-        cells = self.where(cells).flatten(2)
-        benign, malignant = cells.unbind(1)
-        judged = torch.cat([
-            self.classifier.forward_head(features),
-            malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
-        ], 1)
-        return {"judgements": judged, "cells": cells} if self.training else judged.mean(1, keepdim=True)
-
-# %%
-pointing = Pointing(create_network(architecture)).eval()
-with torch.no_grad():
-    # before the first step all cells say the same
-    assert torch.allclose(pointing(noise), pointing.classifier(noise) / 2)
-
-# %% [markdown]
-# A name with a slip in it gets suggestions, not a download:
+# A misspelt name gets suggestions, not a download:
 
 # %%
 try:
@@ -465,7 +430,7 @@ except ValueError as e:
 
 # %% [markdown]
 # ## What came out
-# Weights go to disk and come back bit for bit. Into another network they do not go at all; the error counts what is
+# Weights are saved and loaded bit for bit. Into another network they are not loaded at all; the error lists what is
 # missing, what is left over and what has another shape.
 
 # %%
@@ -485,9 +450,8 @@ with tempfile.TemporaryDirectory() as folder:
         print(e)
 
 # %% [markdown]
-# A checkpoint as timm's training script writes it, the winner's among them, has its author's command line and a NumPy
-# score pickled into it. It is read, and the averaged weights are found; one that would run something is refused, and
-# says what:
+# A checkpoint of timm's training script, such as the winner's, also holds its author's command line and a NumPy score.
+# It is read, and the EMA weights are found. A checkpoint that would run code is refused, and the error names the code:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

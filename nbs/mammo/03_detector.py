@@ -25,7 +25,7 @@
 # %%
 #| export
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -36,6 +36,7 @@ from torch.utils.data import Dataset
 
 from mammo_nb.core.backends import EngineError, Graph, open_graph, read_sidecar
 from mammo_nb.core.detection import STRIDES, coco_score, corners, letterbox
+from mammo_nb.core.engines import load_engine
 from mammo_nb.core.files import sha256
 from mammo_nb.core.networks import load_weights, save_weights
 from mammo_nb.core.runs import Run, StageError
@@ -207,12 +208,8 @@ def torch_graph(
     network: Yolox,
     size: int,       # side of the input, pixels
 ) -> Graph:
-    "A network in memory with the interface of an exported graph."
-    module = DetectorGraph(network, size)
-    def compute(squares):
-        with torch.inference_mode():
-            return module(torch.from_numpy(squares).to(module.place.device)).cpu().numpy()
-    return Graph("torch", Path("torch"), {"size": size}, "uint8", (None, 1, size, size), compute)
+    "A network in memory in the place of a file."
+    return replace(load_engine(DetectorGraph(network, size)), metadata={"size": size})
 
 def expect(
     network: Yolox,      # untrained

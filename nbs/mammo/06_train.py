@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mammo_nb.core.files import read_json, sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
-from mammo_nb.core.networks import Mirrored, Pointing, create_network
+from mammo_nb.core.networks import Mirrored, create_network
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.ranks import join, launch
 from mammo_nb.core.recipes import RecipeError
@@ -46,6 +46,7 @@ from mammo_nb.core.train import fit
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.learning.augment import BEFORE_FITTING, augment
+from mammo_nb.mammo.learning.lesions import Pointing
 from mammo_nb.mammo.learning.sampler import one_positive_batches
 from mammo_nb.mammo.learning.targets import lesion_cells, pointing_loss, soft_targets
 from mammo_nb.mammo.recipes import Train

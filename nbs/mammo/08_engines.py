@@ -12,13 +12,12 @@
 
 # %% [markdown]
 # # Engines
-# > Four networks, one graph: pixels in, four probabilities out, wherever it has to run.
+# > Four networks, one graph: pixels in, four probabilities out, on whatever machine it has to run.
 #
-# A submission should not need the code that trained it. The folds' networks, the normalisation before them and the
-# sigmoid after them become one ONNX file that takes 8-bit pictures; with a small JSON beside it, that says what it is,
-# it is all that `mammo-nb predict` and the submission need. Which program computes it, and with how many bits, is up to
-# the machine it runs on; how far each is from torch is measured here, on crops of this run, and what is too far is
-# ruled out.
+# A submission should not need the code that trained it. The networks of the folds, the normalisation before them and
+# the sigmoid after them become one ONNX file that takes 8-bit pictures. With the JSON beside it, that is all that
+# `mammo-nb predict` and the submission need. Which package computes, and in which precision, depends on the machine.
+# How far each provider is from torch is measured here, on crops of this run, and those that are too far are ruled out.
 
 # %%
 #| default_exp mammo.engines
@@ -31,13 +30,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mammo_nb.core.backends import EngineError, read_sidecar
-from mammo_nb.core.engines import Engine, Ensemble, build_engines, export_checked, gate, load_engine, write_smaller
+from mammo_nb.core.engines import Engine, export_checked, load_engine
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import read_json, write_json
 from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.pictures import fit_resize
+from mammo_nb.core.providers import build_engines, gate, write_smaller
+from mammo_nb.core.sidecars import EngineError, read_sidecar
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
@@ -100,21 +101,21 @@ def sample_crops(
     return fitted_crops(run, oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)], size)
 
 # %% [markdown]
-# ## Cheaper ones
-# A submission has a time limit, and a machine may be slower than expected. Then the same networks are asked at a
-# smaller size, or only the best of them; which cheaper ensembles there are, and in which order they are worth trying,
-# the JSON says. The score of a smaller one can be told from the out-of-fold predictions: those of the folds that stay.
-# A smaller size has to be predicted again, which is done where it takes no more than minutes.
+# ## Cheaper variants
+# A submission has a time limit, and a machine may be slower than expected. Then the same networks run at a smaller
+# size, or only the best of them. The JSON lists the variants in the order in which they are worth trying. The score of
+# a variant with fewer folds follows from the out-of-fold predictions of the folds that stay. For a smaller size the
+# held-back crops are predicted again, if that takes no more than minutes.
 
 # %%
 #| export
-MEASURED = 2000   # crops; of more, the score at another size is left open
+MEASURED = 2000   # crops; with more of them, the score at another size is left open
 
 def wanted_variants(
     variants: str,          # of the recipe, such as "2 2@0.75"
     folds: int,             # of the whole ensemble
     size: tuple[int, int],  # height, width of its input
-) -> list[dict]:            # name, folds, size, scale; from best to cheapest, as far as the work that they take tells
+) -> list[dict]:            # name, folds, size, scale; from the most to the least work
     "Cheaper ensembles of a recipe."
     wanted = []
     for word in variants.split():
@@ -127,10 +128,10 @@ def wanted_variants(
         if not 1 <= count <= folds or not 0 < scale <= 1 or (count == folds and small == list(size)):
             raise RecipeError(
                 f"engines.variants: {word} is no cheaper ensemble of {folds} folds at {size[0]}x{size[1]}.")
-        wanted.append({
-            "name": f"ensemble_{count}" + (f"_{small[0]}x{small[1]}" if small != list(size) else ""), "folds": count,
-            "size": small, "scale": scale
-        })
+        name = f"ensemble_{count}"
+        if small != list(size):
+            name += f"_{small[0]}x{small[1]}"
+        wanted.append({"name": name, "folds": count, "size": small, "scale": scale})
     return sorted(wanted, key=lambda v: -v["folds"] * v["size"][0] * v["size"][1])
 
 def best_folds(
@@ -138,7 +139,7 @@ def best_folds(
     metric: str,         # pf1 or auc, by which epochs were selected
     count: int,
 ) -> list[int]:          # places in the list, ascending
-    "The folds with the best scores on what was held back from them."
+    "The folds with the best scores on the images held back from them."
     return sorted(sorted(range(len(chosen)), key=lambda k: (-chosen[k][metric], -chosen[k]["auc"], k))[:count])
 
 def held_back_auc(
@@ -146,7 +147,7 @@ def held_back_auc(
     folds: list[int],              # numbers of the folds, in the order of the engine's columns
     engine: Engine | None = None,  # of another size, whose predictions are to be scored; None: those of oof.csv
 ) -> float | None:                 # per breast; None if it would take too long
-    "AUC on what was held back from these folds."
+    "AUC on the images held back from these folds."
     oof = read_table(run.path("oof.csv"), ["probability"])
     oof = oof[oof["fold"].isin(folds)].reset_index(drop=True)
     if engine and len(oof) > MEASURED:
@@ -154,14 +155,14 @@ def held_back_auc(
     for column, fold in enumerate(folds if engine else []):
         own = oof[oof["fold"] == fold]
         for start in range(0, len(own), 16):
-            oof.loc[own.index[start:start + 16], "probability"] = engine(
-                fitted_crops(run, own.iloc[start:start + 16], engine.size))[:, column]
+            rows = own.iloc[start:start + 16]
+            oof.loc[rows.index, "probability"] = engine(fitted_crops(run, rows, engine.size))[:, column]
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
 # %%
-assert [v["name"]
-        for v in wanted_variants("1 2@0.75 2", 4, (256, 128))] == ["ensemble_2", "ensemble_2_192x96", "ensemble_1"]
+assert [v["name"] for v in wanted_variants("1 2@0.75 2", 4, (256, 128))] == ["ensemble_2", "ensemble_2_192x96",
+                                                                             "ensemble_1"]
 assert best_folds([{"pf1": .5, "auc": .7}, {"pf1": .6, "auc": .8}, {"pf1": .6, "auc": .9}], "pf1", 2) == [1, 2]
 try:
     wanted_variants("4", 4, (256, 128))
@@ -170,31 +171,29 @@ except RecipeError as e:
 
 # %% [markdown]
 # ## Run the stage
-# The file is good if it says what torch says, on real crops of this run. If it does not, there is no file.
+# The file is good if it gives what torch gives, on real crops of this run. If it does not, there is no file.
 
 # %%
 #| export
 def write_variants(
-    run: Run,            # folder of the run
+    run: Run,
     ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
     settings: Engines,
     about: dict,         # entries of its JSON
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
-    folder, chosen, metric = run.path("weights/ensemble.onnx").parent, read_json(
-        run.path("selection.json"))["folds"], run.recorded("select").metric
-    of_all, written = read_sidecar(folder / "ensemble.onnx"), []
+    whole, chosen = run.path("weights/ensemble.onnx"), read_json(run.path("selection.json"))["folds"]
+    of_all, metric, written = read_sidecar(whole), run.recorded("select").metric, []
     size = of_all["size"]
     for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
-        kept, path = best_folds(chosen, metric, variant["folds"]), folder / f"{variant['name']}.onnx"
+        kept, path = best_folds(chosen, metric, variant["folds"]), whole.with_name(f"{variant['name']}.onnx")
         folds = [chosen[k]["fold"] for k in kept]
         if variant["size"] == size:
             score = held_back_auc(run, folds)
-            write_smaller(ensemble, folder / "ensemble.onnx", path, kept, {"oof_auc": score})
+            write_smaller(ensemble, whole, path, kept, {"oof_auc": score})
         else:
             weights = [about["rebuild"]["weights"][k] for k in kept]
-            smaller = Ensemble([ensemble.models[k] for k in kept], ensemble.mean.flatten(), ensemble.std.flatten())
-            export_checked(smaller, path, sample_crops(run, tuple(variant["size"])), {
+            export_checked(ensemble.keep(kept), path, sample_crops(run, tuple(variant["size"])), {
                 **about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None,
                 "refused": of_all["refused"]
             }, settings.tolerance)
@@ -203,11 +202,11 @@ def write_variants(
         written.append({**variant, "oof_auc": score})
     return written
 
-def build_or_tell(
+def build_available(
     folder: Path,        # has ensemble.onnx
     targets: list[str],  # kinds of GPU
-) -> dict:               # kind -> megabytes of ensemble.<kind>.engine, or why there is none: the other ways remain
-    "Engines of the ensemble."
+) -> dict:               # kind -> megabytes of ensemble.<kind>.engine, or why there is none
+    "Engines of the ensemble; where one cannot be built, the other providers remain."
     found = {}
     for target in targets:
         try:
@@ -218,65 +217,68 @@ def build_or_tell(
             found[target] = round((folder / f"ensemble.{target}.engine").stat().st_size / 1e6, 1)
     return found
 
-def run_stage(
+def about_ensemble(
     run: Run,
-) -> dict:                           # way -> difference of a probability against torch, and its limit
-    "Selected weights -> weights/ensemble.onnx and ensemble.json, and what the recipe asks for besides."
-    settings, network = run.section("engines"), run.recorded("train")
-    size, limits = (network.height, network.width), {
-        "fp32": settings.tolerance, "bf16": settings.reduced_tolerance, "fp16": settings.reduced_tolerance
-    }
-    selection = read_json(run.path("selection.json"))
-    weights = [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
-    variants, targets = wanted_variants(settings.variants, len(weights), size), settings.targets.split()
-    path, ways = run.path("weights/ensemble.onnx"), [*settings.ways.split(), *["onnxruntime-fp16"] * bool(targets)]
-    about = {
+) -> dict:      # threshold, score, crops and detector before it, and how to build it again
+    "Entries of ensemble.json."
+    network, selection = run.recorded("train"), read_json(run.path("selection.json"))
+    return {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
         "demonstration": run.has("phantom"), "oof_auc": selection["auc"], "rebuild": {
-            "network": network.network, "global_pool": network.global_pool, "pointing": network.lesion_weight > 0,
-            "mirrored": network.mirrored, "weights": weights
+            "kind": "mammo.pointing" if network.lesion_weight else "timm", "network": network.network,
+            "global_pool": network.global_pool, "mirrored": network.mirrored,
+            "weights": [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]
         }
     }
+
+def run_stage(
+    run: Run,
+) -> dict:       # provider -> difference of a probability from torch, and its limit
+    "Selected weights -> weights/ensemble.onnx and ensemble.json, and the variants and engines of the recipe."
+    settings, network, about = run.section("engines"), run.recorded("train"), about_ensemble(run)
+    size, reduced = (network.height, network.width), settings.reduced_tolerance
+    limits = {"fp32": settings.tolerance, "bf16": reduced, "fp16": reduced}
+    wanted_variants(settings.variants, len(about["rebuild"]["weights"]), size)   # a slip is an error now
+    path, targets, providers = run.path("weights/ensemble.onnx"), settings.targets.split(), settings.ways.split()
+    if targets:
+        providers.append("onnxruntime-fp16")
     with run.stage("engines") as results:
         for old in path.parent.glob("ensemble[._]*"):
             old.unlink()   # of weights that may have changed
         ensemble, crops = load_ensemble(run), sample_crops(run, size)
-        results["parity"] = {
-            "onnxruntime-fp32": {
-                "difference": export_checked(ensemble, path, crops, about, settings.tolerance),
-                "limit": settings.tolerance, "within": True
-            }
-        }
-        if "onnxruntime-fp16" in ways:
+        difference = export_checked(ensemble, path, crops, about, settings.tolerance)
+        results["parity"] = {"onnxruntime-fp32": {"difference": difference, "limit": settings.tolerance,
+                                                  "within": True}}
+        if "onnxruntime-fp16" in providers:
             write_mixed(path, path.with_name("ensemble.fp16.onnx"))
-        results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), ways, limits)
+        results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), providers, limits)
         results["variants"] = write_variants(run, ensemble, settings, about)
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
         if targets:
-            results["engines"] = build_or_tell(path.parent, targets)
+            results["engines"] = build_available(path.parent, targets)
     return results["parity"]
 
 # %%
 found = run_stage(run)
 engine = load_engine(run.path("weights/ensemble.onnx"))
-print(
-    f"{engine.name}, input {engine.size}, largest difference from torch {found['onnxruntime-fp32']['difference']:.1e}")
+difference = found["onnxruntime-fp32"]["difference"]
+print(f"{engine.name}, input {engine.size}, largest difference from torch {difference:.1e}")
 
 # %% [markdown]
 # ## What came out
-# One point a crop and fold: the file against torch. Beside it all ways that were compared, and how far they may be off;
-# those beyond are noted in the JSON and not taken.
+# On the left one point for each crop and fold, the file against torch. On the right all providers that were compared,
+# and their limits; those beyond are noted in the JSON and are not taken.
 
 # %%
 pictures = sample_crops(run, engine.size)
 ours, reference = engine(pictures), load_engine(load_ensemble(run))(pictures)
-compared = {way: f for way, f in found.items() if "difference" in f}
+compared = {provider: f for provider, f in found.items() if "difference" in f}
 fig, axes = plt.subplots(1, 2, figsize=(10, 3))
 axes[0].plot([0, 1], [0, 1], color="lightgrey")
 axes[0].plot(reference, ours, ".")
 axes[0].set(xlabel="torch", ylabel="ensemble.onnx", title="probabilities")
-for row, (way, f) in enumerate(compared.items()):
+for row, f in enumerate(compared.values()):
     axes[1].plot(max(f["difference"], 1e-9), row, "o", color="tab:blue" if f["within"] else "tab:red")
     axes[1].plot([f["limit"]] * 2, [row - .4, row + .4], color="grey")
 axes[1].set(xscale="log", xlabel="largest difference from torch, and its limit", yticks=range(len(compared)),
@@ -288,9 +290,7 @@ fig.tight_layout()
 pd.DataFrame(found).T
 
 # %%
-display(
-    pd.DataFrame([{
-        "name": "ensemble", "folds": engine.metadata["folds"], "size": engine.metadata["size"], "scale": 1.0,
-        "oof_auc": round(engine.metadata["oof_auc"], 4)
-    }, *engine.metadata["variants"]]))
+whole = {"name": "ensemble", "folds": engine.metadata["folds"], "size": engine.metadata["size"], "scale": 1.0,
+         "oof_auc": round(engine.metadata["oof_auc"], 4)}
+display(pd.DataFrame([whole, *engine.metadata["variants"]]))
 pd.Series(engine.metadata, name="ensemble.json").to_frame()

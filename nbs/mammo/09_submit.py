@@ -37,9 +37,10 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.engines import Engine, open_ensemble
+from mammo_nb.core.engines import Engine
 from mammo_nb.core.files import read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import collect
+from mammo_nb.core.providers import open_ensemble
 from mammo_nb.core.runs import Run
 from mammo_nb.core.stream import flow, grouped
 from mammo_nb.mammo.tools.budget import Mode, Planner, in_words, read_budget, read_modes
@@ -168,6 +169,7 @@ def open_network(
     backend: str = "auto",   # such as 'torch-fp32', and no other; 'auto': the first that works
 ) -> Engine:
     "The engine of a submission."
+    from mammo_nb.mammo.learning import lesions  # noqa: F401, registers its network; needed only here
     return open_ensemble(weights, name, "auto" if backend == "auto" else [backend], device)
 
 def devices() -> list[str]:  # such as cuda:0; cpu where there is no GPU

@@ -1,9 +1,10 @@
-"""How far bfloat16 moves an ensemble's answers, by the part of each network that computes in it: why openvino-bf16 is refused.
+"""How far bfloat16 moves an ensemble's probabilities, by the part of each network that computes in it.
 
     .venv/bin/python tests/bench/bf16.py --run runs/demo
 
-Stem, blocks and head of an EfficientNet in their order; from one of them on, all compute in bfloat16 and hand on float32.
-The limit of a way in reduced precision is 5e-3. Results go to tests/bench/results/bf16.csv.
+It shows why openvino-bf16 is refused. The parts are stem, blocks and head of an EfficientNet in their order: from one
+of them on, all compute in bfloat16 and pass on float32. The limit of a provider in reduced precision is 5e-3.
+Results go to tests/bench/results/bf16.csv.
 """
 import argparse
 import copy
@@ -14,8 +15,9 @@ import timm
 import torch
 from timm.models import EfficientNet
 
-from mammo_nb.core.engines import LIMITS
 from mammo_nb.core.files import read_json
+from mammo_nb.core.providers import LIMITS
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.engines import load_ensemble, sample_crops
 
 
@@ -27,7 +29,7 @@ def parts(network: EfficientNet) -> list:
 
 
 def lower(ensemble: torch.nn.Module, first: int) -> None:
-    "Everything from a part on, up to the pooling, in bfloat16."
+    "Compute everything from a part on, up to the pooling, in bfloat16."
     for network in (m for m in ensemble.modules() if isinstance(m, EfficientNet)):
         for part in parts(network)[first:]:
             part.bfloat16()
@@ -38,10 +40,10 @@ def lower(ensemble: torch.nn.Module, first: int) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    run_dir = parser.parse_args().run.resolve()
-    ensemble = load_ensemble(run_dir).eval()
-    pictures = torch.from_numpy(
-        sample_crops(run_dir, tuple(read_json(run_dir / "weights/ensemble.json")["size"]))[:, None])
+    run = Run.open(parser.parse_args().run)
+    ensemble = load_ensemble(run).eval()
+    size = tuple(read_json(run.path("weights/ensemble.json"))["size"])
+    pictures = torch.from_numpy(sample_crops(run, size)[:, None])
     count, rows = len(parts(next(m for m in ensemble.modules() if isinstance(m, EfficientNet)))), []
     with torch.inference_mode():
         reference = ensemble(pictures)

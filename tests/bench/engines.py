@@ -1,12 +1,12 @@
-"""Ways to run an ensemble, side by side in one run: time an image against eager torch in float32, and how far the answers are from it.
+"""Providers of an ensemble side by side: time an image against eager torch in float32, and the largest difference.
 
-    .venv/bin/python tests/bench/engines.py                       # CPU: the ensemble of runs/demo, and a ConvNeXt-small at 256x128
+    .venv/bin/python tests/bench/engines.py                       # CPU: ensemble of runs/demo, ConvNeXt-small 256x128
     .venv/bin/python tests/bench/engines.py --run runs/demo --threads 1 --rounds 7
-    .venv/bin/python tests/bench/engines.py                       # GPU: 4 x ConvNeXt-small at 2048x1024, engines for this GPU included
+    .venv/bin/python tests/bench/engines.py                       # GPU: 4 x ConvNeXt-small 2048x1024, with engines
 
-The ConvNeXt has random weights: time does not depend on them, differences do, so those of the demo count. All ways are
-opened and warmed up first, then take turns; the median of the rounds is what is written down. On one thread of a CPU it is
-the processor's own seconds that are counted, which others who use the machine do not change.
+The ConvNeXt has random weights: time does not depend on them, differences do, so those of the demo count. All providers
+are opened and warmed up first, then take turns; the median of the rounds is written down. On one thread of a CPU the
+processor's own seconds are counted, which other users of the machine do not change.
 Results go to tests/bench/results/engines.csv, on a GPU to engines_cuda.csv.
 """
 import argparse
@@ -24,11 +24,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mammo_nb.core.engines import LIMITS, EngineError, Ensemble, build_engines, export_onnx, open_ensemble
+from mammo_nb.core.engines import export_onnx
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import read_json, write_json
 from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.networks import create_network, save_weights
-from mammo_nb.core.stages import locate
+from mammo_nb.core.providers import LIMITS, build_engines, open_ensemble
+from mammo_nb.core.runs import Run
+from mammo_nb.core.sidecars import EngineError
 from mammo_nb.mammo.engines import sample_crops
 from mammo_nb.mammo.tools.fetch import drawn_pictures
 
@@ -43,8 +46,7 @@ GPU = [
 
 
 def random_ensemble(folder: Path, network: str, folds: int, size: tuple[int, int]) -> Path:
-    """An ensemble as a stage leaves it, with weights that were drawn; its blocks and its head are drawn wide, so that
-    it is not all identity."""
+    "An ensemble as a stage leaves it, with random weights: blocks and head are drawn wide, or it would be an identity."
     models = [create_network(network, global_pool="max", seed=k) for k in range(folds)]
     for k, model in enumerate(models):
         for name, parameter in model.named_parameters():
@@ -53,28 +55,28 @@ def random_ensemble(folder: Path, network: str, folds: int, size: tuple[int, int
         nn.init.normal_(model.get_classifier().weight, std=.1, generator=torch.Generator().manual_seed(k))
         save_weights(model, folder / f"fold_{k}.safetensors", {})
     built = {
-        "network": network, "global_pool": "max", "pointing": False, "mirrored": False,
+        "kind": "timm", "network": network, "global_pool": "max", "mirrored": False,
         "weights": [f"fold_{k}.safetensors" for k in range(folds)]
     }
     export_onnx(Ensemble(models, **models[0].normalization), folder / "ensemble.onnx", size, {"rebuild": built})
     return folder
 
 
-def opened(folder: Path, ways: list[str], device: str, threads: int | None) -> dict:
-    "Engines by name; what a gate has ruled out is measured nevertheless, and what cannot be opened is told."
+def opened(folder: Path, providers: list[str], device: str, threads: int | None) -> dict:
+    "Engines by provider. What a gate has ruled out is measured too; what cannot be opened is printed."
     metadata, found = read_json(folder / "ensemble.json"), {}
     write_json(folder / "ensemble.json", {k: v for k, v in metadata.items() if k != "refused"})
     with patch.dict(LIMITS, dict.fromkeys(LIMITS, 1.)):
-        for way in ways:
+        for name in providers:
             try:
-                found[way] = open_ensemble(folder, backends=[way], device=device, threads=threads)
+                found[name] = open_ensemble(folder, providers=[name], device=device, threads=threads)
             except EngineError as e:
                 print(str(e).splitlines()[-1].strip())
     return found
 
 
 def measured(name: str, engines: dict, pictures: np.ndarray, batch: int, rounds: int, clock) -> list[dict]:
-    "Rows of one ensemble: the ways take turns."
+    "Rows of one ensemble: the providers take turns."
     seconds = {way: [] for way in engines}
     portions = [pictures[k:k + batch] for k in range(0, len(pictures), batch)]
     answers = {way: np.concatenate([engine(p) for p in portions]) for way, engine in engines.items()}   # warms up, too
@@ -104,25 +106,25 @@ def main():
     parser.add_argument("--batch", type=int, default=None, help="default: 4, on a GPU 2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without", nargs="*", default=[],
-                        help="ways to leave out: compiling takes minutes of a processor")
+                        help="providers to leave out: compiling takes minutes of a processor")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
     cpu_ways, gpu_ways = ([w for w in ways if w not in args.without] for ways in (CPU, GPU))
     torch.set_num_threads(args.threads)
-    size, folds, batch = tuple(args.size
-                               or ((2048, 1024) if gpu else
-                                   (256, 128))), args.folds or (4 if gpu else 1), args.batch or (2 if gpu else 4)
+    size = tuple(args.size or ((2048, 1024) if gpu else (256, 128)))
+    folds, batch = args.folds or (4 if gpu else 1), args.batch or (2 if gpu else 4)
     clock, rows = time.process_time if args.threads == 1 and not gpu else time.perf_counter, []
     if not gpu:
         with tempfile.TemporaryDirectory() as copy:
-            weights = locate(args.run, "final_models/ensemble.onnx").parent
+            run = Run.open(args.run)
+            weights = run.path("weights/")
             for file in (*weights.glob("ensemble.[jo]*"), *weights.glob("fold_*")):
                 Path(copy, file.name).write_bytes(file.read_bytes())
             about = read_json(weights / "ensemble.json")
             rows += measured(
                 f"{about['folds']} x {about['network']} at {about['size'][0]}x{about['size'][1]} of {args.run.name}",
-                opened(Path(copy), cpu_ways, "cpu", args.threads), sample_crops(args.run, tuple(about["size"])), batch,
+                opened(Path(copy), cpu_ways, "cpu", args.threads), sample_crops(run, tuple(about["size"])), batch,
                 args.rounds, clock)
     with tempfile.TemporaryDirectory() as folder:
         folder, ways = random_ensemble(Path(folder), args.network, folds, size), cpu_ways

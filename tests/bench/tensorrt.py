@@ -1,10 +1,10 @@
-"""TensorRT-RTX engines of the winner's ensemble, built ahead of time on a machine without a GPU: seconds, size, memory.
+"""TensorRT-RTX engines of the winner's ensemble, built on a machine without a GPU: seconds, size, memory.
 
-    .venv/bin/python tests/bench/tensorrt.py                              # 4 x ConvNeXt-small at 2048x1024 for SM75, the T4 of Kaggle
+    .venv/bin/python tests/bench/tensorrt.py             # 4 x ConvNeXt-small at 2048x1024 for SM75, the T4 of Kaggle
     .venv/bin/python tests/bench/tensorrt.py --targets SM75 SM80 SM86 SM89 SM120 --size 1024 512
 
-Weights are random: neither time nor size depends on them. Every step runs in a process of its own, so that its peak of
-memory is its own. Whether an engine computes what it should can only be seen on such a GPU. Needs `tensorrt-rtx`.
+Weights are random: neither time nor size depends on them. Each step runs in a process of its own, so that its peak of
+memory is its own. Only a GPU can show whether an engine computes the right numbers. Needs `tensorrt-rtx`.
 Results go to tests/bench/results/tensorrt.csv.
 """
 import argparse
@@ -21,24 +21,25 @@ import pandas as pd
 RESULTS = Path(__file__).parent / "results"
 STEPS = {   # what is measured -> code; a is the dict of arguments
     "export": """import torch
-from mammo_nb.core.engines import Ensemble, export_onnx
+from mammo_nb.core.engines import export_onnx
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.networks import create_network
 models = [create_network(a["network"], global_pool="max", seed=k) for k in range(a["folds"])]
 export_onnx(Ensemble(models, **models[0].normalization), Path(a["folder"], "ensemble.onnx"), tuple(a["size"]), {})""",
     "mixed precision": """from mammo_nb.core.graphs import write_mixed
 write_mixed(Path(a["folder"], "ensemble.onnx"), Path(a["folder"], "ensemble.fp16.onnx"))""",
-    "engine": """from mammo_nb.core.engines import build_engines
+    "engine": """from mammo_nb.core.providers import build_engines
 build_engines(Path(a["folder"]), "ensemble", [a["target"]], batches=tuple(a["batches"]))"""}
 
 
 def measured(step: str, arguments: dict) -> dict:
-    """Seconds, seconds of the processor (with imports; what others compute meanwhile does not count), and peak memory
-    of one step."""
+    "Seconds, seconds of the processor (with imports), and peak memory of one step."
     code = f"""import json, resource, sys, time
 from pathlib import Path
 a, started = json.loads(sys.argv[1]), time.perf_counter()
 {STEPS[step]}
-print(json.dumps({{"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time(), "peak_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}}))"""
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(json.dumps({{"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time(), "peak_GB": peak}}))"""
     done = subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], check=True, capture_output=True,
                           text=True)
     return {"step": step, **json.loads(done.stdout.splitlines()[-1])}

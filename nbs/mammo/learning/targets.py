@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mammo_nb.core.networks import CELL
+from mammo_nb.mammo.learning.lesions import CELL
 
 # %%
 #| hide

@@ -30,7 +30,8 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.backends import read_sidecar
-from mammo_nb.core.engines import Ensemble, export_checked
+from mammo_nb.core.engines import export_checked
+from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, need_space
 from mammo_nb.core.files import read_json, sha256, write_json
 from mammo_nb.core.networks import create_network, load_weights, save_weights
@@ -217,7 +218,7 @@ def build_ensemble(
         ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata={
             "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold, "crops": asdict(
                 Crops(faithful=True)), "rebuild": {
-                    "network": network, "global_pool": "max", "pointing": False, "mirrored": False,
+                    "kind": "timm", "network": network, "global_pool": "max", "mirrored": False,
                     "weights": [f"fold_{k}.safetensors" for k in range(len(models))]
                 }, "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False
         })

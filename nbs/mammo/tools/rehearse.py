@@ -366,7 +366,7 @@ def rehearse(
     weights: Path,           # from `gather_weights`
     scratch: Path,           # made anew, and kept for a look
     layout: dict = NESTED,   # or FLAT
-    extras: str = "[nvidia]",  # of our wheel
+    extras: str = "[kaggle]",  # of our wheel
     exact: str = "",         # a Python of the image's version; "": this one, and the versions that are here
 ) -> Path:                   # submission.csv
     "Run the submission as Kaggle would; an error if it would fail there."

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Graphs
-# > What can still be changed in an exported file: the width of its numbers, and how many networks it has.
+# > Two changes to an exported file: the precision of its numbers, and the number of its networks.
 #
-# Exporting four large networks takes a minute, and torch with all the code that trained them. Two changes need neither,
-# since they only move nodes about in the file: computing most of it in 16 bits, and leaving out networks for which
-# there is no time.
+# Exporting four large networks takes a minute, and needs torch with all the code that trained them. Two changes need
+# neither, since they only edit the nodes of the graph: computing most of it in 16 bits, and leaving out networks for
+# which there is no time.
 
 # %%
 #| default_exp core.graphs
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from mammo_nb.core.backends import EngineError, read_sidecar, write_graph
+from mammo_nb.core.sidecars import EngineError, carried, read_sidecar, read_tensors, write_graph
 
 # %%
 #| hide
@@ -43,21 +43,21 @@ import pandas as pd
 import torch
 
 from mammo_nb.core.backends import open_graph
-from mammo_nb.core.engines import Ensemble, export_onnx
+from mammo_nb.core.ensembles import Ensemble, bound, export_module
 from mammo_nb.core.networks import create_network
 
 # %% [markdown]
-# ## 16 bits where they do no harm
-# float16 has 11 bits for the digits of a number and ends at 65504. A product of matrices loses little with it: its
-# factors are rounded once, and GPUs add the products up in more bits. A mean over a large area, a variance, an
-# exponential do lose: the sum of a picture's squares soon ends at infinity. So matrix products and convolutions get
-# float16, reductions and normalisations float32, and everything else, additions and activations, takes the type in
-# which its input comes. That is the rule of torch's autocast, with one difference: a sum of both types is computed in
-# float16 and not in float32, since it is the addition around every block, on the largest tensors of the network.
+# ## Mixed precision
+# float16 has 11 bits for the digits of a number and ends at 65504. A matrix product loses little with it: its factors
+# are rounded once, and GPUs accumulate in more bits. A mean over a large area, a variance or an exponential does lose:
+# the sum of a picture's squares soon overflows. So matrix products and convolutions get float16, reductions,
+# normalisations and recurrent layers float32, and everything else, additions and activations, takes the type of its
+# input. That is the rule of torch's autocast, with one difference: a sum of both types is computed in float16 and not
+# in float32, since it is the addition around every block, on the largest tensors of the network.
 #
 # Before the first convolution nothing is in float16, so the normalisation of the picture stays as it is. The
-# convolution that reads it stays, too: most of a mammogram is black, and what such a layer says to an even area is the
-# small difference of large numbers. And what makes the result, the sigmoid, is computed in float32.
+# convolution that reads it stays, too: most of a mammogram is black, and the response of that layer to an even area is
+# the small difference of large numbers. The activation that makes the result is computed in float32.
 
 # %%
 #| export
@@ -80,7 +80,10 @@ KEPT = {
     "Sqrt",
     "Reciprocal",
     "CumSum",
-    "Resize"
+    "Resize",
+    "LSTM",
+    "GRU",
+    "RNN",
 }
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -90,8 +93,11 @@ def _constants_to_weights(graph: onnx.GraphProto) -> None:
         value = next((a for a in node.attribute if a.name in ("value", "value_float", "value_floats")), None)
         if value is None:
             continue   # of integers, which stay
-        tensor = value.t if value.name == "value" else onnx.numpy_helper.from_array(
-            np.asarray(value.f if value.name == "value_float" else value.floats, np.float32))
+        if value.name == "value":
+            tensor = value.t
+        else:
+            numbers = value.f if value.name == "value_float" else value.floats
+            tensor = onnx.numpy_helper.from_array(np.asarray(numbers, np.float32))
         graph.initializer.add().CopyFrom(tensor)
         graph.initializer[-1].name = node.output[0]
         graph.node.remove(node)
@@ -105,15 +111,15 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(light).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
     if unknown := [o for n in model.graph.node for o in n.output if o and not types.get(o)]:
-        raise EngineError(f"The type of {unknown[0]} cannot be told from the graph: export it with a newer torch.")
+        raise EngineError(f"The type of {unknown[0]} cannot be inferred from the graph: export it with a newer torch.")
     return types
 
 class _Mixer:
-    "A graph's nodes one by one, with casts where a tensor is wanted in another type than it has."
+    "A graph's nodes one by one, with casts where a tensor is needed in another type than it has."
     def __init__(self, model: onnx.ModelProto):
         self.types, self.results = _element_types(model), {o.name for o in model.graph.output}
         self.weights = {i.name: i for i in model.graph.initializer if i.data_type == _FLOAT}
-        # tensors in float16; (tensor, wanted in float16) -> its copy
+        # tensors in float16; (tensor, whether in float16) -> its copy
         self.half, self.copies, self.nodes = set(), {}, []
         # the input, and what is made of it before the first product
         self.picture = {i.name for i in model.graph.input}
@@ -128,7 +134,7 @@ class _Mixer:
         return name
 
     def wanted(self, name: str, low: bool) -> str:
-        "The name of a tensor in float16 or in float32; integers have but one."
+        "The name of a tensor in float16 or in float32; integers have one form only."
         if self.types.get(name) != _FLOAT or low == (name in self.half):
             return name
         if (name, low) not in self.copies:
@@ -138,10 +144,12 @@ class _Mixer:
         return self.copies[name, low]
 
     def add(self, node: onnx.NodeProto) -> None:
-        "The node, in the type that is right for it."
-        if node.op_type == "Cast":   # takes any type and says what it makes
-            self.picture |= {*node.output} if node.input[0] in self.picture else set()
-            return self.nodes.append(node)
+        "Add a node in the type that is right for it."
+        if node.op_type == "Cast":   # takes any type, and names the one that it makes
+            if node.input[0] in self.picture:
+                self.picture |= {*node.output}
+            self.nodes.append(node)
+            return
         product, result = node.op_type in PRODUCTS, self.results.intersection(node.output)
         if not product and self.picture.intersection(node.input):
             self.picture |= {*node.output}
@@ -182,8 +190,8 @@ def to_mixed(
     _replace(graph, mixer.nodes, weights)
 
 def _replace(graph: onnx.GraphProto, nodes: list, weights: list) -> None:
-    "Other nodes and weights; what the graph noted of tensors in between is dropped, it may be wrong now."
-    # they may be parts of what is emptied
+    "Replace nodes and weights. The graph's notes on tensors in between are dropped, since they may be wrong now."
+    # copies: nodes and weights may be parts of what is cleared
     nodes, weights = [n.SerializeToString() for n in nodes], [w.SerializeToString() for w in weights]
     for field in ("node", "initializer", "value_info"):
         graph.ClearField(field)
@@ -202,25 +210,23 @@ def write_mixed(
         to_mixed(model)
     except EngineError as e:
         raise EngineError(f"{Path(path).name}: {e}") from e
-    return write_graph(model, path_mixed,
-                       {**carried(metadata), "precision": "mixed", "fp32_sha256": metadata["sha256"]})
+    stated = [*_listed(path, metadata, "inputs"), *_listed(path, metadata, "outputs")]
+    return write_graph(model, path_mixed, {**carried(metadata), "precision": "mixed",
+                                           "fp32_sha256": metadata["sha256"]}, stated)
 
-def carried(
-    metadata: dict,  # NAME.json
-) -> dict:           # what another form of the same graph has in its JSON, too
-    "Without that which describes the file."
-    return {k: v for k, v in metadata.items() if k not in ("format", "opset", "input", "output", "sha256")}
+def _listed(path: Path, metadata: dict, key: str) -> tuple:
+    return read_tensors(metadata, key, f"{Path(path).stem}.json")
 
 # %% [markdown]
-# Small ConvNeXts, whose blocks all normalise over their channels. Their answers are spread over 0 to 1, so that a
-# difference can show.
+# Small ConvNeXts, whose blocks all normalise over their channels. Their probabilities are spread over 0 to 1, so that a
+# difference is visible.
 
 # %%
 models = [create_network(architecture, seed=k) for k in range(3)]
 for k, model in enumerate(models):
     torch.nn.init.normal_(model.get_classifier().weight, std=.2, generator=torch.Generator().manual_seed(k))
 folder, ensemble = Path(tempfile.mkdtemp()), Ensemble(models, **models[0].normalization)
-export_onnx(ensemble, folder / "ensemble.onnx", size, {})
+export_module(ensemble, folder / "ensemble.onnx", bound(ensemble.inputs, size), ensemble.outputs, {})
 sidecar = write_mixed(folder / "ensemble.onnx", folder / "ensemble.fp16.onnx")
 rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size[0], :size[1]]
 spots = [
@@ -234,9 +240,9 @@ megabytes = [(folder / f"{name}.onnx").stat().st_size / 1e6 for name in ("ensemb
 print(f"{megabytes[0]:.1f} MB, in 16 bits {megabytes[1]:.1f} MB")
 
 # %% [markdown]
-# Which kind of node computes in what, and how far the answers moved; the convolutions in float32 are the first of each
-# network. ONNX Runtime computes on a processor what it cannot in float16 in float32, and rounds each result; a GPU may
-# differ from that in the last digits.
+# The type in which each kind of node computes, and how far the probabilities moved. The convolutions in float32 are the
+# first of each network. Where a CPU cannot compute in float16, ONNX Runtime computes in float32 and rounds each result;
+# a GPU may differ from that in the last digits.
 
 # %%
 graph = onnx.load(folder / "ensemble.fp16.onnx").graph
@@ -245,12 +251,10 @@ computed = pd.DataFrame(
     [{"node": n.op_type, "type": {_HALF: "float16", _FLOAT: "float32"}.get(types[n.output[0]], "other")}
      for n in graph.node if n.op_type != "Cast"])
 table = computed.value_counts().unstack(fill_value=0)
-# the first of each network
-assert table.loc["Conv", "float32"] == len(models) and set(
-    computed[computed["node"].isin(PRODUCTS - {"Conv"})]["type"]) == {"float16"}
-assert set(computed[computed["node"].isin(KEPT)]["type"]) == {
-    "float32"
-} and graph.node[-1].op_type == "Sigmoid" and types[graph.node[-1].output[0]] == _FLOAT
+of_products, of_kept = (set(computed[computed["node"].isin(kinds)]["type"]) for kinds in (PRODUCTS - {"Conv"}, KEPT))
+assert table.loc["Conv", "float32"] == len(models)   # the first of each network
+assert of_products == {"float16"} and of_kept == {"float32"}
+assert graph.node[-1].op_type == "Sigmoid" and types[graph.node[-1].output[0]] == _FLOAT
 table
 
 # %%
@@ -258,32 +262,40 @@ plt.figure(figsize=(7, 2.8))
 plt.axhline(0, color="lightgrey")
 plt.plot(exact, mixed - exact, ".")
 plt.xlabel("probability in float32")
-plt.ylabel("moved by")
+plt.ylabel("difference")
 plt.title(f"mixed precision, at most {np.abs(mixed - exact).max():.1e}", fontsize=9);
 
 # %% [markdown]
 # ## Fewer networks
-# The mean of three networks is worth a little more than that of two, and costs half as much again. Where time is short,
-# an ensemble is cut down: the last node that joins the networks' answers takes fewer of them, and whatever nothing asks
-# for any more goes.
+# The mean of three networks is a little better than that of two, and costs half as much again. Where time is short, an
+# ensemble is cut down: the node that joins the networks takes fewer of them, in each output, and everything that no
+# output needs any more is removed.
 
 # %%
 #| export
+def _joining_node(made: dict[str, onnx.NodeProto], output: str) -> onnx.NodeProto:
+    "The node that joins the results of the networks into one output."
+    node = made.get(output)
+    while node is not None and node.op_type in ("Sigmoid", "Softmax", "Cast", "Identity"):
+        node = made.get(node.input[0])
+    if node is None or node.op_type != "Concat":
+        raise EngineError(f"This is no ensemble: its {output} is not joined from the results of networks.")
+    return node
+
 def keep_columns(
-    model: onnx.ModelProto,  # an ensemble: the result is one column a network, joined by one node; changed in place
-    kept: list[int],         # columns, in the order wanted
+    model: onnx.ModelProto,  # an ensemble: one node joins the networks along the second axis; changed in place
+    kept: list[int],         # networks, in the order wanted
 ) -> None:
     "Leave some networks of an ensemble, without what only the others needed."
     graph, made = model.graph, {o: n for n in model.graph.node for o in n.output}
-    node = made.get(graph.output[0].name)
-    while node is not None and node.op_type in ("Sigmoid", "Cast", "Identity"):
-        node = made.get(node.input[0])
-    if node is None or node.op_type != "Concat":
-        raise EngineError("No ensemble: its result is not joined from the answers of networks.")
-    if not kept or not set(kept) <= set(range(len(node.input))):
-        raise EngineError(f"This ensemble has the networks 0 to {len(node.input) - 1}, asked for: {kept}.")
-    node.input[:] = [node.input[k] for k in kept]
-    needed, todo = {graph.output[0].name}, [graph.output[0].name]
+    for output in graph.output:
+        node = _joining_node(made, output.name)
+        if not kept or not set(kept) <= set(range(len(node.input))):
+            raise EngineError(f"This ensemble has the networks 0 to {len(node.input) - 1}, and {kept} was requested.")
+        node.input[:] = [node.input[k] for k in kept]
+        output.type.tensor_type.shape.dim[1].dim_value = len(kept)
+    todo = [o.name for o in graph.output]
+    needed = set(todo)
     while todo:
         source = made.get(todo.pop())
         new = set(source.input) - needed if source is not None else set()
@@ -291,14 +303,12 @@ def keep_columns(
         todo += new
     _replace(graph, [n for n in graph.node if needed.intersection(n.output)],
              [i for i in graph.initializer if i.name in needed])
-    graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(kept)
 
 # %%
 model = onnx.load(folder / "ensemble.onnx")
 keep_columns(model, [2, 0])
 write_graph(model, folder / "two.onnx", {})
-two = open_graph(folder / "two.onnx")
-assert np.allclose(two(pictures), exact[:, [2, 0]], atol=1e-6)
+assert np.allclose(open_graph(folder / "two.onnx")(pictures), exact[:, [2, 0]], atol=1e-6)
 for wrong in ([3], []):
     try:
         keep_columns(onnx.load(folder / "ensemble.onnx"), wrong)
@@ -307,7 +317,7 @@ for wrong in ([3], []):
 
 # %% [markdown]
 # ## What came out
-# Three files with the same answers, and what they weigh:
+# Three files of the same networks, and their sizes:
 
 # %%
 pd.DataFrame([{

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # YOLOX
-# > The winner's detector: network and loss from a library, layer names of the original, our loop around it.
+# > The winner's detector: network and loss from a library, the layer names of the original, our training loop.
 #
-# YOLOX's own trainer gives another network each time it is run (YOLOX#1612): workers draw their seeds from the clock.
-# The network and its loss are sound. So only these two are taken, from `pixeltable-yolox`, and everything that is
-# random stays with `core/train`. Published files load strictly, since the layers keep their names.
+# YOLOX's own trainer gives another network each time it runs (YOLOX#1612), because workers draw their seeds from the
+# clock. The network and its loss are sound. So only these two are taken, from `pixeltable-yolox`, and everything random
+# stays with `core/train`. Published files load strictly, since the layers keep their names.
 
 # %%
 #| default_exp core.yolox
@@ -28,6 +28,7 @@ size = 256   # side of the input in the examples, pixels
 #| export
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,10 +36,10 @@ from torch import nn
 from yolox.config import YoloxConfig
 from yolox.models import YoloxModule
 
-from mammo_nb.core.backends import EngineError
 from mammo_nb.core.detection import cells
-from mammo_nb.core.engines import export_module
+from mammo_nb.core.ensembles import export_module
 from mammo_nb.core.networks import load_state, read_state
+from mammo_nb.core.sidecars import EngineError, Tensor
 
 # %%
 #| hide
@@ -58,15 +59,15 @@ warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", FutureWarning)
 
 # %% [markdown]
 # ## The network
-# As the library has it, except that it always answers the same: what each cell says, before anything is decoded. What
-# is done with that, a loss or a box, is somebody else's business. Batch normalisation adds 1e-3, not torch's 1e-5; no
-# file says so, and the boxes are wrong without it.
+# As the library has it, except that the output is the same in training and in evaluation: the raw values of each cell,
+# before anything is decoded. The loss and the boxes are computed elsewhere. Batch normalisation adds 1e-3, not torch's
+# 1e-5; no file states it, and the boxes are wrong without it.
 
 # %%
 #| export
 class Yolox(YoloxModule):
-    "YOLOX whose output is what the cells say, in training and in evaluation."
-    frozen_norm = False   # in training, too, batch normalisation uses what it has learned so far
+    "YOLOX with the raw values of the cells as output, in training and in evaluation."
+    frozen_norm = False   # True: batch normalisation keeps its running statistics in training, too
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -83,8 +84,8 @@ class Yolox(YoloxModule):
         for k, features in enumerate(self.backbone(x)):
             stem = head.stems[k](features)
             box = head.reg_convs[k](stem)
-            says = [head.reg_preds[k](box), head.obj_preds[k](box), head.cls_preds[k](head.cls_convs[k](stem))]
-            levels.append(torch.cat(says, 1).flatten(2))
+            values = [head.reg_preds[k](box), head.obj_preds[k](box), head.cls_preds[k](head.cls_convs[k](stem))]
+            levels.append(torch.cat(values, 1).flatten(2))
         return torch.cat(levels, 2).permute(0, 2, 1)
 
 def create_yolox(
@@ -111,13 +112,13 @@ with torch.no_grad():
 
 # %% [markdown]
 # ## The loss
-# SimOTA deals each true box out to the cells that do best on it (arXiv:2107.08430, section 2.1); those learn its sides
-# by overlap and, in the last epochs, by their plain difference too (L1). The library's own code computes it from our
-# output.
+# SimOTA assigns each true box to the cells that predict it best (arXiv:2107.08430, section 2.1). Those cells learn its
+# sides by overlap and, in the last epochs, by their plain difference too (L1). The library's own code computes the loss
+# from our output.
 #
-# Which cells may be dealt a box at all has changed between versions. Today: those within 1.5 cells of its centre. The
-# winner's copy was older: anywhere in the box, or within 2.5 cells of its centre, and cells for which not both holds at
-# a price that only the last resort pays.
+# Which cells are candidates has changed between versions. Today they are those within 1.5 cells of the box's centre.
+# The winner's copy was older: cells anywhere in the box or within 2.5 cells of its centre, where a cell that meets only
+# one of the two conditions has a high cost.
 
 # %%
 #| export
@@ -127,7 +128,7 @@ def _old_constraint(
     x: torch.Tensor,       # (1, cells), columns
     y: torch.Tensor,       # (1, cells), rows
 ) -> tuple[torch.Tensor, torch.Tensor]:  # bool (cells,) and (boxes, of them)
-    "Cells that may be dealt a box in YOLOX before August 2022, which the winner's copy is."
+    "Candidate cells of YOLOX before August 2022, which the winner's copy is."
     centre = torch.stack([(x[0] + .5) * strides[0], (y[0] + .5) * strides[0]], -1)[None]
     away = (centre - boxes[:, None, :2]).abs()
     inside, near = (away < boxes[:, None, 2:] / 2).all(-1), (away < 2.5 * strides[0][None, :, None]).all(-1)
@@ -139,7 +140,7 @@ class YoloxLoss:
     def __init__(self,
         network: Yolox,
         size: int,               # side of the input, pixels
-        faithful: bool = False,  # deal boxes out as the winner's copy did
+        faithful: bool = False,  # assign boxes as the winner's copy did
     ):
         self.head, self.l1 = network.head, False
         if faithful:
@@ -151,7 +152,7 @@ class YoloxLoss:
         targets: torch.Tensor,  # float (n, boxes, 5): class, cx, cy, w, h in pixels; rows of zeros are none
     ) -> torch.Tensor:          # scalar: 5 IoU loss + objectness + class (+ L1 of the sides if `l1` is set)
         place, stride = self.place.to(raw.device), self.stride.to(raw.device)
-        # no box is e^8 cells wide, and one that the network says is would be infinitely so a step later
+        # no box is e^8 cells wide; a network that predicts one would overflow a step later
         boxes = torch.cat([(raw[..., :2] + place) * stride, torch.exp(raw[..., 2:4].clamp(max=8)) * stride], -1)
         self.head.use_l1 = self.l1
         return self.head.get_losses(None, [place[None, :, 0]], [place[None, :, 1]], [stride[None, :, 0]], targets,
@@ -171,25 +172,24 @@ for l1 in (False, True):
 
 # %% [markdown]
 # ## Files
-# The official `yolox_nano.pth` and the winner's checkpoint are dicts with the weights under `model`, the averaged ones
-# already. They load by name, all or nothing. To start from the 80 classes of COCO, the one layer whose shape depends on
-# their number is left as it is.
+# The official `yolox_nano.pth` and the winner's checkpoint are dicts with the EMA weights under `model`. They load by
+# name, all or nothing. To start from the 80 classes of COCO, the one layer whose shape depends on their number keeps
+# its initial weights.
 
 # %%
 #| export
 def load_yolox(
     network: Yolox,        # filled in place
     path: Path,            # .pth of YOLOX or .safetensors
-    initial: bool = False, # weights to start from: the last layer of the classes may differ in shape, and is left out
+    initial: bool = False, # as initial weights: the last layer of the classes may differ in shape, and is left out
 ) -> dict:                 # the JSON beside the file, or which entry it was
     "Fill a network from a published or converted file, strictly."
     state, metadata = read_state(path)
     if initial:
         own = network.state_dict()
-        for name in [
-                n for n in state if n.startswith("head.cls_preds.") and n in own and own[n].shape != state[n].shape
-        ]:
-            state[name] = own[name]
+        for name in list(state):
+            if name.startswith("head.cls_preds.") and name in own and own[name].shape != state[name].shape:
+                state[name] = own[name]
     load_state(network, state, path)
     return metadata
 
@@ -215,19 +215,17 @@ except WeightsError as e:
 # %% [markdown]
 # ## One graph
 # For use the picture goes in as it is stored, one channel of 8 bits, and decoded boxes come out. The winner's engine
-# left the decoding to the caller; with `decode` off the graph says what his said.
+# left the decoding to the caller; with `decode` off the graph gives the same values as his.
 #
-# The network was made for colours, and its first layer first sorts the pixels by odd and even rows and columns. With
-# three equal channels both can be worked into the weights: one convolution of 6 by 6 pixels in steps of two.
+# The network was made for colours, and its first layer sorts the pixels by odd and even rows and columns. With three
+# equal channels both can be folded into the weights: one convolution of 6 by 6 pixels with stride 2.
 
 # %%
 #| export
 def grey_stem(
-    # the first layer, yolox's Focus: four quarters of the pixels on top of each other, convolution 3x3, normalisation,
-    # SiLU
-    stem: nn.Module,
+    stem: nn.Module,   # YOLOX's Focus: four quarters of the pixels as channels, convolution 3x3, normalisation, SiLU
 ) -> nn.Module:        # the same for one channel, float (n, 1, size, size)
-    "A first layer that answers to one channel as `stem` to three equal ones."
+    "A first layer that gives for one channel what `stem` gives for three equal ones."
     stem = copy.deepcopy(stem.conv)
     weight = stem.conv.weight.detach()
     quarters = weight.unflatten(1, (4, 3)).sum(2)            # the three colours see the same
@@ -239,7 +237,7 @@ def grey_stem(
     return stem
 
 class DetectorGraph(nn.Module):
-    "From grey levels to boxes in pixels of the square, or to what the cells say."
+    "From grey levels to boxes in pixels of the square, or to the raw values of the cells."
     def __init__(self,
         network: Yolox,
         size: int,            # side of the input, pixels
@@ -247,6 +245,8 @@ class DetectorGraph(nn.Module):
     ):
         super().__init__()
         self.network, self.decode, self.size = copy.deepcopy(network).eval().requires_grad_(False), decode, size
+        self.inputs = (Tensor("images", "uint8", ("n", 1, size, size), "NCHW"),)
+        self.outputs = (Tensor("candidates", "float32", ("n", "cells", 5 + network.head.num_classes), "NLC"),)
         self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
         for name, value in zip(("place", "stride"), cells(size)):
             self.register_buffer(name, torch.from_numpy(value))
@@ -273,15 +273,15 @@ def export_yolox(
     if batch is not None and batch < 1:
         raise EngineError(f"a batch has at least one picture, not {batch}")
     graph = DetectorGraph(network, size, decode)
-    example = torch.zeros(batch or 2, 1, size, size, dtype=torch.uint8)
-    return export_module(
-        graph, path, example, input="images", output="candidates", dynamic=batch is None, metadata={
-            **metadata, "size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes
-        })
+    inputs = [replace(t, shape=(batch or "n", *t.shape[1:])) for t in graph.inputs]
+    return export_module(graph, path, inputs, graph.outputs, {
+        **metadata, "size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes
+    })
 
 # %% [markdown]
-# One picture in a graph of fixed size, three in one that takes any number; decoded inside or by `core/detection`
-# outside: the same boxes.
+# ## What came out
+# One picture at a time in a graph of fixed size, three in one that takes any number; decoded inside the graph, or
+# outside by `core/detection`: the boxes are the same.
 
 # %%
 squares = (np.random.default_rng(0).random((3, 1, size, size)) * 255).astype(np.uint8)

@@ -12,12 +12,11 @@
 
 # %% [markdown]
 # # Detection
-# > What happens to a picture before a detector and to its boxes after it, in plain NumPy.
+# > The steps before and after a detector, in plain NumPy.
 #
-# A detector is trained with one framework and used through others, on machines that have none. What all of them share
-# is small: the picture made to fit a square, thousands of candidate boxes thinned out to a few, and a score that says
-# how good those are. A pixel of difference here is a pixel of difference in every crop, so each step is exact and
-# checked by hand.
+# A detector is trained with one framework and used through others. All of them share a few steps: the picture is fitted
+# into a square, thousands of candidate boxes are reduced to a few, and a score measures how good those are. A pixel of
+# difference here is a pixel of difference in every crop, so each step is exact and checked by hand.
 
 # %%
 #| default_exp core.detection
@@ -40,8 +39,8 @@ size = 416   # side of a detector's input, pixels
 
 # %% [markdown]
 # ## Letterbox
-# The picture goes to the top left corner of a square, as large as it fits, and the rest is grey 114. With nothing on
-# its left and above, the way back is a division.
+# The picture goes to the top left corner of a square, as large as it fits, and the rest is grey 114. With no padding on
+# the left and above, mapping boxes back is a division.
 
 # %%
 #| export
@@ -51,13 +50,14 @@ def letterbox(
     picture: np.ndarray,  # uint8 (rows, columns)
     size: int,            # side of the square, pixels
 ) -> tuple[np.ndarray, float]:  # uint8 (size, size); and its pixels per pixel of the picture
-    "Fit a picture into the top left corner of a square (YOLOX's preproc): bilinear, sides cut off to whole pixels."
+    "Fit a picture into the top left corner of a square (YOLOX's preproc): bilinear, sides rounded down to pixels."
     rows, columns = picture.shape
     ratio = min(size / rows, size / columns)
     fitted = max(1, int(rows * ratio)), max(1, int(columns * ratio))
     square = np.full((size, size), PAD, np.uint8)
-    square[:fitted[0], :fitted[1]] = picture if picture.shape == fitted else cv2.resize(
-        picture, fitted[::-1], interpolation=cv2.INTER_LINEAR)
+    if picture.shape != fitted:
+        picture = cv2.resize(picture, fitted[::-1], interpolation=cv2.INTER_LINEAR)
+    square[:fitted[0], :fitted[1]] = picture
     return square, ratio
 
 def unletterbox(
@@ -66,17 +66,16 @@ def unletterbox(
     rows: int,           # of the picture
     columns: int,
 ) -> np.ndarray:         # float64 (n, 4), in the picture
-    "Boxes of the square in pixels of the picture, cut off at its edges."
+    "Map boxes from the square to pixels of the picture, clipped at its edges."
     return np.clip(np.asarray(boxes, float).reshape(-1, 4) / ratio, 0, (columns, rows, columns, rows))
 
 # %%
 picture = np.tile(np.linspace(0, 255, 640).astype(np.uint8), (832, 1))
 square, ratio = letterbox(picture, size)
-assert ratio == size / 832 and square.shape == (size, size) and (square[:, int(640 * ratio):]
-                                                                 == PAD).all() and square[0, 0] == 0
-assert (unletterbox([[0, 0, 640 * ratio, size], [-9, 5 * ratio, 999, 999]], ratio, 832, 640) == [[0, 0, 640, 832],
-                                                                                                 [0, 5, 640,
-                                                                                                  832]]).all()
+assert ratio == size / 832 and square.shape == (size, size)
+assert (square[:, int(640 * ratio):] == PAD).all() and square[0, 0] == 0
+boxes = unletterbox([[0, 0, 640 * ratio, size], [-9, 5 * ratio, 999, 999]], ratio, 832, 640)
+assert boxes.tolist() == [[0, 0, 640, 832], [0, 5, 640, 832]]
 plt.figure(figsize=(2.6, 2.6))
 plt.imshow(square, cmap="gray", vmin=0, vmax=255)
 plt.axis("off")
@@ -84,8 +83,8 @@ plt.title(f"{picture.shape} in {square.shape}", fontsize=9);
 
 # %% [markdown]
 # ## Candidates
-# YOLOX looks at the square through three grids, of 8, 16 and 32 pixels. Each cell offers one box: where its centre lies
-# from the cell's corner, in cells, and the logarithms of its sides, in cells too.
+# YOLOX divides the square by three grids, with cells of 8, 16 and 32 pixels. Each cell predicts one box: the offset of
+# its centre from the cell's corner, in cells, and the logarithms of its sides, in cells too.
 
 # %%
 #| export
@@ -118,9 +117,9 @@ assert np.allclose(decode(raw, size)[at], [3.5 * 32, 1.75 * 32, 128, 80, 0.9, 0.
 [len(cells(s)[0]) for s in (256, 416)]
 
 # %% [markdown]
-# ## Thinning
-# Neighbouring cells offer nearly the same box. The surest stays, and those that it overlaps by more than a share go
-# (non-maximum suppression).
+# ## Non-maximum suppression
+# Neighbouring cells predict nearly the same box. The box with the highest score is kept, and those that overlap it by
+# more than a given IoU are removed.
 
 # %%
 #| export
@@ -146,8 +145,8 @@ def iou(
 def nms(
     boxes: np.ndarray,   # (n, 4) x0, y0, x1, y1
     scores: np.ndarray,  # (n,)
-    overlap: float,      # IoU above which the less sure of two goes
-) -> np.ndarray:         # indices of those that stay, surest first
+    overlap: float,      # IoU above which the one with the lower score is removed
+) -> np.ndarray:         # indices of those that are kept, highest score first
     "Greedy non-maximum suppression; of equal scores the first wins."
     left, kept = np.argsort(-np.asarray(scores), kind="stable"), []
     while len(left):
@@ -157,7 +156,7 @@ def nms(
 
 def candidates(
     output: np.ndarray,  # (cells, 6) decoded: cx, cy, w, h, objectness, class probability
-    confidence: float,   # least objectness times probability
+    confidence: float,   # smallest objectness times probability
     overlap: float,      # of `nms`
 ) -> tuple[np.ndarray, np.ndarray]:  # float64 (n, 4) x0, y0, x1, y1 in the square; scores (n,), falling
     "The boxes of one picture."
@@ -173,9 +172,9 @@ assert iou(three, three)[0].tolist() == [1, .9, 0]
 assert nms(three, [.8, .9, .7], .5).tolist() == [1, 2] and nms(three, [.8, .9, .7], .9).tolist() == [1, 0, 2]
 
 # %% [markdown]
-# ## How good
-# The score of COCO: the area under precision over recall, for boxes that overlap the truth by at least 50 %, and
-# averaged over demands from 50 to 95 %. It is computed by COCO's own library.
+# ## Average precision
+# The score of COCO is the area under the curve of precision over recall, for boxes with an IoU of at least 0.50, and
+# averaged over thresholds from 0.50 to 0.95. It is computed by COCO's own library.
 
 # %%
 #| export
@@ -199,9 +198,9 @@ def coco_score(
     return {"ap": float(score.stats[0]), "ap50": float(score.stats[1])}
 
 # %% [markdown]
-# Two pictures with a box of 100 by 100 each, found a little too wide. The first box overlaps by 100/112, which meets
-# eight of the ten demands, the second one by 100/130, which meets six; a demand that one of the two meets, the surer
-# one, gives half the area (51 of 101 points of recall).
+# Two pictures with a box of 100 by 100 each, found a little too wide. The IoU of the first box is 100/112, which
+# reaches eight of the ten thresholds, that of the second 100/130, which reaches six. A threshold that only the box with
+# the higher score reaches gives half the area (51 of 101 points of recall).
 
 # %%
 truth = {

@@ -1,0 +1,317 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sidecars
+# > A graph is two files: the ONNX, and a JSON that lists its inputs and outputs.
+#
+# A network takes numbers of one type, in one shape, with the axes in one order. None of this is visible in an array:
+# float pictures in 0..1 have the same shape as 8-bit ones, and a frame turned on its side is still a frame. So the
+# JSON beside each graph states names, types, shapes and the meaning of the axes, and every array is compared with it.
+
+# %%
+#| default_exp core.sidecars
+
+# %% tags=["parameters"]
+size = (96, 64)  # height, width of the example's pictures, pixels
+
+# %%
+#| export
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import read_json, replacing, sha256, write_json
+
+# %%
+#| hide
+import tempfile
+from dataclasses import replace
+
+import pandas as pd
+
+# %%
+#| export
+class EngineError(ProjectError):
+    "A graph or an engine that cannot be made, read or fed, with the remedy."
+
+# %% [markdown]
+# ## Inputs and outputs
+# A dimension is a number, or a word where any number fits. A word that occurs twice stands for the same number: with
+# `n` pictures go `n` lengths. The layout has one letter for each axis: N items, C channels or classes, D depth, H
+# height, W width, L places of a sequence, F the networks (folds) of an ensemble.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Tensor:
+    "One input or output of a graph."
+    name: str
+    dtype: str                     # NumPy's name, such as 'uint8'
+    shape: tuple[int | str, ...]   # a word = any number, the same wherever the word occurs
+    layout: str = ""               # a letter for each axis, such as 'NCHW'; "": not stated
+    activation: str = ""           # of an output: 'sigmoid', 'softmax', or "" for values as the network gives them
+    classes: tuple[str, ...] = ()  # of an output: names along the axis C, or the name of the only class
+
+    def __post_init__(self):
+        if self.layout and (len(self.layout) != len(self.shape) or len({*self.layout}) != len(self.layout)):
+            raise EngineError(f"The layout {self.layout!r} of {self.name} needs one letter for each of its "
+                              f"{len(self.shape)} axes, and no letter twice.")
+        if self.activation not in ("", "sigmoid", "softmax"):
+            raise EngineError(f"The activation of {self.name} is {self.activation!r}: use 'sigmoid', 'softmax' or ''.")
+
+    def __str__(self) -> str:
+        dims = ", ".join(map(str, self.shape)) + "," * (len(self.shape) == 1)
+        return f"{self.name}: {self.dtype} ({dims}){' ' + self.layout if self.layout else ''}"
+
+    def axis(self,
+        letter: str,     # of the layout
+    ) -> int | None:     # None if the layout lacks it
+        "The place of an axis."
+        return self.layout.index(letter) if letter in self.layout else None
+
+def tensor_entry(
+    tensor: Tensor,
+) -> dict:           # what is not stated is left out
+    "An input or output as the JSON has it."
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(tensor).items() if v or k == "shape"}
+
+def read_tensors(
+    metadata: dict,  # NAME.json
+    key: str,        # 'inputs' or 'outputs'
+    file: str,       # named in the error
+) -> tuple[Tensor, ...]:
+    "Inputs or outputs that a JSON lists."
+    entries = metadata.get(key)
+    if not isinstance(entries, list) or not entries:
+        raise EngineError(f"{file} lists no {key}. An older version wrote it: run the stage that wrote it again.")
+    try:
+        tensors = tuple(Tensor(**{k: tuple(v) if isinstance(v, list) else v for k, v in e.items()}) for e in entries)
+        for tensor in tensors:
+            np.dtype(tensor.dtype)
+        return tensors
+    except (TypeError, AttributeError) as e:
+        raise EngineError(f"{file} describes its {key} wrongly ({e}): write it again with this version.") from e
+
+# %%
+pictures, lengths = Tensor("images", "uint8", ("n", 1, *size), "NCHW"), Tensor("lengths", "int64", ("n",), "N")
+assert read_tensors({"inputs": [tensor_entry(pictures)]}, "inputs", "example.json") == (pictures,)
+print(pictures, lengths, sep="\n")
+
+# %% [markdown]
+# Arrays are compared with the list before anything computes. OpenVINO would turn float pictures into 8-bit ones
+# without a word and ONNX Runtime would not; with the check all of them refuse with the same sentence.
+
+# %%
+#| export
+def bind_shape(
+    tensor: Tensor,
+    array: np.ndarray,
+    words: dict[str, tuple[int, str]],  # word -> number and the tensor it came from; gets what this array binds
+) -> str:                               # what does not fit; "" if all does
+    "Compare one array with its description."
+    got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
+        return f"got {got}"
+    for want, n in zip(tensor.shape, array.shape):
+        if n == 0 or isinstance(want, int) and want != n:
+            return f"got {got}"
+        if isinstance(want, str) and want.isidentifier():
+            known, where = words.setdefault(want, (n, tensor.name))
+            if known != n:
+                return f"got {got}, where {want} is {n}, and {where} has {known}"
+    return ""
+
+def check_inputs(
+    tensors: Sequence[Tensor],                     # what the network takes
+    given: np.ndarray | Mapping[str, np.ndarray],  # the array of the only input, or arrays by name
+    label: str,                                    # of the network, named in the error
+) -> tuple[dict[str, np.ndarray], dict]:           # arrays by name, contiguous; numbers bound to words
+    "Arrays that fit, or EngineError."
+    named = given if isinstance(given, Mapping) else {tensors[0].name: given}
+    if {*named} != {t.name for t in tensors}:
+        got = ", ".join(map(str, named)) if named is given else "one array without a name"
+        raise EngineError(f"{label} takes the inputs {', '.join(t.name for t in tensors)}, and got {got}: give a dict "
+                          "with an array for each of these names.")
+    words = {}
+    for tensor in tensors:
+        if problem := bind_shape(tensor, named[tensor.name], words):
+            least = "; every dimension at least 1" if any(isinstance(n, str) for n in tensor.shape) else ""
+            raise EngineError(f"{label} takes {tensor}{least}; {problem}. Give an array of this type and shape.")
+    return {t.name: np.ascontiguousarray(named[t.name]) for t in tensors}, words
+
+def check_outputs(
+    tensors: Sequence[Tensor],    # what the JSON promises
+    made: dict[str, np.ndarray],  # arrays by name
+    words: dict,                  # from `check_inputs`
+    label: str,                   # of the network, named in the error
+) -> None:
+    "Raise EngineError unless the results have the types and shapes that the JSON lists."
+    words = dict(words)
+    for tensor in tensors:
+        if problem := bind_shape(tensor, made.get(tensor.name), words):
+            raise EngineError(f"{label} should give {tensor}; {problem}. Export the network again.")
+
+# %%
+given = {"images": np.zeros((3, 1, *size), np.uint8), "lengths": np.array([5, 2, 4])}
+assert check_inputs([pictures, lengths], given, "example")[1]["n"][0] == 3
+for wrong in (given["images"], {**given, "lengths": np.array([5, 2])}, {**given, "images": given["images"] / 255},
+              {**given, "images": given["images"].transpose(0, 1, 3, 2)}):
+    try:
+        check_inputs([pictures, lengths], wrong, "example")
+    except EngineError as e:
+        print(e)
+    else:
+        raise AssertionError
+
+# %% [markdown]
+# ## Two files
+# Names, types and shapes are read from the graph itself; the caller adds the layout, the activation and the names of
+# the classes. The JSON also holds the graph's checksum, so that halves of different runs are not taken for one engine.
+# Exporters write comments and source locations into a graph, with folders of the machine. They are removed, and the
+# bytes are put in a fixed order: the same graph is the same file.
+
+# %%
+#| export
+def add_entries(
+    metadata: dict,  # the caller's entries
+    own: dict,       # those that an export makes
+) -> dict:           # both
+    "Both sets of entries, if no key is in both."
+    if taken := sorted({*own} & {*metadata}):
+        raise EngineError(f"metadata may not set {', '.join(taken)}: the export sets this itself.")
+    return {**metadata, **own}
+
+def strip_traces(
+    model: onnx.ModelProto,  # changed in place
+) -> None:
+    "Remove comments and source locations, which name folders of the machine."
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer,
+                 *model.functions, *(n for f in model.functions for n in f.node)):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+
+def describe_value(
+    value: onnx.ValueInfoProto,
+    stated: Mapping[str, Tensor] = {},  # name -> layout, activation and classes to be added
+) -> Tensor:
+    "An input or output of an ONNX graph."
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise EngineError(f"{value.name} has no shape in the graph: export it with one.")
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+    found = Tensor(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+    if not (more := stated.get(value.name)):
+        return found
+    if more.dtype != found.dtype:
+        raise EngineError(f"{more.name} is stated as {more.dtype}, and the graph has {found.dtype}.")
+    return Tensor(found.name, found.dtype, shape, more.layout, more.activation, more.classes)
+
+def write_graph(
+    model: onnx.ModelProto,         # its traces are removed
+    path: Path,                     # NAME.onnx
+    metadata: dict,                 # entries for NAME.json
+    stated: Sequence[Tensor] = (),  # layout, activation and classes of inputs and outputs, by name
+) -> dict:                          # NAME.json
+    "Write NAME.onnx and NAME.json, each complete or not at all."
+    path, stated = Path(path), {t.name: t for t in stated}
+    inputs = [describe_value(value, stated) for value in model.graph.input]
+    outputs = [describe_value(value, stated) for value in model.graph.output]
+    if unknown := {*stated} - {t.name for t in (*inputs, *outputs)}:
+        raise EngineError(f"{path.name} has no input or output {', '.join(sorted(unknown))}: it has "
+                          f"{', '.join(t.name for t in (*inputs, *outputs))}.")
+    strip_traces(model)
+    content = model.SerializeToString(deterministic=True)
+    sidecar = add_entries(metadata, {
+        "format": "onnx", "opset": model.opset_import[0].version, "inputs": [*map(tensor_entry, inputs)],
+        "outputs": [*map(tensor_entry, outputs)], "sha256": hashlib.sha256(content).hexdigest()
+    })
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    write_json(sidecar_path(path), sidecar)
+    return sidecar
+
+def carried(
+    metadata: dict,  # NAME.json
+) -> dict:           # the entries that hold for another form of the same network, too
+    "The entries that do not describe the file itself."
+    return {k: v for k, v in metadata.items() if k not in ("format", "opset", "inputs", "outputs", "sha256")}
+
+def sidecar_path(
+    path: Path,  # NAME.onnx or NAME.engine
+) -> Path:       # NAME.json or NAME.engine.json: both kinds may lie in one folder
+    "The JSON beside a graph."
+    return path.with_suffix(".json" if path.suffix == ".onnx" else path.suffix + ".json")
+
+def read_sidecar(
+    path: Path,  # NAME.onnx or NAME.engine
+) -> dict:       # the JSON beside it
+    "The JSON of a graph, after a check that both files are there and belong together."
+    path = Path(path)
+    sidecar = sidecar_path(path)
+    for needed in (path, sidecar):
+        if not needed.is_file():
+            raise EngineError(
+                f"{needed.name} is not there. An engine is two files, {path.name} and {sidecar.name}: copy both.")
+    try:
+        metadata = read_json(sidecar)
+    except ValueError as e:
+        raise EngineError(f"{sidecar.name} is no JSON ({e}): copy it again.") from e
+    if not isinstance(metadata, dict) or metadata.get("sha256") != sha256(path):
+        raise EngineError(f"{path.name} differs from the checksum in {sidecar.name}. The two belong to different runs, "
+                          "or one was damaged: copy both again.")
+    return metadata
+
+# %% [markdown]
+# The example is written in ONNX's own language: the mean of each picture, multiplied by a weight.
+
+# %%
+model = onnx.parser.parse_model(
+    f'''<ir_version: 10, opset_import: ["": 20]>
+    mean (uint8[n, 1, {size[0]}, {size[1]}] images) => (float[n, 1] means) {{
+    grey = Cast<to = 1>(images)
+    flat = Flatten(grey)
+    means = ReduceMean(flat, axis)
+}}''')
+model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+onnx.checker.check_model(model)
+folder = Path(tempfile.mkdtemp())
+model.graph.node[0].doc_string = str(Path.cwd() / "train.py")
+sidecar = write_graph(model, folder / "mean.onnx", {"purpose": "example"}, [pictures])
+assert str(Path.cwd()).encode() not in (folder / "mean.onnx").read_bytes()
+assert read_sidecar(folder / "mean.onnx") == sidecar
+assert write_graph(model, folder / "again.onnx", {})["sha256"] == sidecar["sha256"]
+pd.Series(sidecar, name="mean.json").to_frame()
+
+# %% [markdown]
+# ## What came out
+# A description that does not fit the graph is refused when it is written, and a damaged file when it is read:
+
+# %%
+damaged = bytearray((folder / "again.onnx").read_bytes())
+damaged[-10] ^= 1
+(folder / "again.onnx").write_bytes(damaged)
+for attempt in (lambda: write_graph(model, folder / "other.onnx", {}, [lengths]),
+                lambda: write_graph(model, folder / "other.onnx", {}, [replace(pictures, dtype="float32")]),
+                lambda: read_sidecar(folder / "again.onnx"), lambda: read_sidecar(folder / "none.onnx")):
+    try:
+        attempt()
+    except EngineError as e:
+        print(e)
+    else:
+        raise AssertionError

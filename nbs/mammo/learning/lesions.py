@@ -1,0 +1,113 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lesions
+# > A classifier that also predicts where a lesion is.
+#
+# Masks of lesions tell more than a label for the whole breast. A network that was trained with them predicts a lesion
+# for each cell of 16 by 16 pixels, benign and malignant apart, besides the label. Its judgement is the mean of two: the
+# classifier's, which averages over the picture, and that of the cells, in which a lesion of a few cells is not diluted
+# by the breast around it.
+
+# %%
+#| default_exp mammo.learning.lesions
+
+# %% tags=["parameters"]
+architecture = "tf_efficientnet_lite0"  # the timm network shown below
+size = (96, 96)                         # height, width of the images shown below, in pixels
+
+# %%
+#| export
+import torch
+from torch import nn
+
+from mammo_nb.core.ensembles import register_network
+from mammo_nb.core.networks import create_network
+
+# %%
+#| hide
+import pandas as pd
+
+from mammo_nb.core.ensembles import make_network
+
+# %% [markdown]
+# The cells come from the feature map that has 1/16 of the picture's height and width, through one convolution. Over the
+# cells the two kinds of lesion are compared by a log-sum-exp, a smooth maximum. In training both judgements and all
+# cells are given, each with a loss of its own.
+
+# %%
+#| export
+CELL = 16  # pixels, height and width of a cell
+
+class Pointing(nn.Module):
+    "A classifier that also predicts in which cells a benign and in which a malignant lesion is, and judges by both."
+    def __init__(self,
+        classifier: nn.Module,  # of timm, with .normalization and a feature map at 1/16 of the size
+    ):
+        super().__init__()
+        self.index, channels = next(
+            (i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
+        self.classifier, self.where, self.normalization = classifier, nn.Conv2d(channels, 2,
+                                                                                1), classifier.normalization
+        nn.init.zeros_(self.where.weight)        # at first: hardly anywhere
+        nn.init.constant_(self.where.bias, -4.)
+
+    def forward(self,
+        x: torch.Tensor,   # (n, 3, height, width)
+    ) -> torch.Tensor | dict[str, torch.Tensor]:  # (n, 1) logits; in training judgements (n, 2), cells (n, 2, cells)
+        features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
+        cells = self.where(cells).flatten(2)
+        benign, malignant = cells.unbind(1)
+        judged = torch.cat([
+            self.classifier.forward_head(features),
+            malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
+        ], 1)
+        return {"judgements": judged, "cells": cells} if self.training else judged.mean(1, keepdim=True)
+
+# %% [markdown]
+# An exported ensemble of such networks is built again from its weights under the kind `mammo.pointing`.
+
+# %%
+#| export
+@register_network("mammo.pointing")
+def pointing_classifier(
+    network: str,                    # timm architecture
+    global_pool: str | None = None,
+) -> Pointing:
+    "The network of the recipes with `lesion_weight`."
+    return Pointing(create_network(network, global_pool=global_pool))
+
+# %%
+pointing = make_network({"kind": "mammo.pointing", "network": architecture}).eval()
+noise = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    # before the first step all cells are equal, and the second judgement is 0
+    assert torch.allclose(pointing(noise), pointing.classifier(noise) / 2)
+    outputs = pointing.train()(noise)
+assert outputs["judgements"].shape == (4, 2)
+assert outputs["cells"].shape == (4, 2, (size[0] // CELL) * (size[1] // CELL))
+
+# %% [markdown]
+# ## What came out
+# A picture with one malignant cell, among more and more cells without a lesion. The mean over the cells soon forgets
+# it, the log-sum-exp does not:
+
+# %%
+rows = []
+for cells in (4, 36, 144, 1024):
+    malignant = torch.full((cells,), -4.)
+    malignant[0] = 4.
+    difference = malignant.logsumexp(0) - torch.full((cells,), -4.).logsumexp(0)
+    rows.append({"cells": cells, "mean": round(malignant.mean().item() + 4, 2),
+                 "log-sum-exp": round(difference.item(), 2)})
+pd.DataFrame(rows)
