@@ -14,8 +14,8 @@ import typer
 # %% ../nbs/80_kaggle.ipynb #0257796a
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-# %% ../nbs/80_kaggle.ipynb #501b017a
-_OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[nvidia]"]
+# %% ../nbs/80_kaggle.ipynb #f985db4e
+_OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[kaggle]"]
 
 @app.command("kaggle-wheels")
 def kaggle_wheels(

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['RECIPES', 'NETWORK', 'system', 'Prepare', 'Train', 'Engines', 'submitted_weights']
 
-# %% ../../nbs/baseline/00_system.ipynb #94c90f3c
-from dataclasses import dataclass
+# %% ../../nbs/baseline/00_system.ipynb #f38c84b8
+from dataclasses import dataclass, replace
 
-from ..core.recipes import Recipe
+from ..core.optimisation import Optimisation
+from ..core.recipes import Recipe, bounded
 from ..core.systems import Mode, Stage, System
 from ..mammo.recipes import Datasets, Folds, Phantom
 from ..mammo.system import results, test_tables
 from ..mammo.system import system as mammo
 
-# %% ../../nbs/baseline/00_system.ipynb #915a118b
+# %% ../../nbs/baseline/00_system.ipynb #64c34f55
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
@@ -26,46 +27,37 @@ class Train:
     "One network on one fold; the defaults are what two cores train in two minutes."
     network: str = "tf_efficientnet_lite0"   # a timm name
     weights: str = "imagenet_lite"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
-    fold: int = 0                            # held back
-    epochs: int = 6
-    batch_size: int = 26
-    positive_weight: float = 3.0             # a positive is this many times as likely to be drawn as a negative
-    pos_weight: float = 2.0                  # and weighs this many times as much in the loss
-    freeze: int = 30                         # so many named parameters, from the first, stay as they are
-    augment: str = "baseline"                # a policy of mammo/augment; this one: a mirror, one time in two
-    optimizer: str = "adamw"
-    lr: float = 5e-4
-    min_lr: float = 0.0
-    schedule: str = "cosine"                 # moves with every batch
-    restart_epochs: float = 3                # it starts over after so many; 0 = never
-    restart_factor: int = 1                  # each round is so many times as long as the one before
-    weight_decay: float = 1e-2
-    dud_pf1: float = 0.05                    # a training whose pF1 is below it
-    dud_epochs: int = 2                      # after so many epochs is given up
-    # 16 bit where the device has it: float16 on a T4, as then; bfloat16 on newer GPUs
-    precision: str = "amp"
-    checkpoint_every: int = 20               # steps between checkpoints
-    workers: int = 0                         # data-loading processes
-    seed: int = 42
+    fold: int = bounded(0, low=0)            # held back
+    # a cosine that restarts; 16 bits where the device has them: float16 on a T4, as in the original, else bfloat16
+    loop: Optimisation = Optimisation(epochs=6, batch_size=26, optimizer="adamw", lr=5e-4, min_lr=0.0,
+                                      schedule="cosine", restart_epochs=3, weight_decay=1e-2, checkpoint_every=20)
+    positive_weight: float = bounded(3.0, low=0)  # a positive is this many times as likely to be drawn as a negative
+    pos_weight: float = bounded(2.0, low=0)       # and weighs this many times as much in the loss
+    freeze: int = bounded(30, low=0)         # so many named parameters, from the first, stay as they are
+    augment: str = "baseline"                # a policy of mammo/learning/augment; this one mirrors every second image
+    dud_pf1: float = bounded(0.05, low=0, high=1)  # a training is stopped if its pF1 is below this
+    dud_epochs: int = bounded(2, low=1)            # after so many epochs
 
 @dataclass(frozen=True)
 class Engines:
     "The network as a graph."
     tolerance: float = 1e-4     # largest allowed difference of a probability against torch
 
-# %% ../../nbs/baseline/00_system.ipynb #2a2ead16
+# %% ../../nbs/baseline/00_system.ipynb #f860a639
 _TINY = mammo.recipe("tiny")
 
 RECIPES = {
     "demo": Recipe("the synthetic competition of mammo's demo, ImageNet EfficientNet-Lite0 at 256x128, one fold"),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing", _TINY.section(Phantom), _TINY.section(Folds),
                    Prepare(height=128, width=64),
-                   Train(epochs=2, batch_size=8, restart_epochs=1, dud_pf1=0.0, checkpoint_every=2)),
+                   Train(dud_pf1=0.0, loop=replace(Train().loop, epochs=2, batch_size=8, restart_epochs=1,
+                                                   checkpoint_every=2))),
     "baseline_tiny": Recipe("the published baseline: ConvNeXt-tiny at 2048x1024, one fold of four, on a GPU",
                             Datasets("rsna-breast-cancer-detection"), Prepare(height=2048, width=1024),
-                            Train(network="convnext_tiny.fb_in1k", weights="imagenet", epochs=17, positive_weight=12.0,
-                                  pos_weight=20.0, freeze=70, lr=5e-5, restart_epochs=8.5, checkpoint_every=400,
-                                  workers=8), skips=("phantom",)),
+                            Train(network="convnext_tiny.fb_in1k", weights="imagenet", positive_weight=12.0,
+                                  pos_weight=20.0, freeze=70,
+                                  loop=replace(Train().loop, epochs=17, lr=5e-5, restart_epochs=8.5,
+                                               checkpoint_every=400, workers=8)), skips=("phantom",)),
 }
 
 # %% ../../nbs/baseline/00_system.ipynb #c8c21a08

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['LeakageError', 'check_folds', 'assign_folds', 'balance']
 
-# %% ../../nbs/core/41_folds.ipynb #d00d87ed
+# %% ../../nbs/core/41_folds.ipynb #6f8da0b9
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-# %% ../../nbs/core/41_folds.ipynb #4902f427
-class LeakageError(Exception):
-    "A group on both sides of a split; names some of them."
+from .errors import ProjectError
+
+# %% ../../nbs/core/41_folds.ipynb #c2a4c754
+class LeakageError(ProjectError):
+    "A group that is on both sides of a split; the text names some of them."
 
 def check_folds(
     table: pd.DataFrame,       # `group` and `fold`
@@ -22,25 +24,24 @@ def check_folds(
     count = table.groupby(group)["fold"].nunique()
     leaking = count.index[count > 1]
     if len(leaking):
-        raise LeakageError(
-            f"{len(leaking)} {group} in more than one fold, such as {', '.join(map(str, leaking[:5]))}: split by "
-            f"{group}, not by image."
-        )
+        raise LeakageError(f"{len(leaking)} {group} in more than one fold, such as "
+                           f"{', '.join(map(str, leaking[:5]))}. Split by {group}, not by image.")
 
 def assign_folds(
-    labels: pd.DataFrame,       # one row an image; the order of rows matters for the result
+    labels: pd.DataFrame,       # one row for each image; the result depends on the order of the rows
     n_folds: int = 4,
     seed: int = 67,             # the winner's
-    label: str = "cancer",      # what is kept even
-    group: str = "patient_id",  # what is kept together
+    label: str = "cancer",      # 0 or 1; its share is kept even
+    group: str = "patient_id",  # kept together in one fold
 ) -> pd.DataFrame:              # `labels` and `fold`, 0 .. n_folds - 1
-    "scikit-learn's `StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)` in table order."
+    "Split by scikit-learn's `StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)`, in table order."
     carriers = labels.loc[labels[label] == 1, group].nunique()
     if carriers < n_folds:
-        raise ValueError(f"{carriers} {group} with {label} = 1 cannot be spread over {n_folds} folds")
+        raise ValueError(f"{carriers} {group} with {label} = 1 cannot be spread over {n_folds} folds. "
+                         "Choose fewer folds.")
     groups = labels[group]
-    # the splitter sorts groups before it shuffles them, and text puts "10" before "9": ids that are numbers are split
-    # as numbers
+    # the splitter sorts groups before it shuffles them, and as text "10" comes before "9": ids that are numbers are
+    # split as numbers
     if groups.astype(str).str.fullmatch(r"\d{1,18}").all():
         groups = groups.astype("int64")
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -51,12 +52,12 @@ def assign_folds(
     check_folds(table, group)
     return table
 
-# %% ../../nbs/core/41_folds.ipynb #c66f908a
+# %% ../../nbs/core/41_folds.ipynb #4f7acf89
 def balance(
     table: pd.DataFrame,   # `fold` and the columns
-    columns: list[str],    # categories, a few values each; missing counts as a value
+    columns: list[str],    # categories with a few values each; a missing value counts as a value
 ) -> pd.DataFrame:         # a row for each column and value, a column for each fold: share of the fold's rows
-    "How a split spreads what it did and did not look at."
+    "Distribution of columns over the folds, also of those that the split does not balance."
     parts = {
         c: pd.crosstab(table[c].astype("object").where(table[c].notna(), "missing"), table["fold"], normalize="columns")
         for c in columns

@@ -13,15 +13,15 @@ from ..core.folds import assign_folds, balance, check_folds
 from ..core.runs import Run
 from .datasets import REQUIRED, read_table
 
-# %% ../../nbs/mammo/05_folds.ipynb #340ab30d
-EXTERNAL = -1  # the fold of rows that are always trained on and never validated on
+# %% ../../nbs/mammo/05_folds.ipynb #25548dbc
+EXTERNAL = -1  # fold of the rows that are in every training and in no validation
 
 def split(
     labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, whichever others follow
     n_folds: int = 4,
     seed: int = 67,        # the winner's
 ) -> pd.DataFrame:         # `labels` and `fold`, 0 .. n_folds - 1, or EXTERNAL
-    "Folds of the recipe's own set; external rows belong to all trainings."
+    "Split the set that the recipe names; external rows get the fold EXTERNAL."
     own = labels["dataset"] == labels["dataset"].iloc[0]
     table = labels.assign(fold=EXTERNAL)
     table.loc[own, "fold"] = assign_folds(labels[own], n_folds, seed)["fold"]

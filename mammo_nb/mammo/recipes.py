@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Phantom', 'Datasets', 'Detector', 'Crops', 'Folds', 'Train', 'Select', 'Engines']
 
-# %% ../../nbs/mammo/recipes.ipynb #c648b925
+# %% ../../nbs/mammo/recipes.ipynb #132b1f11
 from dataclasses import dataclass, replace
 
-from ..core.recipes import Recipe
+from ..core.optimisation import Optimisation
+from ..core.recipes import Recipe, bounded
 
-# %% ../../nbs/mammo/recipes.ipynb #e55538bb
+# %% ../../nbs/mammo/recipes.ipynb #6d2af5f6
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; None in a recipe that reads a real one."
@@ -30,38 +31,26 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Detector:
-    "YOLOX-nano, which finds the breast; the defaults are what two cores train in two minutes."
-    # a folder below `raw` with boxes in YOLOv5 text, of the data set that is read; "": frames are drawn
+    "YOLOX-nano, which finds the breast; the defaults train in two minutes on two cores."
+    # folder below `raw` with boxes in YOLOv5 text for the data set that is read; "": frames are drawn
     annotations: str = ""
-    patients: int = 250         # drawn, four frames each
-    held_back: float = 0.1      # share of the drawn patients to validate with
-    strangeness: float = 0.2    # of drawn frames, 0 to 1; more takes longer to learn
-    drawing_seed: int = 67
-    size: int = 96              # side of the network's input, pixels, a multiple of 32; the winner's: 416
+    patients: int = bounded(250, low=2)  # drawn, four frames each
+    held_back: float = bounded(0.1, low=0, high=1)    # share of the drawn patients that is used for validation
+    strangeness: float = bounded(0.2, low=0, high=1)  # of drawn frames, 0 to 1; more takes longer to learn
+    drawing_seed: int = bounded(67, low=0)
+    size: int = bounded(96, low=32)      # side of the network's input, pixels, a multiple of 32; the winner's: 416
     weights: str = "none"       # initial weights: none, or a .pth of YOLOX in assets/trained
-    epochs: int = 9
-    batch_size: int = 8
-    optimizer: str = "adamw"    # sgd or adamw
-    lr: float = 5e-3
-    min_lr: float = 2e-4
-    schedule: str = "yolox"
-    warmup_epochs: float = 0.2
-    warmup_lr: float = 0.0
-    flat_epochs: int = 0        # the last ones, with the smallest learning rate
-    l1_epochs: int = 9          # the last ones, with the L1 loss of the sides; from the first it saves half of the time
-    weight_decay: float = 1e-2
-    clip_norm: float = 10.0     # largest norm of the gradient; 0 = off
-    ema_decay: float = 0.98
-    ema_ramp: int = 0
-    norm_momentum: float = 0.1  # of batch normalisation; YOLOX's 0.03 needs more steps than two minutes have
-    # the last epochs, in which it no longer follows the batch; small batches of unlike frames mislead it
-    frozen_norm: int = 5
-    precision: str = "fp32"
-    checkpoint_every: int = 50  # steps between checkpoints
-    workers: int = 0            # data-loading processes
-    threads: int = 1            # of torch; 0: its own choice. Layers this small are slower on two
-    tolerance: float = 0.05     # largest allowed difference of a box against torch, pixels of the input
-    seed: int = 42
+    loop: Optimisation = Optimisation(epochs=9, batch_size=8, optimizer="adamw", lr=5e-3, min_lr=2e-4, schedule="yolox",
+                                      warmup_epochs=0.2, weight_decay=1e-2, clip_norm=10.0, ema_decay=0.98,
+                                      precision="fp32", checkpoint_every=50)
+    # last epochs with the L1 loss of the sides; from the first epoch on it halves the time that is needed
+    l1_epochs: int = bounded(9, low=0)
+    # of batch normalisation; YOLOX's 0.03 needs more steps than two minutes have
+    norm_momentum: float = bounded(0.1, low=0, high=1)
+    # last epochs in which batch normalisation keeps its statistics; small batches of unlike frames mislead it
+    frozen_norm: int = bounded(5, low=0)
+    threads: int = bounded(1, low=0)           # of torch; 0: its own choice. Layers this small are slower on two
+    tolerance: float = bounded(0.05, low=0)    # largest allowed difference of a box against torch, pixels of the input
     faithful: bool = False      # frames, assignment of boxes to cells and shared patients as the winner had them
 
 @dataclass(frozen=True)
@@ -81,8 +70,8 @@ class Crops:
 @dataclass(frozen=True)
 class Folds:
     "The split into folds; a patient is in one only."
-    n_folds: int = 4
-    seed: int = 67              # the winner's
+    n_folds: int = bounded(4, low=2)
+    seed: int = bounded(67, low=0)  # the winner's
 
 @dataclass(frozen=True)
 class Train:
@@ -91,50 +80,37 @@ class Train:
     # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file, {fold} in its name
     weights: str = "imagenet_lite"
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
-    height: int = 256                        # network input, pixels
-    width: int = 128
-    drop_rate: float = 0.2
-    drop_path_rate: float = 0.0
-    epochs: int = 4
-    batch_size: int = 16
+    height: int = bounded(256, low=16)       # network input, pixels
+    width: int = bounded(128, low=16)
+    drop_rate: float = bounded(0.2, low=0, high=1)
+    drop_path_rate: float = bounded(0.0, low=0, high=1)
+    loop: Optimisation = Optimisation(epochs=4, batch_size=16, optimizer="adamw", lr=1e-3, min_lr=5e-5, warmup_epochs=1,
+                                      warmup_lr=1e-4, weight_decay=1e-2, ema_decay=0.99, checkpoint_every=20)
     # positives drawn per negative (the winner: 0.1429); never less than one a batch
-    positive_ratio: float = 0.3
-    soft_positive: float = 0.1               # a positive's target is 1 - this
-    label_smoothing: float = 0.0             # share of a target that is spread over both classes
-    augmentation: float = 0.9                # share of images that are augmented at all
-    augment: str = "light"                   # how: winner, light, broad, baseline or none
-    optimizer: str = "adamw"                 # sgd or adamw
-    lr: float = 1e-3
-    min_lr: float = 5e-5
-    schedule: str = "timm"                   # timm, yolox or cosine, see `learning_rate`
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-4
-    flat_epochs: int = 0                     # of `epochs`, the last ones, at min_lr
-    weight_decay: float = 1e-2
-    ema_decay: float = 0.99                  # 0 = off
-    ema_ramp: int = 0                        # -1: the decay is constant from the first step
-    precision: str = "amp"                   # amp where the device has it, else fp32
-    checkpoint_every: int = 20               # steps between checkpoints
-    workers: int = 0                         # data-loading processes
-    # that train one network together, by torchrun: one a GPU; each has batches of batch_size
-    processes: int = 1
-    val_batch_size: int = 32
-    # of the loss for saying where lesions are, in a set that comes with masks of them
-    lesion_weight: float = 0.0
-    freeze: int = 0                          # parameters, counted from the picture, that stay as they are
-    mirrored: bool = False                   # validated and used with the mean of image and mirror image
-    folds: str = ""                          # which are trained, spaces between; "": all
-    # a training of the same fold that comes first; this one goes on from its last averaged weights
+    positive_ratio: float = bounded(0.3, low=0)
+    soft_positive: float = bounded(0.1, low=0, high=1)    # a positive's target is 1 - this
+    label_smoothing: float = bounded(0.0, low=0, high=1)  # share of a target that is spread over both classes
+    augmentation: float = bounded(0.9, low=0, high=1)     # share of images that are augmented at all
+    augment: str = bounded("light", choices=("winner", "light", "broad", "baseline", "none"))  # the policy
+    # that train one network together, started by torchrun, one for each GPU; each has batches of loop.batch_size
+    processes: int = bounded(1, low=1)
+    val_batch_size: int = bounded(32, low=1)
+    # of the loss of the cells that show where lesions are, in a set with masks of them; 0: no such loss
+    lesion_weight: float = bounded(0.0, low=0)
+    freeze: int = bounded(0, low=0)          # parameters, counted from the picture, that stay as they are
+    mirrored: bool = False                   # validated and used with horizontal-flip TTA
+    folds: str = ""                          # which are trained, separated by blanks; "": all
+    # a training of the same fold that comes first; this one continues from its last EMA weights
     before: "Train | None" = None
     # of Train, one a fold, where folds are trained in different ways; the networks are alike
     by_fold: tuple["Train", ...] = ()
-    seed: int = 42
 
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    metric: str = "pf1"         # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
-    candidates: int = 3         # best epochs of each fold, all combinations of which are tried
+    # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    metric: str = bounded("pf1", choices=("pf1", "auc"))
+    candidates: int = bounded(3, low=1)  # best epochs of each fold, all combinations of which are tried
 
 @dataclass(frozen=True)
 class Engines:
@@ -148,60 +124,66 @@ class Engines:
     # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, and no such GPU
     targets: str = ""
 
-# %% ../../nbs/mammo/recipes.ipynb #9dc34db9
-_detector = Detector(annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", epochs=400, batch_size=64,
-                     optimizer="sgd", lr=1e-3, min_lr=5e-5, warmup_epochs=50.0, warmup_lr=1e-5, flat_epochs=5,
-                     l1_epochs=5, weight_decay=5e-4, clip_norm=0.0, ema_decay=0.9998, ema_ramp=2000, norm_momentum=0.03,
-                     frozen_norm=0, checkpoint_every=1000, workers=4, threads=0)
-_train = Train(network="convnext_small.fb_in22k_ft_in1k_384", weights="imagenet", global_pool="max", height=2048,
-               width=1024, drop_rate=0.5, drop_path_rate=0.2, epochs=31, batch_size=8, positive_ratio=0.1429,
-               soft_positive=0.1, augmentation=0.9, augment="winner", optimizer="sgd", lr=3e-3, min_lr=5e-5,
-               warmup_epochs=4, warmup_lr=3e-5, flat_epochs=1, weight_decay=2e-5, ema_decay=0.9998, ema_ramp=-1,
-               checkpoint_every=500, workers=8, val_batch_size=16, seed=42)
+# %% ../../nbs/mammo/recipes.ipynb #8ff75507
+_detector = Detector(
+    annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", l1_epochs=5, norm_momentum=0.03,
+    frozen_norm=0, threads=0,
+    loop=Optimisation(epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, schedule="yolox",
+                      warmup_epochs=50.0, warmup_lr=1e-5, flat_epochs=5, weight_decay=5e-4, ema_decay=0.9998,
+                      ema_ramp=2000, precision="fp32", checkpoint_every=1000, workers=4))
+_train = Train(
+    network="convnext_small.fb_in22k_ft_in1k_384", weights="imagenet", global_pool="max", height=2048, width=1024,
+    drop_rate=0.5, drop_path_rate=0.2, positive_ratio=0.1429, soft_positive=0.1, augmentation=0.9, augment="winner",
+    val_batch_size=16,
+    loop=Optimisation(epochs=31, batch_size=8, optimizer="sgd", lr=3e-3, min_lr=5e-5, warmup_epochs=4, warmup_lr=3e-5,
+                      flat_epochs=1, weight_decay=2e-5, ema_decay=0.9998, ema_ramp=-1, checkpoint_every=500, workers=8))
+_stage1 = replace(_train, soft_positive=0.2,
+                  loop=replace(_train.loop, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25))
+_stage2 = replace(_train, before=_stage1,
+                  loop=replace(_train.loop, lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17))
 
 _RSNA = "rsna-breast-cancer-detection"
 
-def _winner(about: str, **changes) -> Recipe:
+def _winner(about: str, train: Train, **changes) -> Recipe:
     "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
     datasets = Datasets(_RSNA, external="vindr miniddsm cmmd cddcesm bmcd")
-    return Recipe(about, datasets, _detector, replace(_train, **changes), skips=("phantom",))
+    return Recipe(about, datasets, _detector, replace(train, **changes), skips=("phantom",))
 
-def _cbis(about: str, height: int, width: int, **changes) -> Recipe:
-    """Half of these breasts have a cancer, so batches are half and half, and the score is AUC. The 27 frozen parameters
-    of Lite0 are those of the first three blocks, the 36 of Lite2 those of the first four. What each choice adds:
-    tests/bench/cbis.py."""
+def _cbis(about: str, height: int, width: int, epochs: int, **changes) -> Recipe:
+    """Half of these breasts have a cancer, so a batch has as many positives as negatives, and the score is AUC. The 27
+    frozen parameters of Lite0 are those of the first three blocks, the 36 of Lite2 those of the first four. What each
+    choice contributes is measured in tests/bench/cbis.py."""
+    loop = replace(Train().loop, epochs=epochs, schedule="cosine", lr=1e-3, min_lr=1e-5)
     train = Train(height=height, width=width, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0,
-                  augment="broad", epochs=7, schedule="cosine", lr=1e-3, min_lr=1e-5, lesion_weight=10.0, freeze=27,
-                  mirrored=True)
+                  augment="broad", loop=loop, lesion_weight=10.0, freeze=27, mirrored=True)
     return Recipe(about, Datasets("cbis_ddsm_mass_256"), Crops(height=height, width=width), replace(train, **changes),
                   Select(metric="auc", candidates=1), mode="labelled")
 
-_stage1 = dict(soft_positive=0.2, lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, epochs=25)
-_stage2 = dict(before=replace(_train, **_stage1), lr=1e-3, warmup_epochs=1, warmup_lr=1e-3, epochs=17)
-
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds",
-                   Crops(height=256, width=128), Train(epochs=3), Engines(variants="2 1@0.75")),
+                   Crops(height=256, width=128), Train(loop=replace(Train().loop, epochs=3)),
+                   Engines(variants="2 1@0.75")),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
-                   Detector(patients=4, held_back=0.25, size=64, epochs=2, batch_size=4, l1_epochs=2, frozen_norm=0,
-                            checkpoint_every=2),
+                   Detector(patients=4, held_back=0.25, size=64, l1_epochs=2, frozen_norm=0,
+                            loop=replace(Detector().loop, epochs=2, batch_size=4, checkpoint_every=2)),
                    Crops(height=128, width=64), Folds(n_folds=2),
-                   Train(height=128, width=64, epochs=2, batch_size=8, checkpoint_every=2), Engines(variants="1")),
+                   Train(height=128, width=64, loop=replace(Train().loop, epochs=2, batch_size=8, checkpoint_every=2)),
+                   Engines(variants="1")),
     "cbis": _cbis("CBIS-DDSM masses at 256x256, benign or malignant: real film mammograms, half an hour on two cores",
-                  320, 192),
-    "cbis_long": _cbis("the same, larger, with a larger network, an hour on two cores", 448, 256,
-                       network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1, epochs=6),
+                  320, 192, epochs=7),
+    "cbis_long": _cbis("the same, larger, with a larger network, an hour on two cores", 448, 256, epochs=6,
+                       network="tf_efficientnet_lite2", freeze=36, drop_path_rate=0.1),
     "demo_roi": Recipe("the detector of `demo` alone", mode="detector"),
     "winner_roi": Recipe("the winner's detector: 571 boxes on frames of the competition, 400 epochs from COCO's "
                          "weights, on a GPU", Datasets(_RSNA), _detector, mode="detector"),
     "winner": _winner("the winner's ensemble: folds 0 and 1 in two parts, 2 and 3 in one, ConvNeXt-small at 2048x1024, "
-                      "on a GPU", by_fold=(*[replace(_train, **_stage2)] * 2, *[_train] * 2)),
-    "winner_fold2": _winner("the winner's fold 2", folds="2"),
-    "winner_fold3": _winner("the winner's fold 3, trained as fold 2", folds="3"),
-    "winner_stage1": _winner("the winner's folds 0 and 1, first part", folds="0 1", **_stage1),
+                      "on a GPU", _train, by_fold=(_stage2, _stage2, _train, _train)),
+    "winner_fold2": _winner("the winner's fold 2", _train, folds="2"),
+    "winner_fold3": _winner("the winner's fold 3, trained as fold 2", _train, folds="3"),
+    "winner_stage1": _winner("the winner's folds 0 and 1, first part", _stage1, folds="0 1"),
     "winner_stage2": _winner("the winner's folds 0 and 1, second part, from the last EMA weights of the first part, "
-                             "which comes before", folds="0 1", **_stage2),
-    "winner_label_smoothing": _winner("the winner's variant with smoothed labels, all folds as fold 2",
+                             "which comes before", _stage2, folds="0 1"),
+    "winner_label_smoothing": _winner("the winner's variant with smoothed labels, all folds as fold 2", _train,
                                       soft_positive=0.0, label_smoothing=0.1),
 }

@@ -6,7 +6,7 @@
 __all__ = ['to_submission', 'Test', 'read_test', 'open_network', 'devices', 'Network', 'batch_of', 'Ensemble', 'Output',
            'submit_images', 'load_ensemble', 'submit', 'told', 'run_stage']
 
-# %% ../../nbs/mammo/09_submit.ipynb #0b61e202
+# %% ../../nbs/mammo/09_submit.ipynb #684d62fc
 import shutil
 import signal
 import threading
@@ -21,9 +21,10 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from ..core.engines import Engine, open_ensemble
+from ..core.engines import Engine
 from ..core.files import read_json, replacing, write_csv, write_json
 from ..core.parallel import collect
+from ..core.providers import open_ensemble
 from ..core.runs import Run
 from ..core.stream import flow, grouped
 from .tools.budget import Mode, Planner, in_words, read_budget, read_modes
@@ -91,7 +92,7 @@ def read_test(
             "rows of test.csv that stand twice": int(known.sum()) - len(images)
         })
 
-# %% ../../nbs/mammo/09_submit.ipynb #d6421907
+# %% ../../nbs/mammo/09_submit.ipynb #33803e76
 def open_network(
     weights: Path,           # the folder
     name: str = "ensemble",  # of the engine
@@ -99,6 +100,7 @@ def open_network(
     backend: str = "auto",   # such as 'torch-fp32', and no other; 'auto': the first that works
 ) -> Engine:
     "The engine of a submission."
+    from mammo_nb.mammo.learning import lesions  # noqa: F401, registers its network; needed only here
     return open_ensemble(weights, name, "auto" if backend == "auto" else [backend], device)
 
 def devices() -> list[str]:  # such as cuda:0; cpu where there is no GPU

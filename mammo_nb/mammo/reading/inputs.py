@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['network_input', 'fit_to', 'Seen', 'see', 'row_of', 'see_item']
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #fee26012
+# %% ../../../nbs/mammo/reading/inputs.ipynb #f429a00b
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ...core.dicom import Frame, read_frame
+from ...core.dicom import Frame
 from ...core.files import inside
-from ...core.headers import Header
 from ...core.pictures import fit_resize, write_png
 from . import faithful
 from .boxes import open_detector
+from .mammograms import Mammogram, read_frame
 from ..crops import Breast, crop_path, cut_breast, faithful_floats
 from ..recipes import Crops
 
@@ -60,8 +60,8 @@ def see(
     breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
     return Seen(frame, breast, network_input(breast, settings, size))
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #625c2124
-def _identify(header: Header, item: dict) -> dict:
+# %% ../../../nbs/mammo/reading/inputs.ipynb #d954a6a3
+def _identify(header: Mammogram, item: dict) -> dict:
     "patient_id, image_id, laterality and view of one file."
     row, path = item.get("row") or {}, Path(item["file"])
     return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",

@@ -8,7 +8,7 @@ __all__ = ['REQUIRED', 'KEPT', 'SIDES', 'CDD_PATHOLOGY', 'PLACES', 'MASKS', 'BRE
            'read_labels', 'read_rsna', 'read_vindr', 'read_miniddsm', 'read_cmmd', 'read_cddcesm', 'read_bmcd',
            'own_table', 'read_own', 'Source', 'source_of', 'label_table', 'how_to_get', 'totals']
 
-# %% ../../../nbs/mammo/reading/sources.ipynb #d1905840
+# %% ../../../nbs/mammo/reading/sources.ipynb #314eae9d
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from zipfile import BadZipFile
 
 import pandas as pd
 
-from ...core.dicom import ENDINGS, read_header
+from ...core.dicom import ENDINGS
 from ...core.headers import DicomError
 from ...core.raster import PICTURES
+from .mammograms import read_header
 
 # %% ../../../nbs/mammo/reading/sources.ipynb #262aa6a9
 REQUIRED = ["patient_id", "image_id", "laterality", "view", "cancer"]

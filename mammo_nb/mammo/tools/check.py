@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'CheckError', 'Missing', 'inspect_file', 'named_files', 'measure_crop', 'estimate',
            'check_folder', 'check_dataset', 'estimate_text', 'group_kinds', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #dca8db9f
+# %% ../../../nbs/mammo/tools/check.ipynb #c2e5759c
 import hashlib
 import os
 import re
@@ -22,9 +22,9 @@ import pandas as pd
 from pydicom.uid import RLELossless
 
 from ...core.decoders import read_codestream
-from ...core.dicom import ENDINGS, NATIVE, Frame, find_files, read_frame, read_header
+from ...core.dicom import ENDINGS, NATIVE, Frame, find_files
 from ...core.files import PathError, inside, write_csv
-from ...core.headers import DicomError, Header
+from ...core.headers import DicomError
 from ...core.parallel import map_files
 from ...core.raster import is_whole
 from ...core.settings import SettingsError, read_paths
@@ -33,6 +33,7 @@ from ...core.windows import WindowError, apply_window
 from ..crops import crop_file, crop_path
 from ..datasets import DatasetError, place_of, read_set, read_table
 from ..recipes import Crops
+from ..reading.mammograms import Mammogram, read_frame, read_header
 from ..reading.sources import totals
 
 # %% ../../../nbs/mammo/tools/check.ipynb #56e67ce2
@@ -42,8 +43,8 @@ class CheckError(Exception):
 class Missing(Exception):
     "A file that should be there is not."
 
-# %% ../../../nbs/mammo/tools/check.ipynb #8e6aab77
-def _unusable(header: Header) -> bool:
+# %% ../../../nbs/mammo/tools/check.ipynb #3424284e
+def _unusable(header: Mammogram) -> bool:
     "Whether one of the windows has no meaning."
     try:
         for which in range(len(header.windows)):
@@ -52,7 +53,7 @@ def _unusable(header: Header) -> bool:
         return True
     return False
 
-def _header_problems(header: Header) -> list[str]:
+def _header_problems(header: Mammogram) -> list[str]:
     "What a person should know before trusting this file; sides are left to `_compared`, which has the table as well."
     found = {
         "multi-frame": header.frames > 1, "no window": bool(
@@ -79,8 +80,8 @@ def _frame_problems(frame: Frame) -> list[str]:
     return [f"{size} in the pixels, {expected} in the header"] * (size != expected) + ["pixels without end marker"
                                                                                        ] * (not coded.complete)
 
-# %% ../../../nbs/mammo/tools/check.ipynb #5e8cd422
-def _identity(header: Header) -> str:
+# %% ../../../nbs/mammo/tools/check.ipynb #b9643140
+def _identity(header: Mammogram) -> str:
     "The SOPInstanceUID, '' where there is none."
     named = header.path.suffix.lower() in ENDINGS and header.image_id.count(".") > 2  # 1.2.840.10.dcm
     return header.image_id if named or header.image_id != header.path.stem else ""

@@ -7,7 +7,7 @@ __all__ = ['COMPETITION', 'BYTES', 'SETS', 'PUBLISHED', 'CLASSIFIERS', 'DETECTOR
            'set_name', 'check_set', 'fetch_set', 'print_set', 'convert_classifier', 'drawn_pictures', 'build_ensemble',
            'convert_weights', 'fetch_weights']
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #c2dfdd89
+# %% ../../../nbs/mammo/tools/fetch.ipynb #18a5a44f
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ...core.backends import read_sidecar
-from ...core.engines import Ensemble, export_checked
+from ...core.engines import export_checked
+from ...core.ensembles import Ensemble
 from ...core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, need_space
 from ...core.files import read_json, sha256, write_json
 from ...core.networks import create_network, load_weights, save_weights
@@ -112,7 +113,7 @@ def convert_classifier(
     })
     return model
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #04a0c2fc
+# %% ../../../nbs/mammo/tools/fetch.ipynb #5efe9747
 def drawn_pictures(
     size: tuple[int, int],  # height, width
     count: int = 2,
@@ -141,7 +142,7 @@ def build_ensemble(
         ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata={
             "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold, "crops": asdict(
                 Crops(faithful=True)), "rebuild": {
-                    "network": network, "global_pool": "max", "pointing": False, "mirrored": False,
+                    "kind": "timm", "network": network, "global_pool": "max", "mirrored": False,
                     "weights": [f"fold_{k}.safetensors" for k in range(len(models))]
                 }, "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False
         })

@@ -222,7 +222,7 @@ def isolated(
         path.chmod(path.stat().st_mode & ~0o222)
     return list(map(str, command)), "a hook that refuses connections, inputs without write permission"
 
-# %% ../../../nbs/mammo/tools/rehearse.ipynb #2a40168b
+# %% ../../../nbs/mammo/tools/rehearse.ipynb #e9a9d7cc
 NESTED = {"competition": "competitions/{name}", "dataset": "datasets/somebody/{name}"}
 FLAT = {"competition": "{name}", "dataset": "{name}"}
 
@@ -249,7 +249,7 @@ def rehearse(
     weights: Path,           # from `gather_weights`
     scratch: Path,           # made anew, and kept for a look
     layout: dict = NESTED,   # or FLAT
-    extras: str = "[nvidia]",  # of our wheel
+    extras: str = "[kaggle]",  # of our wheel
     exact: str = "",         # a Python of the image's version; "": this one, and the versions that are here
 ) -> Path:                   # submission.csv
     "Run the submission as Kaggle would; an error if it would fail there."
