@@ -30,7 +30,7 @@ from mammo_nb.core.optimisation import Optimisation
 from mammo_nb.core.recipes import Recipe, bounded
 from mammo_nb.core.systems import Mode, Stage, System
 from mammo_nb.mammo.recipes import Datasets, Folds, Phantom
-from mammo_nb.mammo.system import results, test_tables
+from mammo_nb.mammo.system import results, source_images, test_set
 from mammo_nb.mammo.system import system as mammo
 
 # %%
@@ -120,17 +120,18 @@ system = System(
     stages=(
         mammo.stage("phantom"),
         mammo.stage("datasets"),
-        Stage("prepare", Prepare, reads=("processed/cleaned_label.csv",),
-              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv")),
+        Stage("prepare", Prepare, reads=("processed/cleaned_label.csv", source_images),
+              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv",
+                      "processed/crops_seconds.*")),
         mammo.stage("folds"),
         Stage("train", Train, reads=("folds.csv", "processed/crops.csv", "processed/cleaned_images/"),
               writes=("checkpoints/history.csv", "checkpoints/fold_*")),
         Stage("select", reads=("checkpoints/history.csv", "checkpoints/fold_*"),
-              writes=("oof.csv", "selection.json", "weights/fold_*.safetensors")),
+              writes=("oof.csv", "selection.json", "weights/fold_*")),
         Stage("engines", Engines,
-              reads=("selection.json", "oof.csv", "weights/fold_*.safetensors", "processed/cleaned_images/"),
+              reads=("selection.json", "oof.csv", "weights/fold_*", "processed/cleaned_images/"),
               writes=("weights/baseline.onnx", "weights/baseline.json")),
-        Stage("submit", reads=(test_tables, submitted_weights),
+        Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),
     ),

@@ -49,14 +49,36 @@ def published_tables(run) -> list[str]:
     from mammo_nb.mammo.datasets import published  # slow to load, and the command line needs it only in a run
     return published(run)
 
-def test_tables(run) -> list[str]:
-    "the competition's test.csv and sample_submission.csv"
+def source_images(run) -> list[str]:
+    "the images of the data sets"
+    from mammo_nb.mammo.datasets import set_folders
+    return set_folders(run)
+
+def drawn_boxes(run) -> list[str]:
+    "boxes that people have drawn, and their frames, where the recipe names some"
+    named = run.section("detector").annotations
+    return [f"raw/{named}/", f"raw/{run.section('datasets').name}/"] if named and trains_detector(run) else []
+
+def trains_detector(run) -> bool:
+    "Whether the breast detector is trained and not kept."
+    return run.mode != "partial"
+
+def detector_training(run) -> list[str]:
+    "frames, checkpoints and weights of the detector, if it is trained"
+    return ["processed/roi/", "checkpoints/detector/", "weights/yolox.*"] if trains_detector(run) else []
+
+def lesion_masks(run) -> list[str]:
+    "masks of lesions, of data sets that have some"
+    return ["processed/cleaned_masks/"] if run.path("processed/cleaned_masks").is_dir() else []
+
+def test_set(run) -> list[str]:
+    "the competition's test.csv, sample_submission.csv and test images"
     from mammo_nb.mammo.datasets import competition
-    return [f"{competition(run)}/{name}" for name in ("test.csv", "sample_submission.csv")]
+    return [f"{competition(run)}/{name}" for name in ("test.csv", "sample_submission.csv", "test_images/")]
 
 def submitted_weights(run) -> list[str]:
-    "the ensemble: of the run, or of the folder WEIGHTS"
-    return [str((run.weights or run.path("weights/")) / name) for name in ENSEMBLE]
+    "the ensemble and the detector: of the run, or of the folder WEIGHTS"
+    return [str((run.weights or run.path("weights/")) / name) for name in ENSEMBLE + DETECTOR]
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
@@ -79,19 +101,21 @@ system = System(
               writes=("competition/train.csv", "competition/test.csv", "competition/sample_submission.csv",
                       "competition/train_images/", "competition/test_images/", "competition/truth/")),
         Stage("datasets", Datasets, reads=(published_tables,), writes=("processed/cleaned_label.csv",)),
-        Stage("detector", Detector, writes=("weights/detector.onnx", "weights/detector.json")),
-        Stage("crops", Crops, reads=("processed/cleaned_label.csv", "weights/detector.onnx"),
-              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv")),
+        Stage("detector", Detector, reads=(drawn_boxes,),
+              writes=("weights/detector.onnx", "weights/detector.json", detector_training)),
+        Stage("crops", Crops, reads=("processed/cleaned_label.csv", source_images, "weights/detector.*"),
+              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv",
+                      "processed/crops_seconds.*", lesion_masks)),
         Stage("folds", Folds, reads=("processed/cleaned_label.csv", "processed/crops.csv"), writes=("folds.csv",)),
-        Stage("train", Train, reads=("folds.csv", "processed/crops.csv", "processed/cleaned_images/"),
+        Stage("train", Train, reads=("folds.csv", "processed/crops.csv", "processed/cleaned_images/", lesion_masks),
               writes=("checkpoints/history.csv", "checkpoints/fold_*")),
         Stage("select", Select, reads=("checkpoints/history.csv", "checkpoints/fold_*"),
-              writes=("oof.csv", "selection.json", "combinations.csv", "weights/fold_*.safetensors")),
+              writes=("oof.csv", "selection.json", "combinations.csv", "weights/fold_*")),
         Stage("engines", Engines,
-              reads=("selection.json", "oof.csv", "weights/fold_*.safetensors", "weights/detector.onnx",
+              reads=("selection.json", "oof.csv", "weights/fold_*", "weights/detector.*",
                      "processed/cleaned_images/"),
               writes=("weights/ensemble*.onnx", "weights/ensemble*.json")),
-        Stage("submit", reads=(test_tables, submitted_weights),
+        Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),
     ),

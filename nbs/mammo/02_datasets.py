@@ -236,6 +236,13 @@ def published(
     places = {name: place_of(name) for name in set_names(run)}
     return [f"{place}/{label_table(name, run.path(place))}" for name, place in places.items()]
 
+def set_folders(
+    run: Run,
+) -> list[str]:   # names for `locate`
+    "The folders with the images that a run is trained on; of a competition without those of its test set."
+    places = [place_of(name) for name in set_names(run)]
+    return [f"{place}/train_images/" if (run.path(place) / "train_images").is_dir() else f"{place}/" for place in places]
+
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:  # the unified table, as later stages read it
