@@ -17,7 +17,7 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test test-runs test-rest notebooks export sync lab check-export install clean
+.PHONY: help lint data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test test-runs test-rest notebooks export sync lab check-export install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,6 +59,9 @@ lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
 
 check-export: export  ## fail if mammo_nb/ is not what the notebooks say
 	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; echo 'mammo_nb/ differs from a fresh export: edit nbs/, then make export'; exit 1; }
+
+lint: $(VENV)/.installed  ## long lines, several statements in a line, unused and unknown names
+	@$(VENV)/bin/ruff check .
 
 # ---- data and weights of others ------------------------------------------------------------------
 data: $(VENV)/.installed  ## DATASET=rsna fetches the competition; of vindr, miniddsm, cmmd, cddcesm, bmcd it says how to get them; then looks what is there

@@ -160,8 +160,11 @@ def reproduce(
         raise typer.Exit(1)
 
 @app.command()
-def systems():
+def systems(names: bool = typer.Option(False, help="names only")):
     "List systems, recipes and modes."
+    if names:
+        print(*system_names(), sep="\n")
+        return
     for name in system_names():
         each = find_system(name)
         print(f"{name}: {each.title}")
