@@ -7,9 +7,10 @@ import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from mammo_nb.mammo.learning import augment as module
-from mammo_nb.mammo.learning.augment import (BEFORE_FITTING, POLICIES, WINNER, augment, brightness_contrast, coarse_dropout,
-                                    downscale, elastic, flip_ends, flip_sides, grid_distortion, random_crop,
-                                    shift_scale_rotate, smooth_noise, tone_curve, tone_levels)
+from mammo_nb.mammo.learning.augment import (BEFORE_FITTING, POLICIES, WINNER, augment, brightness_contrast,
+                                             coarse_dropout, downscale, elastic, flip_ends, flip_sides,
+                                             grid_distortion, random_crop, shift_scale_rotate, smooth_noise,
+                                             tone_curve, tone_levels)
 
 TRANSFORMS = [
     random_crop, flip_sides, flip_ends,
@@ -219,11 +220,11 @@ def test_a_mask_goes_where_its_image_goes():
         assert bright.mean() > .5
 
 
-def test_a_policy_that_cannot_move_a_mask_says_so():
+def test_a_policy_that_cannot_move_a_mask_is_an_error():
     with pytest.raises(ValueError, match="light does not move masks along; broad and none do"):
         augment(np.zeros((8, 8, 2), np.uint8), np.random.default_rng(0), "light")
 
 
-def test_an_unknown_policy_is_told():
+def test_an_unknown_policy_is_an_error():
     with pytest.raises(ValueError, match="'lite'. There are winner, light, broad, baseline, none"):
         augment(texture(), np.random.default_rng(0), "lite")

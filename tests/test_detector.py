@@ -11,17 +11,20 @@ import torch
 
 from mammo_nb.core.backends import EngineError, open_graph
 from mammo_nb.core.files import sha256
-from mammo_nb.core.stages import StageError, locate, read_manifest
+from mammo_nb.core.runs import Run, StageError, read_manifest
 from mammo_nb.core.yolox import create_yolox
 from mammo_nb.mammo import detector
-from mammo_nb.mammo.reading.boxes import open_detector
-from mammo_nb.mammo.detector import Frames, convert_detector, export_detector, found_in, prepare_frames, read_views, torch_graph, train_detector
+from mammo_nb.mammo.detector import (Frames, convert_detector, export_detector, found_in, read_views, torch_graph,
+                                     train_detector)
 from mammo_nb.mammo.drawing.frames import draw_frames
 from mammo_nb.mammo.phantom import make_competition
-from mammo_nb.mammo.recipes import get_section
+from mammo_nb.mammo.reading.annotations import prepare_frames
+from mammo_nb.mammo.reading.boxes import open_detector
 from mammo_nb.mammo.reading.roi import from_pixels, read_yolo, write_yolo
+from mammo_nb.mammo.recipes import Detector
+from mammo_nb.mammo.system import system
 
-SETTINGS = get_section("tiny", "detector")
+SETTINGS = system.recipe("tiny").section(Detector)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +34,10 @@ def frames(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def run(tmp_path_factory):
     "A run with the detector of the smallest recipe."
-    run = tmp_path_factory.mktemp("run")
-    detector.run(run, "tiny")
+    run = Run.create(tmp_path_factory.mktemp("run"), system, "tiny", mode="detector")
+    detector.run_stage(run)
     return run
 
 
@@ -43,15 +46,13 @@ def weights(folder):
 
 
 def test_two_trainings_and_one_with_loading_processes_end_with_the_same_bits(frames, tmp_path):
-    histories = [
-        train_detector(*frames, tmp_path / name, replace(SETTINGS, **change), {})
-        for name, change in {"a": {}, "b": {}, "c": {"workers": 2}}.items()
-    ]
-    assert len(weights(
-        tmp_path / "a")) == 2 and weights(tmp_path / "a") == weights(tmp_path / "b") == weights(tmp_path / "c")
-    assert histories[0].equals(histories[1]) and {"ap", "ap50", "loss", "lr"} <= set(histories[0])
-    assert weights(tmp_path / "a") != (train_detector(*frames, tmp_path / "d", replace(SETTINGS, seed=43),
-                                                      {}), weights(tmp_path / "d"))[1]
+    histories, digests = {}, {}
+    for name, change in {"a": {}, "b": {}, "c": {"workers": 2}, "d": {"seed": 43}}.items():
+        settings = replace(SETTINGS, loop=replace(SETTINGS.loop, **change))
+        histories[name] = train_detector(*frames, tmp_path / name, settings, {})
+        digests[name] = weights(tmp_path / name)
+    assert len(digests["a"]) == 2 and digests["a"] == digests["b"] == digests["c"] != digests["d"]
+    assert histories["a"].equals(histories["b"]) and {"ap", "ap50", "loss", "lr"} <= set(histories["a"])
 
 
 def test_interrupted_it_goes_on_to_the_same_bits(frames, tmp_path, monkeypatch):
@@ -88,28 +89,28 @@ def test_a_frame_and_its_mirror_have_the_same_breast(frames):
         [0, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]])
 
 
-def test_the_stage_leaves_a_detector_of_its_best_epoch(run_dir):
-    graph = open_detector(locate(run_dir, "final_models/detector.onnx"))
-    history = pd.read_csv(run_dir / "checkpoints/detector/history.csv")
-    assert graph.metadata["epoch"] == history["ap"].idxmax() and graph.metadata["ap"] == pytest.approx(
-        history["ap"].max()) and graph.metadata["demonstration"]
-    assert set(read_manifest(run_dir)["stages"]["detector"]["writes"]) == {
-        "final_models/detector.onnx", "final_models/detector.json"
-    }
-    boxes, _ = read_yolo(locate(run_dir, "processed/roi"), images=True)
-    truth, found = found_in(held := boxes[boxes["split"] == "val"], read_views(held, locate(run_dir, "processed/roi")),
-                            graph)
+def test_the_stage_leaves_a_detector_of_its_best_epoch(run):
+    graph = open_detector(run.path("weights/detector.onnx"))
+    history = pd.read_csv(run.path("checkpoints/detector/history.csv"))
+    assert graph.metadata["epoch"] == history["ap"].idxmax() and graph.metadata["demonstration"]
+    assert graph.metadata["ap"] == pytest.approx(history["ap"].max())
+    written = read_manifest(run.folder)["stages"]["detector"]["writes"]
+    assert set(written) == {"weights/detector.onnx", "weights/detector.json"}
+    boxes, _ = read_yolo(run.path("processed/roi"), images=True)
+    held = boxes[boxes["split"] == "val"]
+    truth, found = found_in(held, read_views(held, run.path("processed/roi")), graph)
     assert len(truth["images"]) == 4 and all({"image_id", "category_id", "bbox", "score"} == set(f) for f in found)
 
 
-def test_partial_keeps_a_detector_and_says_where_it_wants_one(run_dir, tmp_path, monkeypatch):
-    assert detector.run(tmp_path / "kept", "tiny", mode="partial", weights=run_dir / "weights") is None
+def test_partial_keeps_a_detector_and_names_what_it_needs(run, tmp_path):
+    kept = Run.create(tmp_path / "kept", system, "tiny", mode="partial", weights=run.path("weights/"))
+    assert detector.run_stage(kept) is None
     for name in ("detector.onnx", "detector.json", "yolox.safetensors"):
-        assert sha256(tmp_path / "kept/weights" / name) == sha256(run_dir / "weights" / name)
-    assert not (tmp_path / "kept/checkpoints").exists() and read_manifest(
-        tmp_path / "kept")["stages"]["detector"]["parameters"]["kept"]
-    with pytest.raises(StageError, match="has no detector.onnx"):
-        detector.run(tmp_path / "none", "tiny", mode="partial", weights=tmp_path)
+        assert sha256(kept.path(f"weights/{name}")) == sha256(run.path(f"weights/{name}"))
+    assert not kept.path("checkpoints/").exists()
+    assert read_manifest(kept.folder)["stages"]["detector"]["results"]["kept"]
+    with pytest.raises(StageError, match="partial needs detector.onnx, detector.json"):
+        Run.create(tmp_path / "none", system, "tiny", mode="partial", weights=tmp_path)
 
 
 def test_boxes_and_dicom_files_become_a_set(tmp_path):
@@ -140,10 +141,10 @@ def test_boxes_and_dicom_files_become_a_set(tmp_path):
     assert view.shape == (160, 128) and inside.mean() > 1.2 * view.mean()
 
 
-def test_an_export_that_differs_is_not_kept(run_dir, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_not_kept(run, tmp_path, monkeypatch):
     def export(network, path, size, metadata):
         for name in ("detector.onnx", "detector.json"):
-            shutil.copy(run_dir / "weights" / name, tmp_path / name)
+            shutil.copy(run.path(f"weights/{name}"), tmp_path / name)
     monkeypatch.setattr(detector, "export_yolox", export)
     squares = np.random.default_rng(0).integers(0, 256, (2, 1, SETTINGS.size, SETTINGS.size), np.uint8)
     with pytest.raises(EngineError, match="differs from torch by"):

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, fbeta_score, precision_score, recall_score, roc_auc_score
 
-from mammo_nb.core.metrics import GRID, auc, average_precision, best_threshold, bootstrap_interval, pfbeta, threshold_curve
+from mammo_nb.core.metrics import (GRID, auc, average_precision, best_threshold, bootstrap_interval, pfbeta,
+                                   threshold_curve)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@
 # # Folds
 # > A split that keeps a patient whole and the rare class even.
 #
-# If a patient is on both sides of a split, the score measures memory. The splitter is scikit-learn's. This notebook adds
-# a check that refuses a leak in any fold table, and a table of what the split does not balance.
+# If a patient is on both sides of a split, the score measures memory. The splitter is scikit-learn's. This notebook
+# adds a check that refuses a leak in any fold table, and a table of what the split does not balance.
 
 # %%
 #| default_exp core.folds

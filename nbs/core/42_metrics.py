@@ -64,8 +64,8 @@ def pfbeta(
     return float(_fbeta((y * p).sum(), y.sum(), p.sum(), beta))
 
 # %% [markdown]
-# By hand: two cancers are predicted with 0.9 and 0.4, a healthy breast with 0.2. Precision is 1.3 / 1.5, recall 1.3 / 2,
-# and F1 is 2 · 1.3 / (2 + 1.5).
+# By hand: two cancers are predicted with 0.9 and 0.4, a healthy breast with 0.2. Precision is 1.3 / 1.5, recall 1.3 /
+# 2, and F1 is 2 · 1.3 / (2 + 1.5).
 
 # %%
 assert np.isclose(pfbeta([1, 1, 0], [.9, .4, .2]), 2.6 / 3.5)

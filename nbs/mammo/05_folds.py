@@ -49,8 +49,9 @@ run.contract("folds")
 
 # %% [markdown]
 # ## Splitting
-# The first data set of the table is split, which is the one that the recipe names. The order of its rows is the order in
-# which it was published: the winner's split is `StratifiedGroupKFold(4, shuffle=True, random_state=67)` in that order.
+# The first data set of the table is split, which is the one that the recipe names. The order of its rows is the order
+# in which it was published: the winner's split is `StratifiedGroupKFold(4, shuffle=True, random_state=67)` in that
+# order.
 
 # %%
 #| export
@@ -146,8 +147,8 @@ table.head()
 
 # %% [markdown]
 # ## What came out
-# The distribution of cancer, which the split balances, and of age, density, site and machine, which it does not. Fold -1
-# is external.
+# The distribution of cancer, which the split balances, and of age, density, site and machine, which it does not. Fold
+# -1 is external.
 
 # %%
 spread(table)

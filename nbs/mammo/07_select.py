@@ -50,8 +50,8 @@ run.contract("select")
 
 # %% [markdown]
 # ## The best epochs of a fold
-# Epochs are compared by the winner's score, pF1 over breasts at the fold's own best threshold. Epochs with equal pF1 are
-# common; among them the one with the higher AUC is better, and then the earlier one.
+# Epochs are compared by the winner's score, pF1 over breasts at the fold's own best threshold. Epochs with equal pF1
+# are common; among them the one with the higher AUC is better, and then the earlier one.
 
 # %%
 #| export
@@ -70,9 +70,9 @@ assert best_epochs(example)["epoch"].tolist() == [2] and best_epochs(example, "a
 
 # %% [markdown]
 # ## Combinations of epochs
-# The ensemble has one threshold, so the folds must be good at a common threshold and not only each at its own. Two folds
-# may rank equally well, one with low and one with high probabilities; at a common threshold they are worse than each
-# alone. Every combination of the folds' best epochs is scored on all breasts.
+# The ensemble has one threshold, so the folds must be good at a common threshold and not only each at its own. Two
+# folds may rank equally well, one with low and one with high probabilities; at a common threshold they are worse than
+# each alone. Every combination of the folds' best epochs is scored on all breasts.
 
 # %%
 #| export

@@ -1,5 +1,7 @@
-"""What augmentation costs: milliseconds of processor time an image, on one thread, each transform of the winner's and each policy, for a drawn
-breast in the size of the winner's network input and in the demo's. `.venv/bin/python tests/bench/augment.py > tests/bench/results/augment.csv`
+"""What augmentation costs: milliseconds of processor time for each image, on one thread, for each transform of the
+winner's and each policy, of a drawn breast in the size of the winner's network input and of the demo's.
+
+    .venv/bin/python tests/bench/augment.py > tests/bench/results/augment.csv
 
 Each image gets its own seed; policies are timed over more images, since some draws do much and others nothing.
 """

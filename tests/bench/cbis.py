@@ -1,13 +1,14 @@
 """What each choice of the recipe `cbis` is worth, on the same crops and folds of CBIS-DDSM masses.
 
     make reproduce RECIPE=cbis                                    # makes runs/cbis: crops and folds
-    .venv/bin/python tests/bench/cbis.py runs/cbis                # every row, folds 2 and 3: four to five hours of one core
+    .venv/bin/python tests/bench/cbis.py runs/cbis   # every row, folds 2 and 3: four to five hours of one core
     .venv/bin/python tests/bench/cbis.py runs/cbis --rows "frozen features" "plain torch" --folds 0 1 2 3
-    .venv/bin/python tests/bench/cbis.py runs/cbis_long --rows "this run"   # no training: what the run's own networks said
+    .venv/bin/python tests/bench/cbis.py runs/cbis_long --rows "this run"   # the run's own predictions, no training
 
-The first three rows are yardsticks. `plain torch` has our folds, initial weights and light augmentation, and else nothing of ours:
-pictures as they come, 256x256, shuffled, AdamW with one cycle to 8e-4, no average of weights; the next has our crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. AUC is per breast, the mean over its views, malignant against benign, of the folds
-held back, after the last epoch, so that nothing is chosen on what is scored; with its 95 % interval, bootstrapped over
+The first three rows are yardsticks. `plain torch` has our folds, initial weights and light augmentation, and nothing
+else of ours: pictures of 256x256 as they are, shuffled, AdamW with one cycle to 8e-4, no EMA. The next row has our crops
+at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. AUC is per breast, the
+mean over its views, malignant against benign, of the folds held back, after the last epoch, so that nothing is chosen on what is scored; with its 95 % interval, bootstrapped over
 patients, and for comparison the AUC per image, without averaging, and with the best epoch of each fold. One thread. A row
 that trains by our stages goes on where it was stopped, in runs/cbis/ablation. Results are added to tests/bench/results/cbis.csv.
 """
@@ -33,10 +34,11 @@ from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, bootstrap_interval
 from mammo_nb.core.networks import create_network
 from mammo_nb.core.settings import read_paths
-from mammo_nb.core.stages import locate
-from mammo_nb.mammo.learning.augment import augment
+from mammo_nb.core.runs import locate
 from mammo_nb.mammo.datasets import per_breast, read_table
-from mammo_nb.mammo.recipes import get_section
+from mammo_nb.mammo.learning.augment import augment
+from mammo_nb.mammo.recipes import Train
+from mammo_nb.mammo.system import system
 from mammo_nb.mammo.train import BreastCrops, train_fold
 
 RESULTS = Path(__file__).parent / "results" / "cbis.csv"
@@ -53,6 +55,13 @@ STEPS = {
                                                                 height=448, width=256, epochs=6)
 }
 ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, "this run"]
+
+
+def changed(settings: Train, changes: dict) -> Train:
+    "A section with fields of its own and of its loop replaced."
+    loop = {name: value for name, value in changes.items() if name not in Train.__dataclass_fields__}
+    own = {name: value for name, value in changes.items() if name in Train.__dataclass_fields__}
+    return replace(settings, loop=replace(settings.loop, **loop), **own)
 
 
 def frozen_features(table: pd.DataFrame, images: Path, folds: list, settings) -> pd.DataFrame:
@@ -133,10 +142,9 @@ def main():
                 if line.startswith("Model name")), platform.processor())
     table, images = read_table(locate(args.run_dir, "folds.csv"), ["fold"]), locate(args.run_dir,
                                                                                     "processed/cleaned_images")
-    settings = replace(get_section("cbis", "train"), **PLAIN)
-    ways = {}
+    settings, ways = changed(system.recipe("cbis").section(Train), PLAIN), {}
     for name, changes in STEPS.items():
-        ways[name] = settings = replace(settings, **changes)
+        ways[name] = settings = changed(settings, changes)
     for name in args.rows:
         started = time.process_time()
         folder = locate(args.run_dir, "checkpoints/history.csv"

@@ -1,5 +1,8 @@
 """What the Makefile's malloc settings are worth for training on a CPU: a step of EfficientNet-Lite0, 16 images of
-256x128, with and without them, side by side and in turn. `.venv/bin/python tests/bench/malloc.py > tests/bench/results/malloc.csv`"""
+256x128, with and without them, in turn.
+
+    .venv/bin/python tests/bench/malloc.py > tests/bench/results/malloc.csv
+"""
 import os
 import platform
 import subprocess
@@ -16,8 +19,10 @@ x, y = torch.randn(16, 3, 256, 128).to(memory_format=torch.channels_last), torch
 for i in range(8):
     started = time.perf_counter()
     torch.nn.functional.binary_cross_entropy_with_logits(net(x), y).backward()
-    optimizer.step(); optimizer.zero_grad()
-    if i >= 2: print(time.perf_counter() - started)
+    optimizer.step()
+    optimizer.zero_grad()
+    if i >= 2:
+        print(time.perf_counter() - started)
 """
 
 seconds = {"glibc's own": [], "Makefile's": []}
@@ -34,6 +39,5 @@ import torch  # after the subprocesses, which must not share this one's memory
 print("malloc,steps,median_img_per_s,best_img_per_s,ratio_of_medians,cores,torch,machine")
 base = np.median(seconds["glibc's own"])
 for name, s in seconds.items():
-    print(
-        f"{name},{len(s)},{16 / np.median(s):.1f},{16 / min(s):.1f},{base / np.median(s):.2f},{os.cpu_count()},{torch.__version__},{platform.platform()}"
-    )
+    figures = [len(s), f"{16 / np.median(s):.1f}", f"{16 / min(s):.1f}", f"{base / np.median(s):.2f}"]
+    print(*[name, *figures, os.cpu_count(), torch.__version__, platform.platform()], sep=",")

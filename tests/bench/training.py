@@ -1,6 +1,6 @@
 """Training steps a second: the winner's settings against ours, option by option, side by side in one run.
 
-    .venv/bin/python tests/bench/training.py                  # GPU: winner_fold2 (ConvNeXt-small, 2048x1024, batch 8); CPU: demo
+    .venv/bin/python tests/bench/training.py   # GPU: winner_fold2 (ConvNeXt-small, 2048x1024, batch 8); CPU: demo
     .venv/bin/python tests/bench/training.py --steps 20 --rounds 3 --deterministic-steps 200 --threads 1
 
 Each row is one way to train the same network: images a second (median of the rounds), times the first row, and on a
@@ -28,10 +28,11 @@ from torch.nn import functional as F
 
 from mammo_nb.core.engines import weights_digest
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.train import Training, seed_everything
+from mammo_nb.core.steps import Training, seed_everything
 from mammo_nb.mammo.drawing.anatomy import make_breast
-from mammo_nb.mammo.recipes import get_section
-from mammo_nb.mammo.train import BreastCrops, build_network, optimisation
+from mammo_nb.mammo.recipes import Train
+from mammo_nb.mammo.system import system
+from mammo_nb.mammo.train import BreastCrops, build_network
 
 RESULTS = Path(__file__).parent / "results"
 LOSS = F.binary_cross_entropy_with_logits
@@ -70,12 +71,14 @@ class PlainStep:
         self.way, self.device = way, device
         self.layout = torch.channels_last if way.channels_last else torch.contiguous_format
         self.model = build_network(settings, "none").to(device, memory_format=self.layout).train()
-        options = dict(lr=settings.lr, weight_decay=settings.weight_decay, fused=way.fused, foreach=not way.fused)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), momentum=.9, nesterov=True, **
-                                         options) if settings.optimizer == "sgd" else torch.optim.AdamW(
-                                             self.model.parameters(), **options)
+        loop, parameters = settings.loop, self.model.parameters()
+        options = dict(lr=loop.lr, weight_decay=loop.weight_decay, fused=way.fused, foreach=not way.fused)
+        if loop.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(parameters, momentum=.9, nesterov=True, **options)
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, **options)
         self.scaler = torch.amp.GradScaler(device, enabled=way.half == torch.float16)
-        self.average, self.decay = copy.deepcopy(self.model).state_dict(), settings.ema_decay
+        self.average, self.decay = copy.deepcopy(self.model).state_dict(), settings.loop.ema_decay
         self.run = torch.compile(self.model) if way.compiled else self.model
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor):
@@ -98,14 +101,14 @@ class PlainStep:
 class OurStep:
     "The step that recipes train with."
     def __init__(self, settings, deterministic: bool, device: str):
-        config = replace(optimisation(settings), deterministic=deterministic)
+        config = replace(settings.loop, deterministic=deterministic)
         seed_everything(config.seed, deterministic)
         self.state = Training(build_network(settings, "none", 1), config, torch.device(device))
         self.state.model.train()
         self.model = self.state.model
 
     def __call__(self, x, y):
-        self.state.train_step(x, y, LOSS)
+        self.state.train_batch(x, y, LOSS)
 
 
 def wait(device: str):
@@ -153,7 +156,7 @@ def loader_rate(settings, count: int = 24) -> float:
 
 def device_augmentation_rate(settings, device: str, steps: int) -> float:
     "Images a second of an affine change, a mirror and a new tone, a batch at a time, on the device."
-    x = torch.rand(settings.batch_size, 1, settings.height, settings.width, device=device)
+    x = torch.rand(settings.loop.batch_size, 1, settings.height, settings.width, device=device)
     def once():
         theta = torch.eye(2, 3, device=device).repeat(len(x), 1, 1) + .1 * torch.randn(len(x), 2, 3, device=device)
         moved = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
@@ -172,8 +175,8 @@ def deterministic_digest(settings, steps: int, device: str) -> str:
     "Of the weights after so many steps on pictures drawn from a seed."
     step, rng = OurStep(settings, True, device), torch.Generator().manual_seed(3)
     for _ in range(steps):
-        step(torch.rand(settings.batch_size, 3, settings.height, settings.width, generator=rng), (torch.rand(
-            settings.batch_size, 1, generator=rng) < .3).float())
+        step(torch.rand(settings.loop.batch_size, 3, settings.height, settings.width, generator=rng), (torch.rand(
+            settings.loop.batch_size, 1, generator=rng) < .3).float())
     return weights_digest(step.model)
 
 
@@ -199,14 +202,14 @@ def main():
         torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = args.recipe or ("winner_fold2" if device == "cuda" else "demo")
-    settings = get_section(recipe, "train")
+    settings = system.recipe(recipe).section(Train)
     half = OurStep(settings, False, device).state.half
     todo = {
-        name: (lambda w=w: PlainStep(settings, w, device), max(1, int(w.batch * settings.batch_size)))
+        name: (lambda w=w: PlainStep(settings, w, device), max(1, int(w.batch * settings.loop.batch_size)))
         for name, w in ways(device, half).items()
     }
-    todo |= {"ours (core.train), fastest kernels": (lambda: OurStep(settings, False, device), settings.batch_size),
-             "ours (core.train), deterministic": (lambda: OurStep(settings, True, device), settings.batch_size)}
+    todo |= {"ours (core.train), fastest kernels": (lambda: OurStep(settings, False, device), settings.loop.batch_size),
+             "ours (core.train), deterministic": (lambda: OurStep(settings, True, device), settings.loop.batch_size)}
     seen = {name: [] for name in todo}
     for round in range(args.rounds):
         for name, (make, batch) in todo.items():
@@ -219,14 +222,14 @@ def main():
         "times_winner": rate / first, "peak_GB": results[-1]["peak_GB"]
     } for name, results in seen.items()]
     rows += [{"what": "loading, one process: decode, augment, fit", "batch": 1, "images_s": loader_rate(settings)}, {
-        "what": "affine and tone on the device", "batch": settings.batch_size, "images_s": device_augmentation_rate(
+        "what": "affine and tone on the device", "batch": settings.loop.batch_size, "images_s": device_augmentation_rate(
             settings, device, args.steps)
     }]
     digests = [deterministic_digest(settings, args.deterministic_steps, device) for _ in range(2)]
     rows += [{
         "what": f"{args.deterministic_steps} deterministic steps twice: "
                 f"{'equal weights, ' if len(set(digests)) == 1 else 'DIFFERENT WEIGHTS, '}{digests[0][:16]}",
-        "batch": settings.batch_size
+        "batch": settings.loop.batch_size
     }]
     table = pd.DataFrame(rows).round(2).assign(recipe=recipe, height=settings.height, width=settings.width,
                                                **machine(device))

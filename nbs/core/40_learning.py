@@ -1,0 +1,28 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Learning
+# > Chapter 4 of core: from a table of labels to a trained network.
+#
+# The chapter knows no system: a system brings data, network, loss and recipe. It is read in the order of its numbers.
+#
+# - `41_folds` splits patients into folds and refuses a split with a leak.
+# - `42_metrics` scores predictions: pF1, thresholds, AUC, average precision, bootstrap intervals.
+# - `43_ranks` lets several processes train one network.
+# - `44_networks` makes networks, reads and writes their weights.
+# - `45_optimisation` has the numbers of a training, the field `loop` of a section, and the learning-rate schedules.
+# - `46_batches` handles inputs and outputs of several tensors, and pads sequences of unequal length.
+# - `47_steps` takes one step: optimiser, precision, losses, EMA, checkpoint.
+# - `48_train` is the training loop, `fit`.
+#
+# A reader who wants to train a network of his own reads `45_optimisation` and the last two sections of `48_train`.
