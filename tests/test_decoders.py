@@ -10,7 +10,8 @@ from pydicom.uid import (ExplicitVRLittleEndian, HTJ2KLossless, JPEG2000Lossless
                          RLELossless)
 
 from mammo_nb.core import decoders
-from mammo_nb.core.decoders import DECODERS, Decoder, NoDecoder, Refused, decode, decoders_for, most_halvings, read_codestream, stored_values
+from mammo_nb.core.codestreams import read_codestream, stored_values
+from mammo_nb.core.decoders import DECODERS, Decoder, NoDecoder, Refused, decode, decoders_for, most_halvings
 from mammo_nb.core.dicom import read_frame, read_image
 
 ROWS, COLUMNS = 203, 161  # odd, so that halves are rounded
@@ -77,8 +78,10 @@ def test_signed_jpeg2000_under_every_decoder(name):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files in ../shared/data")
-@pytest.mark.parametrize("name", ["ct_by_syntax/JPEG2000LosslessOnly_1.2.840.10008.1.2.4.90", "ct_by_syntax/JPEGLSLossless_1.2.840.10008.1.2.4.80", "ct_by_syntax/JPEGProcess14SV1_1.2.840.10008.1.2.4.70",
-                                  "ct_by_syntax/JPEGProcess14_1.2.840.10008.1.2.4.57", "ct_by_syntax/RLELossless_1.2.840.10008.1.2.5", "wg04/RG3_J2KR", "wg04/RG3_JPLL"])
+@pytest.mark.parametrize("name", [
+    "ct_by_syntax/JPEG2000LosslessOnly_1.2.840.10008.1.2.4.90", "ct_by_syntax/JPEGLSLossless_1.2.840.10008.1.2.4.80",
+    "ct_by_syntax/JPEGProcess14SV1_1.2.840.10008.1.2.4.70", "ct_by_syntax/JPEGProcess14_1.2.840.10008.1.2.4.57",
+    "ct_by_syntax/RLELossless_1.2.840.10008.1.2.5", "wg04/RG3_J2KR", "wg04/RG3_JPLL"])
 def test_all_decoders_agree_on_real_files_and_across_syntaxes(name):
     reference = read_image(
         SHARED / "dicom" /
@@ -214,7 +217,8 @@ def test_codestreams_say_size_precision_sign_and_end():
         bytes(100)) is None and read_codestream(b"\xff\xd8\xff") is None
 
 
-@pytest.mark.parametrize("claimed", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless, RLELossless], ids=lambda u: u.keyword)
+@pytest.mark.parametrize("claimed", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless, RLELossless],
+                         ids=lambda u: u.keyword)
 def test_frames_of_another_compression_are_refused_or_read_right(claimed):
     pixels = smooth(12)
     for real, encode in ENCODERS.items():

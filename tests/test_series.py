@@ -219,6 +219,15 @@ def test_a_slice_scanned_again_is_kept_and_the_earlier_one_named(folder, tmp_pat
     assert "scanned again as later.dcm" in said(slices, "z.dcm") and "same place as z.dcm" in said(slices, "later.dcm")
 
 
+def test_equal_pixels_or_uids_at_different_places_are_kept_and_said(folder, tmp_path):
+    files = stack(folder, SOPInstanceUID=lambda k: "1.2.9" if k in (2, 5) else f"1.2.9.{k}",
+                  stored=lambda k: head(6 if k == 7 else k) + 1024)
+    slices, _ = run(folder, tmp_path)
+    assert volumes(slices) == [files]
+    assert said(slices, files[5]) == f"the same SOPInstanceUID as {files[2]}, at another place"
+    assert said(slices, files[7]) == f"the same pixels as {files[6]}, at another place"
+
+
 # --- what else lies in the folder
 
 def test_what_is_no_slice_of_the_volume_is_named(folder, tmp_path):
@@ -285,8 +294,8 @@ def test_identifiers_that_are_no_uids(folder, tmp_path):
     for p in range(3):
         for k in range(4):
             write(folder / f"ID_{(p * 7 + k * 5) % 16:x}{p}.dcm", head(k), z=100 - 3 * p + 5.0 * k,
-                  PatientID=f"ID_p{p}", StudyInstanceUID=f"ID_st{p}", SeriesInstanceUID=f"ID_se{p}", SOPInstanceUID=f"ID_{p}{k}",
-                  InstanceNumber=None, SliceLocation=None, SeriesNumber=None, AcquisitionNumber=None)
+                  PatientID=f"ID_p{p}", StudyInstanceUID=f"ID_st{p}", SeriesInstanceUID=f"ID_se{p}",
+                  SOPInstanceUID=f"ID_{p}{k}", InstanceNumber=None, SliceLocation=None, SeriesNumber=None, AcquisitionNumber=None)
     slices, series = run(folder, tmp_path)
     assert [len(v) for v in volumes(slices)] == [4, 4, 4] and series["spacing_mm"].tolist() == ["5.0"] * 3
 

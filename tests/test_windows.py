@@ -56,8 +56,9 @@ def test_width_of_one_is_a_threshold():
     assert linear(np.array([-1, 0, 1, 2], np.int16), 1, 1).tolist() == [0, 0, 1, 1]  # black up to center - 0.5
     assert pydicom_grey(np.array([0, 1, 2], np.uint8), ((1, 1),), "LINEAR", 0, 8).tolist() == [0, 1, 1]
 
-@pytest.mark.parametrize("function, width", [("LINEAR", 0), ("LINEAR", .5), ("LINEAR", -4), ("LINEAR_EXACT", 0), ("SIGMOID", 0), ("SIGMOID", -1),
-                                             ("LINEAR", float("nan")), ("SIGMOID", float("inf"))])
+@pytest.mark.parametrize("function, width", [
+    ("LINEAR", 0), ("LINEAR", .5), ("LINEAR", -4), ("LINEAR_EXACT", 0), ("SIGMOID", 0), ("SIGMOID", -1),
+    ("LINEAR", float("nan")), ("SIGMOID", float("inf"))])
 def test_an_impossible_width_names_its_tag(function, width):
     x = np.arange(300, dtype=np.uint16)
     for use in (lambda: FUNCTIONS[function](x, 100, width), lambda: apply_window(x, ((100, width),), function),

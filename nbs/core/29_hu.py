@@ -69,6 +69,7 @@ def made(stored, **tags):
 # %%
 #| export
 AIR = -1000.0          # HU
+CT = ("CT", "")        # modalities whose values are HU; some competitions remove the tag
 LOWEST = -1024.0       # HU; the smallest value that scanners store for a measurement
 WRAPPED = 4096         # stored values so near to the top of an unsigned range are negative ones
 
@@ -104,7 +105,7 @@ def wraps(
     header: Header,
 ) -> np.ndarray:         # bool, same shape: negative values under an unsigned header
     "Values of a CT that are negative, in two's complement, although the header is unsigned."
-    if header.signed or header.modality != "CT" or pixels.dtype.kind != "u" or header.bits_stored < 12:
+    if header.signed or header.modality not in CT or pixels.dtype.kind != "u" or header.bits_stored < 12:
         return np.zeros(pixels.shape, bool)
     if header.bits_stored == 16:
         return pixels >= 2**16 - WRAPPED
@@ -160,7 +161,7 @@ def to_hu(
         stored[negative] -= 2.0**header.bits_stored
         notes.append(SIGN_LOST)
     values = stored * np.float32(slope) + np.float32(intercept)
-    if header.modality != "CT":
+    if header.modality not in CT:
         return Hounsfield(values, tuple(notes), False)
     if header.slope is None and header.intercept is None:
         notes.append(NO_RESCALE)

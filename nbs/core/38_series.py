@@ -122,7 +122,7 @@ def _is_dicom(
         start = f.read(132)
     if start[128:] == b"DICM":
         return True
-    plausible = start[:1] in (b"\x02", b"\x08") and start[1:2] == b"\0" and len(start) == 132
+    plausible = start[:2] in (b"\x02\0", b"\x08\0", b"\0\x08") and len(start) == 132  # group 2 or 8
     return plausible or path.suffix.lower() in ENDINGS and not path.name.startswith("._")
 
 def _reason(
