@@ -84,7 +84,7 @@ def kaggle_kernel(
     user: str = typer.Option("", help="at Kaggle; default: of the credentials"),
 ):
     "Make a kernel of a stage notebook, for those who train on Kaggle; kaggle-push --kernel sends it."
-    from mammo_nb.core.fetch import connect
+    from mammo_nb.core.kaggle import connect
     from mammo_nb.core.kernels import check_metadata, kernel_name, stage_kernel, user_of
     from mammo_nb.mammo.recipes import get_recipe
     source = stage_source(stage, "mammo")
@@ -105,7 +105,7 @@ def kaggle_push(only: str = typer.Option(
                 ):
     """Send wheels and weights as private data sets, then the submission's notebook; wait for it, and print its log if
     it fails."""
-    from mammo_nb.core.fetch import connect
+    from mammo_nb.core.kaggle import connect
     from mammo_nb.core.kernels import check_metadata, prepare, publish_dataset, push_kernel, user_of
     parts = ["kernel"] if kernel else (only or "wheels,weights,kernel").split(",")
     if wrong := set(parts) - {"wheels", "weights", "kernel"}:

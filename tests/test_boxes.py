@@ -1,4 +1,4 @@
-"mammo/boxes: who finds the breast, in what order, and in which pixels."
+"mammo/reading/boxes: which method finds the breast, in which order, and in which pixels."
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +10,16 @@ from mammo_nb.mammo.reading.boxes import Box, detect, find_box, find_boxes, find
 from mammo_nb.mammo.recipes import Crops
 
 
-class Says:
-    "A detector of 416 pixels that gives the same boxes to every picture: cx, cy, w, h, objectness, class."
+class Constant:
+    "A detector of 416 pixels that predicts the same boxes for every picture: cx, cy, w, h, objectness, class."
     metadata = {"size": 416}
 
-    def __init__(self, *said):
-        self.said, self.asked = np.array(said, np.float32).reshape(-1, 6), []
+    def __init__(self, *boxes):
+        self.output, self.batches = np.array(boxes, np.float32).reshape(-1, 6), []
 
     def __call__(self, squares):
-        self.asked.append(squares.shape)
-        return np.tile(self.said, (len(squares), 1, 1))
+        self.batches.append(squares.shape)
+        return np.tile(self.output, (len(squares), 1, 1))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def image(make_image):
 
 @pytest.fixture
 def make_image():
-    "A bright rectangle on black, in a frame of its own size, stored in full or smaller."
+    "Make a bright rectangle on black, in a frame of any size, decoded at full or at a smaller scale."
     from mammo_nb.core.headers import Header
 
     def make(rows, columns, where, scale=1.0, photometric="MONOCHROME2"):
@@ -45,35 +45,37 @@ def make_image():
     return make
 
 
-def test_the_surest_box_comes_back_in_frame_pixels(image):
-    # 832 rows become 416: half a pixel of the square is a pixel of the frame; 320 columns of 416 are picture
-    box = find_box(image, graph=Says((100, 200, 120, 180, .9, .9), (100, 200, 200, 300, .95, .9)))
+def test_the_box_with_the_highest_score_is_given_in_frame_pixels(image):
+    # 832 rows become 416: half a pixel of the square is a pixel of the frame; 320 of the 416 columns are picture
+    box = find_box(image, graph=Constant((100, 200, 120, 180, .9, .9), (100, 200, 200, 300, .95, .9)))
     assert box == Box(0, 100, 400, 700, "detector", pytest.approx(.855))
-    box = find_box(image, graph=Says((100.25, 200.25, 120, 180, .9, .9)))
-    assert (box.x0, box.y0, box.x1, box.y1) == (80, 220, 321, 581)   # outwards to whole pixels
-    box = find_box(image, replace(Crops(), faithful=True), Says((100.25, 200.25, 120, 180, .9, .9)))
-    assert (box.x0, box.y0, box.x1, box.y1) == (80, 220, 320, 580)   # cut off, as the winner did
-    assert find_box(image, graph=Says(
-        (300, 400, 200, 200, .9, .9))).x1 == 640 and find_box(image, graph=Says((300, 400, 200, 200, .9, .9))).y1 == 832
+    box = find_box(image, graph=Constant((100.25, 200.25, 120, 180, .9, .9)))
+    assert (box.x0, box.y0, box.x1, box.y1) == (80, 220, 321, 581)   # rounded outwards
+    box = find_box(image, replace(Crops(), faithful=True), Constant((100.25, 200.25, 120, 180, .9, .9)))
+    assert (box.x0, box.y0, box.x1, box.y1) == (80, 220, 320, 580)   # truncated, as the winner did
+    box = find_box(image, graph=Constant((300, 400, 200, 200, .9, .9)))
+    assert (box.x1, box.y1) == (640, 832)
 
 
-# .5041 and .49
-@pytest.mark.parametrize("said, source", [((100, 200, 120, 180, .71, .71), "detector"), ((100, 200, 120, 180, .7, .7), "otsu"),
-                                          # 5329 and 5184 of 133120 pixels: 4 % is 5325
-                                          ((100, 200, 73, 73, .9, .9), "detector"), ((100, 200, 72, 72, .9, .9), "otsu")])
-def test_area_and_confidence_decide_who_is_heard(image, said, source):
-    assert find_box(image, graph=Says(said)).source == source
+@pytest.mark.parametrize("box, source", [
+    ((100, 200, 120, 180, .71, .71), "detector"),  # score .5041
+    ((100, 200, 120, 180, .7, .7), "otsu"),        # score .49
+    ((100, 200, 73, 73, .9, .9), "detector"),      # 5329 of 133120 pixels; 4 % is 5325
+    ((100, 200, 72, 72, .9, .9), "otsu"),          # 5184 pixels
+])
+def test_area_and_confidence_decide_between_detector_and_otsu(image, box, source):
+    assert find_box(image, graph=Constant(box)).source == source
 
 
 def test_the_order_is_detector_otsu_full_frame(make_image, image):
-    nobody = Says(np.zeros(6))
-    assert find_box(image, graph=nobody).source == find_box(image).source == "otsu"
+    nothing = Constant(np.zeros(6))
+    assert find_box(image, graph=nothing).source == find_box(image).source == "otsu"
     small = make_image(832, 640, np.s_[100:200, 100:200])   # 1.9 % of the frame
-    assert find_box(small, graph=nobody) == find_box(small) == Box(0, 0, 640, 832, "full frame")
+    assert find_box(small, graph=nothing) == find_box(small) == Box(0, 0, 640, 832, "full frame")
 
 
-def test_an_error_is_an_error(image):
-    class Broken(Says):
+def test_an_error_of_the_detector_is_raised(image):
+    class Broken(Constant):
         def __call__(self, squares):
             raise RuntimeError("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -86,30 +88,28 @@ def test_a_batch_gives_what_single_frames_give(make_image):
         make_image(600, 900, np.s_[50:500, 300:900]),
         make_image(300, 200, np.s_[0:250, 20:150])
     ]
-    graph = Says((100, 150, 120, 180, .9, .9))
+    graph = Constant((100, 150, 120, 180, .9, .9))
     together = find_boxes(images, graph=graph)
-    assert graph.asked == [(3, 1, 416, 416)] and together == [find_box(image, graph=graph) for image in images]
+    assert graph.batches == [(3, 1, 416, 416)] and together == [find_box(image, graph=graph) for image in images]
 
 
-@pytest.mark.parametrize("graph", [None, Says((100, 200, 150, 280, .9, .9))])
+@pytest.mark.parametrize("graph", [None, Constant((100, 200, 150, 280, .9, .9))])
 def test_a_quarter_of_the_frame_and_its_negative_give_the_same_box(make_image, graph):
     whole, quarter, negative = (find_box(make_image(1664, 1280, np.s_[200:1400, 0:800], **o), graph=graph)
                                 for o in ({}, {"scale": .25}, {"photometric": "MONOCHROME1"}))
     assert whole.source == quarter.source and negative == whole
-    # three pixels of the view
-    assert max(
-        abs(a - b) for a, b in zip((whole.x0, whole.y0, whole.x1, whole.y1), (quarter.x0, quarter.y0, quarter.x1,
-                                                                              quarter.y1))) <= 12
+    difference = np.subtract((whole.x0, whole.y0, whole.x1, whole.y1), (quarter.x0, quarter.y0, quarter.x1, quarter.y1))
+    assert np.abs(difference).max() <= 12  # frame pixels, three pixels of the view
 
 
-def test_all_boxes_of_a_view_thinned_out(make_image):
+def test_overlapping_boxes_of_a_view_are_removed(make_image):
     views = [np.zeros((416, 320), np.uint8)]
-    (boxes, scores), = detect(
-        views, Says((100, 200, 120, 180, .9, .9), (101, 200, 120, 180, .8, .9), (100, 200, 60, 90, .9, .7)), .5, .9)
+    graph = Constant((100, 200, 120, 180, .9, .9), (101, 200, 120, 180, .8, .9), (100, 200, 60, 90, .9, .7))
+    (boxes, scores), = detect(views, graph, .5, .9)
     assert boxes.tolist() == [[40, 110, 160, 290], [70, 155, 130, 245]] and scores.tolist() == pytest.approx([.81, .63])
 
 
-def test_what_is_no_detector_is_refused(tmp_path, monkeypatch):
+def test_a_graph_that_is_no_detector_is_refused(tmp_path, monkeypatch):
     import onnx
     from mammo_nb.core.backends import write_graph
     model = onnx.parser.parse_model(
@@ -117,7 +117,7 @@ def test_what_is_no_detector_is_refused(tmp_path, monkeypatch):
     write_graph(model, tmp_path / "detector.onnx", {"decoded": False, "classes": 1})
     with pytest.raises(EngineError, match="no detector of one class"):
         open_detector(tmp_path / "detector.onnx")
-    assert find_detector(str(tmp_path)) == find_detector(str(
-        tmp_path / "detector.onnx")) == tmp_path / "detector.onnx" and find_detector("otsu") is None
+    path = tmp_path / "detector.onnx"
+    assert find_detector(str(tmp_path)) == find_detector(str(path)) == path and find_detector("otsu") is None
     with pytest.raises(EngineError, match="has no detector.onnx"):
         find_detector(str(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"mammo/check: each kind of trouble is found, a clean data set has none, and the cost comes from the sample."
+"mammo/tools/check: each kind of problem is found, a clean data set has none, and the cost comes from the sample."
 import shutil
 from types import SimpleNamespace
 
@@ -10,28 +10,29 @@ import pytest
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
-from mammo_nb.mammo.tools import check
 from mammo_nb.core.headers import DicomError
-from mammo_nb.mammo.tools.check import COLUMNS, CheckError, check_folder, estimate, estimate_text, group_kinds, print_check
-from mammo_nb.mammo.phantom import write_dicom
+from mammo_nb.mammo.drawing.machines import write_dicom
 from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.tools import check
+from mammo_nb.mammo.tools.check import COLUMNS, check_folder, estimate, estimate_text, group_kinds, print_check
+from mammo_nb.mammo.tools.integrity import CheckError
 
 SYNTAXES = (JPEG2000Lossless, JPEGLosslessSV1, RLELossless, ExplicitVRLittleEndian)
 
 
 def scan(path, number, patient_id="1", laterality="L", view="CC", syntax=JPEG2000Lossless):
-    "A bright half disc with noise of its own."
+    "Write a bright half disc with its own noise."
     y, x = np.mgrid[:64, :48]
     pixels = (np.hypot(x, y - 32) < 28) * 2000 + np.random.default_rng(number).integers(0, 200, (64, 48))
-    write_dicom(path, pixels.astype(
-        np.uint16), patient_id=patient_id, image_id=str(number), laterality=laterality, view=view, syntax=syntax,
-                photometric="MONOCHROME2", bits_stored=12, windows=((1100, 2200),), voi_function="LINEAR")
+    write_dicom(path, pixels.astype(np.uint16), patient_id=patient_id, image_id=str(number), laterality=laterality,
+                view=view, syntax=syntax, photometric="MONOCHROME2", bits_stored=12, windows=((1100, 2200),),
+                voi_function="LINEAR")
     return path
 
 
 @pytest.fixture
 def root(tmp_path):
-    "A competition in which nothing is wrong: two patients for training, one for testing."
+    "A competition without any problem: two patients for training, one for testing."
     rows = [(p, str(4 * int(p) + i), "LR"[i // 2], ("CC", "MLO")[i % 2], syntax) for p in "123"
             for i, syntax in enumerate(SYNTAXES)]
     for split, patients in (("train", "12"), ("test", "3")):
@@ -47,7 +48,7 @@ FIRST, OTHER = "train_images/1/4.dcm", "train_images/1/5.dcm"  # JPEG 2000 L CC,
 
 
 def change(path, **tags):
-    "Set tags of a file, or with None remove them."
+    "Set tags of a file; None removes a tag."
     ds = pydicom.dcmread(path)
     for name, value in tags.items():
         if value is not None:
@@ -66,7 +67,7 @@ def edit(csv, **columns):
 
 
 def trouble(table):
-    "(problems, errors) by file, only where there are any."
+    "Problems and errors by file; files without any are omitted."
     return [{r.file: getattr(r, column) for r in table.itertuples() if getattr(r, column)}
             for column in ("problems", "error")]
 
@@ -82,8 +83,8 @@ def test_a_clean_competition_has_no_problem(root, capsys):
     assert table["syntax"].nunique() == 4 and (table["bytes"] > 1000).all() and table.attrs["others"] == 2
     assert print_check(table) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "12 DICOM files, 0 cannot be read, 2 other files left out" and lines[-3].startswith(
-        "12 files: about 1 s with 1 process, ")
+    assert lines[-1] == "12 DICOM files, 0 cannot be read, 2 other files left out"
+    assert lines[-3].startswith("12 files: about 1 s with 1 process, ")
 
 
 @pytest.mark.parametrize("tags, problem", [
@@ -100,11 +101,11 @@ def test_problems_of_a_header(root, tags, problem, capsys):
     table = checked(root, sample=0)
     assert trouble(table) == [{FIRST: problem} if problem else {}, {}] and print_check(table) == 0
     printed = capsys.readouterr().out
-    assert "DOE" not in printed and "20230212" not in printed and (not problem
-                                                                   or f"      1  {problem}: {FIRST}" in printed)
+    assert "DOE" not in printed and "20230212" not in printed
+    assert not problem or f"      1  {problem}: {FIRST}" in printed
 
 
-def test_an_unusable_window_is_an_error_where_the_sample_meets_it(root):
+def test_an_unusable_window_is_an_error_of_a_file_in_the_sample(root):
     change(root / FIRST, WindowWidth=0)
     assert trouble(checked(root, everything=True))[1][FIRST].startswith("WindowError")
 
@@ -123,7 +124,7 @@ def test_a_side_is_unknown_only_if_the_table_does_not_know_it(root):
     for name in ("train.csv", "test.csv"):
         (root / name).unlink()
     table = checked(root, sample=0)
-    # and nothing about tables, since there is none
+    # no problem with tables, because there is no table
     assert trouble(table) == [{FIRST: "laterality unknown; view unknown"}, {}]
     assert table.set_index("file").loc[FIRST, "laterality"] == "unknown"
 
@@ -136,12 +137,12 @@ def test_files_and_rows_that_do_not_match(root, capsys):
     table = checked(root, sample=0)
     assert trouble(table) == [{
         "train_images/1/99.dcm": "in no table", OTHER: "named by train.csv row 3 and train.csv row 10"
-    }, {FIRST: "Missing: named by train.csv, not there"}]
+    }, {FIRST: "Missing: named by train.csv, but does not exist"}]
     assert len(table) == 13 and print_check(table) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "12 DICOM files, 0 cannot be read, 2 other files left out"
 
 
-def test_what_lies_behind_a_link_is_not_missing(root):
+def test_a_file_behind_a_symbolic_link_is_not_missing(root):
     (root / "train_images/1").rename(root.parent / "elsewhere")
     (root / "train_images/1").symlink_to(root.parent / "elsewhere")
     table = checked(root, sample=0)
@@ -181,26 +182,27 @@ def test_colour_cannot_be_used(root):
     change(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0,
            PixelData=3 * pydicom.dcmread(path).PixelData)
     problems, errors = trouble(checked(root, sample=0))
-    assert problems == {"train_images/1/7.dcm": "colour, RGB"
-                        } and errors["train_images/1/7.dcm"].startswith("BadHeader")
+    assert problems == {"train_images/1/7.dcm": "colour, RGB"}
+    assert errors["train_images/1/7.dcm"].startswith("BadHeader")
 
 
-def test_a_file_cut_short_is_found_without_decoding(root, capsys):
+def test_a_truncated_file_is_found_without_decoding(root, capsys):
     path = root / FIRST
     path.write_bytes(path.read_bytes()[:path.stat().st_size * 2 // 3])
     table = checked(root, sample=0)
     problems, errors = trouble(table)
     assert problems == {} and list(errors) == [FIRST] and errors[FIRST].startswith("CorruptPixels: 4.dcm: ")
-    assert table["decoder"].eq("").all() and table.set_index("file").loc[FIRST, "columns"] == 48   # the header is there
-    assert print_check(table) == 1 and capsys.readouterr().out.splitlines()[-1].startswith(
-        "12 DICOM files, 1 cannot be read")
+    assert table["decoder"].eq("").all() and table.set_index("file").loc[FIRST, "columns"] == 48  # the header was read
+    assert print_check(table) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("12 DICOM files, 1 cannot be read")
+
+
+SMALLER = imagecodecs.jpeg2k_encode(np.zeros((64, 40), np.uint16), level=0, codecformat="j2k", reversible=True)
 
 
 @pytest.mark.parametrize("recode, problem", [
     (lambda frame: frame[:len(frame) // 2], "pixels without end marker"),
-    (lambda frame: imagecodecs.jpeg2k_encode(np.zeros((64, 40), np.uint16), level=0, codecformat="j2k", reversible=True), "64 "
-                                                                      "x 40 x 1 in the pixels, 64 x 48 x 1 in the "
-                                                                      "header"),
+    (lambda frame: SMALLER, "64 x 40 x 1 in the pixels, 64 x 48 x 1 in the header"),
     (lambda frame: b"nothing " * 40, "pixels do not start like their compression")], ids=["cut", "size", "start"])
 def test_a_frame_that_contradicts_its_header_is_found_without_the_sample(root, recode, problem):
     ds = pydicom.dcmread(root / FIRST)
@@ -213,11 +215,14 @@ def test_a_frame_that_contradicts_its_header_is_found_without_the_sample(root, r
 def test_no_image_at_all(root):
     (root / "train_images/broken.dcm").write_bytes(b"nothing")
     problems, errors = trouble(checked(root, sample=0))
-    assert problems == {"train_images/broken.dcm": "in no table"
-                        } and errors["train_images/broken.dcm"].startswith("NotDicom")
+    assert problems == {"train_images/broken.dcm": "in no table"}
+    assert errors["train_images/broken.dcm"].startswith("NotDicom")
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "train_images/../../x.dcm", "train_images\\1.dcm", "C:/x.dcm", ""])
+OUTSIDE = ["../../etc/passwd", "/etc/passwd", "train_images/../../x.dcm", "train_images\\1.dcm", "C:/x.dcm", ""]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_a_table_cannot_name_files_outside(root, name):
     edit(root / "train.csv", file=FIRST)
     table = pd.read_csv(root / "train.csv", dtype=str)
@@ -239,7 +244,7 @@ def test_ids_that_are_no_file_names_are_refused(root):
 
 def test_the_table_is_found_from_within(root, monkeypatch):
     (root / FIRST).unlink()
-    lost = {"Missing: named by train.csv, not there"}
+    lost = {"Missing: named by train.csv, but does not exist"}
     for folder, files in ((root / "train_images", 8), (root / "train_images/1", 4)):
         table = checked(folder, sample=0)
         assert len(table) == files and set(trouble(table)[1].values()) == lost and not trouble(table)[0]
@@ -263,17 +268,17 @@ def test_a_table_of_ones_own_names_images_wherever_they_lie(root, tmp_path):
     table = pd.read_csv(root / "train.csv", dtype=str).drop(columns="patient_id")
     table.loc[0, "image_id"] = "77"
     table.to_csv(tmp_path / "own.csv", index=False)
-    assert trouble(checked(flat, table=tmp_path / "own.csv",
-                           sample=0)) == [{"4.dcm": "in no table"}, {"77.dcm": "Missing: named by own.csv, not there"}]
+    assert trouble(checked(flat, table=tmp_path / "own.csv", sample=0)) == [
+        {"4.dcm": "in no table"}, {"77.dcm": "Missing: named by own.csv, but does not exist"}]
 
 
-def test_what_cannot_be_checked_is_said(root, tmp_path):
+def test_a_folder_or_table_that_cannot_be_checked_is_an_error(root, tmp_path):
     with pytest.raises(DicomError, match="not a folder"):
         checked(root / "no")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DicomError, match="no DICOM file"):
         checked(tmp_path / "empty")
-    with pytest.raises(CheckError, match="is not there"):
+    with pytest.raises(CheckError, match="does not exist"):
         checked(root, table=root / "no.csv")
     (tmp_path / "own.csv").write_text("laterality,view\nL,CC\n")
     with pytest.raises(CheckError, match="no column image_id"):
@@ -283,7 +288,7 @@ def test_what_cannot_be_checked_is_said(root, tmp_path):
         checked(root, table=tmp_path / "own.csv")
 
 
-def test_the_sample_is_as_large_as_asked_and_the_same_each_time(root, monkeypatch):
+def test_the_sample_has_the_given_size_and_is_the_same_each_time(root, monkeypatch):
     decoded = []
     crop_file = check.crop_file
     monkeypatch.setattr(check, "crop_file", lambda item: decoded.append(item["file"]) or crop_file(item))
@@ -324,8 +329,8 @@ def test_the_estimate_by_hand(monkeypatch):
     table.loc[0, "error"], table.loc[1, "frames"] = "CorruptPixels: cut", 50   # neither becomes a crop
     cost = estimate(table, [.2, .28], [1_700_000, 1_900_000], workers=2)
     assert cost == {
-        "files": 54_706, "timed": 2, "workers": 2, "seconds": pytest.approx(54_706 * .24 / 2), "crops": pytest.approx(
-            54_706 * 1_800_000), "dicom": 54_706 * 6_000_000, "free": 412 * 10**9
+        "files": 54_706, "timed": 2, "workers": 2, "seconds": pytest.approx(54_706 * .24 / 2),
+        "crops": pytest.approx(54_706 * 1_800_000), "dicom": 54_706 * 6_000_000, "free": 412 * 10**9
     }
     first, second = estimate_text(cost).splitlines()
     assert first == "54,706 files: about 1 h 49 min with 2 processes, 98.5 GB of crops; 412 GB free"
@@ -343,14 +348,14 @@ def test_of_many_files_three_are_named(capsys):
     table = many(60, photometric=["MONOCHROME1"] * 10 + ["MONOCHROME2"] * 50)
     table.loc[:3, "problems"] = "no window; same pixels as 9.dcm"
     table.loc[:49, "error"] = [f"CorruptPixels: {i}.dcm: ends early. Fetch it again." for i in range(50)]
-    table.loc[59, "error"] = "Missing: named by train.csv, not there"
+    table.loc[59, "error"] = "Missing: named by train.csv, but does not exist"
     assert print_check(table) == 1
     assert capsys.readouterr().out.splitlines() == [
         "      9  RLE, 5355 x 4915, MONOCHROME2",
         "      4  no window: 0.dcm, 1.dcm, 2.dcm, ...",
         "      4  same pixels as ...: 0.dcm, 1.dcm, 2.dcm, ...",
         "     50  CorruptPixels: ends early. Fetch it again: 0.dcm, 1.dcm, 2.dcm, ...",
-        "      1  Missing: named by train.csv, not there: 59.dcm",
+        "      1  Missing: named by train.csv, but does not exist: 59.dcm",
         "59 DICOM files, 50 cannot be read, 0 other files left out"]
 
 

@@ -1,5 +1,5 @@
-"""Fetching: a Kaggle on this machine that hangs up, refuses and lies; what came is kept, and half a file is never taken
-for a whole one."""
+"""Fetching from a Kaggle server on this machine that breaks connections, refuses requests and sends wrong files:
+received bytes are kept, and an incomplete file is never taken for a whole one."""
 import argparse
 import io
 import json
@@ -20,12 +20,14 @@ import torch
 from conftest import ROOT
 
 from mammo_nb import cli
-from mammo_nb.core import fetch as core
-from mammo_nb.core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, list_files, need_space, unpack
+from mammo_nb.core import fetch as downloads
+from mammo_nb.core import kaggle as client
+from mammo_nb.core.fetch import FetchError, download, need_space, unpack
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
+from mammo_nb.core.kaggle import STAGING, connect, fetch_competition, fetch_files, list_files
+from mammo_nb.mammo.reading.sources import READERS
 from mammo_nb.mammo.tools import fetch
 from mammo_nb.mammo.tools.fetch import CLASSIFIERS, COMPETITION, DETECTOR, SETS, check_set, fetch_set, fetch_weights
-from mammo_nb.mammo.reading.sources import READERS
 
 FILES = {
     "train.csv": b"patient_id,image_id,laterality,view,cancer\n1,2,L,CC,0\n1,3,R,CC,1\n",
@@ -44,7 +46,7 @@ def packed(files: dict) -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    "The calls of kaggle 2.2.4 (POST, JSON), and the storage that it is redirected to (GET)."
+    "The interface of kaggle 2.2.4 (POST, JSON), and the storage that it redirects to (GET)."
     def do_POST(self):
         kaggle, call = self.server, self.path.rpartition("/")[2]
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -64,8 +66,9 @@ class Handler(BaseHTTPRequestHandler):
                     "files" if call == "ListDataFiles" else "datasetFiles": page,
                     "nextPageToken": str(start + size) if start + size < len(files) else ""
                 })
-        name = "archive.zip" if call == "DownloadDataFiles" else kaggle.renamed.get(asked["fileName"],
-                                                                                    asked["fileName"])
+        name = "archive.zip"
+        if call != "DownloadDataFiles":
+            name = kaggle.renamed.get(asked["fileName"], asked["fileName"])
         self.answer(302, None, {"Location": f"/storage/{name}?{SECRET}"})
 
     def answer(self, status: int, content: dict | None, headers: dict = {}):
@@ -96,9 +99,9 @@ class Handler(BaseHTTPRequestHandler):
             "Content-Type": "application/octet-stream", "Content-Length": len(content) - start,
             "Accept-Ranges": "bytes", "ETag": tag, "Last-Modified": "Wed, 01 Mar 2023 00:00:00 GMT"
         }
-        for key, value in {
-                **headers, **({"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if wanted else {})
-        }.items():
+        if wanted:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
         part = content[start:start + (len(content) if cut is None else cut)] if ours else b""
@@ -111,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def kaggle(tmp_path, monkeypatch):
-    "A Kaggle on the loopback interface, the package pointed at it, credentials in the environment, no waiting."
+    "A Kaggle server on the loopback interface that Kaggle's package uses, credentials in the environment, no pauses."
     for name in [n for n in os.environ if n.startswith("KAGGLE") or n.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     for name, value in {"HOME": str(tmp_path / "home"), "KAGGLE_USERNAME": "somebody", "KAGGLE_KEY": "key"}.items():
@@ -137,7 +140,8 @@ def contents(folder: Path) -> dict:
 
 
 def free(monkeypatch, size: float):
-    monkeypatch.setattr(core.shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(size, 0, size))
+    usage = namedtuple("usage", "total used free")(size, 0, size)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: usage)
 
 
 # ---- a competition -------------------------------------------------------------------------------
@@ -159,7 +163,7 @@ def test_make_data_fetches_the_competition_once(kaggle, tmp_path, monkeypatch, c
     assert f"mammo-nb check --dataset {COMPETITION}" in capsys.readouterr().out
 
 
-def test_a_line_that_breaks_and_a_link_that_expires_cost_no_byte_twice(kaggle, tmp_path):
+def test_no_byte_is_sent_twice_after_interruptions_and_expired_links(kaggle, tmp_path):
     kaggle.cuts = [60_000, 10_000, 403, 403, 50_000]
     assert fetch_competition(connect(), "any", tmp_path / "any") == 4
     assert contents(tmp_path / "any") == FILES and kaggle.sent == len(kaggle.storage["archive.zip"])
@@ -168,24 +172,25 @@ def test_a_line_that_breaks_and_a_link_that_expires_cost_no_byte_twice(kaggle, t
     assert [call for call, *_ in kaggle.log].count("DownloadDataFiles") == 6   # a new link each time
 
 
-def test_an_interrupted_run_goes_on_where_it_was(kaggle, tmp_path):
+def test_an_interrupted_run_continues_where_it_stopped(kaggle, tmp_path):
     kaggle.cuts = [60_000] + [500] * 50
     with pytest.raises(FetchError, match="any: 500 .* from the storage.* run again") as e:
         fetch_competition(connect(), "any", tmp_path / "any")
     assert "secret" not in str(e.value)
     there = contents(tmp_path / "any")
-    assert not {n for n in there if not n.startswith(STAGING)} and len(
-        there[f"{STAGING}/incoming/.any.zip.part"]) == 60_000 and not any(b"secret" in c for c in there.values())
+    assert not {n for n in there if not n.startswith(STAGING)}
+    assert len(there[f"{STAGING}/incoming/.any.zip.part"]) == 60_000
+    assert not any(b"secret" in c for c in there.values())
     kaggle.cuts = []
     kaggle.log.clear()
     fetch_competition(connect(), "any", tmp_path / "any")
     assert contents(tmp_path / "any") == FILES and kaggle.sent == len(kaggle.storage["archive.zip"])
-    # the list is remembered
-    assert [call for call, *_ in kaggle.log] == ["DownloadDataFiles", "link", "archive.zip"
-                                                 ] and kaggle.log[-1][1] == "bytes=60000-"
+    # the list of files was kept, so it is not requested again
+    assert [call for call, *_ in kaggle.log] == ["DownloadDataFiles", "link", "archive.zip"]
+    assert kaggle.log[-1][1] == "bytes=60000-"
 
 
-def test_a_half_of_an_older_version_is_not_continued(kaggle, tmp_path):
+def test_the_partial_file_of_an_older_version_is_not_continued(kaggle, tmp_path):
     kaggle.cuts = [60_000] + [500] * 50
     with pytest.raises(FetchError):
         fetch_competition(connect(), "any", tmp_path / "any")
@@ -225,11 +230,11 @@ def test_an_archive_that_climbs_out_writes_nothing(kaggle, tmp_path, name):
     kaggle.storage["archive.zip"] = packed({"train.csv": b"", name: b"evil"})
     with pytest.raises(FetchError, match="leads out"):
         fetch_competition(connect(), "any", tmp_path / "any")
-    assert not [n for n in contents(tmp_path) if n.endswith(("climbed", "train.csv"))
-                ] and not Path("/tmp/mammo_nb_climbed").exists()
+    assert not [n for n in contents(tmp_path) if n.endswith(("climbed", "train.csv"))]
+    assert not Path("/tmp/mammo_nb_climbed").exists()
 
 
-def test_files_that_kaggle_lists_and_does_not_send_are_missed(kaggle, tmp_path):
+def test_files_that_kaggle_lists_and_does_not_send_are_an_error(kaggle, tmp_path):
     kaggle.files["train_images/7/7.dcm"] = b"listed"
     with pytest.raises(FetchError, match="1 of the 5 files .* train_images/7/7.dcm"):
         fetch_competition(connect(), "any", tmp_path / "any")
@@ -237,7 +242,7 @@ def test_files_that_kaggle_lists_and_does_not_send_are_missed(kaggle, tmp_path):
 
 
 def test_two_processes_do_not_write_to_one_download(tmp_path):
-    with core._staging(tmp_path / "any"):
+    with client._staging(tmp_path / "any"):
         with pytest.raises(FetchError, match="another process"):
             fetch_competition(None, "any", tmp_path / "any")
 
@@ -250,26 +255,27 @@ def test_without_credentials_the_command_says_what_to_do(kaggle, tmp_path, monke
     monkeypatch.setattr(sys, "argv", ["mammo-nb", "data", "rsna"])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    out, said = capsys.readouterr()
-    assert end.value.code == 2 and all(word in said for word in ("kaggle.com/settings", "~/.kaggle/access_token",
-                                                                 "rules")) and "OAuth" not in out and not kaggle.log
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and "OAuth" not in out and not kaggle.log
+    assert all(word in err for word in ("kaggle.com/settings", "~/.kaggle/access_token", "rules"))
 
 
-def test_a_token_is_asked_for_its_owner_and_may_have_expired(kaggle, monkeypatch):
+def test_an_expired_token_is_refused_with_advice(kaggle, monkeypatch):
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("KAGGLE_API_TOKEN", "expired")
     kaggle.refusals = {"IntrospectToken": [403] * 9}
-    with pytest.raises(FetchError, match="no longer hold"):
+    with pytest.raises(FetchError, match="no longer valid"):
         connect()
     assert kaggle.log[0][0] == "IntrospectToken"
 
 
-@pytest.mark.parametrize("status, words", [(403, "accept the rules of the competition at "
-                                                 "https://www.kaggle.com/competitions/any/rules"), (401, "no "
-                                                                      "longer hold"), (404, "Kaggle "
-                                                                      "has no any"), (429, "Wait "
-                                                                      "some minutes")])
+@pytest.mark.parametrize("status, words", [
+    (403, "accept the rules of the competition at https://www.kaggle.com/competitions/any/rules"),
+    (401, "no longer valid"),
+    (404, "Kaggle has no any"),
+    (429, "Wait some minutes"),
+])
 def test_refusals_are_explained(kaggle, tmp_path, status, words):
     kaggle.refusals = {"DownloadDataFiles": [status] * 20}
     with pytest.raises(FetchError, match=words):
@@ -277,12 +283,12 @@ def test_refusals_are_explained(kaggle, tmp_path, status, words):
     assert not (tmp_path / "any" / "train.csv").exists()
 
 
-def test_a_busy_kaggle_is_asked_for_its_list_again(kaggle):
+def test_a_list_refused_for_too_many_requests_is_requested_again(kaggle):
     kaggle.refusals = {"ListDataFiles": [429, 429]}
     assert list_files(connect(), "any") == {n: len(c) for n, c in FILES.items()}
 
 
-def test_no_network_is_said_so(kaggle, tmp_path):
+def test_a_missing_network_is_an_error_with_advice(kaggle, tmp_path):
     api = connect()
     kaggle.shutdown()
     kaggle.server_close()
@@ -312,7 +318,7 @@ def plain(kaggle):
     return kaggle
 
 
-def test_a_download_is_continued_and_only_then_named(plain, tmp_path):
+def test_a_download_is_continued_and_named_when_it_is_whole(plain, tmp_path):
     content, path = plain.storage["w.pth"], tmp_path / "w.pth"
     plain.cuts = [100_000, 50_000]
     for came in (100_000, 150_000):
@@ -342,7 +348,7 @@ def test_a_part_that_is_complete_already_is_not_appended_to(plain, tmp_path):
     assert (tmp_path / "w.pth").read_bytes() == plain.storage["w.pth"]
 
 
-def test_what_is_not_there_or_not_the_same_is_refused(plain, tmp_path):
+def test_a_missing_file_and_a_wrong_digest_are_errors(plain, tmp_path):
     with pytest.raises(FetchError, match="404"):
         download(f"{plain.url}/other.pth", tmp_path / "other.pth")
     with pytest.raises(FetchError, match="has the SHA-256"):
@@ -351,32 +357,37 @@ def test_what_is_not_there_or_not_the_same_is_refused(plain, tmp_path):
 
 
 # ---- other sets ----------------------------------------------------------------------------------
-def test_a_set_of_another_publisher_is_described_and_looked_at(tmp_path, monkeypatch, capsys):
+def test_a_set_of_another_publisher_is_described_and_checked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MAMMO_NB_RAW", str(tmp_path))
     monkeypatch.setitem(READERS, "vindr", replace(READERS["vindr"], patients=1, images=2, positives=1))
-    def ask():
+
+    def command():
         monkeypatch.setattr(sys, "argv", ["mammo-nb", "data", "vindr"])
         with pytest.raises(SystemExit) as end:
             cli.main()
         return end.value.code, capsys.readouterr().out
-    code, said = ask()
-    assert code == 1 and all(words in said
-                             for words in (READERS["vindr"].url, READERS["vindr"].accept, READERS["vindr"].layout,
-                                           str(tmp_path / "vindr"), "is not there"))
+
+    code, printed = command()
+    vindr = READERS["vindr"]
+    assert code == 1
+    for words in (vindr.url, vindr.accept, vindr.layout, str(tmp_path / "vindr"), "does not exist"):
+        assert words in printed
     for f in ("images/a/b.dicom", "images/a/c.dicom"):
         write_text(tmp_path / "vindr" / f, "")
-    code, said = ask()
-    assert code == 1 and "has no breast-level_annotations.csv" in said
+    code, printed = command()
+    assert code == 1 and "has no breast-level_annotations.csv" in printed
     labels = "study_id,image_id,laterality,view_position,breast_birads,breast_density\na,b,L,CC,BI-RADS 5,DENSITY B\n"
-    for more, told in (("", "1 images, 2 are published"), ("a,d,R,CC,BI-RADS 1,DENSITY B\n",
-                                                           "1 of 2 images are not there, such as images/a/d.dicom"),
-                       ("a,c,R,CC,BI-RADS 5,DENSITY B\n", "2 positive images, 1 are published")):
+    for more, message in (
+            ("", "1 images, 2 are published"),
+            ("a,d,R,CC,BI-RADS 1,DENSITY B\n", "1 of 2 images are missing, such as images/a/d.dicom"),
+            ("a,c,R,CC,BI-RADS 5,DENSITY B\n", "2 positive images, 1 are published"),
+    ):
         write_text(tmp_path / "vindr/breast-level_annotations.csv", labels + more)
-        code, said = ask()
-        assert code == 1 and told in said
+        code, printed = command()
+        assert code == 1 and message in printed
     write_text(tmp_path / "vindr/breast-level_annotations.csv", labels + "a,c,R,CC,BI-RADS 1,DENSITY B\n")
-    code, said = ask()
-    assert not code and "mammo-nb check --dataset vindr" in said and READERS["vindr"].url not in said
+    code, printed = command()
+    assert not code and "mammo-nb check --dataset vindr" in printed and READERS["vindr"].url not in printed
 
 
 def test_the_sets_are_listed_and_a_slip_is_told(tmp_path, monkeypatch, capsys):

@@ -1,25 +1,25 @@
-"mammo/frames: frames drawn for a detector, their boxes, and a set that survives an interruption."
+"mammo/drawing/frames: frames drawn for a detector, their boxes, and a set that survives an interruption."
 import cv2
 import numpy as np
 import pytest
 
 from mammo_nb.mammo.drawing import frames
-from mammo_nb.mammo.drawing.anatomy import mask_box
-from mammo_nb.mammo.drawing.appearance import FAMILIES, borders
-from mammo_nb.mammo.drawing.frames import draw_frame, draw_frames, draw_scene, plan_frames
-from mammo_nb.mammo.reading.roi import COLUMNS, read_yolo
+from mammo_nb.mammo.drawing.breast import mask_box
+from mammo_nb.mammo.drawing.film import borders
+from mammo_nb.mammo.drawing.frames import FAMILIES, draw_frame, draw_frames, draw_scene, plan_frames
 from mammo_nb.mammo.drawing.scenes import draw_build, lay_out
+from mammo_nb.mammo.reading.roi import COLUMNS, read_yolo
 
 PLAN = dict(patients=3, held_back=.34, size=128, seed=3)
 
 
 def content(folder):
-    "Every file of a folder."
+    "The content of every file of a folder."
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def cases(count):
-    "A generator, a breast, a side and a view each."
+    "Cases of a random generator, a breast, a side and a view."
     for i in range(count):
         rng = np.random.default_rng([11, i])
         yield rng, draw_build(rng), "LR"[i // 2 % 2], ("CC", "MLO")[i % 2]
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     return folder, draw_frames(folder, **PLAN, workers=1)
 
 
-def test_workers_change_no_byte(made, tmp_path):
+def test_the_number_of_processes_changes_no_byte(made, tmp_path):
     folder, boxes = made
     assert draw_frames(tmp_path, **PLAN, workers=2).equals(boxes) and content(tmp_path) == content(folder)
 
@@ -44,7 +44,7 @@ def test_an_interrupted_set_is_finished(made, monkeypatch):
     (folder / f"labels/{boxes['patient_id'][5]}@{boxes['image_id'][5]}.txt").unlink()
     (folder / "train.txt").unlink()
     monkeypatch.setattr(frames, "draw_frame", lambda *a: drawn.append(1) or draw_frame(*a))
-    # the others are kept
+    # the other frames are kept
     assert [frames.make_frame_file(folder, f, PLAN["size"], 1.0) for f in plan_frames(3, .34, 3)] and len(drawn) == 4
     assert draw_frames(folder, **PLAN, workers=1).equals(boxes) and content(folder) == before
 
@@ -61,13 +61,13 @@ def test_the_set_is_one_that_roi_reads(made):
     folder, boxes = made
     read, problems = read_yolo(folder, images=True)
     assert problems.empty and list(boxes) == COLUMNS and len(read) == 12
-    assert boxes.groupby("patient_id")["split"].nunique().eq(1).all() and boxes.groupby(
-        "split")["patient_id"].nunique().to_dict() == {"train": 2, "val": 1}
+    assert boxes.groupby("patient_id")["split"].nunique().eq(1).all()
+    assert boxes.groupby("split")["patient_id"].nunique().to_dict() == {"train": 2, "val": 1}
     assert set(boxes["image_id"]) == {"LCC", "LMLO", "RCC", "RMLO"} and (boxes["w"] * boxes["h"]).ge(.06 - 1e-9).all()
     for r in boxes.itertuples():
         picture = cv2.imread(str(folder / r.image), cv2.IMREAD_UNCHANGED)
-        assert picture.dtype == np.uint8 and picture.ndim == 2 and max(
-            picture.shape) == PLAN["size"] and (picture.min(), picture.max()) == (0, 255)
+        assert picture.dtype == np.uint8 and picture.ndim == 2 and max(picture.shape) == PLAN["size"]
+        assert (picture.min(), picture.max()) == (0, 255)
 
 
 @pytest.mark.parametrize("size", [97, 256])
@@ -84,13 +84,13 @@ def test_the_box_is_that_of_the_bright_pixels_when_nothing_else_is_drawn():
         s = draw_scene(rng, breast, side, view, 200, families=())
         box = mask_box(s.cover > .5)
         assert not s.picture[s.cover == 0].any()
-        # tissue is drawn up to the skin; half a pixel of smoothing is all that lies beyond the box
+        # tissue is drawn up to the skin; only half a pixel of smoothing is outside of the box
         x0, y0, x1, y1 = mask_box(s.picture > .02)
         assert np.abs(np.subtract(box, (x0, y0, x1, y1))).max() <= 2
 
 
 def test_only_what_hides_the_breast_moves_its_box():
-    "The same seed lays out the same breast, whatever is added."
+    "A family that is not `borders` does not change the visible part of the breast."
     hiding, moved = [borders], 0
     for i, (_, breast, side, view) in enumerate(cases(16)):
         layout = lay_out(np.random.default_rng(i), breast, side, view, 160)

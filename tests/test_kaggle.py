@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT
 
 from mammo_nb import cli
-from mammo_nb.core.fetch import connect
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
+from mammo_nb.core.kaggle import connect
 from mammo_nb.core.kernels import DATASET, KERNEL, KernelError, check_metadata, gather_weights, metadata_problems, prepare, publish_dataset, push_kernel, slugify, stage_kernel
 from mammo_nb.core.wheels import WheelError, closure_problems, read_pins, read_wheel
 from mammo_nb.mammo.tools import rehearse

@@ -1,4 +1,4 @@
-"Damaged real files: a typed error or correct pixels each time, no hang, no process lost."
+"Damaged real files: each gives a typed error or correct pixels, none hangs, and no process is lost."
 import hashlib
 import io
 import resource
@@ -26,11 +26,11 @@ FILES = [
     "dicom/wg04/*.dcm", "dicom/ct_by_syntax/*.dcm", "dicom/pydicom/*.dcm"
 ]
 KINDS = ["cut", "flip header", "flip anywhere", "Rows", "Columns", "BitsStored", "syntax", "window"]
-PER_FILE = 24  # mutations; each kind three times
+PER_FILE = 24  # mutations of a file; each kind three times
 
 
 def place(data: bytes, keyword: str) -> tuple[int, str]:
-    "Where the element begins, -1 for nowhere, and the byte order; of a deflated file nothing is found."
+    "Offset of an element in bytes, -1 if it is not found, and the byte order. Deflated files have no visible elements."
     ds = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
     order, tag = "<" if ds.original_encoding[1] else ">", pydicom.tag.Tag(keyword)
     return data.find(struct.pack(f"{order}HH", tag.group, tag.element)), order
@@ -42,7 +42,7 @@ def with_number(data: bytes, keyword: str, value: int) -> bytes:
 
 
 def without(data: bytes, keyword: str) -> bytes:
-    "The element becomes another that nobody knows."
+    "Change the tag of an element to an unknown one."
     at, order = place(data, keyword)
     return data if at < 0 else data[:at + 2] + struct.pack(f"{order}H", 0x10EE) + data[at + 4:]
 
@@ -55,7 +55,7 @@ def with_syntax(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def mutant(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
-    "A damaged copy."
+    "Make a damaged copy."
     if kind == "cut":
         return data[:rng.integers(1, len(data))]
     if kind.startswith("flip"):
@@ -68,14 +68,17 @@ def mutant(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
         return with_syntax(data, rng)
     if kind == "window":
         return without(data, str(rng.choice(["WindowCenter", "WindowWidth"])))
-    return with_number(
-        data, kind,
-        int(rng.integers(0, 20) if kind == "BitsStored" else rng.choice([0, 1, 2, 100, 500, 513, 3000, 60_000])))
+    if kind == "BitsStored":
+        return with_number(data, kind, int(rng.integers(0, 20)))
+    return with_number(data, kind, int(rng.choice([0, 1, 2, 100, 500, 513, 3000, 60_000])))
 
 
 def read(item):
-    "Read a damaged file the way that the pipeline does; the alarm ends a hang, the limit an allocation beyond reason."
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("more than 10 s")))
+    "Read a damaged file as the pipeline does. An alarm ends a hang, and a limit prevents huge allocations."
+    def stop(*_):
+        raise TimeoutError("more than 10 s")
+
+    signal.signal(signal.SIGALRM, stop)
     resource.setrlimit(resource.RLIMIT_AS, (12 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
     signal.alarm(10)
     try:
@@ -97,7 +100,7 @@ def read(item):
 
 
 def differing(path: str) -> float:
-    "Share of the pixels in which pydicom and its plugins see another value; 0 where they see no picture."
+    "Share of the pixels with another value in pydicom; 0 if pydicom cannot read the picture."
     ours = read_image(path, frame=0).pixels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,7 +127,7 @@ def test_damaged_real_files(tmp_path):
             items.append({"file": name, "original": n, "kind": kind, "of": path.name})
     assert len(items) >= 500
     table = map_files(read, items, table=tmp_path / "outcome.csv", workers=2)
-    # no other error, no hang, no process lost
+    # there is no other error, no hang and no lost process
     assert (table["error"] == "").all(), table.loc[table["error"] != "", ["file", "error"]].to_string()
     table["kind"], table["of"] = [i["kind"] for i in items], [i["of"] for i in items]
     seen = table[table["outcome"] == "read"]
@@ -132,7 +135,6 @@ def test_damaged_real_files(tmp_path):
     same = seen["sha"] == [originals[items[i]["original"]] for i in seen.index]
     wrong = seen[~same & ~seen["kind"].str.startswith("flip")]
     assert wrong.empty, wrong[["of", "kind"]].to_string()
-    # flipped bits of the pixels themselves cannot be told from pixels; what then comes out is what an independent
-    # reader sees
+    # flipped bits of the pixels are not detectable; then the values must be those of an independent reader
     for row in seen[~same].itertuples():
         assert differing(row.file) < 1e-3, (row.of, row.kind)

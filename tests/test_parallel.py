@@ -1,4 +1,4 @@
-"core/parallel: order, error rows, and what survives a killed run or a killed worker."
+"core/processes, cluster, parallel: order, error rows, and what survives a killed run or a killed worker."
 import json
 import os
 import signal
@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 from conftest import local_cluster
 
-from mammo_nb.core import parallel
-from mammo_nb.core.parallel import BackendError, map_files
+from mammo_nb.core import cluster as dask_cluster
+from mammo_nb.core.cluster import BackendError
+from mammo_nb.core.parallel import Journal, map_files
+from mammo_nb.core.processes import LOST
 
 def square(item):
     if item.get("bad"):
@@ -39,8 +41,8 @@ def test_order_columns_types_and_errors(tmp_path, workers):
     assert frame["file"].tolist() == [i["file"] for i in items]
     assert frame["error"].tolist() == ["ValueError: 015.dcm is bad" if i.get("bad") else "" for i in items]
     good = frame[frame["error"] == ""]
-    assert good["square"].tolist() == [i["x"]**2
-                                       for i in items if not i.get("bad")] and frame["square"].isna().sum() == 1
+    assert good["square"].tolist() == [i["x"]**2 for i in items if not i.get("bad")]
+    assert frame["square"].isna().sum() == 1
     stored = read(table)
     assert stored["file"].tolist() == frame["file"].tolist() and stored["error"].tolist() == frame["error"].tolist()
     # whole numbers stay whole beside the empty field
@@ -75,14 +77,14 @@ def interrupted_after(n, calls):
     return fn
 
 def broken_off(tmp_path, params=None):
-    "A run of 10 broken off at the 6th; returns its journal."
+    "Interrupt a run over 10 items at the 6th; returns its journal."
     with pytest.raises(KeyboardInterrupt):
         map_files(interrupted_after(6, []), things(10), table=tmp_path / "t.csv", workers=1, params=params)
     assert not (tmp_path / "t.csv").exists()
     return tmp_path / "t.csv.journal"
 
 def resume(tmp_path, items=None, params=None):
-    "The files that a second call works on."
+    "Run a second call; returns the files that it works on."
     calls = []
     frame = map_files(interrupted_after(-1, calls), items or things(10), table=tmp_path / "t.csv", workers=1,
                       params=params)
@@ -133,7 +135,7 @@ def test_a_torn_last_line_is_done_again(tmp_path, tear):
     journal.write_bytes(journal.read_bytes()[:-tear])
     assert resume(tmp_path) == [i["file"] for i in things(10)][4:]
 
-def test_a_torn_journal_goes_on_being_one(tmp_path):
+def test_a_journal_with_an_incomplete_line_can_be_continued_twice(tmp_path):
     journal = broken_off(tmp_path)
     journal.write_bytes(journal.read_bytes()[:-7])
     with pytest.raises(KeyboardInterrupt):
@@ -142,10 +144,11 @@ def test_a_torn_journal_goes_on_being_one(tmp_path):
             for line in journal.read_text().splitlines()[1:]] == [81, 64, 49, 36, 25, 16]
     assert len(resume(tmp_path)) == 4
 
-@pytest.mark.parametrize("content", [b"", b"\x00\xff garbage", b'{"params": nu', b'{"params": null}', b'{"params": '
-                                                                      b'null}\nnull\n', b'{"params": '
-                                                                      b'null}\n{"item": 3}\n{}\n'])
-def test_a_damaged_journal_costs_work_not_correctness(tmp_path, content):
+@pytest.mark.parametrize("content", [
+    b"", b"\x00\xff garbage", b'{"params": nu', b'{"params": null}', b'{"params": null}\nnull\n',
+    b'{"params": null}\n{"item": 3}\n{}\n'
+])
+def test_the_rows_of_a_damaged_journal_are_computed_again(tmp_path, content):
     (tmp_path / "t.csv.journal").write_bytes(content)
     assert len(resume(tmp_path)) == 10
 
@@ -162,25 +165,31 @@ place = {"workers": int(sys.argv[3])} if sys.argv[3].isdigit() else {"backend": 
 scale = 3  # a global of the notebook
 
 def work(item):
-    with open(here / f"calls_{mode}", "a") as log: log.write(item["file"] + "\\n")
-    if mode == "kill_parent" and item["file"] == "030": os.kill(parent, signal.SIGKILL)
-    if mode == "exit_always" and item["file"] == "027": os._exit(3)
-    if mode == "killed_twice" and item["file"] in ("007", "021"): os.kill(os.getpid(), signal.SIGKILL)
+    with open(here / f"calls_{mode}", "a") as log:
+        log.write(item["file"] + "\\n")
+    if mode == "kill_parent" and item["file"] == "030":
+        os.kill(parent, signal.SIGKILL)
+    if mode == "exit_always" and item["file"] == "027":
+        os._exit(3)
+    if mode == "killed_twice" and item["file"] in ("007", "021"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if mode == "exit_once" and item["file"] == "007" and not (here / "once").exists():
         (here / "once").touch()
         os._exit(3)
-    if mode == "raise" and item["file"] == "007": raise RuntimeError("no")
+    if mode == "raise" and item["file"] == "007":
+        raise RuntimeError("no")
     return {"value": item["x"] * scale, "root": np.sqrt(item["x"])}
 
-frame = map_files(work, [{"file": f"{i:03}", "x": i} for i in range(40)], table=here / "t.csv", params={"scale": scale}, **place)
+items = [{"file": f"{i:03}", "x": i} for i in range(40)]
+frame = map_files(work, items, table=here / "t.csv", params={"scale": scale}, **place)
 """
 
 def run(folder, mode, workers=2):
     "Run the script; returns its exit status."
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
     with open(folder / "stderr", "w") as stderr:  # a file: workers of a killed run would hold a pipe open
-        done = subprocess.run([sys.executable, folder / "script.py", folder, mode,
-                               str(workers)], stderr=stderr, timeout=120)
+        command = [sys.executable, folder / "script.py", folder, mode, str(workers)]
+        done = subprocess.run(command, stderr=stderr, timeout=120)
     assert done.returncode in (0, -signal.SIGKILL), (folder / "stderr").read_text()
     return done.returncode
 
@@ -190,24 +199,25 @@ def calls(folder, mode):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path, workers):
     a, b = tmp_path / "a", tmp_path / "b"
-    a.mkdir(), b.mkdir()
+    a.mkdir()
+    b.mkdir()
     assert run(a, "kill_parent", workers) == -signal.SIGKILL
     assert not (a / "t.csv").exists()
     finished = len((a / "t.csv.journal").read_bytes().split(b"\n")) - 2
     assert finished > 10  # by the thirtieth
     assert run(a, "again", workers) == 0
-    assert len(calls(a, "again")) == 40 - finished  # nothing that was in the journal is done again
+    assert len(calls(a, "again")) == 40 - finished  # no row of the journal is computed again
     assert run(b, "again", 1) == 0
     assert (a / "t.csv").read_bytes() == (b / "t.csv").read_bytes() and not (a / "t.csv.journal").exists()
 
-def test_a_worker_that_always_dies_costs_one_row(tmp_path):
+def test_an_item_that_always_ends_its_process_is_one_error_row(tmp_path):
     assert run(tmp_path, "exit_always") == 0
     table = read(tmp_path / "t.csv")
     lost = table["error"] != ""
     assert table.loc[lost, "file"].tolist() == ["027"] and table.loc[lost, "error"].item().startswith("WorkerLost: ")
     assert table.loc[~lost, "value"].astype(float).tolist() == [i * 3 for i in range(40) if i != 27]
     assert calls(tmp_path, "exit_always").count("027") == 2  # tried once more
-    # of the others those in flight, and those that a busy machine had not fetched yet
+    # other items that were in progress or not yet fetched are computed again, too
     assert len(calls(tmp_path, "exit_always")) <= 40 + 20
 
 def test_two_deaths_in_one_run(tmp_path):
@@ -215,12 +225,12 @@ def test_two_deaths_in_one_run(tmp_path):
     table = read(tmp_path / "t.csv")
     assert table.loc[table["error"] != "", "file"].tolist() == ["007", "021"] and len(table) == 40
 
-def test_a_worker_that_dies_once_costs_nothing(tmp_path):
+def test_a_process_that_dies_once_loses_no_row(tmp_path):
     assert run(tmp_path, "exit_once") == 0
     table = read(tmp_path / "t.csv")
     assert (table["error"] == "").all() and table["value"].tolist() == [i * 3 for i in range(40)]
 
-def test_an_exception_costs_one_row(tmp_path):
+def test_an_exception_is_one_error_row(tmp_path):
     assert run(tmp_path, "raise") == 0
     assert read(tmp_path / "t.csv")["error"].tolist() == ["RuntimeError: no" if i == 7 else "" for i in range(40)]
 
@@ -231,23 +241,22 @@ def test_a_function_that_cannot_be_sent_is_an_error_at_once(tmp_path):
     assert not (tmp_path / "t.csv").exists()
 
 
-# --- a cluster. Its processes start with the first test that asks for it: the tests above have the machine to
-# themselves.
+# --- a cluster. Its processes start with the first test that uses it, so that the tests above are not slowed down.
 
 @pytest.fixture(scope="module")
 def cluster():
-    "Two worker processes, which nannies start again when they die."
-    pytest.importorskip("distributed")  # before its settings are changed: it brings them along
+    "Two worker processes, which are started again when they die."
+    pytest.importorskip("distributed")  # importing it sets the defaults that are changed below
     import dask
-    # not 30 for a result in a process that has just been killed
+    # 2 s instead of 30 s for a result in a process that has just been killed
     with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
         with local_cluster() as cluster:
             yield cluster
 
 @pytest.fixture
 def kill(cluster, tmp_path):
-    """A function for items: has their process killed, once all workers are up. Dask gives up a worker that dies while
-    it starts."""
+    """A function for items that kills their process when all workers are running, because Dask abandons a worker that
+    dies while it starts."""
     asked, over = tmp_path / "asked", threading.Event()
     asked.mkdir()
     def executioner():
@@ -271,7 +280,7 @@ def on(cluster):
     return {"backend": "dask", "scheduler": cluster.scheduler_address}
 
 def same_as_here(fn, items, table, cluster):
-    "The rows from the cluster, after a look at the bytes of those from processes of this machine."
+    "Rows from the cluster, whose file must be equal to that from processes of this machine."
     map_files(fn, items, table=table.with_name("cluster.csv"), **on(cluster))
     map_files(fn, items, table=table.with_name("here.csv"), workers=2)
     assert table.with_name("cluster.csv").read_bytes() == table.with_name("here.csv").read_bytes()
@@ -304,7 +313,7 @@ def test_items_of_a_killed_worker_run_elsewhere(tmp_path, cluster, kill):
     found = same_as_here(kills_once, things(20), tmp_path / "t.csv", cluster)
     assert marker.exists() and (found["error"] == "").all() and len(found) == 20
 
-def test_an_item_that_always_kills_its_worker_costs_one_row(tmp_path, cluster, kill, monkeypatch):
+def test_an_item_that_always_kills_its_worker_is_one_error_row(tmp_path, cluster, kill, monkeypatch):
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)  # 3 by default: three more deaths, two seconds each
     log = tmp_path / "log"
     def kills(item):
@@ -315,7 +324,7 @@ def test_an_item_that_always_kills_its_worker_costs_one_row(tmp_path, cluster, k
         return square(item)
     found = map_files(kills, things(20), table=tmp_path / "t.csv", **on(cluster))
     assert found["file"].tolist() == [i["file"] for i in things(20)]
-    assert {f: e for f, e in zip(found["file"], found["error"]) if e} == {"007.dcm": parallel.LOST}
+    assert {f: e for f, e in zip(found["file"], found["error"]) if e} == {"007.dcm": LOST}
     assert found["square"].dropna().tolist() == [i["x"] ** 2 for i in things(20) if i["x"] != 7]
     assert log.read_text().split().count("007.dcm") == 2  # the second time alone
 
@@ -343,28 +352,28 @@ def test_a_function_that_cannot_be_sent_to_a_cluster_is_an_error_at_once(tmp_pat
     with pytest.raises(Exception, match="serialize"):
         map_files(lambda item: {"l": str(lock)}, things(4), table=tmp_path / "t.csv", **on(cluster))
 
-def test_a_run_waits_for_the_first_worker_and_says_so(tmp_path, monkeypatch):
+def test_a_run_waits_for_the_first_worker_with_a_message(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=0, threads_per_worker=1, processes=False, protocol="tcp",
                                   dashboard_address=":0") as cluster:
-        said = []
-        monkeypatch.setattr(parallel.tqdm, "write", lambda text: (said.append(text), cluster.scale(1)))
+        messages = []
+        monkeypatch.setattr(dask_cluster.tqdm, "write", lambda text: (messages.append(text), cluster.scale(1)))
         assert map_files(square, things(3), table=tmp_path / "t.csv", **on(cluster))["square"].tolist() == [4, 1, 0]
-    assert len(said) == 1 and "no workers at" in said[0]
+    assert len(messages) == 1 and "no workers at" in messages[0]
 
 def test_a_scheduler_that_goes_away_leaves_the_journal(tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp",
                                        dashboard_address=":0")
-    monkeypatch.setattr(parallel, "_PATIENCE", 1)  # the client tries for so long to find it again
-    add, added = parallel._Journal.add, []
+    monkeypatch.setattr(dask_cluster, "PATIENCE", 1)  # seconds in which the client tries to find the scheduler again
+    add, added = Journal.add, []
     def add_and_close(self, item, row):
         add(self, item, row)
         added.append(item)
         if len(added) == 3:
             cluster.close()
     with monkeypatch.context() as patch, pytest.raises(BackendError, match="scheduler is gone"):
-        patch.setattr(parallel._Journal, "add", add_and_close)
+        patch.setattr(Journal, "add", add_and_close)
         map_files(square, things(10), table=tmp_path / "t.csv", **on(cluster))
     kept = len((tmp_path / "t.csv.journal").read_text().splitlines()) - 1
     assert kept >= 3 and len(resume(tmp_path)) == 10 - kept
@@ -373,7 +382,7 @@ def test_errors_of_a_backend_say_what_to_do(tmp_path, monkeypatch):
     before = broken_off(tmp_path, params={"height": 2048}).read_bytes()
     def message(**place):
         with pytest.raises(BackendError) as e:
-            map_files(square, things(10), table=tmp_path / "t.csv", **place)  # other params: would start anew
+            map_files(square, things(10), table=tmp_path / "t.csv", **place)  # other params would start anew
         return str(e.value)
     assert "'loky'" in message(backend="ray") and "'dask'" in message(backend="ray")
     assert "tcp://10.0.0.5:8786" in message(backend="dask")
@@ -381,14 +390,15 @@ def test_errors_of_a_backend_say_what_to_do(tmp_path, monkeypatch):
         patch.setitem(sys.modules, "distributed", None)
         assert "pip install distributed" in message(backend="dask", scheduler="tcp://127.0.0.1:8786")
     pytest.importorskip("distributed")
-    monkeypatch.setattr(parallel, "_PATIENCE", 0.5)
+    monkeypatch.setattr(dask_cluster, "PATIENCE", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = "tcp://127.0.0.1:{}".format(silent.getsockname()[1])
-        assert f"no Dask scheduler answers at {address}" in message(backend="dask", scheduler=address)  # refused
+        # the connection is refused
+        assert f"no Dask scheduler responds at {address}" in message(backend="dask", scheduler=address)
         silent.listen()
-        # taken, and nothing said
-        assert f"no Dask scheduler answers at {address}" in message(backend="dask", scheduler=address)
+        # the connection is accepted, but nothing is sent
+        assert f"no Dask scheduler responds at {address}" in message(backend="dask", scheduler=address)
     assert "missing port" in message(backend="dask", scheduler="somewhere")
     assert (tmp_path / "t.csv.journal").read_bytes() == before
 

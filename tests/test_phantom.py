@@ -1,4 +1,4 @@
-"The synthetic competition: its contract, its reproducibility, its truth, and its likeness to real files."
+"The synthetic competition: its tables and files, its truth, its similarity to real files, and its reproducibility."
 import hashlib
 from pathlib import Path
 
@@ -10,8 +10,11 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless, ExplicitVRLittleEndian
 
 from mammo_nb.mammo import phantom
-from mammo_nb.mammo.drawing.anatomy import KINDS, draw_anatomy, make_breast
-from mammo_nb.mammo.phantom import MACHINES, CompetitionError, make_competition, stored_values, write_dicom
+from mammo_nb.mammo.drawing.anatomy import draw_anatomy
+from mammo_nb.mammo.drawing.breast import make_breast
+from mammo_nb.mammo.drawing.lesions import KINDS
+from mammo_nb.mammo.drawing.machines import MACHINES, stored_values, write_dicom
+from mammo_nb.mammo.phantom import CompetitionError, make_competition
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "mammo" / "ge_senographe_RMLO_GH133.dcm"
 SMALL = dict(patients=7, test_patients=3, frame=(256, 208), prevalence=0.4, seed=5)
@@ -27,7 +30,7 @@ def competition(tmp_path_factory):
     root = tmp_path_factory.mktemp("competition")
     return root, make_competition(root, workers=1, **SMALL)
 
-# ---- contract ------------------------------------------------------------------------------------
+# ---- tables and files ----------------------------------------------------------------------------
 def test_tables_are_those_of_the_competition(competition):
     root, _ = competition
     train, test, sample = (pd.read_csv(root / f"{n}.csv") for n in ("train", "test", "sample_submission"))
@@ -44,36 +47,35 @@ def test_tables_are_those_of_the_competition(competition):
     assert not set(train["patient_id"]) & set(test["patient_id"]) and not set(train["image_id"]) & set(test["image_id"])
     assert train["image_id"].is_unique
     assert (test["prediction_id"] == test["patient_id"].astype(str) + "_" + test["laterality"]).all()
-    assert list(sample["prediction_id"]) == list(test["prediction_id"].drop_duplicates()) and (sample["cancer"]
-                                                                                               == 0.4).all()
-    assert (train.groupby(["patient_id", "laterality", "view"]).size().unstack(fill_value=0)[["CC", "MLO"]]
-            >= 1).all(axis=None)
+    assert list(sample["prediction_id"]) == list(test["prediction_id"].drop_duplicates())
+    assert (sample["cancer"] == 0.4).all()
+    views = train.groupby(["patient_id", "laterality", "view"]).size().unstack(fill_value=0)
+    assert (views[["CC", "MLO"]] >= 1).all(axis=None)
 
 def test_every_row_has_its_file_and_every_file_its_row(competition):
     root, _ = competition
     for split in ("train", "test"):
-        rows = pd.read_csv(root / f"{split}.csv", dtype=str)
-        assert {f"{p}/{i}.dcm" for p, i in zip(rows["patient_id"], rows["image_id"])} == {
-            str(f.relative_to(root / f"{split}_images")) for f in (root / f"{split}_images").rglob("*") if f.is_file()
-        }
+        rows, folder = pd.read_csv(root / f"{split}.csv", dtype=str), root / f"{split}_images"
+        files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+        assert {f"{p}/{i}.dcm" for p, i in zip(rows["patient_id"], rows["image_id"])} == files
     assert not [p for p in root.rglob("*") if p.name.startswith(".")]
 
 def test_clinical_columns_agree_with_each_other():
     rows = pd.DataFrame(phantom.plan("train", 200, 0.3, 11))
     assert rows.groupby("patient_id")["cancer"].max().sum() == 60
     assert (rows.groupby(["patient_id", "cancer"])["laterality"].nunique().unstack()[1].dropna() == 1).all()
-    assert (rows.loc[rows["cancer"] == 1, "biopsy"] == 1).all() and (rows.loc[rows["invasive"] == 1, "cancer"]
-                                                                     == 1).all()
+    assert (rows.loc[rows["cancer"] == 1, "biopsy"] == 1).all()
+    assert (rows.loc[rows["invasive"] == 1, "cancer"] == 1).all()
     assert not (rows["difficult_negative_case"] & (rows["cancer"] == 1)).any() and rows["difficult_negative_case"].any()
-    assert rows.loc[rows["site_id"] == 2, ["density", "BIRADS"]].isna().all(
-        axis=None) and rows.loc[rows["site_id"] == 1, "density"].notna().mean() > 0.8
+    assert rows.loc[rows["site_id"] == 2, ["density", "BIRADS"]].isna().all(axis=None)
+    assert rows.loc[rows["site_id"] == 1, "density"].notna().mean() > 0.8
     assert set(rows["density"].dropna()) == set("ABCD")
     age = rows.groupby("site_id")["age"].mean()
     assert age[1] < age[2]
-    assert 0.01 <= rows.groupby("patient_id")["implant"].max().mean() <= 0.02 and not (
-        rows["implant"] & rows["cancer"]).any()
-    assert set(rows["machine_id"]) == {m.machine_id for m in MACHINES
-                                       } and rows.groupby("machine_id")["site_id"].nunique().eq(1).all()
+    assert 0.01 <= rows.groupby("patient_id")["implant"].max().mean() <= 0.02
+    assert not (rows["implant"] & rows["cancer"]).any()
+    assert set(rows["machine_id"]) == {m.machine_id for m in MACHINES}
+    assert rows.groupby("machine_id")["site_id"].nunique().eq(1).all()
     assert rows["lesion"].isin(["mass", "calcifications"]).eq(rows["cancer"] == 1).all()
     assert 0.02 < rows["flipped"].mean() < 0.09 and rows.groupby(["patient_id", "laterality"]).size().max() == 3
 
@@ -86,8 +88,8 @@ def test_headers_agree_with_the_tables(competition):
         machine = machines[row.machine_id]
         assert "Modality" not in d and not [e for e in d if e.VR in ("DA", "TM", "DT", "PN")]
         assert (d.PatientID, d.ImageLaterality, d.ViewPosition) == (row.patient_id, row.laterality, row.view)
-        assert (d.file_meta.TransferSyntaxUID, d.BitsStored,
-                d.PhotometricInterpretation) == (machine.syntax, machine.bits_stored, machine.photometric)
+        written = d.file_meta.TransferSyntaxUID, d.BitsStored, d.PhotometricInterpretation
+        assert written == (machine.syntax, machine.bits_stored, machine.photometric)
         assert d.get("VOILUTFunction", "") == machine.voi_function and d["WindowCenter"].VM == len(machine.windows)
         pixels = d.pixel_array.astype(float)
         grey = pixels if d.PhotometricInterpretation == "MONOCHROME2" else pixels.max() - pixels
@@ -121,14 +123,15 @@ def test_answers_of_the_test_set(competition):
     root, table = competition
     answers = pd.read_csv(root / "truth" / "test_labels.csv")
     test = table[table["split"] == "test"]
-    assert answers["cancer"].sum() == 1 and dict(zip(answers["prediction_id"], answers["cancer"])) == dict(
-        zip(test["prediction_id"], test["cancer"]))
+    assert answers["cancer"].sum() == 1
+    known = dict(zip(test["prediction_id"], test["cancer"]))
+    assert dict(zip(answers["prediction_id"], answers["cancer"])) == known
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_lesion_is_there_and_only_there(kind):
-    picture = {
-        c: make_breast(np.random.default_rng(3), "L", "CC", (768, 576), kind, conspicuity=c) for c in (0., 0.5, 1.)
-    }
+def test_a_lesion_changes_its_own_place_only(kind):
+    picture = {}
+    for c in (0., 0.5, 1.):
+        picture[c] = make_breast(np.random.default_rng(3), "L", "CC", (768, 576), kind, conspicuity=c)
     mask = picture[1.].lesion_mask > 0
     gain = {c: float((p.pixels - picture[0.].pixels)[mask].mean()) for c, p in picture.items()}
     assert gain[1.] > gain[0.5] > 0.02 and gain[1.] > 0.06
@@ -136,7 +139,7 @@ def test_a_lesion_is_there_and_only_there(kind):
     assert abs((picture[1.].pixels - picture[0.].pixels)[far].mean()) < 0.002
 
 @pytest.mark.parametrize("seed", range(4))
-def test_both_views_see_the_lesion_at_the_same_distance_from_the_nipple(seed):
+def test_a_lesion_has_the_same_distance_from_the_nipple_in_both_views(seed):
     breast = draw_anatomy(np.random.default_rng(seed))
     distances = []
     for view in ("CC", "MLO"):
@@ -147,9 +150,9 @@ def test_both_views_see_the_lesion_at_the_same_distance_from_the_nipple(seed):
         distances.append(np.hypot(tip_x - xs.mean(), tip_y - ys.mean()) * 240 / 768)
     assert abs(distances[0] - distances[1]) < 13
 
-# ---- likeness ------------------------------------------------------------------------------------
+# ---- similarity to real files --------------------------------------------------------------------
 def exponent(patch, mm):
-    "Minus the log-log slope of the radial power between 0.1 and 0.6 cycles a mm."
+    "Minus the log-log slope of the radial power between 0.1 and 0.6 cycles per mm."
     n = len(patch)
     window = np.outer(np.hanning(n), np.hanning(n))
     power = np.abs(np.fft.fft2((patch - patch.mean()) * window)) ** 2
@@ -164,8 +167,8 @@ def test_texture_has_the_spectrum_of_a_mammogram(frame):
     for seed in range(5):
         b = make_breast(np.random.default_rng(seed), "L", "CC", frame)
         n, middle = frame[0] // 4, (b.box[1] + b.box[3]) // 2
-        found.append(
-            exponent(b.pixels[middle - n // 2:middle + n // 2, n // 8:n // 8 + n].astype(float), 240 / frame[0]))
+        patch = b.pixels[middle - n // 2:middle + n // 2, n // 8:n // 8 + n]
+        found.append(exponent(patch.astype(float), 240 / frame[0]))
     assert 2.5 < np.mean(found) < 3.5
 
 def test_texture_is_as_steep_as_in_a_real_mammogram():
@@ -174,40 +177,38 @@ def test_texture_is_as_steep_as_in_a_real_mammogram():
     d = pydicom.dcmread(REAL)
     grey = 1 / (1 + np.exp(-4 * (d.pixel_array.astype(float) - 2653) / 900))
     real = exponent(grey[1150:1150 + 640, -900:-900 + 640], float(d.ImagerPixelSpacing[0]))
-    drawn = np.mean([
-        exponent(
-            make_breast(np.random.default_rng(s), "L", "CC", (1024, 832)).pixels[390:646, 30:286].astype(float),
-            240 / 1024) for s in range(4)
-    ])
-    assert abs(real - drawn) < 0.6
+    drawn = []
+    for seed in range(4):
+        pixels = make_breast(np.random.default_rng(seed), "L", "CC", (1024, 832)).pixels
+        drawn.append(exponent(pixels[390:646, 30:286].astype(float), 240 / 1024))
+    assert abs(real - np.mean(drawn)) < 0.6
 
-def test_sides_and_views_look_their_part():
+def test_sides_are_mirrored_and_views_have_their_anatomy():
     left, right = (make_breast(np.random.default_rng(1), side, "MLO", (512, 416)) for side in "LR")
-    assert np.array_equal(left.pixels, right.pixels[:, ::-1]) and np.array_equal(left.breast_mask,
-                                                                                 right.breast_mask[:, ::-1])
+    assert np.array_equal(left.pixels, right.pixels[:, ::-1])
+    assert np.array_equal(left.breast_mask, right.breast_mask[:, ::-1])
     assert left.box[0] == 0 and right.box[2] == 416
     for seed in range(6):
         cc, mlo = (make_breast(np.random.default_rng(seed), "L", view, (512, 416)) for view in ("CC", "MLO"))
-        assert not cc.breast_mask[0].any() and mlo.breast_mask[0].any()    # the axillary tail leaves the frame
-        # muscle
-        assert mlo.pixels[10:60, 5:30].mean() > mlo.pixels[10:60, 5:30].std() * 4 and mlo.pixels[10:60,
-                                                                                                 5:30].mean() > 0.3
+        assert not cc.breast_mask[0].any() and mlo.breast_mask[0].any()  # the axillary tail leaves the frame
+        muscle = mlo.pixels[10:60, 5:30]
+        assert muscle.mean() > muscle.std() * 4 and muscle.mean() > 0.3
 
-def test_a_real_frame():
+def test_a_frame_of_real_size():
     b = make_breast(np.random.default_rng(2), "R", "MLO", (2776, 2082), "calcifications")
-    assert b.pixels.shape == (2776,
-                              2082) and b.pixels.dtype == np.float32 and 0 <= b.pixels.min() and b.pixels.max() <= 1
+    assert b.pixels.shape == (2776, 2082) and b.pixels.dtype == np.float32
+    assert 0 <= b.pixels.min() and b.pixels.max() <= 1
     assert b.lesion_mask.any() and not b.lesion_mask[~b.breast_mask].any()
     patch = b.pixels[1200:1900, 1300:2000][b.breast_mask[1200:1900, 1300:2000]]
     assert patch.std() > 0.03
     coarse = cv2.resize(cv2.resize(b.pixels, (520, 694), interpolation=cv2.INTER_AREA), (2082, 2776))
-    assert (b.pixels - coarse)[b.breast_mask].std() > 0.004               # there is something at full resolution
+    assert (b.pixels - coarse)[b.breast_mask].std() > 0.004  # there is detail at full resolution
 
 # ---- files ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLosslessSV1, RLELossless, ExplicitVRLittleEndian])
 @pytest.mark.parametrize("bits", [12, 16])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_what_is_read_is_what_was_written(tmp_path, syntax, bits, photometric):
+def test_a_file_is_read_with_the_values_that_were_written(tmp_path, syntax, bits, photometric):
     pixels = np.random.default_rng(0).integers(0, 2**bits, (61, 47), dtype=np.uint16)
     pixels[0, :2] = 0, 2**bits - 1
     write_dicom(tmp_path / "one.dcm", pixels, patient_id="10", image_id="20", laterality="R", view="CC", syntax=syntax,
@@ -224,7 +225,7 @@ def test_a_syntax_that_cannot_be_written_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda m: str(m.machine_id))
-def test_the_first_window_brings_the_picture_back(machine):
+def test_the_first_window_shows_the_drawn_picture(machine):
     grey = np.linspace(0.1, 1, 200, dtype=np.float32)
     stored, windows = stored_values(grey, machine)
     center, width = windows[0]
@@ -234,7 +235,7 @@ def test_the_first_window_brings_the_picture_back(machine):
     assert stored.max() < 2 ** machine.bits_stored and np.abs(shown - (grey - 0.06) / 0.94).max() < 0.01
 
 # ---- reproducibility -----------------------------------------------------------------------------
-def test_same_seed_same_bytes_whatever_the_workers(competition, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(competition, tmp_path):
     root, _ = competition
     make_competition(tmp_path, workers=2, **SMALL)
     assert digests(root) == digests(tmp_path)
@@ -247,7 +248,7 @@ def test_another_seed_is_another_competition(competition, tmp_path):
     }
     assert not set(table["image_id"]) & set(other["image_id"])
 
-def test_an_interrupted_competition_is_finished_not_redone(competition, tmp_path, monkeypatch):
+def test_an_interrupted_competition_is_continued(competition, tmp_path, monkeypatch):
     root, table = competition
     write, written = phantom.write_dicom, []
     def until_killed(path, *args, **kwargs):
@@ -259,11 +260,13 @@ def test_an_interrupted_competition_is_finished_not_redone(competition, tmp_path
     with pytest.raises(KeyboardInterrupt):
         make_competition(tmp_path, workers=1, **SMALL)
     assert len(list(tmp_path.rglob("*.dcm"))) == 9 and not (tmp_path / "train.csv").exists()
-    next(tmp_path.glob("truth/masks/*.png")).unlink()                     # killed between picture and mask
+    next(tmp_path.glob("truth/masks/*.png")).unlink()  # as if killed between picture and mask
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.dcm")}
     again = []
-    monkeypatch.setattr(phantom, "write_dicom", lambda path, *args, **kwargs:
-                        (write(path, *args, **kwargs), again.append(path)))
+    def count(path, *args, **kwargs):
+        write(path, *args, **kwargs)
+        again.append(path)
+    monkeypatch.setattr(phantom, "write_dicom", count)
     make_competition(tmp_path, workers=1, **SMALL)
     assert len(again) == len(table) - 8 and sum(p.stat().st_mtime_ns == t for p, t in before.items()) == 8
     assert digests(root) == digests(tmp_path)

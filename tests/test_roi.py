@@ -1,11 +1,12 @@
-"mammo/roi: boxes as they are drawn, with the errors that people make, and as an evaluator reads them."
+"mammo/reading/roi: boxes as people draw them, with the usual mistakes, and as the COCO evaluation reads them."
 import json
 
 import pandas as pd
 import pytest
 from conftest import SHARED
 
-from mammo_nb.mammo.reading.roi import COLUMNS, AnnotationError, apart, from_pixels, read_yolo, shared, to_coco, write_coco, write_yolo
+from mammo_nb.mammo.reading.roi import (COLUMNS, AnnotationError, apart, from_pixels, read_yolo, shared, to_coco,
+                                        write_coco, write_yolo)
 
 PUBLISHED = SHARED / "winner_assets/roi_det_yolov5_format"
 
@@ -23,8 +24,8 @@ def test_the_published_set():
     assert set(problems["problem"]) == {"its patient is in train and in val"}
     assert set(boxes.loc[shared(boxes), "patient_id"]) == {"1511", "21161", "46373"}
     assert not shared(apart(boxes)).any() and shared(apart(boxes, faithful=True)).any()
-    assert boxes["w"].median() == pytest.approx(.506, abs=5e-4) and boxes["h"].median() == pytest.approx(
-        .756, abs=5e-4) and (boxes["w"] * boxes["h"]).median() == pytest.approx(.377, abs=5e-4)
+    medians = boxes["w"].median(), boxes["h"].median(), (boxes["w"] * boxes["h"]).median()
+    assert medians == pytest.approx((.506, .756, .377), abs=5e-4)
 
 
 def test_written_boxes_are_read_again(tmp_path):
@@ -42,26 +43,24 @@ def test_written_boxes_are_read_again(tmp_path):
         assert annotation["area"] == pytest.approx((r.x1 - r.x0) * (r.y1 - r.y0), rel=1e-5)
 
 
-@pytest.mark.parametrize("text, problem", [("", "0 boxes"), ("0 .5 .5 .4 .4\n0 .5 .5 .2 .2\n", "2 boxes"), ("0 .5 .5 .4", "no "
-                                                                      "box"), ("0 "
-                                                                      ".5 .5 .4 nan", "no "
-                                                                      "box"), ("breast "
-                                                                      ".5 .5 .4 .4", "no "
-                                                                      "box"),
-                                           ("1 .5 .5 .4 .4", "class 1, there are 1"), ("-1 .5 .5 .4 .4", "class -1"), ("0 "
-                                                                      ".5 .5 -.4 .4", "without "
-                                                                      "area"), ("0 "
-                                                                      ".9 .5 .4 .4", "leaves "
-                                                                      "the picture"), ("0 "
-                                                                      ".5 .1 .4 .4", "leaves "
-                                                                      "the picture")])
-def test_what_is_wrong_is_named_and_left_out(tmp_path, text, problem):
+@pytest.mark.parametrize("text, problem", [
+    ("", "0 boxes"),
+    ("0 .5 .5 .4 .4\n0 .5 .5 .2 .2\n", "2 boxes"),
+    ("0 .5 .5 .4", "no box"),
+    ("0 .5 .5 .4 nan", "no box"),
+    ("breast .5 .5 .4 .4", "no box"),
+    ("1 .5 .5 .4 .4", "class 1, there are 1"),
+    ("-1 .5 .5 .4 .4", "class -1"),
+    ("0 .5 .5 -.4 .4", "without area"),
+    ("0 .9 .5 .4 .4", "leaves the picture"),
+    ("0 .5 .1 .4 .4", "leaves the picture"),
+])
+def test_a_wrong_box_is_named_and_left_out(tmp_path, text, problem):
     write_yolo(tmp_path, made(("7@1", "train"), ("8@1", "val")))
     (tmp_path / "labels/7@1.txt").write_text(text)
     boxes, problems = read_yolo(tmp_path)
-    assert boxes["image"].tolist() == ["images/8@1.png"] and problems["image"].tolist() == [
-        "images/7@1.png"
-    ] and problem in problems["problem"][0]
+    assert boxes["image"].tolist() == ["images/8@1.png"] and problems["image"].tolist() == ["images/7@1.png"]
+    assert problem in problems["problem"][0]
 
 
 def test_lists_and_files_that_do_not_fit(tmp_path):
@@ -73,25 +72,27 @@ def test_lists_and_files_that_do_not_fit(tmp_path):
     for name in ("7@3", "nobody"):
         (tmp_path / f"labels/{name}.txt").write_text("0 .5 .5 .4 .4\n")
     boxes, problems = read_yolo(tmp_path)
-    told = set(problems.itertuples(index=False, name=None))
-    assert told == {("images/9@1.png", "no label"), ("images/7@1.png", "listed twice"),
-                    ("images/nobody.png", "a name without patient: <patient_id>@<image_id> is wanted"),
-                    ("labels/5@5.txt", "in no list"),
-                    *((f"images/7@{i}.png", "its patient is in train and in val") for i in (1, 2, 3))}
+    assert set(problems.itertuples(index=False, name=None)) == {
+        ("images/9@1.png", "no label"), ("images/7@1.png", "listed twice"),
+        ("images/nobody.png", "a name without patient: <patient_id>@<image_id> is expected"),
+        ("labels/5@5.txt", "in no list"),
+        *((f"images/7@{i}.png", "its patient is in train and in val") for i in (1, 2, 3))
+    }
     assert set(apart(boxes).query("split == 'val'")["patient_id"]) == {"8"}
+    (tmp_path / "images").mkdir()
     for image in ("7@1", "7@2", "7@3"):
-        (tmp_path / "images").mkdir(exist_ok=True), (tmp_path / f"images/{image}.png").touch()
+        (tmp_path / f"images/{image}.png").touch()
     assert "no picture" in read_yolo(tmp_path, images=True)[1].set_index("image")["problem"].loc["images/8@1.png"]
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_a_missing_file_or_size_is_an_error_that_names_it(tmp_path):
     with pytest.raises(AnnotationError, match="classes.txt"):
         read_yolo(tmp_path)
-    with pytest.raises(AnnotationError, match="1 pictures of unknown size, such as images/7@1.png"):
+    with pytest.raises(AnnotationError, match="1 pictures have no size, such as images/7@1.png"):
         to_coco(made(("7@1", "train")), {})
 
 
-def test_the_evaluator_takes_the_file(tmp_path):
+def test_the_coco_evaluation_reads_the_file(tmp_path):
     pytest.importorskip("pycocotools")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

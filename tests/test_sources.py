@@ -1,5 +1,5 @@
-"""mammo/sources and what follows: every label rule on a small tree in the published layout, PNG and JPEG, external
-sets, and the published numbers where the tables are here."""
+"""mammo/reading/published, own and sources: every label rule on a small folder in the published layout, PNG and JPEG,
+external sets, and the published numbers if the tables are available."""
 import shutil
 from dataclasses import replace
 
@@ -18,19 +18,20 @@ from mammo_nb.core.folds import LeakageError, assign_folds
 from mammo_nb.core.headers import BadHeader, CorruptPixels, MultiFrame, NotDicom
 from mammo_nb.core.recipes import Recipe
 from mammo_nb.core.runs import Run, read_manifest
-from mammo_nb.mammo.system import system
 from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo import crops, datasets, folds, recipes
-from mammo_nb.mammo.reading import faithful, sources
-from mammo_nb.mammo.reading.boxes import find_box, frame_view
-from mammo_nb.mammo.tools.check import check_dataset, print_check
 from mammo_nb.mammo.crops import crop_files, crop_folder, cut_breast
-from mammo_nb.mammo.datasets import DatasetError, combine, place_of, read_set, unify
+from mammo_nb.mammo.datasets import combine, place_of, read_set, unify
+from mammo_nb.mammo.drawing.machines import write_dicom
 from mammo_nb.mammo.folds import EXTERNAL, expectations, split, spread
-from mammo_nb.mammo.phantom import write_dicom
-from mammo_nb.mammo.tools.predict import read_sides
-from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.reading import faithful, published
+from mammo_nb.mammo.reading.boxes import find_box, frame_view
+from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.sources import READERS, how_to_get, label_table, totals
+from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.system import system
+from mammo_nb.mammo.tools.check import check_dataset, print_check
+from mammo_nb.mammo.tools.predict import read_sides
 
 ASSETS = SHARED / "winner_assets"
 CBIS = SHARED / "mammo/cbis_ddsm_mass_256"
@@ -43,7 +44,7 @@ def assets():
     return ASSETS
 
 
-# ---- small trees in the published layouts
+# ---- small folders in the published layouts
 def disc(rows=64, columns=48, top=2000, dtype=np.uint16):
     y, x = np.mgrid[:rows, :columns]
     return ((np.hypot(x, y - rows / 2) < columns * .6) * top + (x + y) % 7).astype(dtype)
@@ -64,13 +65,17 @@ def picture(path, pixels=None):
 def table(path, columns, *rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(rows, columns=columns.split("|"))
-    frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_excel(path, index=False, sheet_name="all")
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_excel(path, index=False, sheet_name="all")
 
 
 def rsna(root):
     table(
         root / "train.csv",
-        "site_id|patient_id|image_id|laterality|view|age|cancer|biopsy|invasive|BIRADS|implant|density|machine_id|difficult_negative_case",
+        "site_id|patient_id|image_id|laterality|view|age|cancer|biopsy|invasive|BIRADS|implant|density|machine_id|"
+        "difficult_negative_case",
         (2, 10130, 613462606, "R", "MLO", 71, 1, 1, 0, "", 0, "B", 21, False),
         (2, 10130, 388811999, "R", "CC", 71, 1, 1, 0, "", 0, "B", 21, False),
         (1, 10006, 462822612, "L", "CC", 61, 0, 0, 0, 2, 1, "C", 29, True))
@@ -95,12 +100,14 @@ MASK = "Cancer\\1001\\C_1001_1.RIGHT_CC_Mask.png"
 
 
 def miniddsm(root, change=lambda rows: rows):
-    rows = [(f"{p}.{side}_{view}.png", view, side, status, contour if
-             (side, view) == ("RIGHT", "CC") else "-", "-", 57, d)
-            for p, status, contour, d in (("C_1001_1", "Cancer", MASK, 3), ("B_3001_1", "Benign",
-                                                                            MASK.replace("Cancer", "Benign"), 1),
-                                          ("A_2011_1", "Normal", "-", 0)) for side in ("LEFT", "RIGHT")
-            for view in ("CC", "MLO")]
+    patients = [("C_1001_1", "Cancer", MASK, 3), ("B_3001_1", "Benign", MASK.replace("Cancer", "Benign"), 1),
+                ("A_2011_1", "Normal", "-", 0)]
+    rows = []
+    for patient, status, contour, density in patients:
+        for side in ("LEFT", "RIGHT"):
+            for view in ("CC", "MLO"):
+                drawn = contour if (side, view) == ("RIGHT", "CC") else "-"
+                rows.append((f"{patient}.{side}_{view}.png", view, side, status, drawn, "-", 57, density))
     table(root / "Data-MoreThanTwoMasks/Data-MoreThanTwoMasks.xlsx",
           "fileName|View|Side|Status|Tumour_Contour|Tumour_Contour2|Age|Density", *change(rows))
     for name, _, _, status, *_ in rows:
@@ -165,9 +172,8 @@ def read(name, root, **how):
 # ---- the rules
 def test_rsna_is_as_published(tmp_path):
     found = read("rsna-breast-cancer-detection", tmp_path)
-    assert found["cancer"].tolist() == [1, 1, 0] and found["patient_id"].tolist() == [
-        "10130", "10130", "10006"
-    ] and found["implant"].tolist() == [0, 0, 1]
+    assert found["cancer"].tolist() == [1, 1, 0] and found["implant"].tolist() == [0, 0, 1]
+    assert found["patient_id"].tolist() == ["10130", "10130", "10006"]
     assert found["file"][0] == "train_images/10130/613462606.dcm" and found["site_id"].tolist() == ["2", "2", "1"]
 
 
@@ -175,38 +181,34 @@ def test_vindr_only_birads_5_is_positive(tmp_path):
     found = read("vindr", tmp_path)
     assert dict(zip(found["image_id"],
                     found["cancer"])) == {"b0": 0, "b1": 1, "b2": 0, "b3": 1, "c0": 0, "c1": 0, "c2": 0, "c3": 0}
-    assert found["BIRADS"].tolist() == [
-        4, 5, 4, 5, 1, 1, 1, 1
-    ] and found["density"].tolist() == list("CCCCAAAA") and found["file"][0] == "images/8986c1/b0.dicom"
+    assert found["BIRADS"].tolist() == [4, 5, 4, 5, 1, 1, 1, 1] and found["density"].tolist() == list("CCCCAAAA")
+    assert found["file"][0] == "images/8986c1/b0.dicom"
     assert found["age"].tolist()[:2] == [53, 53] and found["age"][2:].isna().all()
 
 
 def test_vindr_unknown_birads_and_views_that_disagree_are_refused(tmp_path):
     vindr(tmp_path)
     labels = pd.read_csv(tmp_path / "breast-level_annotations.csv")
-    for column, value, told in (("breast_birads", "BIRADS V",
-                                 "breast_birads that is unknown, such as 'BIRADS V' in row 2"),
-                                ("breast_birads", "BI-RADS 5", "images of one breast disagree"), ("laterality", "B",
-                                                                                                  "neither L nor R")):
+    for column, value, message in (
+            ("breast_birads", "BIRADS V", "breast_birads that is unknown, such as 'BIRADS V' in row 2"),
+            ("breast_birads", "BI-RADS 5", "images of one breast disagree"),
+            ("laterality", "B", "neither L nor R"),
+    ):
         changed = labels.copy()
         changed.loc[0, column] = value
         changed.to_csv(tmp_path / "breast-level_annotations.csv", index=False)
-        with pytest.raises(DatasetError, match=told):
+        with pytest.raises(DatasetError, match=message):
             read_set("vindr", tmp_path)
 
 
 def test_miniddsm_a_contour_on_any_image_of_the_side_of_a_patient_with_cancer(tmp_path):
     found = read("miniddsm", tmp_path)
-    assert dict(zip(found["image_id"], found["cancer"])) == {
-        **{
-            f"{p}_{s}_{v}": 0 for p in ("C_1001_1", "B_3001_1", "A_2011_1") for s in ("LEFT", "RIGHT") for v in ("CC", "MLO")
-        }, "C_1001_1_RIGHT_CC": 1, "C_1001_1_RIGHT_MLO": 1
-    }
-    assert found["file"][0] == "MINI-DDSM-Complete-PNG-16/Cancer/1001/C_1001_1.LEFT_CC.png" and (
-        tmp_path / found["file"][0]).is_file()
-    assert found["density"].tolist() == list("CCCCAAAAAAAA") and (
-        found["age"] == 57).all() and found["laterality"].tolist()[:4] == list("LLRR") and set(
-            found["scaling"]) == {"percentile"}
+    assert len(found) == 12
+    assert set(found.loc[found["cancer"] == 1, "image_id"]) == {"C_1001_1_RIGHT_CC", "C_1001_1_RIGHT_MLO"}
+    assert found["file"][0] == "MINI-DDSM-Complete-PNG-16/Cancer/1001/C_1001_1.LEFT_CC.png"
+    assert (tmp_path / found["file"][0]).is_file()
+    assert found["density"].tolist() == list("CCCCAAAAAAAA") and (found["age"] == 57).all()
+    assert found["laterality"].tolist()[:4] == list("LLRR") and set(found["scaling"]) == {"percentile"}
 
 
 @pytest.mark.parametrize("contour, ill", [("12345", 0), ("123456", 1), ("-", 0), (None, 0)])
@@ -218,23 +220,21 @@ def test_miniddsm_a_contour_has_more_than_five_characters(tmp_path, contour, ill
 
 def test_miniddsm_other_names_and_statuses_are_refused(tmp_path):
     miniddsm(tmp_path)
-    for change, told in ((lambda rows: [("scan.png", *rows[0][1:])], "not of the form"),
-                         (lambda rows: [(*rows[0][:3], "cancer", *rows[0][4:])],
-                          "Status that is unknown, such as 'cancer'")):
-        with pytest.raises(DatasetError, match=told):
+    for change, message in (
+            (lambda rows: [("scan.png", *rows[0][1:])], "not of the form"),
+            (lambda rows: [(*rows[0][:3], "cancer", *rows[0][4:])], "Status that is unknown, such as 'cancer'"),
+    ):
+        with pytest.raises(DatasetError, match=message):
             read("miniddsm", tmp_path, change=change)
 
 
 def test_cmmd_a_breast_that_the_labels_leave_out_is_normal(tmp_path):
     found = read("cmmd", tmp_path)
-    assert list(zip(found["image_id"], found["laterality"], found["cancer"])) == [("D1-0002_1-1", "L", 0),
-                                                                                  ("D1-0002_1-2", "L", 0),
-                                                                                  ("D2-0111_1-1", "L", 0),
-                                                                                  ("D2-0111_1-2", "R", 1),
-                                                                                  ("D2-0111_1-3", "R", 1),
-                                                                                  ("D2-0111_1-4", "L", 0)]
-    assert found["view"].tolist() == ["MLO", "CC", "MLO", "CC", "MLO", "CC"
-                                      ] and found["age"].tolist() == [40, 40, 44, 44, 44, 44]
+    assert list(zip(found["image_id"], found["laterality"], found["cancer"])) == [
+        ("D1-0002_1-1", "L", 0), ("D1-0002_1-2", "L", 0), ("D2-0111_1-1", "L", 0),
+        ("D2-0111_1-2", "R", 1), ("D2-0111_1-3", "R", 1), ("D2-0111_1-4", "L", 0)]
+    assert found["view"].tolist() == ["MLO", "CC", "MLO", "CC", "MLO", "CC"]
+    assert found["age"].tolist() == [40, 40, 44, 44, 44, 44]
     (tmp_path / "label.csv").unlink()
     table(tmp_path / "CMMD_clinicaldata_revision.xlsx", "ID1|LeftRight|Age|classification",
           ("D2-0111", "R", 44, "Malignant"))
@@ -265,45 +265,46 @@ def test_cmmd_what_cannot_be_labelled_is_an_error(tmp_path):
 
 def test_cddcesm_only_low_energy_and_each_image_on_its_own(tmp_path):
     found = read("cddcesm", tmp_path)
-    assert list(zip(found["image_id"], found["patient_id"], found["laterality"], found["view"],
-                    found["cancer"])) == [("P39_R_CC", "P39", "R", "CC", 1), ("P39_R_MLO", "P39", "R", "MLO", 0),
-                                          ("P281_L_MLO2", "P281", "L", "MLO", 0)]
-    assert all((tmp_path / f).is_file() for f in found["file"]) and found["age"].tolist() == [
-        55, 55, 61
-    ] and found["density"].isna().tolist() == [False, False, True]
+    assert found[["image_id", "patient_id", "laterality", "view", "cancer"]].values.tolist() == [
+        ["P39_R_CC", "P39", "R", "CC", 1], ["P39_R_MLO", "P39", "R", "MLO", 0], ["P281_L_MLO2", "P281", "L", "MLO", 0]]
+    assert all((tmp_path / f).is_file() for f in found["file"]) and found["age"].tolist() == [55, 55, 61]
+    assert found["density"].isna().tolist() == [False, False, True]
     with pytest.raises(DatasetError, match="Pathology.* unknown, such as ''"):
         read("cddcesm", tmp_path, change=lambda rows: [(*rows[0][:-1], "")])
     with pytest.raises(DatasetError, match="images of one breast disagree.*can be an external set"):
-        read_set("cddcesm", (cddcesm(tmp_path), tmp_path)[1], validated=True)
+        cddcesm(tmp_path)
+        read_set("cddcesm", tmp_path, validated=True)
 
 
-def test_bmcd_a_prior_is_never_positive_and_what_has_no_result_is_left_out(tmp_path):
+def test_bmcd_a_prior_is_never_positive_and_a_case_without_result_is_left_out(tmp_path):
     found = read("bmcd", tmp_path)
     positive = found.loc[found["cancer"] == 1, "image_id"].tolist()
     assert positive == [
         "suspicious_1CC_recent", "suspicious_1MLO_recent", "suspicious_3CC_recent", "suspicious_3MLO_recent"
     ]
-    assert set(found["patient_id"]) == {"suspicious_1", "suspicious_3", "suspicious_4", "normal_1"
-                                        } and len(found) == 16 and all((tmp_path / f).is_file() for f in found["file"])
+    assert set(found["patient_id"]) == {"suspicious_1", "suspicious_3", "suspicious_4", "normal_1"}
+    assert len(found) == 16 and all((tmp_path / f).is_file() for f in found["file"])
     assert found.loc[0, ["laterality", "density", "age", "BIRADS"]].tolist() == ["R", "B", 57, "5"]
     with pytest.raises(DatasetError, match="bmcd can be an external set"):
         read_set("bmcd", tmp_path, validated=True)
 
 
-def test_bmcd_a_file_that_is_gone_stays_in_the_table(tmp_path):
+def test_bmcd_a_missing_file_stays_in_the_table(tmp_path):
     bmcd(tmp_path)
     (tmp_path / "Dataset/Normal_cases/1/CC_prior.dcm").unlink()
     found = read_set("bmcd", tmp_path)
     assert len(found) == 16 and "Dataset/Normal_cases/1/CC_prior.dcm" in found["file"].tolist()
 
 
-# ---- anybody's own
-def test_own_finds_its_files_and_keeps_what_is_known(tmp_path):
+# ---- own data sets
+def test_own_finds_its_files_and_keeps_known_columns(tmp_path):
     found = read("own", tmp_path)
-    assert found[["patient_id", "image_id", "laterality", "view", "cancer", "age", "file", "scaling"
-                  ]].values.tolist() == [["007", "01", "L", "CC", 1, 61, "img/01.png", ""],
-                                         ["007", "02", "L", "MLO", 1, 61, "img/02.jpg", ""],
-                                         ["008", "03", "R", "CC", 0, 54, "img/03.dcm", ""]] and "colour" not in found
+    assert "colour" not in found
+    columns = ["patient_id", "image_id", "laterality", "view", "cancer", "age", "file", "scaling"]
+    assert found[columns].values.tolist() == [
+        ["007", "01", "L", "CC", 1, 61, "img/01.png", ""],
+        ["007", "02", "L", "MLO", 1, 61, "img/02.jpg", ""],
+        ["008", "03", "R", "CC", 0, 54, "img/03.dcm", ""]]
 
 
 def test_own_by_image_id_below_patients_or_flat(tmp_path):
@@ -312,57 +313,76 @@ def test_own_by_image_id_below_patients_or_flat(tmp_path):
     picture(tmp_path / "images/7/01.png")
     picture(tmp_path / "images/02.PNG")
     found = read_set("my set", tmp_path)
-    assert found["file"].tolist() == [
-        "images/7/01.png", "images/02.PNG", "images/09"
-    ] and found["scaling"].tolist() == ["none", "", "percentile"] and set(found["dataset"]) == {"my set"}
+    assert found["file"].tolist() == ["images/7/01.png", "images/02.PNG", "images/09"]
+    assert found["scaling"].tolist() == ["none", "", "percentile"] and set(found["dataset"]) == {"my set"}
 
 
-@pytest.mark.parametrize("spoil, told", [
-    (lambda root: (root / "labels.csv").unlink(), "has 0 CSV files"),
-    (lambda root: ((root / "labels.csv").rename(root / "a.csv"), (root / "b.csv").write_text("x\n")), "has 2 CSV "
-                                                                      "files: a.csv, b.csv"),
-    (lambda root: [shutil.rmtree(root / "img"), (root / "mask").rename(root / "x"), shutil.copytree(root / "x", root / "y")], "could "
-                                                                      "be those in x or in y"),
-    (lambda root: [shutil.rmtree(root / place) for place in ("img", "mask")], "None of the 3 images"),
-    (lambda root: pd.read_csv(root / "labels.csv").drop(columns="view").to_csv(root / "labels.csv", index=False), "no "
-                                                                      "column view"),
-    (lambda root: pd.read_csv(root / "labels.csv").drop(columns="file").to_csv(root / "labels.csv", index=False), "neither "
-                                                                      "a column image_id nor a column file"),
-    (lambda root: pd.read_csv(root / "labels.csv").assign(laterality="B").to_csv(root / "labels.csv", index=False), "neither "
-                                                                      "L nor R"),
-    (lambda root: pd.read_csv(root / "labels.csv").assign(cancer=[1, 0, 0]).to_csv(root / "labels.csv", index=False), "disagree "
-                                                                      "about cancer"),
-    (lambda root: pd.read_csv(root / "labels.csv").assign(cancer="yes").to_csv(root / "labels.csv", index=False), "neither "
-                                                                      "0 nor 1"),
-    (lambda root: pd.read_csv(root / "labels.csv").assign(scaling="log").to_csv(root / "labels.csv", index=False), "scaling "
-                                                                      "that is unknown, such as 'log'")])
-def test_own_says_what_is_wrong(tmp_path, spoil, told):
+def without_table(root):
+    (root / "labels.csv").unlink()
+
+
+def with_two_tables(root):
+    (root / "labels.csv").rename(root / "a.csv")
+    (root / "b.csv").write_text("x\n")
+
+
+def in_two_folders(root):
+    shutil.rmtree(root / "img")
+    (root / "mask").rename(root / "x")
+    shutil.copytree(root / "x", root / "y")
+
+
+def without_images(root):
+    for place in ("img", "mask"):
+        shutil.rmtree(root / place)
+
+
+def changed(change):
+    "A function that changes the table of a set."
+    def spoil(root):
+        change(pd.read_csv(root / "labels.csv")).to_csv(root / "labels.csv", index=False)
+    return spoil
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (without_table, "has 0 CSV files"),
+    (with_two_tables, "has 2 CSV files: a.csv, b.csv"),
+    (in_two_folders, "could be those in x or in y"),
+    (without_images, "None of the 3 images"),
+    (changed(lambda labels: labels.drop(columns="view")), "no column view"),
+    (changed(lambda labels: labels.drop(columns="file")), "neither a column image_id nor a column file"),
+    (changed(lambda labels: labels.assign(laterality="B")), "neither L nor R"),
+    (changed(lambda labels: labels.assign(cancer=[1, 0, 0])), "disagree about cancer"),
+    (changed(lambda labels: labels.assign(cancer="yes")), "neither 0 nor 1"),
+    (changed(lambda labels: labels.assign(scaling="log")), "scaling that is unknown, such as 'log'"),
+])
+def test_a_fault_of_an_own_set_is_an_error_that_names_it(tmp_path, spoil, message):
     own(tmp_path)
     spoil(tmp_path)
-    with pytest.raises(DatasetError, match=told):
+    with pytest.raises(DatasetError, match=message):
         read_set("own", tmp_path)
 
 
 @pytest.mark.skipif(not CBIS.is_dir(), reason="needs ../shared/data/mammo/cbis_ddsm_mass_256")
-def test_own_reads_cbis_as_it_is():
+def test_own_reads_cbis_without_changes():
     found = read_set("cbis_ddsm_mass_256", CBIS, validated=True)
     labels = pd.read_csv(CBIS / "labels.csv")
-    assert len(found) == 1231 and found["patient_id"].nunique() == 691 and found["cancer"].tolist(
-    ) == labels["cancer"].tolist()
-    assert found["file"].tolist() == (
-        "img/" + labels["file"]).tolist() and found["image_id"][0] == "P_00001_L_CC" and found["density"].notna().all()
+    assert len(found) == 1231 and found["patient_id"].nunique() == 691
+    assert found["cancer"].tolist() == labels["cancer"].tolist()
+    assert found["file"].tolist() == ("img/" + labels["file"]).tolist()
+    assert found["image_id"][0] == "P_00001_L_CC" and found["density"].notna().all()
 
 
 # ---- every reader
 @pytest.mark.parametrize("name", TREES)
-def test_a_reader_gives_the_same_table_twice_and_says_what_is_missing(tmp_path, name):
+def test_a_reader_gives_the_same_table_twice_and_names_what_is_missing(tmp_path, name):
     first = read(name, tmp_path / "a")
     assert read_set(name, shutil.copytree(tmp_path / "a", tmp_path / "b")).equals(first)
-    assert (first[["patient_id", "image_id", "view"]].map(len) > 0).all().all() and not first.duplicated(
-        ["patient_id", "image_id"]).any() and not first["image_id"].str.contains(r"[|@/\\]").any()
+    assert (first[["patient_id", "image_id", "view"]].map(len) > 0).all().all()
+    assert not first.duplicated(["patient_id", "image_id"]).any()
+    assert not first["image_id"].str.contains(r"[|@/\\]").any()
     path = tmp_path / "a" / label_table(name, tmp_path / "a")
-    pd.DataFrame({"x": [1]}).to_csv(path, index=False) if path.suffix == ".csv" else pd.DataFrame({"x": [1]}).to_excel(
-        path, sheet_name="all", index=False)
+    table(path, "x", (1,))
     with pytest.raises(DatasetError, match="no column"):
         read_set(name, tmp_path / "a")
     path.unlink()
@@ -374,21 +394,21 @@ def test_a_reader_gives_the_same_table_twice_and_says_what_is_missing(tmp_path, 
         assert part in how_to_get(name)
 
 
-def test_a_damaged_sheet_is_no_table(tmp_path):
+def test_a_damaged_sheet_is_an_error(tmp_path):
     miniddsm(tmp_path)
     (tmp_path / READERS["miniddsm"].tables[0]).write_bytes(b"PK\3\4 half a sheet")
     with pytest.raises(DatasetError, match="Data-MoreThanTwoMasks.xlsx cannot be read as a table"):
         read_set("miniddsm", tmp_path)
 
 
-# ---- against the published tables
+# ---- compared with the published tables
 def test_cmmd_labels_give_the_published_numbers(assets, tmp_path, monkeypatch):
     cleaned = pd.read_csv(assets / "cmmd_cleaned_label.csv", dtype=str)
     headers = pd.DataFrame({
         "patient_id": cleaned["patient_id"], "image_id": cleaned["image_id"], "laterality": cleaned["laterality"],
         "view": cleaned["__CodeValue"].map({"399162004": "CC", "399368009": "MLO"}), "file": "x"
     })
-    monkeypatch.setattr(sources, "_cmmd_images", lambda root: headers)  # 5,202 headers that are only here as a table
+    monkeypatch.setattr(published, "_cmmd_images", lambda root: headers)  # 5,202 headers that exist only as a table
     shutil.copy(assets / "cmmd_raw_label.csv", tmp_path / "label.csv")
     found = read_set("cmmd", tmp_path)
     assert totals("cmmd", found)["found"].tolist() == [1775, 5202, 2632] == totals("cmmd", found)["published"].tolist()
@@ -397,15 +417,16 @@ def test_cmmd_labels_give_the_published_numbers(assets, tmp_path, monkeypatch):
 
 def test_bmcd_labels_give_the_published_table(assets, tmp_path):
     shutil.copy(assets / "bmcd_raw_label.csv", tmp_path / "label.csv")
-    found, cleaned = read_set("bmcd", tmp_path), pd.read_csv(assets / "bmcd_cleaned_label.csv",
-                                                             dtype=str).set_index("image_id")
+    found = read_set("bmcd", tmp_path)
+    cleaned = pd.read_csv(assets / "bmcd_cleaned_label.csv", dtype=str).set_index("image_id")
     assert totals("bmcd", found)["found"].tolist() == [82, 328, 22] == totals("bmcd", found)["published"].tolist()
     found = found.set_index("image_id").loc[cleaned.index]
-    assert found["cancer"].tolist() == cleaned["cancer"].astype(int).tolist() and found["laterality"].tolist(
-    ) == cleaned["laterality"].str[0].tolist() and found["view"].tolist() == cleaned["view"].tolist()
+    assert found["cancer"].tolist() == cleaned["cancer"].astype(int).tolist()
+    assert found["laterality"].tolist() == cleaned["laterality"].str[0].tolist()
+    assert found["view"].tolist() == cleaned["view"].tolist()
 
 
-def test_trees_have_the_names_of_the_published_listings(assets, tmp_path):
+def test_the_small_folders_have_the_names_of_the_published_listings(assets, tmp_path):
     for name in ("miniddsm", "cmmd", "bmcd", "vindr", "cddcesm"):
         TREES[name](tmp_path / name)
         listed = [
@@ -413,10 +434,8 @@ def test_trees_have_the_names_of_the_published_listings(assets, tmp_path):
             if line.endswith((".dcm", ".DCM", ".dicom", "_CC.png", "_MLO.png", "_CC.jpg"))
         ]
         made = read_set(name, tmp_path / name)["file"]
-        assert {f.count("/")
-                for f in made} == {p.count("/")
-                                   for p in listed} and {f.split("/")[0]
-                                                         for f in made} == {p.split("/")[0] for p in listed}
+        assert {f.count("/") for f in made} == {p.count("/") for p in listed}
+        assert {f.split("/")[0] for f in made} == {p.split("/")[0] for p in listed}
         assert {f.rpartition(".")[2] for f in made} <= {p.rpartition(".")[2] for p in listed}
 
 
@@ -426,8 +445,8 @@ def test_pictures_are_read_like_frames(tmp_path, ending, dtype):
     pixels = disc(200, 150, 200 if dtype == np.uint8 else 50_000, dtype)
     picture(tmp_path / f"a.{ending}", pixels)
     image, header = read_image(tmp_path / f"a.{ending}"), read_header(tmp_path / f"a.{ending}")
-    assert image.header == header and (header.rows, header.columns, header.bits_stored, header.windows,
-                                       header.image_id) == (200, 150, 8 * np.dtype(dtype).itemsize, (), "a")
+    fields = header.rows, header.columns, header.bits_stored, header.windows, header.image_id
+    assert image.header == header and fields == (200, 150, 8 * np.dtype(dtype).itemsize, (), "a")
     if ending == "png":
         assert np.array_equal(image.pixels, pixels) and image.pixels.dtype == dtype
     else:
@@ -464,13 +483,13 @@ def test_damaged_pictures_are_typed_errors(tmp_path):
     assert read_header(tmp_path / "scan.png").syntax == ExplicitVRLittleEndian
 
 
-def test_pictures_are_scans_only_where_there_is_no_dicom(tmp_path):
+def test_pictures_are_found_only_in_a_folder_without_dicom_files(tmp_path):
     picture(tmp_path / "b/2.jpg", disc(top=200, dtype=np.uint8))
     picture(tmp_path / "a.PNG")
     picture(tmp_path / "out/previews/a.png")
     (tmp_path / "list.csv").write_text("a")
-    assert find_files(tmp_path) == (["a.PNG", "b/2.jpg", "out/previews/a.png"], 1) and find_files(
-        tmp_path, besides=tmp_path / "out") == (["a.PNG", "b/2.jpg"], 2)
+    assert find_files(tmp_path) == (["a.PNG", "b/2.jpg", "out/previews/a.png"], 1)
+    assert find_files(tmp_path, besides=tmp_path / "out") == (["a.PNG", "b/2.jpg"], 2)
     dicom(tmp_path / "c.dcm")
     assert find_files(tmp_path) == (["c.dcm"], 4)
 
@@ -480,18 +499,18 @@ def test_grey_levels_by_scaling(tmp_path):
     for name, pixels in (("a.png", sixteen), ("b.png", eight)):
         picture(tmp_path / name, pixels)
     cut = lambda b: b.image.pixels[b.box.y0:b.box.y1, b.box.x0:b.box.x1]
-    a, b, stretched = cut_breast(read_frame(tmp_path / "a.png")), cut_breast(read_frame(
-        tmp_path / "b.png")), cut_breast(read_frame(tmp_path / "b.png"), Crops(scaling="percentile"))
-    assert (a.scaling, b.scaling, stretched.scaling) == ("percentile", "none",
-                                                         "percentile") and a.box.source == b.box.source == "otsu"
+    a, b = (cut_breast(read_frame(tmp_path / name)) for name in ("a.png", "b.png"))
+    stretched = cut_breast(read_frame(tmp_path / "b.png"), Crops(scaling="percentile"))
+    assert (a.scaling, b.scaling, stretched.scaling) == ("percentile", "none", "percentile")
+    assert a.box.source == b.box.source == "otsu"
     assert np.array_equal(b.grey, cut(b))
     x = cut(a).astype(float)
     assert np.abs(a.grey - np.clip((x - x.min()) / (np.percentile(x, 99) - x.min()), 0, 1) * 255).max() < 1.01
     x = cut(stretched).astype(float)
-    assert np.abs(stretched.grey - np.clip(
-        (x - x.min()) / (np.percentile(x, 99) - x.min()), 0, 1) * 255).max() < 1.01 and stretched.box == b.box
-    for scaling, told in (("none", "16 bits"), ("gamma", "known are")):
-        with pytest.raises(WindowError, match=told):
+    expected = np.clip((x - x.min()) / (np.percentile(x, 99) - x.min()), 0, 1) * 255
+    assert np.abs(stretched.grey - expected).max() < 1.01 and stretched.box == b.box
+    for scaling, message in (("none", "16 bits"), ("gamma", "Known are")):
+        with pytest.raises(WindowError, match=message):
             cut_breast(read_frame(tmp_path / "a.png"), Crops(scaling=scaling))
 
 
@@ -506,23 +525,23 @@ def test_faithful_pictures_have_the_winners_percentile(tmp_path):
         cut_breast(read_frame(tmp_path / "b.png"), Crops(faithful=True, scaling="none"))
 
 
-def test_the_box_is_looked_for_in_percentiles_or_the_8_bits_as_they_are(tmp_path):
+def test_the_box_is_searched_in_percentiles_or_in_unchanged_8_bits(tmp_path):
     sixteen = disc(300, 200, 3000)
-    sixteen[:6, :6] = 65_535  # a label that would leave nothing of the breast between minimum and maximum
+    sixteen[:6, :6] = 65_535  # with this label, the breast is black if the range from minimum to maximum is shown
     picture(tmp_path / "a.png", sixteen)
     picture(tmp_path / "b.png", disc(300, 200, 180, np.uint8))
     image, eight = read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png")
-    assert frame_view(image).max() == 255 and np.median(frame_view(image)[frame_view(image) > 5]) < 15 and np.median(
-        frame_view(image, scaling="percentile")[150, :80]) > 240
-    assert np.array_equal(frame_view(eight, scaling="none"), eight.pixels) and np.array_equal(
-        frame_view(eight, scaling="percentile"), eight.pixels)
+    assert frame_view(image).max() == 255 and np.median(frame_view(image)[frame_view(image) > 5]) < 15
+    assert np.median(frame_view(image, scaling="percentile")[150, :80]) > 240
+    for scaling in ("none", "percentile"):
+        assert np.array_equal(frame_view(eight, scaling=scaling), eight.pixels)
     black_on_white = replace(eight, header=replace(eight.header, photometric="MONOCHROME1"))
     assert np.array_equal(frame_view(black_on_white, scaling="percentile"), eight.pixels)  # no inversion
     box = find_box(image, Crops(scaling="percentile"))
     assert box.source == "otsu" and abs(box.x1 - 120) < 6
 
 
-def test_cmmd_16_bits_come_out_right_and_wrap_for_the_winner(tmp_path):
+def test_cmmd_16_bits_are_shown_correctly_and_wrap_with_faithful(tmp_path):
     "D1-1343 (facts, section 8): 16 bits stored, SIGMOID, window 32768/65536; 8-bit neighbours 128/256."
     wide = disc(300, 200, 50_000) + 4000
     dicom(tmp_path / "1-1.dcm", pixels=wide, bits=16, windows=((32_768, 65_536),), voi_function="SIGMOID")
@@ -532,11 +551,11 @@ def test_cmmd_16_bits_come_out_right_and_wrap_for_the_winner(tmp_path):
     right, eight = (cut_breast(read_frame(tmp_path / f"1-{n}.dcm")) for n in (1, 2))
     x = wide[right.box.y0:right.box.y1, right.box.x0:right.box.x1].astype(float)
     assert np.abs(right.grey - 255 / (1 + np.exp(-4 * (x - 32_768) / 65_536))).max() < 1.01 and right.grey.max() > 190
-    # as its neighbours of 8 bits
+    # equal to the image with 8 bits
     assert right.box == eight.box and np.abs(right.grey.astype(int) - eight.grey).max() <= 2
     wrapped = cut_breast(read_frame(tmp_path / "1-1.dcm"), Crops(faithful=True))
-    assert wrapped.grey.max() < 120 and np.array_equal(
-        faithful.as_cast(wide, "window")[150, :3], wide[150, :3].astype(np.int16))
+    assert wrapped.grey.max() < 120
+    assert np.array_equal(faithful.as_cast(wide, "window")[150, :3], wide[150, :3].astype(np.int16))
 
 
 def test_crop_files_of_several_sets_and_scalings(tmp_path):
@@ -557,12 +576,12 @@ def test_a_folder_of_pictures_is_cropped_and_its_sides_come_from_a_table(tmp_pat
     (tmp_path / "img/03.dcm").unlink()
     found = crop_folder(tmp_path / "img", tmp_path / "img/out", workers=1, previews=True)
     assert (found["error"] == "").all() and found["file"].tolist() == ["01.png", "02.jpg"]
-    # its own crops are no scans
+    # its own crops are not cropped again
     assert crop_folder(tmp_path / "img", tmp_path / "img/out", workers=1)["file"].tolist() == ["01.png", "02.jpg"]
     assert read_sides(tmp_path / "img", tmp_path / "labels.csv")["01"]["patient_id"] == "007"
 
 
-# ---- sets, places and folds
+# ---- sets, folders and folds
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     "raw and samples of a run, and recipes on them: ours, and ours with a second set."
@@ -608,10 +627,10 @@ def test_external_sets_are_read_cropped_and_never_split(places, monkeypatch):
     assert spread(folded).loc[("cancer", 1), EXTERNAL] == pytest.approx(1 / 3, abs=1e-3)
 
 
-def test_a_set_that_is_nowhere_says_where_it_was_looked_for(places):
-    with pytest.raises(DatasetError, match="No folder vindr in .*raw .* or in .*samples") as told:
+def test_the_error_of_a_missing_set_names_the_folders_and_the_publisher(places):
+    with pytest.raises(DatasetError, match="No folder vindr in .*raw .* or in .*samples") as error:
         place_of("vindr")
-    assert "physionet.org" in str(told.value) and "data use agreement" in str(told.value)
+    assert "physionet.org" in str(error.value) and "data use agreement" in str(error.value)
     for name in ("../ours", "", ".."):
         with pytest.raises(DatasetError, match="no name of a data set"):
             place_of(name)
@@ -622,9 +641,10 @@ def test_a_set_that_is_nowhere_says_where_it_was_looked_for(places):
 
 
 def test_a_patient_in_two_sets_or_folds_is_an_error():
-    make = lambda name, *ids: unify(
-        pd.DataFrame({"patient_id": ids, "image_id": ids, "laterality": "L", "view": "CC", "cancer": 0})).assign(
-            dataset=name, scaling="")
+    def make(name, *ids):
+        images = pd.DataFrame({"patient_id": ids, "image_id": ids, "laterality": "L", "view": "CC", "cancer": 0})
+        return unify(images).assign(dataset=name, scaling="")
+
     with pytest.raises(DatasetError, match="in two data sets"):
         combine([make("a", "1", "2"), make("b", "2", "3")])
     labels = pd.concat([make("a", *"123456").assign(cancer=[1, 0] * 3), make("b", "6", "7")], ignore_index=True)
@@ -632,35 +652,34 @@ def test_a_patient_in_two_sets_or_folds_is_an_error():
         split(labels, 2)
 
 
-def test_the_split_is_the_winners_whatever_comes_along():
+def test_the_split_is_the_winners_with_and_without_external_sets():
     rng = np.random.default_rng(1)
     ours = pd.DataFrame({
-        "patient_id": np.repeat([str(i) for i in rng.permutation(50_000)[:200]], 4), "cancer": np.repeat(
-            rng.random(200) < .2, 4).astype(int), "dataset": "rsna"
+        "patient_id": np.repeat([str(i) for i in rng.permutation(50_000)[:200]], 4),
+        "cancer": np.repeat(rng.random(200) < .2, 4).astype(int), "dataset": "rsna"
     })
     theirs = pd.DataFrame({"patient_id": [f"D1-{i:04}" for i in range(50)], "cancer": 1, "dataset": "cmmd"})
-    assert split(
-        pd.concat([ours, theirs],
-                  ignore_index=True))["fold"].tolist() == assign_folds(ours, 4, 67)["fold"].tolist() + [EXTERNAL] * 50
+    both = split(pd.concat([ours, theirs], ignore_index=True))
+    assert both["fold"].tolist() == assign_folds(ours, 4, 67)["fold"].tolist() + [EXTERNAL] * 50
 
 
-def test_expectations_are_a_report():
+def test_expectations_are_reported():
     made = pd.DataFrame({
         "patient_id": [str(i) for i in range(400)], "fold": [i % 2 for i in range(400)],
         "site_id": ["1", "1", "2", "2"] * 100, "age": [50, 70, 60, 60] * 100,
         "implant": [int(i < 6) for i in range(400)]
     })
     report = expectations(pd.concat([made, made.assign(patient_id="x" + made["patient_id"], fold=EXTERNAL)]))
-    assert report[["fold", "holds"]].values.tolist() == [[0, True], [0, True], [1, False], [1, True]
-                                                         ] and report["found"].tolist()[:2] == ["50.0, 60.0", "1.50%"]
+    assert report[["fold", "holds"]].values.tolist() == [[0, True], [0, True], [1, False], [1, True]]
+    assert report["found"].tolist()[:2] == ["50.0, 60.0", "1.50%"]
     assert expectations(made[["patient_id", "fold"]]).empty
 
 
 # ---- integrity
 def test_check_of_a_data_set(places, capsys):
     found = check_dataset("ours", sample=4, workers=1)
-    assert (found["error"] == "").all() and len(found) == 24 and set(found["syntax"]) == {"PNG"} and (found["problems"]
-                                                                                                      == "").all()
+    assert (found["error"] == "").all() and (found["problems"] == "").all()
+    assert len(found) == 24 and set(found["syntax"]) == {"PNG"}
     assert print_check(found) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "12 patients, 24 images, 8 positive images", "24 files, 0 cannot be read, 0 other files left out"
@@ -669,17 +688,17 @@ def test_check_of_a_data_set(places, capsys):
     image.write_bytes(image.read_bytes()[:-40])
     (places / "samples/ours/img/4.png").unlink()
     found = check_dataset("ours", sample=4, workers=1).set_index("file")["error"]
-    assert found["img/3.png"].startswith("CorruptPixels") and found["img/4.png"].startswith("Missing") and (found.drop(
-        ["img/3.png", "img/4.png"]) == "").all()
+    assert found["img/3.png"].startswith("CorruptPixels") and found["img/4.png"].startswith("Missing")
+    assert (found.drop(["img/3.png", "img/4.png"]) == "").all()
 
 
 def test_check_counts_against_the_published_numbers(places):
     answer = CliRunner().invoke(app, ["check", "--dataset", "cddcesm", "--sample", "1", "--workers", "1"])
-    assert answer.exit_code == 1 and ("3 images (published: 1,003), 1 positive images (published: 331); these are not "
-        "the published numbers") in answer.output
+    numbers = "3 images (published: 1,003), 1 positive images (published: 331); these are not the published numbers"
+    assert answer.exit_code == 1 and numbers in answer.output
     assert CliRunner().invoke(app, ["check", "--dataset", "ours", "--sample", "1", "--workers", "1"]).exit_code == 0
-    assert CliRunner().invoke(app, ["check"]).exit_code == 2 and CliRunner().invoke(
-        app, ["check", "x", "--dataset", "ours"]).exit_code == 2
+    assert CliRunner().invoke(app, ["check"]).exit_code == 2
+    assert CliRunner().invoke(app, ["check", "x", "--dataset", "ours"]).exit_code == 2
 
 
 # ---- masks
@@ -696,11 +715,10 @@ def test_a_mask_is_cut_as_its_image_and_one_of_another_size_is_refused(tmp_path)
     files = read_set("own", tmp_path)
     assert files["mask"].tolist()[0] == "mask/a.png" and files["mask"].isna().tolist() == [False, True, False]
     rows = crop_files(files, tmp_path, tmp_path / "out", Crops(height=96, width=64), workers=1)
-    assert rows["error"].ne("").tolist() == [False, False, True
-                                             ] and "a mask of 191 x 128 for a frame of 192 x 128" in rows["error"][2]
+    assert rows["error"].ne("").tolist() == [False, False, True]
+    assert "a mask of 191 x 128 for a frame of 192 x 128" in rows["error"][2]
     grey, cut = (cv2.imread(str(tmp_path / f"out/{place}/1@a.png"), cv2.IMREAD_GRAYSCALE)
                  for place in ("cleaned_images", "cleaned_masks"))
-    assert grey.shape == cut.shape and 100 < (cut > 127).sum() < 30 * 30 and (grey[cut > 127]
-                                                                              > 180).all() and (grey[cut == 0]
-                                                                                                < 180).all()
+    assert grey.shape == cut.shape and 100 < (cut > 127).sum() < 30 * 30
+    assert (grey[cut > 127] > 180).all() and (grey[cut == 0] < 180).all()
     assert [p.name for p in (tmp_path / "out/cleaned_masks").iterdir()] == ["1@a.png"]

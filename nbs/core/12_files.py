@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Files
-# > A file is whole or absent, and known by its digest.
+# > A file is whole or absent, and is identified by its digest.
 #
-# A run is killed, a disk fills up, two processes meet: whoever reads afterwards must never find half a file under a
-# good name. So everything the project writes is written under a temporary name in the same folder, then renamed, which
-# the file system does in one step.
+# A run may be killed, a disk may be full, or two processes may write the same file. The next reader must never find an
+# incomplete file under its final name. So the project writes every file under a temporary name in the same folder and
+# then renames it, which the file system does in one step.
 
 # %%
 #| default_exp core.files
@@ -34,13 +34,16 @@ from typing import Iterator
 #| hide
 import tempfile
 
+# %% [markdown]
+# ## Whole files
+
 # %%
 #| export
 @contextmanager
 def replacing(
-    path: Path | str,   # the file to make; its folder is made if need be
-) -> Iterator[Path]:    # a name in the same folder to write to, with the same ending
-    "Write to a temporary name, which takes the place of `path` only when the block ends well."
+    path: Path | str,   # the file to write; its folder is made if it does not exist
+) -> Iterator[Path]:    # the temporary file, in the same folder and with the same suffix
+    "Write to a temporary file, which replaces `path` when the block ends without an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -53,7 +56,7 @@ def replacing(
 def sha256(
     path: Path | str,  # any file
 ) -> str:              # 64 hexadecimal digits
-    "SHA-256 of a file's bytes, read in blocks (FIPS 180-4)."
+    "Compute the SHA-256 of a file, read in blocks of 1 MiB (FIPS 180-4)."
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -61,7 +64,7 @@ def sha256(
     return digest.hexdigest()
 
 # %% [markdown]
-# If the block fails, the old file stays and nothing is left behind:
+# If the block raises an error, the old file is kept and the temporary file is removed:
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -75,26 +78,27 @@ try:
 except OSError as e:
     print(e)
 assert note.read_text() == "abc" and os.listdir(folder) == ["note.txt"]
-assert sha256(note).startswith("ba7816bf")   # the standard's own example
+assert sha256(note).startswith("ba7816bf")   # the example of the standard
 sha256(note)
 
 # %% [markdown]
-# A table or a header may name a file, but not any file: what it names must lie in the folder that was given. The name
-# alone is judged; a link that the owner of the folder has put there is theirs.
+# ## Names from tables
+# A table or a header may name a file, and that file must be inside the given folder. Only the name is checked; a
+# symbolic link in the folder is the responsibility of its owner.
 
 # %%
 #| export
 class PathError(ValueError):
-    "A name in a table or a header that leads out of its folder."
+    "A name in a table or a header leads out of its folder."
 
 def inside(
     root: Path | str,  # the folder
-    name: str,         # a path below it, parts separated by /
+    name: str,         # path below the folder, with parts separated by /
 ) -> Path:             # root / name
-    "A path below a folder, or an error."
-    if not name or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in name.split("/") or any(
-            c in name for c in "\\\0"):
-        raise PathError(f"{name!r} is no path below a folder; correct the table that names it.")
+    "Give the path of a file below a folder. Raises PathError for any other name."
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive
+    if not name or absolute or ".." in name.split("/") or "\\" in name or "\0" in name:
+        raise PathError(f"{name!r} is no path below a folder. Correct the table that names it.")
     return Path(root) / name
 
 # %%
@@ -108,36 +112,37 @@ for name in ("../weights", "a/../../b", "/etc/passwd", "C:/x", "a\\b", "a\0b", "
         raise AssertionError(name)
 
 # %% [markdown]
-# Most small files are JSON or tables.
+# ## Text, JSON and tables
+# Most small files are JSON or tables. All of them are whole or absent.
 
 # %%
 #| export
 def write_text(
-    path: Path | str,  # the file
-    text: str,         # written as UTF-8
+    path: Path | str,  # the file to write
+    text: str,         # encoded as UTF-8
 ):
-    "Write text, whole or not at all."
+    "Write a text file."
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 def write_json(
-    path: Path | str,  # the file
-    content,           # anything JSON can hold
+    path: Path | str,  # the file to write
+    content,           # a value that the json module knows
 ):
-    "Write JSON, whole or not at all."
+    "Write a JSON file."
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 def read_json(
-    path: Path | str,  # the file
-):                     # what JSON holds
-    "Read JSON."
+    path: Path | str,  # the file to read
+):                     # the value
+    "Read a JSON file."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 def write_csv(
-    path: Path | str,  # the file
+    path: Path | str,  # the file to write
     table,             # pandas.DataFrame; its index is not written
 ):
-    "Write a table, whole or not at all; the same bytes on every system."
+    "Write a table as CSV, with the same bytes on every system."
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
 

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Settings
-# > Where data enters and where results go: one small file, and the environment above it.
+# > The folders of data and results: one small file, and environment variables that override it.
 #
-# The winning system kept its folders in a `SETTINGS.json`; ours are in `settings.ini` beside the README. Nothing else
-# in the project knows a path: a run is moved to another disk by editing one line, or for one run only by an environment
-# variable.
+# The winning system kept its folders in a `SETTINGS.json`; ours are in `settings.ini` beside the README. No other part
+# of the project contains a path. Runs are moved to another disk by editing one line, or, for one run only, by an
+# environment variable.
 
 # %%
 #| default_exp core.settings
@@ -40,48 +40,48 @@ variable = "MAMMO_NB_RAW"   # the environment variable of `raw`, shown below
 # %%
 #| export
 class SettingsError(ProjectError):
-    "settings.ini is missing, or holds a name that no stage reads."
+    "settings.ini is missing, or has wrong names."
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Paths:
-    "The folders of `settings.ini`, absolute."
-    raw: Path           # data sets as downloaded, one folder each
-    samples: Path       # small data sets, looked in after raw
+    "The folders of `settings.ini`, as absolute paths."
+    raw: Path           # downloaded data sets, one folder each
+    samples: Path       # small data sets, searched after `raw`
     processed: Path     # cleaned tables and images of a run
-    checkpoints: Path   # training states in progress
+    checkpoints: Path   # checkpoints of trainings
     weights: Path       # trained weights that were selected
     submissions: Path   # predictions for a test set
-    assets: Path        # small data files shipped with the project; trained/ below it holds weights to keep
-    temp: Path          # scratch
-    runs: Path          # one folder a run
+    assets: Path        # small data files of the project; `trained/` below it is for weights that are kept
+    temp: Path          # temporary files
+    runs: Path          # one folder per run
 
 # %% [markdown]
-# The file is looked for from the working directory upwards, as git does, so that a notebook in `nbs/mammo/` and a
-# command typed at the root find the same one.
+# The file is searched from the working directory upwards, as git does. So a notebook in `nbs/mammo/` and a command at
+# the root of the checkout use the same file.
 
 # %%
 #| export
 def find_settings(
-    start: Path | None = None,  # folder to look from; None: the working directory
-) -> Path:                      # the nearest settings.ini at or above it
-    "Find `settings.ini`."
+    start: Path | None = None,  # folder where the search starts; None: the working directory
+) -> Path:                      # the nearest settings.ini, in this folder or above it
+    "Find `settings.ini`. Raises SettingsError."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         if (folder / "settings.ini").is_file():
             return folder / "settings.ini"
     raise SettingsError(
-        f"No settings.ini at or above {start}. Start from a checkout of mammo_nb, or copy its settings.ini there.")
+        f"No settings.ini in {start} or above it. Work in a checkout of mammo_nb, or copy its settings.ini there.")
 
 # %% [markdown]
-# `{run}` in a path stands for the folder of the run, so that one line decides whether runs share a folder. A misspelt
-# name in the file would silently send data elsewhere, so it is an error that lists the names that exist.
+# `{run}` in a path is replaced by the folder of the run. So one line decides whether runs share a folder. With a
+# misspelt name, data would go to a wrong folder without any message, so it is an error that lists the correct names.
 
 # %%
 #| export
 def _check_names(given: set, settings: Path):
-    "Every name known, every name there."
+    "Raise SettingsError unless every name is known and every known name is given."
     names = {f.name for f in fields(Paths)}
     for what, wrong in (("unknown", given - names), ("missing", names - given)):
         if wrong:
@@ -90,10 +90,10 @@ def _check_names(given: set, settings: Path):
             )
 
 def read_paths(
-    run_dir: Path | str = "",      # the folder of a run; "": paths that belong to no run
+    run_dir: Path | str = "",      # folder of a run; "": no run
     settings: Path | None = None,  # a settings.ini; None: the nearest one
-) -> Paths:                        # absolute folders; they need not exist yet
-    "Read `[paths]`; the environment variable `MAMMO_NB_<NAME>` wins over the file."
+) -> Paths:                        # absolute folders, which need not exist
+    "Read `[paths]`. The environment variable `MAMMO_NB_<NAME>` overrides the file. Raises SettingsError."
     settings = Path(settings or find_settings()).resolve()
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(settings, encoding="utf-8")
@@ -106,18 +106,18 @@ def read_paths(
     return Paths(**{n: (settings.parent / Path(p).expanduser()).resolve() for n, p in chosen.items()})
 
 # %% [markdown]
-# Relative paths hang from the file, not from the working directory:
+# Relative paths start at the folder of the file, not at the working directory:
 
 # %%
 folder = Path(tempfile.mkdtemp())
-(folder / "settings.ini").write_text("[paths]\n" + "\n".join(
-    f"{f.name} = {f.name}" for f in fields(Paths)).replace("= processed", "= {run}/processed"))
+lines = [f"{f.name} = {f.name}" for f in fields(Paths)]
+(folder / "settings.ini").write_text("[paths]\n" + "\n".join(lines).replace("= processed", "= {run}/processed"))
 paths = read_paths(folder / "runs" / "demo", folder / "settings.ini")
 assert paths.raw == folder.resolve() / "raw" and paths.processed == folder.resolve() / "runs" / "demo" / "processed"
 {f.name: str(getattr(paths, f.name).relative_to(folder.resolve())) for f in fields(Paths)}
 
 # %% [markdown]
-# The environment wins, for one run:
+# An environment variable overrides the file for one run:
 
 # %%
 os.environ[variable] = str(folder / "big_disk")
@@ -125,7 +125,7 @@ assert read_paths(settings=folder / "settings.ini").raw.name == "big_disk"
 del os.environ[variable]
 
 # %% [markdown]
-# And a slip of the pen is told:
+# A misspelt name is an error:
 
 # %%
 (folder / "settings.ini").write_text("[paths]\nraws = here\n")

@@ -12,12 +12,12 @@
 
 # %% [markdown]
 # # Notebooks
-# > One source, three readers: git sees text, Jupyter sees notebooks, Python sees a package.
+# > One source in three forms: text for git, notebooks for Jupyter, and a package for Python.
 #
-# Every line of the package is written in `nbs/**/*.py`, notebooks in jupytext's percent format that git can compare and
-# people can review. nbdev and papermill want `.ipynb`, so these are built, never kept. This notebook is the bridge, and
-# it loses nobody's work: what was edited in Jupyter goes back to the `.py` with `make sync`, and a build that would
-# overwrite such an edit refuses.
+# Every line of the package is written in `nbs/**/*.py`. These are notebooks in jupytext's percent format, which git can
+# compare and people can review. nbdev and papermill need `.ipynb` files, so these are built and never committed. No
+# edit is lost: `make sync` copies edits from Jupyter to the `.py`, and a build that would overwrite an edit stops with
+# an error.
 
 # %%
 #| default_exp core.notebooks
@@ -32,6 +32,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import write_text
 
 # %%
@@ -40,23 +41,24 @@ import tempfile
 
 # %%
 #| export
-class NotebookConflict(Exception):
-    "A built notebook was edited, and going on would lose the edit."
+class NotebookConflict(ProjectError):
+    "A built notebook was edited, and the edit would be lost."
 
 # %% [markdown]
 # ## Build
-# nbdev writes the id of each exported cell into the module. A random id would change `mammo_nb/` with every build, so
-# an id is a digest of the cell itself; a cell that occurs twice is told apart by counting.
+# nbdev writes the id of each exported cell into the module. With random ids, every build would change `mammo_nb/`. So
+# an id is a digest of the cell's text. If a text occurs several times, its number is added.
 
 # %%
 #| export
 def _digest(text: str) -> str:
+    "SHA-256 of a text, as hexadecimal digits."
     return hashlib.sha256(text.encode()).hexdigest()
 
 def cell_ids(
     cells: list,  # notebook cells with `cell_type` and `source`
 ) -> list[str]:   # 8 hexadecimal digits each, unique within the notebook
-    "Ids that depend on nothing but the cells' own text."
+    "Make ids that depend only on the text of the cells."
     seen, ids = {}, []
     for cell in cells:
         text = f"{cell.cell_type}\n{cell.source}"
@@ -72,13 +74,13 @@ cell_ids(two)
 # %%
 #| export
 def _cells_digest(nb) -> str:
-    "What a person can edit in Jupyter: the kind, source and tags of every cell."
+    "Digest of what can be edited in Jupyter: the kind, source and tags of every cell."
     return _digest(repr([(c.cell_type, c.source, c.metadata.get("tags", [])) for c in nb.cells]))
 
 def from_percent(
     text: str,                  # a notebook in percent format
-) -> nbformat.NotebookNode:     # the same notebook with content-derived ids and a record of its source
-    "Turn the text of a `.py` notebook into a notebook."
+) -> nbformat.NotebookNode:     # the notebook, with digests as ids and a record of its source
+    "Convert the text of a `.py` notebook to a notebook."
     nb = jupytext.reads(text, fmt="py:percent")
     nb.nbformat_minor = 5  # the first version with cell ids
     for cell, i in zip(nb.cells, cell_ids(nb.cells)):
@@ -91,32 +93,34 @@ def from_percent(
 # %%
 #| export
 def _sources(root: Path) -> list[Path]:
-    "All notebook sources below `root`, in reading order."
+    "List all notebook sources of a checkout, in reading order."
     return sorted(p for p in (Path(root) / "nbs").rglob("*.py")
                   if not any(part.startswith(".") for part in p.parts[len(Path(root).parts):]))
 
 def _was_edited(nb) -> bool:
+    "Whether a built notebook was edited since it was built."
     return _cells_digest(nb) != nb.metadata.get("mammo_nb", {}).get("cells")
 
 def _build_one(source: Path) -> bool:
-    "Build `source`'s .ipynb unless it is up to date; True if it was written."
+    "Build the .ipynb of a source unless it is up to date. Gives True if the file was written."
     text, target = source.read_text(encoding="utf-8"), source.with_suffix(".ipynb")
     if target.exists():
         old = nbformat.read(target, as_version=4)
         if _was_edited(old):
             raise NotebookConflict(
-                f"{target} was edited in Jupyter. `make sync` takes the edit over into {source.name}; deleting the "
-                ".ipynb drops it."
+                f"{target} was edited in Jupyter. `make sync` copies the edit to {source.name}; delete the .ipynb to "
+                "discard it."
             )
         if old.metadata["mammo_nb"]["source"] == _digest(text):
-            return False  # keeps outputs that a reader has made
+            return False  # the file keeps its outputs
     write_text(target, nbformat.writes(from_percent(text)))
     return True
 
 def build(
-    root: Path,      # a checkout, the folder that holds nbs/
-) -> list[Path]:     # the .ipynb files written
-    "Build `.ipynb` from every `.py` whose text has changed; drop those whose `.py` is gone."
+    root: Path,      # a checkout, the folder that contains nbs/
+) -> list[Path]:     # the .ipynb files that were written
+    """Build the `.ipynb` of every `.py` whose text has changed, and delete those whose `.py` no longer exists. Raises
+    NotebookConflict if a notebook was edited."""
     sources = _sources(root)
     for stray in set((Path(root) / "nbs").rglob("*.ipynb")) - {s.with_suffix(".ipynb") for s in sources}:
         if ".ipynb_checkpoints" in stray.parts:
@@ -127,7 +131,7 @@ def build(
     return [s.with_suffix(".ipynb") for s in sources if _build_one(s)]
 
 # %% [markdown]
-# A checkout with one notebook, built twice: the second time there is nothing to do.
+# A checkout with one notebook is built twice. The second build has nothing to do.
 
 # %%
 root = Path(tempfile.mkdtemp())
@@ -142,30 +146,31 @@ nb = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 
 # %% [markdown]
 # ## Sync
-# An edit made in Jupyter lands in the `.ipynb`. Only the cells travel back: the header of the `.py` stays as it is, and
-# so does git's view of every cell that was not touched.
+# An edit in Jupyter changes the `.ipynb`. Only the cells are copied back. The header of the `.py` and all cells that
+# were not edited remain unchanged, so git shows the edit only.
 
 # %%
 #| export
 _header = re.compile(r"\A# ---\n(?:#.*\n)*?# ---\n")
 
 def to_percent(
-    nb: nbformat.NotebookNode,  # cells as edited
-    text: str,                  # the `.py` as it was: its header is kept
-) -> str:                       # the `.py` with those cells
-    "Put a notebook's cells back into percent format."
+    nb: nbformat.NotebookNode,  # notebook with the edited cells
+    text: str,                  # text of the `.py` before the edit; its header is kept
+) -> str:                       # text of the `.py` with the edited cells
+    "Convert the cells of a notebook to percent format."
     old = jupytext.reads(text, fmt="py:percent")
     old.cells = nb.cells
     kept = "tags", "lines_to_next_cell"  # the second is jupytext's own note on blank lines
     for cell in old.cells:
-        cell.metadata = nbformat.from_dict({k: cell.metadata[k] for k in kept if cell.metadata.get(k) not in (None, [])})
+        metadata = {k: cell.metadata[k] for k in kept if cell.metadata.get(k) not in (None, [])}
+        cell.metadata = nbformat.from_dict(metadata)
     header = _header.match(text)
     return (header[0] if header else "") + _header.sub("", jupytext.writes(old, fmt="py:percent"))
 
 def sync(
     root: Path,      # a checkout
-) -> list[Path]:     # the .py files that took over an edit
-    "Carry edits made in Jupyter back to the sources; refuse where both sides changed."
+) -> list[Path]:     # the .py files that were changed
+    "Copy edits from Jupyter to the sources. Raises NotebookConflict if both were edited."
     taken, conflicts = [], []
     for source in _sources(root):
         target = source.with_suffix(".ipynb")
@@ -186,8 +191,8 @@ def sync(
         taken.append(source)
     if conflicts:
         raise NotebookConflict(
-            f"Edited in Jupyter and in the .py: {', '.join(map(str, conflicts))}. Keep one: delete the .ipynb, or "
-            "`git checkout` the .py, then `make sync`."
+            f"Edited in Jupyter and in the .py: {', '.join(map(str, conflicts))}. Keep one of the two: delete the "
+            ".ipynb, or `git checkout` the .py; then `make sync`."
         )
     return taken
 
@@ -203,8 +208,8 @@ print(source.read_text())
 
 # %% [markdown]
 # ## Export
-# nbdev writes the modules. Two things it leaves to us: a module whose notebook is gone must go too, and a built
-# notebook must be current first.
+# nbdev writes the modules. Two things are added here: all notebooks are built first, and a module whose notebook no
+# longer exists is deleted.
 
 # %%
 #| export
@@ -223,7 +228,7 @@ def _drop_orphans(library: Path) -> list[Path]:
 def export(
     root: Path,  # a checkout
 ):
-    "Build all notebooks and write `mammo_nb/` from them."
+    "Build all notebooks and write `mammo_nb/` from them. Raises NotebookConflict."
     from nbdev.doclinks import nbdev_export
     root = Path(root).resolve()
     build(root)
@@ -236,5 +241,5 @@ def export(
         os.chdir(here)
 
 # %% [markdown]
-# That a build on another machine, or twice on this one, changes nothing in `mammo_nb/` is what `make test` and the
-# continuous integration check.
+# `make test` and the continuous integration check that a build on another machine, or a second build, does not change
+# `mammo_nb/`.

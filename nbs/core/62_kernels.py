@@ -35,8 +35,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-from mammo_nb.core.fetch import CREDENTIALS
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
+from mammo_nb.core.kaggle import CREDENTIALS
 from mammo_nb.core.notebooks import from_percent
 from mammo_nb.core.stages import parameter_names
 
@@ -384,7 +384,7 @@ def _explained(what: str):
         raise KernelError(f"{what}: {e}") from None
 
 def user_of(
-    api,      # from `core.fetch.connect`
+    api,      # from `core.kaggle.connect`
 ) -> str:
     "Whose credentials these are."
     user = api.get_config_value(api.CONFIG_NAME_USER)
@@ -404,7 +404,7 @@ def _version(api, ref: str) -> tuple[int, str]:
     return int(said["current_version_number"] or 0), said["status"]
 
 def publish_dataset(
-    api,                    # from `core.fetch.connect`
+    api,                    # from `core.kaggle.connect`
     folder: Path,           # with dataset-metadata.json
     notes: str,             # on the version
     pause: float = 10.,     # seconds between questions
@@ -452,7 +452,7 @@ def _readable(log: str) -> str:
         return log
 
 def push_kernel(
-    api,                        # from `core.fetch.connect`
+    api,                        # from `core.kaggle.connect`
     folder: Path,               # with kernel-metadata.json
     pause: float = 30.,         # seconds between questions
     patience: float = 12 * 3600., # seconds until it must have ended

@@ -12,12 +12,11 @@
 
 # %% [markdown]
 # # Data sets
-# > From the tables that data sets come with to one table that every later stage understands.
+# > From the tables of the data sets to one table that every later stage reads.
 #
-# The table of a competition says what its organisers needed to say; ours says what a classifier needs to know, and
-# every id in it is text, since an id that was once read as a number has lost its leading zeros. Each published set has
-# its reader in `reading/sources`, and so has whoever brings other data: a CSV with `patient_id, laterality, view, cancer`,
-# and one DICOM, PNG or JPEG file a row.
+# The unified table has what a classifier needs to know. Every id in it is text, because an id that is read as a number
+# loses its leading zeros. Each published set has its reader in `reading/published`. Other data are read by
+# `reading/own`: a CSV file with `patient_id, laterality, view, cancer`, and one DICOM, PNG or JPEG file per row.
 
 # %%
 #| default_exp mammo.datasets
@@ -31,7 +30,8 @@ import pandas as pd
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.settings import read_paths
 from mammo_nb.core.runs import Run
-from mammo_nb.mammo.reading.sources import BREAST, KEPT, REQUIRED, DatasetError, how_to_get, label_table, read_table, source_of
+from mammo_nb.mammo.reading.labels import KEPT, REQUIRED, DatasetError, read_table
+from mammo_nb.mammo.reading.sources import BREAST, how_to_get, label_table, source_of
 
 # %%
 #| hide
@@ -52,13 +52,13 @@ run.contract("datasets")
 
 # %% [markdown]
 # ## Unifying
-# One row an image. Where the label belongs to the breast, both views of a breast must agree on it; what it belongs to
-# is the data set's to say.
+# The table has one row per image. If the label of a data set belongs to the breast, all images of a breast must have
+# the same label. The list in `reading/sources` states to what the label belongs.
 
 # %%
 #| export
 def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
-    "Raise with the first bad row."
+    "Raise DatasetError with the number of bad rows and the first of them."
     if bad.any():
         raise DatasetError(
             f"{int(bad.sum())} of {len(table)} rows: {what}; the first is "
@@ -66,21 +66,20 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
         )
 
 def unify(
-    raw: pd.DataFrame,      # from a reader of `reading/sources`, or columns of a competition's train.csv
-    agree: tuple = BREAST,  # images that are equal in these columns must be equal in cancer; (): none
-# REQUIRED, those of KEPT that are known, `file`, else as in a competition, and `mask` if any is known
+    raw: pd.DataFrame,      # from a reader, or with the columns of a competition's train.csv
+    agree: tuple = BREAST,  # images with equal values in these columns must have the same label; (): none
+# REQUIRED, those of KEPT that are known, `file` (by default that of a competition), and `mask` if there is any
 ) -> pd.DataFrame:
-    "The unified table: checked, ids as text, in the order of the source."
+    "Make the unified table: checked, with ids as text, in the order of the source. Raises DatasetError."
     for c in ("patient_id", "image_id"):
-        _refuse(raw, ~raw[c].fillna("").str.fullmatch(r"[^/\\\x00]+") | raw[c].isin([".", ".."]),
-                f"{c} is no file name")
+        bad = ~raw[c].fillna("").str.fullmatch(r"[^/\\\x00]+") | raw[c].isin([".", ".."])
+        _refuse(raw, bad, f"{c} is no file name")
     _refuse(raw, raw.duplicated(["patient_id", "image_id"]), "an image twice")
     _refuse(raw, ~raw["laterality"].isin(["L", "R"]), "laterality is neither L nor R")
     _refuse(raw, ~raw["cancer"].isin([0, 1]), "cancer is neither 0 nor 1")
     if agree:
-        _refuse(raw,
-                raw.groupby(list(agree))["cancer"].transform("nunique") > 1,
-                "images of one breast disagree about cancer")
+        bad = raw.groupby(list(agree))["cancer"].transform("nunique") > 1
+        _refuse(raw, bad, "images of one breast disagree about cancer")
     table = raw[REQUIRED + [c for c in KEPT if c in raw]].copy()
     table["cancer"] = table["cancer"].astype(int)
     if "file" in raw:
@@ -92,15 +91,16 @@ def unify(
     return table
 
 # %% [markdown]
-# Predictions are made for images and scored for breasts: the mean over a breast's images, as in the competition's
-# `prediction_id`.
+# ## Predictions per breast
+# Predictions are made per image and scored per breast. The prediction of a breast is the mean over its images. A breast
+# corresponds to the competition's `prediction_id`.
 
 # %%
 #| export
 def per_breast(
-    predictions: pd.DataFrame,  # patient_id, laterality, probability, and cancer where known; one row an image
-) -> pd.DataFrame:              # one row a breast, in order of first appearance, with `images`, their number
-    "Mean probability over the images of each breast."
+    predictions: pd.DataFrame,  # one row per image: patient_id, laterality, probability, and cancer if known
+) -> pd.DataFrame:              # one row per breast in order of first appearance; `images` is the number of images
+    "Average the probabilities of the images of each breast."
     wanted = {"probability": ("probability", "mean"), "images": ("probability", "size")}
     if "cancer" in predictions:
         wanted["cancer"] = ("cancer", "max")
@@ -121,27 +121,27 @@ for change in ({"laterality": list("LLXL")}, {"cancer": [1, 0, 0, 0]}):
         print(e)
 
 # %% [markdown]
-# ## Where a set is
-# Downloaded sets lie below `raw` of settings.ini, small ones may lie below `samples`; a synthetic competition lies in
-# the run itself. A set that is nowhere is an error that says how to get it.
+# ## The folder of a set
+# Downloaded sets are below `raw` of settings.ini, and small ones may be below `samples`. A synthetic competition is in
+# the folder of its run. If a set is in none of them, the error explains how to get it.
 
 # %%
 #| export
 def place_of(
-    name: str,    # a data set, or phantom
-) -> str:         # for `locate`: "raw/vindr"
-    "Where a data set is."
+    name: str,    # name of a data set, or "phantom"
+) -> str:         # name for `locate`, such as "raw/vindr"
+    "Find the folder of a data set. Raises DatasetError."
     if name == "phantom":
         return "competition"
     if "/" in name or name in ("", ".", ".."):
         raise DatasetError(
-            f"{name!r} is no name of a data set; name a folder below `raw` or `samples` of settings.ini.")
+            f"{name!r} is no name of a data set. Use the name of a folder below `raw` or `samples` of settings.ini.")
     paths = read_paths()
     found = next((first for first in ("raw", "samples") if (getattr(paths, first) / name).is_dir()), None)
     if not found:
         raise DatasetError(
             f"No folder {name} in {paths.raw} (raw of settings.ini) or in {paths.samples} (samples). Put the set "
-            f"there, or name its place: MAMMO_NB_RAW=/data make ...\n{how_to_get(name)}"
+            f"there, or set its folder: MAMMO_NB_RAW=/data make ...\n{how_to_get(name)}"
         )
     return f"{found}/{name}"
 
@@ -166,18 +166,18 @@ except DatasetError as e:
     print(e)
 
 # %% [markdown]
-# ## One table of many
-# The recipe's own set comes first, and only that will be split into folds, so its breasts must agree about cancer. The
-# others train along. A patient in two sets would be on both sides of a split.
+# ## One table of several sets
+# The recipe's own set comes first. Only this set will be split into folds, so the images of its breasts must have the
+# same label. The other sets are added to every training. A patient in two sets would be on both sides of a split.
 
 # %%
 #| export
 def read_set(
-    name: str,              # a data set
-    folder: Path,           # where it is
-    validated: bool = False,# scored by breast, so both views of a breast must agree
-) -> pd.DataFrame:          # REQUIRED, KEPT where known, file relative to the folder, dataset, scaling
-    "A data set, by its reader, checked."
+    name: str,               # name of a data set
+    folder: Path,            # folder of the set
+    validated: bool = False, # whether the set is scored per breast, so that the images of a breast must agree
+) -> pd.DataFrame:           # REQUIRED, KEPT where known, file relative to the folder, dataset, scaling
+    "Read and check a data set with its reader. Raises DatasetError."
     source = source_of(name)
     try:
         raw = source.read(folder)
@@ -185,22 +185,22 @@ def read_set(
         if validated:
             unify(raw)
     except DatasetError as e:
-        raise DatasetError(f"{name}: {e}" + f" {name} can be an external set." *
-                           (validated and source.agree != BREAST and "disagree" in str(e))) from e
+        hint = ""
+        if validated and source.agree != BREAST and "disagree" in str(e):
+            hint = f" {name} can be an external set."
+        raise DatasetError(f"{name}: {e}{hint}") from e
     return table.assign(dataset=name, scaling=raw["scaling"].values if "scaling" in raw else source.scaling)
 
 def combine(
-    tables: list,      # from `read_set`; the recipe's own set first
-) -> pd.DataFrame:     # one after the other
-    "Several sets in one table; a patient is in one of them."
+    tables: list,      # from `read_set`, the recipe's own set first
+) -> pd.DataFrame:     # the rows of all tables, in this order
+    "Combine several sets in one table. Raises DatasetError if a patient is in two of them."
     table = pd.concat(tables, ignore_index=True)
-    _refuse(table,
-            table.groupby("patient_id")["dataset"].transform("nunique") > 1,
-            "a patient_id that is in two data sets; give one of them a prefix")
-    return table[[
-        *REQUIRED, *(c for c in KEPT if c in table), "file", "dataset", "scaling",
-        *(["mask"] if "mask" in table else [])
-    ]]
+    bad = table.groupby("patient_id")["dataset"].transform("nunique") > 1
+    _refuse(table, bad, "a patient_id that is in two data sets; give one of them a prefix")
+    kept = [c for c in KEPT if c in table]
+    mask = [c for c in ("mask",) if c in table]
+    return table[[*REQUIRED, *kept, "file", "dataset", "scaling", *mask]]
 
 # %%
 sets = [
@@ -262,18 +262,18 @@ table.head()
 
 # %% [markdown]
 # ## What came out
-# How many patients, breasts and images, how many of them with cancer, and one breast of each kind as stored.
+# The numbers of patients, breasts and images, those with cancer, and one image of each kind as stored.
 
 # %%
-summary = pd.DataFrame({
-    name: {
-        "patients": part["patient_id"].nunique(),
-        "breasts": len(breasts := part.drop_duplicates(["patient_id", "laterality"])),
-        "images": len(part), "images with cancer": part["cancer"].sum(), "breasts with cancer": per_breast(
-            part.assign(probability=0))["cancer"].sum(), "share of images": round(part["cancer"].mean(), 3)
-    } for name, part in table.groupby("dataset", sort=False)
-}).T
-summary
+summary = {}
+for name, part in table.groupby("dataset", sort=False):
+    breasts = per_breast(part.assign(probability=0))
+    summary[name] = {
+        "patients": part["patient_id"].nunique(), "breasts": len(breasts), "images": len(part),
+        "images with cancer": part["cancer"].sum(), "breasts with cancer": breasts["cancer"].sum(),
+        "share of images": round(part["cancer"].mean(), 3)
+    }
+pd.DataFrame(summary).T
 
 # %%
 pd.concat([totals(name, part).assign(dataset=name)
@@ -291,5 +291,5 @@ for name, part in table.groupby("dataset", sort=False):
     for ax, row in zip(axes, shown):
         ax.imshow(read_image(root_of(run, name) / row.file).pixels, cmap="gray")
         ax.set_title(f"{row.laterality} {row.view}, {'cancer' if row.cancer else 'no cancer'}", fontsize=9)
-    fig.suptitle(f"{name}: stored values, before any window; some may be inverted")
+    fig.suptitle(f"{name}: stored values without a window; some images may be inverted")
     fig.tight_layout()

@@ -12,13 +12,12 @@
 
 # %% [markdown]
 # # Crops
-# > From a file of twenty million pixels to the breast in grey levels: one pass, no more decoded than is needed, nothing
-# > lost.
+# > From a file of twenty million pixels to the breast in grey levels, without decoding more than is needed.
 #
-# Half of a mammogram is air, and a network fed with air learns about collimators. So the breast is found in a small
-# picture of the frame, cut out of the stored values, and only then windowed to 8 bits, in this order, as the winning
-# system did: a window of the whole frame would spend its grey levels on markers. What the consumer does not need is not
-# even decoded: a JPEG 2000 file holds its picture in a quarter and in half the size too.
+# Half of a mammogram is air, and a network that is trained on air learns about collimators. So the breast is found in a
+# small picture of the frame, cut out of the stored values, and then windowed to 8 bits. The winning system used the
+# same order: a window of the whole frame would spend grey levels on markers. Pixels that are not needed are not
+# decoded, because a JPEG 2000 file contains its picture also in half and in a quarter of its size.
 
 # %%
 #| default_exp mammo.crops
@@ -62,7 +61,7 @@ from mammo_nb.mammo.reading.boxes import frame_view
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 overrides = {}                                # changes for this run, such as {"crops.field": value}
-workers = 0                                   # processes; 0: one a core
+workers = 0                                   # number of processes; 0: one per core
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="crops", overrides=overrides)
@@ -78,7 +77,7 @@ image = frame.decode()
 
 # %% [markdown]
 # ## Finding the breast
-# `reading/boxes` looks at a small picture of the frame, with the detector's eyes where there is one.
+# `reading/boxes` finds the breast in a small picture of the frame, with the detector if there is one.
 
 # %%
 box = find_box(image, graph=graph)
@@ -94,9 +93,9 @@ ax.add_patch(
 
 # %% [markdown]
 # ## Grey levels
-# A DICOM file has a window. A PNG or JPEG has none: 8 bits are grey levels already, 16 bits go from their lowest value
-# to their 99th percentile. The table of a data set may say otherwise, as it does for CDD-CESM, whose 8 bits the winner
-# stretched as well. Its preparation knew no picture that is left as it is.
+# A DICOM file has a window. A PNG or JPEG file has none: 8 bits are used unchanged, and 16 bits are scaled from their
+# minimum to their 99th percentile. The table of a data set may name another scaling. CDD-CESM is such a case: the
+# winner scaled its 8 bits as well. The winner's preparation never uses a picture unchanged.
 
 # %%
 #| export
@@ -104,19 +103,19 @@ def scaling_of(
     header: Header,
     settings: Crops,  # scaling, faithful
 ) -> str:             # window, percentile or none
-    "How a frame becomes grey levels."
+    "Choose how a frame becomes grey levels. Raises WindowError."
     scaling = settings.scaling
     if scaling not in ("window", "percentile", "none"):
-        raise WindowError(f"scaling is {scaling!r}; known are window, percentile and none")
+        raise WindowError(f"scaling is {scaling!r}. Known are window, percentile and none.")
     if scaling == "window" and not header.syntax:
         scaling = "percentile" if header.bits_stored > 8 or settings.faithful else "none"
     if scaling == "none" and header.bits_stored > 8:
         raise WindowError(
-            f"scaling is none, and the file has {header.bits_stored} bits; only 8 are grey levels as they are. Say "
+            f"scaling is none, and the file has {header.bits_stored} bits. Only 8 bits can be used unchanged. Use "
             "percentile."
         )
     if scaling == "none" and settings.faithful:
-        raise WindowError("scaling is none, which the winner's preparation (faithful) does not know. Say percentile.")
+        raise WindowError("scaling is none, which the winner's preparation (faithful) does not know. Use percentile.")
     return scaling
 
 # %%
@@ -130,16 +129,16 @@ except WindowError as e:
 
 # %% [markdown]
 # ## Cutting and windowing
-# The crop is cut out of the stored values, brought to the size that is wanted, and windowed last: fewer pixels, and no
-# level is rounded twice.
+# The crop is cut out of the stored values, resized, and windowed last. So fewer pixels are windowed, and no grey level
+# is rounded twice.
 
 # %%
 #| export
 def crop_size(
     box: Box,
-    settings: Crops,  # height and width to fit into, 0: as large as it is
-) -> tuple[int, int, float]:  # rows and columns of the crop; and its pixels per frame pixel, at most 1
-    "How large the crop is to be."
+    settings: Crops,  # height and width that the crop must fit into, in pixels; 0: no limit
+) -> tuple[int, int, float]:  # rows and columns of the crop; crop pixels per frame pixel, at most 1
+    "Compute the size of a crop."
     rows, columns = box.y1 - box.y0, box.x1 - box.x0
     ratio = min(1.0, (settings.height or rows) / rows, (settings.width or columns) / columns)
     return max(1, round(rows * ratio)), max(1, round(columns * ratio)), ratio
@@ -148,8 +147,8 @@ def crop(
     image: Image,        # a frame as stored, at any scale
     box: Box,
     settings: Crops = Crops(),  # height, width, window, scaling
-) -> np.ndarray:         # uint8, of `crop_size`, tissue bright
-    "Cut the box out of the stored values, resize, window."
+) -> np.ndarray:         # uint8 (rows, columns) as from `crop_size`, tissue bright
+    "Cut the box out of the stored values, resize it and apply the window. Raises WindowError."
     rows, columns, _ = crop_size(box, settings)
     down, across = (have / whole for have, whole in zip(image.pixels.shape, (image.header.rows, image.header.columns)))
     cut = image.pixels[int(box.y0 * down):int(np.ceil(box.y1 * down)),
@@ -167,40 +166,40 @@ fitted = fit_resize(grey, 256, 128)
 assert fitted.shape == (256, 128) and fitted.dtype == np.uint8
 fig, axes = plt.subplots(1, 2, figsize=(5, 4))
 for ax, (picture, title) in zip(axes, [(grey, f"crop {grey.shape}"),
-                                       (fitted, f"as the network sees it {fitted.shape}")]):
+                                       (fitted, f"input of a network {fitted.shape}")]):
     ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
     ax.set_title(title, fontsize=9)
     ax.axis("off")
 
 # %% [markdown]
 # ## One pass
-# A quarter of the frame is enough to find the box, where the file has one; the box then says how much of the frame is
-# needed for the crop. A file without smaller pictures is decoded once, for both.
+# If the file has smaller pictures of its frame, a quarter of the rows and columns is enough to find the box. The box
+# then determines which resolution is needed for the crop. A file without smaller pictures is decoded once, for both.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Breast:
     "A breast cut out of its frame."
-    image: Image      # what it was cut from, possibly at a smaller scale
-    box: Box          # frame pixels
-    grey: np.ndarray  # uint8 (rows, columns), of `crop_size`
-    scaling: str      # as in `scaling_of`
+    image: Image      # the decoded frame, possibly at a smaller scale
+    box: Box          # in frame pixels
+    grey: np.ndarray  # uint8 (rows, columns) as from `crop_size`
+    scaling: str      # as from `scaling_of`
 
 def cut_breast(
-    frame: Frame,               # as the file holds it
-    settings: Crops = Crops(),  # `faithful` is read here: the frame in full, its own grey levels, no size
-    graph: Graph | None = None, # the detector; None: Otsu
+    frame: Frame,               # the encoded frame of a file
+    settings: Crops = Crops(),  # with `faithful`, the full frame is decoded, and the grey levels are the winner's
+    graph: Graph | None = None, # the detector; None: Otsu's threshold
 ) -> Breast:
-    "Decode, find the breast, cut, window."
+    "Decode a frame, find the breast, cut it out and apply the window. Raises DicomError, WindowError."
     settings = replace(settings, scaling=scaling_of(frame.header, settings))
     if settings.faithful:
         image = frame.decode()
         box = find_box(image, settings, graph)
         return Breast(image, box, faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling),
                       settings.scaling)
-    looked_at = graph.metadata["size"] if graph else settings.box_size
-    image = frame.decode(min(1.0, looked_at / max(frame.header.rows, frame.header.columns)))
+    view_size = graph.metadata["size"] if graph else settings.box_size
+    image = frame.decode(min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
     needed = crop_size(box, settings)[2]
     if image.scale < needed:
@@ -208,23 +207,23 @@ def cut_breast(
     return Breast(image, box, crop(image, box, settings), settings.scaling)
 
 def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
-    "The crop's stored values as the winner had them."
+    "Cut the box out of the stored values, cast as the winner did."
     return faithful.as_cast(image.pixels, settings.scaling)[box.y0:box.y1, box.x0:box.x1]
 
 def faithful_floats(
-    image: Image,     # the whole frame
+    image: Image,     # the whole frame at full scale
     box: Box,
-    settings: Crops,  # scaling, as `scaling_of` says
+    settings: Crops,  # scaling, from `scaling_of`
 ) -> np.ndarray:      # float32 (rows, columns) of the box, 0 to 255
-    "The crop as the winner had it, before it was cut off to whole levels."
+    "Make the winner's crop, before it is truncated to whole grey levels."
     return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling)
 
 # %% [markdown]
-# The same file in full size, and made to fit into 128 x 64 from a quarter of its rows and columns. (The practice frames
-# are so small that the box must be looked for in a smaller picture than usual for this to happen.)
+# The same file at full size, and fitted into 64 x 32 pixels, for which a smaller picture is decoded. The practice
+# frames are small, so the box is searched in a smaller picture than usual.
 
 # %%
-# a set of PNGs has none
+# the first JPEG 2000 file; a set of PNG files has none
 j2k = next((f for f in labels["file"].head(40) if read_frame(folder / f).header.syntax_name.startswith("JPEG 2000")),
            labels["file"][0])
 both = [cut_breast(read_frame(folder / j2k), Crops(box_size=80, height=h, width=w)) for h, w in ((0, 0), (64, 32))]
@@ -238,24 +237,26 @@ for ax, breast in zip(axes, both):
     ax.axis("off")
 
 # %% [markdown]
-# People look before they read: the frame with its box, and what came of it.
+# ## A preview
+# A preview shows the frame with its box beside the input of the network, so that a person can check both.
 
 # %%
 #| export
 def preview(
-    breast: Breast,       # cut out of its frame
-    seen: np.ndarray,     # uint8 (height, width) the network's input
-    lines: list[str],     # text below
+    breast: Breast,       # from `cut_breast`
+    seen: np.ndarray,     # uint8 (height, width), the input of the network
+    lines: list[str],     # lines of text below the pictures
 ) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
-    "The frame with its box, beside what the network saw."
+    "Draw the frame with its box beside the input of the network."
     height = 512
-    side = lambda grey: cv2.cvtColor(
-        cv2.resize(grey, (max(1, round(grey.shape[1] * height / grey.shape[0])), height), interpolation=cv2.INTER_AREA),
-        cv2.COLOR_GRAY2BGR)
+
+    def side(grey):
+        width = max(1, round(grey.shape[1] * height / grey.shape[0]))
+        return cv2.cvtColor(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+
     box, header = breast.box, breast.image.header
-    frame, scale = side(
-        crop(breast.image, Box(0, 0, header.columns, header.rows, "full frame"),
-             Crops(height=height, scaling=breast.scaling))), height / header.rows
+    whole, scale = Box(0, 0, header.columns, header.rows, "full frame"), height / header.rows
+    frame = side(crop(breast.image, whole, Crops(height=height, scaling=breast.scaling)))
     cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1),
                   (0, 165, 255), 2)
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
@@ -275,8 +276,8 @@ plt.axis("off");
 
 # %% [markdown]
 # ## One file
-# The worker of the stage. The PNG appears under its name only when it is whole, and its sha256 goes into the table, so
-# that two runs can be compared without comparing pictures.
+# Each process of the stage calls `crop_file`. The PNG gets its name only when it is whole. Its SHA-256 is in the table,
+# so that two runs can be compared without comparing pictures.
 
 # %%
 #| export
@@ -285,30 +286,29 @@ def crop_path(
     patient_id: str,
     image_id: str,
 ) -> Path:
-    "`{patient_id}@{image_id}.png`, the name that the contract gives."
+    "Give the path of a crop, `{patient_id}@{image_id}.png`."
     return Path(images) / f"{patient_id}@{image_id}.png"
 
-WHOLE = ["rows", "columns", "x0", "y0", "x1", "y1"]  # columns of whole numbers, empty where a file failed
+WHOLE = ["rows", "columns", "x0", "y0", "x1", "y1"]  # columns of whole numbers, which are empty if a file failed
 
 def cut_mask(
-    path: Path,        # a picture, lesions white on black
-    breast: Breast,    # cut out of the frame that it belongs to
-) -> np.ndarray:       # uint8, of the crop's shape
-    "The mask of a crop."
+    path: Path,        # a picture with lesions white on black, in the size of the frame
+    breast: Breast,    # from `cut_breast`, of the same frame
+) -> np.ndarray:       # uint8 in the shape of the crop, 0 or 255
+    "Cut and resize a mask as its crop. Raises BadHeader if mask and frame differ in size."
     mask, header, box = read_frame(path).decode().pixels, breast.image.header, breast.box
     if mask.shape != (header.rows, header.columns):
         raise BadHeader(
             path, f"a mask of {mask.shape[0]} x {mask.shape[1]} for a frame of {header.rows} x {header.columns}", "",
-            "Draw masks in the size of the frames.")
+            "Draw masks in the size of their frames.")
     return shrink(np.uint8(mask[box.y0:box.y1, box.x0:box.x1] > 0) * np.uint8(255), *breast.grey.shape)
 
 def crop_file(
-    # file, patient_id, image_id, perhaps mask, and folder, images, masks, previews, settings, detector as set by
-    # `crop_files`
+    # file, patient_id, image_id, mask or ""; and folder, images, masks, previews, settings, detector from `crop_files`
     item: dict,
 ) -> dict:       # a row of crops.csv, and seconds
-    "Decode, find the breast, cut, window, write."
-    cv2.setNumThreads(1)  # the processes share the cores already
+    "Make and write the crop of one file, with its mask and its preview if they are wanted."
+    cv2.setNumThreads(1)  # the processes already share the cores
     started, settings = time.perf_counter(), Crops(**item["settings"])
     frame = read_frame(inside(item["folder"], item["file"]))
     breast = cut_breast(frame, settings, open_detector(item["detector"]) if item.get("detector") else None)
@@ -318,90 +318,86 @@ def crop_file(
         write_png(crop_path(item["masks"], item["patient_id"], item["image_id"]), mask)
     header, box = frame.header, breast.box
     if item.get("previews"):
-        write_png(
-            crop_path(item["previews"], item["patient_id"], item["image_id"]),
-            preview(breast, fit_resize(breast.grey, 512, 256),
-                    [f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")]))
-    center, width = header.windows[min(
-        settings.window,
-        len(header.windows) - 1)] if header.windows and breast.scaling == "window" else (None, None)
+        text = f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")
+        write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]),
+                  preview(breast, fit_resize(breast.grey, 512, 256), [text]))
+    center, width = None, None
+    if header.windows and breast.scaling == "window":
+        center, width = header.windows[min(settings.window, len(header.windows) - 1)]
     return {
         "patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
-        "decoder": breast.image.decoder, "scale": breast.image.scale, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1":
-            box.y1, "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha, "seconds":
-            round(time.perf_counter() - started, 3)
+        "decoder": breast.image.decoder, "scale": breast.image.scale,
+        "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
+        "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
+        "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
+        "seconds": round(time.perf_counter() - started, 3)
     }
 
 # %% [markdown]
 # ## Many files
-# A table may mix data sets: `dataset` says in which folder a file is, `scaling` how its grey levels are made. Every
-# file becomes a row, a crop or an error, and the errors stand in a table of their own once more. The seconds of each
-# file are kept apart, in `crops_seconds.csv`, since they differ from run to run and nothing else here does. A killed
-# run leaves finished crops, rows in the journal, and perhaps a picture under a temporary name, which goes when the next
-# run ends.
+# A table may contain several data sets: `dataset` gives the folder of a file, and `scaling` the way to its grey levels.
+# Every file becomes a row with a crop or with an error. The errors are also in a table of their own. The seconds of
+# each file are in `crops_seconds.csv`, because they are the only result that differs between two runs. An interrupted
+# run leaves finished crops, rows in the journal, and perhaps a temporary picture. The next run removes that picture.
 
 # %%
 #| export
 def crop_files(
-    # file, relative to `folder`; patient_id, image_id; perhaps mask, as file; perhaps dataset; perhaps scaling, which
-    # wins over the settings' where it is not empty
+    # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, and scaling,
+    # which replaces that of the settings unless it is empty
     files: pd.DataFrame,
-    # of the files; no name in `files` leads out of it. Of several data sets: dataset -> folder
+    # folder of the files, out of which no name may lead; for several data sets a mapping dataset -> folder
     folder: Path | Mapping,
     output: Path,             # gets cleaned_images/, cleaned_masks/, crops.csv, crop_errors.csv, crops_seconds.csv
     settings: Crops = Crops(),
-    detector: Path | None = None,  # detector.onnx; None: Otsu
-    version: str = "",        # of the code, where it is known: another one starts anew
-    previews: bool = False,   # write previews/ too: the frame with its box beside the crop
+    detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
+    version: str = "",        # version of the code, if it is known; crops of another version are made anew
+    previews: bool = False,   # whether previews/ is written, too
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
-    "Crop all files, on this machine or a cluster; resumes where it was killed."
+    "Crop all files, on this machine or on a cluster. Continues where an interrupted run stopped."
     output, several = Path(output), isinstance(folder, Mapping)
     place = {
         "images": str((output / "cleaned_images").resolve()), "masks": str((output / "cleaned_masks").resolve()),
-        "detector": str(Path(detector).resolve()) if detector else "", "previews": str(
-            (output / "previews").resolve()) if previews else ""
+        "detector": str(Path(detector).resolve()) if detector else "",
+        "previews": str((output / "previews").resolve()) if previews else ""
     }
-    # another detector under the same name starts anew
+    # with another detector under the same name, all crops are made anew
     known = read_sidecar(Path(detector))["sha256"] if detector else ""
     scaled = files["scaling"].fillna("") if "scaling" in files else [""] * len(files)
-    each = [{
-        "folder": str(Path(folder[d] if several else folder).resolve()), "settings": asdict(
-            replace(settings, scaling=s or settings.scaling))
-    } for d, s in zip(files["dataset"] if several else scaled, scaled)]
-    known_masks = files["mask"].fillna("") if "mask" in files else ""
-    items = [
-        {**row, **where, **place}
-        for row, where in zip(files[["file", "patient_id", "image_id"]].assign(
-            mask=known_masks).to_dict("records"), each)
-    ]
+    masks = files["mask"].fillna("") if "mask" in files else ""
+    rows = files[["file", "patient_id", "image_id"]].assign(mask=masks).to_dict("records")
+    items = []
+    for row, dataset, scaling in zip(rows, files["dataset"] if several else scaled, scaled):
+        root = Path(folder[dataset] if several else folder).resolve()
+        chosen = replace(settings, scaling=scaling or settings.scaling)
+        items.append({**row, "folder": str(root), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, table=output / "crops_seconds.csv",
                      params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
         left.unlink()
     for column in ("patient_id", "image_id"):
-        work[column] = files[column].values  # an error row has them too
+        work[column] = files[column].values  # also for files that failed
     work = work.astype({c: "Int64" for c in WHOLE if c in work})
     write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])
     write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
     return work
 
 # %% [markdown]
-# A folder of scans without a table names its crops after the files: `10006/462822612.dcm` becomes
+# For a folder without a table, the crops are named after the files: `10006/462822612.dcm` becomes
 # `10006@462822612.png`, as in a competition.
 
 # %%
 #| export
 def crop_folder(
-    folder: Path,             # DICOM files, nested or flat; without any, PNG and JPEG files
+    folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
     output: Path,             # as in `crop_files`
     settings: Crops = Crops(),
-    detector: Path | None = None,  # detector.onnx; None: Otsu
+    detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
     previews: bool = False,   # as in `crop_files`
     **machine,                # workers, backend, scheduler of `map_files`
-) -> pd.DataFrame:
-    "Crop every mammogram of a folder."
+) -> pd.DataFrame:            # as from `crop_files`
+    "Crop every file of a folder. Raises DatasetError if two files would have a crop of the same name."
     found, _ = find_files(folder, besides=output)
     names = pd.Series(
         [Path(f).with_suffix("").as_posix() for f in found]).map(lambda n: quote(n, safe="/ ()+,=").split("/"))
@@ -410,7 +406,7 @@ def crop_folder(
     })
     if (twice := files.duplicated(["patient_id", "image_id"])).any():
         raise DatasetError(
-            f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one.")
+            f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one of them.")
     return crop_files(files, folder, output, settings, detector, previews=previews, **machine)
 
 # %% [markdown]
@@ -420,7 +416,7 @@ def crop_folder(
 #| export
 def run_stage(
     run: Run,
-    workers: int | None = None,      # processes; None: one a core
+    workers: int | None = None,      # number of processes; None: one per core
 ) -> pd.DataFrame:                   # crops.csv with seconds
     """The files of the unified table -> processed/cleaned_images/*.png, processed/crops.csv and
     processed/crop_errors.csv."""
@@ -438,8 +434,8 @@ crops.drop(columns=["sha256"]).head()
 
 # %% [markdown]
 # ## What came out
-# How the boxes were found, how much was decoded, how fast, and what they look like. A phantom knows its breast, so the
-# boxes can be scored.
+# The tables and pictures show how the boxes were found, at which scale the files were decoded, how long it took, and
+# how the crops look. The breast of a phantom is known, so its box can be compared by IoU.
 
 # %%
 display_table = crops.groupby(["decoder", "scale", "box_source"], dropna=False).agg(

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.pictures import fit_resize
-from mammo_nb.mammo.drawing.anatomy import make_breast
+from mammo_nb.mammo.drawing.breast import make_breast
 from mammo_nb.mammo.learning.augment import BEFORE_FITTING, POLICIES, WINNER, augment
 
 SIZES = [(2048, 1024), (256, 128)]

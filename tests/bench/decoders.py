@@ -14,8 +14,8 @@ from pydicom.pixels import get_encoder
 from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from mammo_nb.core.decoders import DECODERS, REDUCED, decoders_for, read_codestream
-from mammo_nb.mammo.drawing.anatomy import make_breast
-from mammo_nb.mammo.phantom import MACHINES, stored_values
+from mammo_nb.mammo.drawing.breast import make_breast
+from mammo_nb.mammo.drawing.machines import MACHINES, stored_values
 
 ROUNDS, ROWS, COLUMNS = 7, 3062, 2394
 pixels, _ = stored_values(

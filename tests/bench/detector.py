@@ -24,7 +24,7 @@ from mammo_nb.core.backends import open_graph
 from mammo_nb.core.detection import iou, letterbox
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.yolox import create_yolox, export_yolox, load_yolox
-from mammo_nb.mammo.drawing.anatomy import make_breast
+from mammo_nb.mammo.drawing.breast import make_breast
 from mammo_nb.mammo.reading.boxes import detect, find_box, frame_view, open_detector, otsu_box
 from mammo_nb.mammo.detector import torch_graph
 from mammo_nb.mammo.recipes import Crops

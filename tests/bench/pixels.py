@@ -29,10 +29,10 @@ from mammo_nb.core.decoders import DECODERS, decoders_for, read_codestream
 from mammo_nb.core.dicom import Image, read_frame, read_header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.mammo.reading import faithful
-from mammo_nb.mammo.drawing.anatomy import make_breast
+from mammo_nb.mammo.drawing.breast import make_breast
 from mammo_nb.mammo.reading.boxes import find_box
 from mammo_nb.mammo.crops import crop_file, faithful_floats
-from mammo_nb.mammo.phantom import MACHINES, stored_values, write_dicom
+from mammo_nb.mammo.drawing.machines import MACHINES, stored_values, write_dicom
 from mammo_nb.mammo.recipes import Crops
 
 ROUNDS = 7

@@ -40,10 +40,10 @@ import pandas as pd
 
 from mammo_nb.core.engines import load_engine
 from mammo_nb.core.stream import Watch, flow, grouped
-from mammo_nb.mammo.drawing.anatomy import make_breast
+from mammo_nb.mammo.drawing.breast import make_breast
 from mammo_nb.mammo.tools.budget import Mode
 from mammo_nb.mammo.reading.inputs import see_item
-from mammo_nb.mammo.phantom import MACHINES, stored_values, write_dicom
+from mammo_nb.mammo.drawing.machines import MACHINES, stored_values, write_dicom
 from mammo_nb.mammo.submit import load_ensemble
 
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from mammo_nb.core.engines import weights_digest
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.steps import Training, seed_everything
-from mammo_nb.mammo.drawing.anatomy import make_breast
+from mammo_nb.mammo.drawing.breast import make_breast
 from mammo_nb.mammo.recipes import Train
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.train import BreastCrops, build_network

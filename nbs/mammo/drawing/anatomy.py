@@ -12,62 +12,61 @@
 
 # %% [markdown]
 # # Anatomy
-# > A breast that nobody has to ask permission for.
+# > The healthy breast: its outline, its gland, its muscle and the tissue between them.
 #
-# A pipeline cannot be shown, taught or tested without mammograms, and mammograms cannot be passed around. Here one is
-# drawn from a seed: outline, pectoral muscle, fat and glandular tissue, vessels, and, if asked for, a lesion whose
-# place is known to the pixel.
+# A pipeline cannot be shown, taught or tested without mammograms, and mammograms cannot be passed around. The notebooks
+# in this folder draw them from a seed. Read them in this order: `texture` makes noise and curves, `anatomy` the tissue
+# of one breast, `lesions` what may grow in it, and `breast` the finished picture. `machines` writes that picture as a
+# DICOM file. `scenes`, `appearance`, `film` and `frames` draw the more varied frames that the detector is trained on.
 
 # %%
 #| default_exp mammo.drawing.anatomy
 
 # %% tags=["parameters"]
 rows, columns = 832, 640   # frame, pixels
-seed = 7                   # another seed, another woman
-conspicuity = 1.0          # contrast of lesions, 1 = readable by an attentive eye
+seed = 7                   # of the random generator; each seed draws another woman
 
 # %%
 #| export
 from dataclasses import dataclass, replace
+
 import cv2
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import expit
-from mammo_nb.mammo.drawing.texture import FIELD, Frame, crop_frame, curve, draw_curves, fill, fixed_point, make_frame, power_law, ridges, smooth_noise, strands
+
+from mammo_nb.mammo.drawing.texture import (FIELD, Frame, curve, draw_curves, fill, make_frame, power_law, ridges,
+                                            smooth_noise, strands)
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
 # %% [markdown]
-# ## A woman, then her pictures
-# What the two views of a breast share is decided once: its size, its density, and where a lesion lies. A lesion is
-# placed as radiologists compare views, by its distance from the nipple.
+# ## What both views share
+# The two views of a breast show the same size, the same density and the same lesion, so these are drawn once. A lesion
+# is placed by its distance from the nipple, which is also how radiologists match a finding in two views.
 
 # %%
 #| export
-WORKING = 1280     # rows above which everything but the finest structure is drawn reduced
-KINDS = {"mass": 255, "calcifications": 224, "benign_mass": 192, "benign_calcifications": 160}  # grey in a mask
-BREAST = 64                                                                                     # grey of the breast
-
 @dataclass(frozen=True)
 class Anatomy:
-    "What both views of one breast have in common."
-    depth: float              # chest wall to nipple, mm
-    height: float             # half the base of the breast, mm
-    density: float            # 0 (BI-RADS A) to 1 (D)
-    distance: float = 0.5     # lesion to nipple, as a share of the depth
-    angles: tuple = (0., 0.)  # of the lesion seen from the nipple, radians from the axis, CC and MLO
-    size: float = 16.0        # diameter of the lesion, mm
-    implant: bool = False
-    vascular: bool = False    # calcified arteries
+    "The properties that both views of one breast share."
+    depth: float              # from the chest wall to the nipple, in mm
+    height: float             # half the base of the breast, in mm
+    density: float            # from 0 (density A of BI-RADS) to 1 (density D)
+    distance: float = 0.5     # from the lesion to the nipple, as a share of the depth
+    angles: tuple = (0., 0.)  # direction from the nipple to the lesion in CC and in MLO, in radians from the axis
+    size: float = 16.0        # diameter of the lesion, in mm
+    implant: bool = False     # whether there is an implant
+    vascular: bool = False    # whether the arteries are calcified
 
 def draw_anatomy(
     rng: np.random.Generator,
-    density: float | None = None,   # 0 to 1; drawn if None
+    density: float | None = None,   # from 0 to 1; None: drawn at random
     implant: bool = False,
 ) -> Anatomy:
-    "A breast, without its lesion's kind."
+    "Draw the properties of a breast. The kind of its lesion is chosen elsewhere."
     depth = float(np.clip(rng.normal(88, 14), 60, 115))
     return Anatomy(depth=depth, height=float(np.clip(depth * rng.normal(0.86, 0.08), 50, 92)),
                    density=float(rng.beta(2, 2.4)) if density is None else density,
@@ -78,7 +77,7 @@ def other_breast(
     rng: np.random.Generator,
     breast: Anatomy,
 ) -> Anatomy:
-    "The same woman's other breast: nearly the same size and density, its own lesion site."
+    "Draw the same woman's other breast: nearly the same size, the same density, and a lesion site of its own."
     own = draw_anatomy(rng)
     return replace(breast, depth=breast.depth * rng.uniform(0.95, 1.05), height=breast.height * rng.uniform(0.96, 1.04),
                    distance=own.distance, angles=own.angles, size=own.size)
@@ -88,10 +87,10 @@ draw_anatomy(np.random.default_rng(seed))
 
 # %% [markdown]
 # ## The outline
-# Everything is drawn with the chest wall on the left and measured in millimetres from the frame's upper left corner; a
-# right breast is mirrored at the end. From above (CC) a breast is half an ellipse. From the side (MLO) it hangs: the
-# axillary tail runs out of the frame at the top, the nipple points forward and a little down, and the inframammary fold
-# closes it below.
+# Everything is drawn with the chest wall on the left. Lengths are millimetres from the upper left corner of the frame,
+# and a right breast is mirrored at the end. Seen from above (CC), a breast is half an ellipse. Seen from the side
+# (MLO), it hangs: the axillary tail leaves the frame at the top, the nipple points forward and a little down, and the
+# inframammary fold is its lower end.
 
 # %%
 #| export
@@ -99,10 +98,10 @@ def outline(
     rng: np.random.Generator,
     breast: Anatomy,
     view: str,          # CC or MLO
-    width: float,       # of the frame, mm
-# polygon n x 2 mm, nipple (x, y) mm, direction of the nipple's axis in radians, fold y mm or None
+    width: float,       # width of the frame, in mm
+# polygon (n, 2) in mm; nipple (x, y) in mm; direction of the nipple's axis in radians; y of the fold in mm, None in CC
 ) -> tuple:
-    "The skin, as a spline through a few landmarks."
+    "Draw the skin line as a spline through a few landmarks."
     depth, half = min(breast.depth, 0.85 * width), breast.height
     if view == "CC":
         middle = FIELD * rng.uniform(0.46, 0.54)
@@ -114,7 +113,7 @@ def outline(
         x[[0, -1]] = -2
         nipple, axis, fold = (float(depth * bulge[7]), float(middle)), 0.0, None
     else:
-        drop = rng.uniform(0.56, 0.64) * FIELD                # height of the nipple
+        drop = rng.uniform(0.56, 0.64) * FIELD                # y of the nipple
         fold = min(drop + half * rng.uniform(0.60, 0.80), 0.94 * FIELD)
         arm = depth * rng.uniform(0.5, 0.7)                   # width of the axilla at the top of the frame
         x = np.array([
@@ -146,8 +145,8 @@ for i, ax in enumerate(axes):
 
 # %% [markdown]
 # ## Gland and muscle
-# Glandular tissue is a disc behind the nipple, with lobules of fat in it. A mammogram is a projection: several layers
-# of tissue are added up, which is what gives it its veils.
+# Glandular tissue is a disc behind the nipple with lobules of fat in it. A mammogram is a projection, so several layers
+# of tissue are added. The sum gives the soft veils that a single layer does not have.
 
 # %%
 #| export
@@ -155,14 +154,14 @@ def gland(
     rng: np.random.Generator,
     frame: Frame,
     breast: Anatomy,
-    view: str,
-    nipple: tuple,         # x, y mm
-    axis: float,           # radians by which the breast hangs
-    rays: list,            # noise drawn out towards the nipple, rows x columns, one field a layer
-) -> np.ndarray:           # float32, 0 = fat, about 1 = dense
-    """Fibroglandular tissue: a disc behind the nipple with lobules of fat in it, larger and fuller the denser the
-    breast."""
-    # soft enough for half the resolution
+    view: str,             # CC or MLO
+    nipple: tuple,         # x, y in mm
+    axis: float,           # angle by which the breast hangs, in radians
+    rays: list,            # noise stretched towards the nipple, one (rows, columns) array per layer
+) -> np.ndarray:           # float32 (rows, columns), 0 is fat and about 1 is dense tissue
+    """Draw fibroglandular tissue: a disc behind the nipple with lobules of fat in it. A denser breast has a larger and
+    fuller disc."""
+    # the disc is smooth, so half the resolution is enough
     whole, frame, depth = frame, make_frame(frame.rows // 2, frame.columns // 2), nipple[0]
     rise = -np.tan(axis) * 2.2 if view == "MLO" else rng.normal(0, 0.12)
     u = (nipple[0] - frame.x) / depth                                          # 0 at the nipple, 1 at the chest wall
@@ -171,10 +170,11 @@ def gland(
     disc = 1 - np.hypot((u - 0.40) / (0.42 + 0.16 * breast.density), v / spread)
     disc = 1.7 * disc + 0.5 * smooth_noise(rng, frame, 4.0, 34, 0.5) - 0.85 + 0.95 * breast.density
     dense = np.zeros_like(disc)
-    for r in rays: # a mammogram is a projection: layers add up, which no single threshold can imitate
+    for layer in rays:
         lobes = smooth_noise(rng, frame, 3.8, 26)
-        fat = 0.8 * smooth_noise(rng, frame, 4.4, rng.uniform(10, 22)) + 0.6 * cv2.resize(
-            r, disc.shape[::-1], interpolation=cv2.INTER_AREA) - 0.8 * breast.density
+        small = 0.8 * smooth_noise(rng, frame, 4.4, rng.uniform(10, 22))
+        drawn_out = 0.6 * cv2.resize(layer, disc.shape[::-1], interpolation=cv2.INTER_AREA)
+        fat = small + drawn_out - 0.8 * breast.density
         body = expit(3.2 * (disc + 0.45 * lobes))
         dense += body * (0.95 + 0.12 * lobes - 0.8 * expit(3.5 * fat) + 0.35 * ridges(fat + 0.35, 0.25))
     return cv2.resize(dense / len(rays), (whole.columns, whole.rows), interpolation=cv2.INTER_LINEAR)
@@ -183,9 +183,9 @@ def pectoral(
     rng: np.random.Generator,
     frame: Frame,
     breast: Anatomy,
-    view: str,
-) -> np.ndarray:           # float32, 0 to 1
-    "The muscle: a triangle at the top of the chest wall in MLO, at most a sliver in CC."
+    view: str,             # CC or MLO
+) -> np.ndarray:           # float32 (rows, columns), 0 to 1
+    "Draw the pectoral muscle: a triangle at the top of the chest wall in MLO, at most a thin strip in CC."
     if view == "CC":
         if rng.random() > 0.25:
             return np.zeros((frame.rows, frame.columns), np.float32)
@@ -204,201 +204,61 @@ nipple = (80., 120.)
 fig, axes = plt.subplots(1, 4, figsize=(10, 3.2))
 rng = np.random.default_rng(seed)
 rays = [strands(rng, frame, nipple, 4, 800, 4.4) for _ in range(3)]
-for ax, (title, picture) in zip(
-        axes, {
-            "strands": ridges(rays[0], 0.15), "gland, B": gland(
-                rng, frame, replace(woman, density=0.3), "CC", nipple, 0, rays), "gland, D": gland(
-                    rng, frame, replace(woman, density=0.95), "CC", nipple, 0, rays), "pectoral muscle": pectoral(
-                        rng, frame, woman, "MLO")
-        }.items()):
+shown = {
+    "strands": ridges(rays[0], 0.15),
+    "gland, density B": gland(rng, frame, replace(woman, density=0.3), "CC", nipple, 0, rays),
+    "gland, density D": gland(rng, frame, replace(woman, density=0.95), "CC", nipple, 0, rays),
+    "pectoral muscle": pectoral(rng, frame, woman, "MLO"),
+}
+for ax, (title, picture) in zip(axes, shown.items()):
     ax.imshow(picture, cmap="gray")
     ax.set_title(title)
     ax.axis("off")
 
 # %% [markdown]
-# ## Lesions
-# A cancer is a dense core that pulls its surroundings into *spicules*, or a cluster of fine, irregular
-# *micro-calcifications*. Their benign cousins are round and smooth, or few and coarse. Each function returns a shape
-# between 0 and 1; how bright it becomes is decided later.
+# ## The tissue of a breast
+# Fat, gland, septa, muscle and vessels are added up. The presented picture is nearly flat from the chest wall to a few
+# millimetres below the skin, because manufacturers equalise the periphery. There the breast gets thinner and darker,
+# and the skin itself is a bright line.
 
 # %%
 #| export
-def mass(
-    rng: np.random.Generator,
-    frame: Frame,
-    centre: tuple,         # x, y mm
-    size: float,           # diameter of the core, mm
-    malignant: bool,
-) -> np.ndarray:           # float32, 0 to 1
-    "A spiculated, irregular mass, or a smooth oval one."
-    dx, dy = frame.x - centre[0], frame.y - centre[1]
-    turn = rng.uniform(0, np.pi)
-    a, b = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-    radius, stretch = size / 2, rng.uniform(1.1, 1.4)
-    r = np.hypot(a / stretch, b * stretch ** 0.5) / radius
-    if not malignant:
-        return np.sqrt(np.clip(1 - r ** 2.4, 0, 1))
-    angle = np.arctan2(dy, dx)
-    wobble = sum(rng.normal(0, 0.11) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 7))
-    core = expit((0.85 - r / (1 + wobble)) * 7)
-    spicules = []
-    for heading in np.linspace(0, 2 * np.pi, rng.integers(16, 26), endpoint=False):
-        heading += rng.normal(0, 0.15)
-        start = (centre[0] + 0.3 * radius * np.cos(heading), centre[1] + 0.3 * radius * np.sin(heading))
-        spicules.append((curve(rng, start, heading, radius * (0.9 + rng.gamma(2, 0.45)), 0.10), rng.uniform(0.3, 1.1)))
-    fade = np.exp(-np.clip(np.hypot(dx, dy) / radius - 1, 0, None) / 0.8)
-    return np.maximum(core, 0.75 * fade * draw_curves(frame, spicules))
-
-def calcifications(
-    rng: np.random.Generator,
-    frame: Frame,
-    centre: tuple,         # x, y mm
-    size: float,           # diameter of the cluster, mm
-    malignant: bool,
-) -> np.ndarray:           # float32, 0 to 1
-    "A cluster of fine, pleomorphic grains, or a few coarse round ones."
-    canvas = np.zeros((frame.rows, frame.columns), np.uint8)
-    count = rng.integers(30, 50) if malignant else rng.integers(1, 4)
-    spread = rng.uniform(0.6, 1, 2) * size / 4
-    for x, y in rng.normal(0, 1, (count, 2)) * spread + centre:
-        grain = np.clip(rng.lognormal(-0.7, 0.35), 0.25, 0.9) if malignant else rng.uniform(0.9, 1.8)   # radius, mm
-        form = (grain, grain * rng.uniform(0.3, 0.9)) if malignant else (grain, grain * rng.uniform(0.85, 1))
-        level = rng.uniform(120, 255)
-        shrink = min(1.0, form[1] / frame.mm)                                      # a grain below a pixel is fainter
-        axes = tuple(max(8, round(f / frame.mm * 16)) for f in form)
-        cv2.ellipse(canvas, tuple(fixed_point(frame, (x, y)).tolist()), axes, rng.uniform(0, 180), 0, 360,
-                    int(level * shrink), -1, cv2.LINE_AA, 4)
-    return cv2.GaussianBlur(canvas, (0, 0), max(0.12 / frame.mm, 0.35)).astype(np.float32) / 255
-
-# %%
-lesions = {
-    "mass": mass(rng, frame, (60, 120), 18, True), "benign_mass": mass(rng, frame, (60, 120), 14, False),
-    "calcifications": calcifications(rng, frame, (60, 120), 16, True), "benign_calcifications": calcifications(
-        rng, frame, (60, 120), 16, False)
-}
-fig, axes = plt.subplots(1, 4, figsize=(10, 2.8))
-for ax, (kind, picture) in zip(axes, lesions.items()):
-    ax.imshow(picture, cmap="gray", extent=(0, columns * frame.mm, FIELD, 0))
-    ax.set(title=kind, xlim=(30, 90), ylim=(150, 90))
-    ax.axis("off")
-    assert picture.max() > 0.5
-
-# %% [markdown]
-# ## All together
-# The presented picture is nearly flat from the chest wall to a few millimetres below the skin, where the breast gets
-# thinner and darker (manufacturers equalise the periphery), and ends in the bright line of the skin itself. A lesion's
-# place is looked for around the angle that the anatomy wants, until it lies in the breast and clear of muscle and skin.
-
-# %%
-#| export
-@dataclass(frozen=True)
-class Breast:
-    "A picture and its truth."
-    pixels: np.ndarray        # float32 rows x columns, 0 (air) to 1
-    breast_mask: np.ndarray   # bool, same shape
-    lesion_mask: np.ndarray   # uint8, same shape, grey of KINDS or 0
-    box: tuple                # x0, y0, x1, y1 of the breast, half-open, pixels
-
-def mask_box(
-    mask: np.ndarray,   # 2-D, true inside
-) -> tuple:             # x0, y0, x1, y1, half-open; () if empty
-    "The bounding box of a mask."
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(xs) else ()
-
-def place(
-    frame: Frame,
-    breast: Anatomy,
-    view: str,
-    nipple: tuple,         # x, y mm
-    axis: float,           # radians
-    room: np.ndarray,      # distance of each pixel to skin and chest wall, mm; 0 in the muscle
-) -> tuple:                # x, y mm
-    "A lesion's centre: at its distance from the nipple, as near its angle as there is room."
-    wanted = breast.angles[view == "MLO"]
-    distance = breast.distance * min(breast.depth, nipple[0])
-    candidates = wanted * np.linspace(1, -0.6, 24) - 1.2 * axis
-    x, y = nipple[0] - distance * np.cos(candidates), nipple[1] + distance * np.sin(candidates)
-    column = np.clip((x / frame.mm).astype(int), 0, frame.columns - 1)
-    row = np.clip((y / frame.mm).astype(int), 0, frame.rows - 1)
-    best = np.argmax(np.minimum(room[row, column], breast.size * 0.75) - 0.01 * np.arange(24))
-    return float(x[best]), float(y[best])
-
-def add_mass(
-    rng: np.random.Generator,
-    frame: Frame,
-    picture: np.ndarray,   # changed in place
-    cover: np.ndarray,     # 0 to 1, the breast
-    lesion: str,           # a key of KINDS
-    centre: tuple,         # x, y mm
-    size: float,           # mm
-    conspicuity: float,
-) -> np.ndarray:           # uint8, 1 in the mass
-    "A mass, or the denser, drawn-in tissue that malignant calcifications lie in."
-    gain = {"mass": 0.48, "calcifications": 0.27, "benign_mass": 0.26, "benign_calcifications": 0.0
-            }[lesion] * conspicuity
-    near, part = crop_frame(frame, centre, 2.5 * size)
-    added = mass(rng, near, centre, size, not lesion.startswith("benign"))
-    picture[part] += gain * added * (1 - 0.35 * picture[part]) * cover[part]   # film and display saturate
-    mask = np.zeros(cover.shape, np.uint8)
-    mask[part] = added > 0.25
-    return mask
-
-def add_calcifications(
-    rng: np.random.Generator,
-    frame: Frame,
-    picture: np.ndarray,   # changed in place
-    cover: np.ndarray,     # 0 to 1, the breast
-    lesion: str,           # a key of KINDS
-    centre: tuple,         # x, y mm
-    size: float,           # mm
-    conspicuity: float,
-) -> np.ndarray:           # uint8, 1 in the grains and between neighbours
-    "Grains of calcium, the brightest thing in a breast."
-    near, part = crop_frame(frame, centre, 2 * size)
-    added = calcifications(rng, near, centre, size, not lesion.startswith("benign"))
-    picture[part] += 0.7 * conspicuity * added * cover[part]
-    reach = max(3, round(3 / frame.mm)) | 1
-    mask = np.zeros(cover.shape, np.uint8)
-    mask[part] = cv2.morphologyEx((added > 0.2).astype(np.uint8), cv2.MORPH_CLOSE,
-                                  cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
-    return mask
-
 def tissue(
     rng: np.random.Generator,
     frame: Frame,
     breast: Anatomy,
-    view: str,
-    nipple: tuple,         # x, y mm
-    axis: float,           # radians
-    cover: np.ndarray,     # 0 to 1, the breast
-    skin: np.ndarray,      # distance to the skin, mm
-) -> tuple:                # float32 picture without lesions, muscle 0 to 1
-    "Fat, gland, septa, muscle, vessels and skin."
+    view: str,             # CC or MLO
+    nipple: tuple,         # x, y in mm
+    axis: float,           # direction of the nipple's axis, in radians
+    cover: np.ndarray,     # (rows, columns), share of each pixel that the breast covers, 0 to 1
+    skin: np.ndarray,      # (rows, columns), distance to the skin, in mm
+) -> tuple:                # the picture without lesions and the muscle, both float32 (rows, columns), about 0 to 1
+    "Draw fat, gland, septa, muscle, vessels and skin."
     clouds = power_law(rng, (frame.rows, frame.columns), 3.0, largest=30 / frame.mm)
     rays = [strands(rng, frame, (nipple[0] + 14, nipple[1]), rng.uniform(3, 5), 800, 4.4) for _ in range(3)]
-    septa = sum(ridges(r + 0.1 * clouds, 0.10)
-                for r in rays) + 0.6 * ridges(smooth_noise(rng, frame, 4.4, 22) + 0.15 * clouds, 0.10)
+    septa = sum(ridges(r + 0.1 * clouds, 0.10) for r in rays)
+    septa = septa + 0.6 * ridges(smooth_noise(rng, frame, 4.4, 22) + 0.15 * clouds, 0.10)
     dense = gland(rng, frame, breast, view, nipple, axis, rays) * np.clip(skin / 10, 0, 1)
     muscle = pectoral(rng, frame, breast, view)
-    vessels = [(curve(rng, (rng.uniform(0, 0.35) * nipple[0], nipple[1] + rng.uniform(-0.7, 0.7) * breast.height),
-                      rng.normal(0, 0.35),
-                      rng.uniform(0.5, 0.9) * nipple[0], 0.14), rng.uniform(0.5, 1.2))
-               for _ in range(rng.integers(3, 8))]
+    vessels = []
+    for _ in range(rng.integers(3, 8)):
+        start = rng.uniform(0, 0.35) * nipple[0], nipple[1] + rng.uniform(-0.7, 0.7) * breast.height
+        path = curve(rng, start, rng.normal(0, 0.35), rng.uniform(0.5, 0.9) * nipple[0], 0.14)
+        vessels.append((path, rng.uniform(0.5, 1.2)))
     thickness = np.sqrt(1 - (1 - np.clip(skin / 22, 0, 1)) ** 2)
     fat = 0.19 + 0.018 * clouds + 0.05 * septa
     picture = fat + dense * (0.48 + 0.04 * clouds + 0.05 * septa)
-    picture += muscle * (0.20 + 0.16 * np.clip(1 - frame.y / 130, 0, 1) + 0.012 * clouds + 0.03 * septa) * (
-        1 - 0.5 * dense) + 0.07 * draw_curves(frame, vessels)
-    if view == "MLO" and rng.random() < 0.4:  # lymph nodes: ovals with a fatty hilum, where the muscle ends
+    brightness = 0.20 + 0.16 * np.clip(1 - frame.y / 130, 0, 1) + 0.012 * clouds + 0.03 * septa
+    picture += muscle * brightness * (1 - 0.5 * dense) + 0.07 * draw_curves(frame, vessels)
+    if view == "MLO" and rng.random() < 0.4:  # lymph nodes are ovals with a fatty hilum, at the end of the muscle
         for _ in range(rng.integers(1, 3)):
             cx, cy, size = rng.uniform(0.2, 0.5) * breast.depth, rng.uniform(25, 80), rng.uniform(2.5, 4.5)
             u = np.hypot((frame.x - cx) / size, (frame.y - cy) / (1.4 * size))
             picture += 0.16 * expit(8 * (1 - u)) * (1 - 0.8 * np.exp(-3 * u**2))
     if breast.vascular:
         path, width = vessels[0]
-        dots = [(path[i:i + 2] + side, 0.3) for side in (-1.1, 1.1) for i in range(4,
-                                                                                   len(path) - 4) if rng.random() < 0.5]
+        dots = [(path[i:i + 2] + side, 0.3) for side in (-1.1, 1.1)
+                for i in range(4, len(path) - 4) if rng.random() < 0.5]
         picture += 0.4 * draw_curves(frame, dots)
     if breast.implant:
         u, v = frame.x / (0.72 * nipple[0]), (frame.y - nipple[1] + 4) / (0.62 * breast.height)
@@ -408,65 +268,17 @@ def tissue(
     nub = np.exp(-(((frame.x - nipple[0] + 1) / 5) ** 2 + ((frame.y - nipple[1]) / 4.2) ** 2) ** 2)
     return (picture + 0.12 * nub) * cover, muscle
 
-def make_breast(
-    rng: np.random.Generator,
-    laterality: str,                  # L or R; a right breast has its chest wall on the right
-    view: str,                        # CC or MLO
-    frame: tuple,                     # rows, columns
-    lesion: str | None = None,        # a key of KINDS
-    breast: Anatomy | None = None,    # drawn if None
-    conspicuity: float = 1.0,         # contrast of the lesion; 0 = not there to be seen
-) -> Breast:
-    "One mammogram."
-    if lesion is not None and lesion not in KINDS:
-        raise ValueError(f"No lesion {lesion!r}. There are {', '.join(KINDS)}.")
-    rows, columns = frame
-    factor = max(1, rows / WORKING)
-    small = make_frame(round(rows / factor), round(columns / factor))
-    breast = breast or draw_anatomy(rng)
-    polygon, nipple, axis, fold = outline(rng, breast, view, columns * FIELD / rows)
-    # the nipple is in profile, or not quite
-    bump, reach = np.linspace(0, 2 * np.pi, 40), rng.uniform(0, 3.5)
-    cover = np.maximum(fill(small, polygon),
-                       fill(small, np.stack([nipple[0] + reach * np.cos(bump), nipple[1] + 4.5 * np.sin(bump)], 1)))
-    skin = cv2.distanceTransform((cover > 0.5).astype(np.uint8), cv2.DIST_L2, 5) * np.float32(small.mm)
-    picture, muscle = tissue(rng, small, breast, view, nipple, axis, cover, skin)
-    if lesion:
-        centre = place(small, breast, view, nipple, axis, np.where(muscle < 0.3, np.minimum(skin, small.x), 0))
-        size = breast.size * (0.75 if lesion.startswith("benign") else 1)
-        lesion_mask = add_mass(rng, small, picture, cover, lesion, centre, size, conspicuity)
-    full = make_frame(rows, columns)
-    if factor > 1:
-        picture, cover = (cv2.resize(a, (columns, rows), interpolation=cv2.INTER_LINEAR) for a in (picture, cover))
-        fine = power_law(rng, (512, 512), 3.0, largest=2 * factor)
-        picture += np.tile(0.006 * fine, (-(-rows // 512), -(-columns // 512)))[:rows, :columns] * cover
-    inside = cover > 0.5
-    lesion_mask = cv2.resize(lesion_mask, (columns, rows), interpolation=cv2.INTER_NEAREST) if lesion else np.zeros(
-        (rows, columns), np.uint8)
-    if fold and rng.random() < 0.25:  # the upper abdomen, below the fold: skin in the frame that is no breast
-        belly = np.clip((rng.uniform(4, 9) - full.x + 3 * np.sin(full.y / 15)) / 6, 0, 1) ** 0.5 * (full.y > fold + 4)
-        picture = np.where(inside, picture, np.maximum(picture, 0.22 * belly))
-    if lesion and lesion.endswith("calcifications"): # too fine to be drawn reduced
-        lesion_mask = add_calcifications(rng, full, picture, cover, lesion, centre, size, conspicuity)
-    picture += rng.standard_normal(
-        (rows, columns), dtype=np.float32) * np.float32(0.006) * np.sqrt(np.clip(picture, 0, 1))
-    pixels = np.clip(picture, 0, 1).astype(np.float32)
-    lesion_mask = lesion_mask * inside * np.uint8(KINDS.get(lesion, 0))
-    if laterality == "R":
-        pixels, inside, lesion_mask = (np.ascontiguousarray(a[:, ::-1]) for a in (pixels, inside, lesion_mask))
-    return Breast(pixels, inside, lesion_mask, mask_box(inside))
+# %% [markdown]
+# The same tissue, without and with what surrounds the gland:
 
 # %%
-fig, axes = plt.subplots(2, 6, figsize=(12, 5.4), facecolor="black")
-for i, ax in enumerate(axes.flat):
-    rng = np.random.default_rng([seed, i // 2])
-    b = make_breast(rng, "LR"[i // 2 % 2], ("CC", "MLO")[i % 2], (rows, columns),
-                    (None, "mass", "calcifications", "benign_mass", "benign_calcifications", None)[i // 2],
-                    draw_anatomy(rng), conspicuity)
-    assert b.box == mask_box(b.breast_mask) and not (b.lesion_mask[~b.breast_mask]).any()
-    ax.imshow(b.pixels, cmap="gray", vmin=0, vmax=1)
+skin, nipple, axis, _ = outline(np.random.default_rng(seed), woman, "MLO", columns * frame.mm)
+cover = fill(frame, skin)
+depth = cv2.distanceTransform((cover > 0.5).astype(np.uint8), cv2.DIST_L2, 5) * np.float32(frame.mm)
+picture, muscle = tissue(np.random.default_rng(seed), frame, woman, "MLO", nipple, axis, cover, depth)
+assert picture.shape == muscle.shape == (rows, columns) and not picture[cover == 0].any()
+fig, axes = plt.subplots(1, 3, figsize=(8, 3.4))
+for ax, (title, shown) in zip(axes, {"coverage": cover, "muscle": muscle, "tissue": picture}.items()):
+    ax.imshow(shown, cmap="gray")
+    ax.set_title(title)
     ax.axis("off")
-    if b.lesion_mask.any():
-        x0, y0, x1, y1 = mask_box(b.lesion_mask)
-        ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="yellow", lw=0.6))
-fig.tight_layout(pad=0.2)

@@ -12,22 +12,23 @@
 
 # %% [markdown]
 # # Texture
-# > Noise, rays and curves: what a drawn breast is made of.
+# > Noise, rays and curves, from which a breast is drawn.
 #
-# Mammographic texture looks the same at every magnification, and the eye notices at once when a picture does not.
-# Everything that has no shape of its own, fat, septa, ducts and vessels, is made here from filtered noise and wandering
-# lines, on a canvas measured in millimetres.
+# Mammographic texture looks the same at every magnification, and a reader notices at once when a picture does not have
+# this property. Fat, septa, ducts and vessels have no fixed shape. They are made here from filtered noise and irregular
+# lines, in a frame that is measured in millimetres.
 
 # %%
 #| default_exp mammo.drawing.texture
 
 # %% tags=["parameters"]
-rows, columns = 512, 416   # canvas, pixels
-seed = 7
+rows, columns = 512, 416   # size of the frame, in pixels
+seed = 7                   # of the random generator
 
 # %%
 #| export
 from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq
@@ -37,53 +38,52 @@ from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq
 import matplotlib.pyplot as plt
 
 # %% [markdown]
-# ## The canvas
-# Anatomy has sizes in millimetres and a frame has pixels. A canvas knows both, so that the same breast can be drawn at
-# 320 or at 5355 rows.
+# ## The frame
+# Anatomy has sizes in millimetres, and a picture has pixels. A frame knows both, so that the same breast can be drawn
+# with 320 or with 5355 rows.
 
 # %%
 #| export
-FIELD = 240.0      # height of every frame, mm: a 24 cm detector
+FIELD = 240.0      # height of every frame, in mm: a 24 cm detector
 
 @dataclass(frozen=True)
 class Frame:
-    "The canvas: millimetre coordinates of its pixels."
+    "The pixels of a picture and their coordinates in millimetres."
     rows: int
     columns: int
-    x: np.ndarray     # mm from the chest wall, 1 x columns
-    y: np.ndarray     # mm from the top, rows x 1
-    mm: float         # of a pixel
+    x: np.ndarray     # float32 (1, columns), distance from the chest wall, in mm
+    y: np.ndarray     # float32 (rows, 1), distance from the top, in mm
+    mm: float         # size of a pixel, in mm
 
 def make_frame(rows: int, columns: int) -> Frame:
-    "A frame whose height is FIELD millimetres."
+    "Make a frame whose height is FIELD millimetres."
     mm = FIELD / rows
     return Frame(rows, columns, (np.arange(columns, dtype=np.float32)[None] + 0.5) * mm,
                  (np.arange(rows, dtype=np.float32)[:, None] + 0.5) * mm, mm)
 
 def crop_frame(
     frame: Frame,
-    centre: tuple,        # x, y mm
-    reach: float,         # mm to each side
-) -> tuple:               # smaller Frame with the same coordinates, its slices of the large one
-    "The part of a frame around a point: a lesion needs no more."
-    (x0, x1), (y0, y1) = ((max(0, int((c - reach) / frame.mm)), min(n,
-                                                                    int((c + reach) / frame.mm) + 1))
+    centre: tuple,        # x, y in mm
+    reach: float,         # distance to each side, in mm
+) -> tuple:               # the smaller Frame, with the same coordinates; its slices (rows, columns) of the large frame
+    "Cut the part of a frame around a point, which is all that a lesion needs."
+    (x0, x1), (y0, y1) = ((max(0, int((c - reach) / frame.mm)), min(n, int((c + reach) / frame.mm) + 1))
                           for c, n in zip(centre, (frame.columns, frame.rows)))
     return Frame(y1 - y0, x1 - x0, frame.x[:, x0:x1], frame.y[y0:y1], frame.mm), np.s_[y0:y1, x0:x1]
 
 def fixed_point(
     frame: Frame,
-    points: np.ndarray,   # n x 2, mm
-) -> np.ndarray:          # int32, sixteenths of a pixel, as OpenCV draws with shift=4
-    "Millimetres to the frame's own pixels."
+    points: np.ndarray,   # (n, 2), in mm
+) -> np.ndarray:          # int32 (n, 2), in sixteenths of a pixel, as OpenCV draws with shift=4
+    "Convert millimetres to the pixels of a frame."
     pixels = (np.asarray(points) - (frame.x[0, 0], frame.y[0, 0])) / frame.mm
     return np.round(pixels * 16).astype(np.int32)
 
 def fill(
     frame: Frame,
-    points: np.ndarray,   # n x 2 polygon, mm
-) -> np.ndarray:          # float32 coverage, 0 to 1
-    "A filled, anti-aliased polygon."
+    points: np.ndarray,   # polygon (n, 2), in mm
+) -> np.ndarray:          # float32 (rows, columns), covered share of each pixel, 0 to 1
+    "Draw a filled, anti-aliased polygon."
     canvas = np.zeros((frame.rows, frame.columns), np.uint8)
     cv2.fillPoly(canvas, [fixed_point(frame, points)], 255, cv2.LINE_AA, shift=4)
     return canvas * np.float32(1 / 255)
@@ -92,14 +92,14 @@ def fill(
 frame = make_frame(rows, columns)
 triangle = fill(frame, [(0, 0), (90, 0), (0, 120)])
 area = triangle.sum() * frame.mm**2
-assert abs(area - 5400) < 110  # OpenCV paints the outline too
-print(f"{frame.mm:.3f} mm a pixel; a triangle of 5400 mm2 covers {area:.0f} mm2")
+assert abs(area - 5400) < 110  # OpenCV also fills the outline
+print(f"A pixel measures {frame.mm:.3f} mm. A triangle of 5400 mm2 covers {area:.0f} mm2.")
 
 # %% [markdown]
 # ## Power-law noise
-# The power of a mammogram falls with about the third power of spatial frequency. White noise filtered to that spectrum
-# looks like fat and gland from the first try, and its only other parameter is the largest structure. Noise made by an
-# FFT repeats without a seam, so it can be tiled and sampled anywhere.
+# The power of a mammogram falls with about the third power of spatial frequency. White noise that is filtered to this
+# spectrum looks like fat and gland. Its only other parameter is the size of the largest structures. Noise made by an
+# FFT is periodic, so it can be tiled without a seam.
 
 # %%
 #| export
@@ -107,13 +107,13 @@ def power_law(
     rng: np.random.Generator,
     shape: tuple,            # rows, columns
     exponent: float = 3.0,   # power ~ frequency ** -exponent
-    largest: float = 0.0,    # size of the largest structures, pixels; 0 = the whole field
-) -> np.ndarray:             # float32, mean 0, standard deviation 1, periodic
-    "Noise with a power-law spectrum; exponent about 3 in mammograms (Burgess 1999)."
+    largest: float = 0.0,    # size of the largest structures, in pixels; 0: the whole field
+) -> np.ndarray:             # float32 (rows, columns), mean 0, standard deviation 1, periodic
+    "Draw noise with a power-law spectrum. The exponent is about 3 in mammograms (Burgess 1999)."
     spectrum = rfft2(rng.standard_normal(shape, dtype=np.float32))
     lowest = 1 / (largest or max(shape))
-    squared = (fftfreq(shape[0])[:, None]**2 + lowest**2).astype(np.float32) + (rfftfreq(shape[1])[None]**2).astype(
-        np.float32)
+    down = (fftfreq(shape[0])[:, None]**2 + lowest**2).astype(np.float32)
+    squared = down + (rfftfreq(shape[1])[None]**2).astype(np.float32)
     spectrum *= squared ** np.float32(-exponent / 4)
     spectrum[0, 0] = 0
     noise = irfft2(spectrum, s=shape)
@@ -122,11 +122,11 @@ def power_law(
 def smooth_noise(
     rng: np.random.Generator,
     frame: Frame,
-    exponent: float,       # of the power law
-    largest: float,        # mm
-    detail: float = 0.5,   # resolution at which it is made: smooth fields need no more
-) -> np.ndarray:           # float32, mean 0, standard deviation 1
-    "Power-law noise on the frame, cheap because made reduced."
+    exponent: float,       # exponent of the power law
+    largest: float,        # size of the largest structures, in mm
+    detail: float = 0.5,   # resolution at which the noise is made, as a share of the frame's; enough for smooth fields
+) -> np.ndarray:           # float32 (rows, columns), mean 0, standard deviation about 1
+    "Draw power-law noise on a frame, at reduced resolution to save time."
     shape = (max(8, round(frame.rows * detail)), max(8, round(frame.columns * detail)))
     noise = power_law(rng, shape, exponent, largest=largest / frame.mm * detail)
     return cv2.resize(noise, (frame.columns, frame.rows), interpolation=cv2.INTER_LINEAR)
@@ -134,11 +134,11 @@ def smooth_noise(
 # %%
 #| hide
 def radial_exponent(
-    image: np.ndarray,           # 2-D
-    low: float = 0.02,           # cycles a pixel
-    high: float = 0.2,           # cycles a pixel
+    image: np.ndarray,           # (rows, columns)
+    low: float = 0.02,           # lowest frequency, in cycles per pixel
+    high: float = 0.2,           # highest frequency, in cycles per pixel
 ) -> float:
-    "Minus the slope of log power over log frequency, of a Hann-windowed patch."
+    "Measure minus the slope of log power over log frequency in a Hann-windowed patch."
     window = np.hanning(image.shape[0])[:, None] * np.hanning(image.shape[1])[None]
     power = np.abs(rfft2((image - image.mean()) * window)) ** 2
     frequency = np.hypot(fftfreq(image.shape[0])[:, None], rfftfreq(image.shape[1])[None])
@@ -159,27 +159,27 @@ for ax, exponent in zip(axes, (2, 3, 4)):
 
 # %% [markdown]
 # ## Ridges and strands
-# A *ridged* field is bright where noise crosses zero: the honeycomb of septa. The same in polar coordinates around the
-# nipple makes ducts and Cooper's ligaments run towards it.
+# A *ridged* field is bright where noise crosses zero, which gives the honeycomb of the septa. In polar coordinates
+# around the nipple, the same noise gives ducts and Cooper's ligaments that run towards the nipple.
 
 # %%
 #| export
 def ridges(
-    noise: np.ndarray,     # standard normal
-    width: float = 0.25,   # of a ridge, standard deviations
-) -> np.ndarray:           # 0 to 1
-    "Bright curves where the noise crosses zero."
+    noise: np.ndarray,     # standard normal, any shape
+    width: float = 0.25,   # width of a ridge, in standard deviations
+) -> np.ndarray:           # 0 to 1, same shape
+    "Make bright curves where the noise crosses zero."
     return np.exp(-(noise / np.float32(width)) ** 2)
 
 def strands(
     rng: np.random.Generator,
     frame: Frame,
-    centre: tuple,         # x, y mm
-    across: float,         # tiles around the full circle: more = finer
-    along: float,          # mm of radius that one tile covers: more = longer
-    exponent: float = 3.4,
-) -> np.ndarray:           # noise drawn out along rays from `centre`
-    "Power-law noise in polar coordinates, bent so that the rays do not look ruled."
+    centre: tuple,         # x, y in mm
+    across: float,         # number of tiles around the full circle; more tiles give finer strands
+    along: float,          # radius that one tile covers, in mm; a larger radius gives longer strands
+    exponent: float = 3.4, # exponent of the power law
+) -> np.ndarray:           # float32 (rows, columns), noise stretched along rays from `centre`
+    "Draw power-law noise in polar coordinates, bent so that the rays are not straight."
     tile = power_law(rng, (512, 512), exponent, largest=90)
     half = make_frame(frame.rows // 2, frame.columns // 2)
     bend = [smooth_noise(rng, half, 4.0, 60, 0.25) * np.float32(9) for _ in range(2)]
@@ -192,36 +192,38 @@ def strands(
 rays = strands(rng, frame, (90, 120), 4, 800, 4.4)
 assert rays.shape == (rows, columns)
 fig, axes = plt.subplots(1, 3, figsize=(8, 3.2))
-for ax, (title, picture) in zip(axes, {
-        "ridges": ridges(smooth_noise(rng, frame, 4.4, 22), 0.15), "strands": rays, "ridges of strands": ridges(
-            rays, 0.15)
-}.items()):
+shown = {
+    "ridges": ridges(smooth_noise(rng, frame, 4.4, 22), 0.15),
+    "strands": rays,
+    "ridges of strands": ridges(rays, 0.15),
+}
+for ax, (title, picture) in zip(axes, shown.items()):
     ax.imshow(picture, cmap="gray")
     ax.set_title(title)
     ax.axis("off")
 
 # %% [markdown]
 # ## Curves
-# Vessels, ducts and spicules are paths that change direction little by little.
+# Vessels, ducts and spicules are paths whose direction changes gradually.
 
 # %%
 #| export
 def curve(
     rng: np.random.Generator,
-    start: tuple,          # mm
-    heading: float,        # radians
-    length: float,         # mm
-    wander: float,         # radians a step of 2 mm
-) -> np.ndarray:           # n x 2, mm
-    "A path that changes direction little by little."
+    start: tuple,          # x, y in mm
+    heading: float,        # first direction, in radians
+    length: float,         # in mm
+    wander: float,         # change of direction per step of 2 mm, in radians
+) -> np.ndarray:           # (n, 2), in mm
+    "Draw a path whose direction changes gradually."
     turn = np.cumsum(rng.normal(0, wander, max(4, int(length / 2)))) + heading
     return np.asarray(start) + np.cumsum(2 * np.stack([np.cos(turn), np.sin(turn)], 1), 0)
 
 def draw_curves(
     frame: Frame,
-    curves: list,          # of (path n x 2 mm, width mm)
-) -> np.ndarray:           # 0 to 1
-    "Vessels and spicules as soft lines; thinner than a pixel means fainter, not absent."
+    curves: list,          # pairs of a path (n, 2) in mm and a width in mm
+) -> np.ndarray:           # float32 (rows, columns), 0 to 1
+    "Draw vessels and spicules as soft lines. A line thinner than a pixel is drawn fainter."
     canvas = np.zeros((frame.rows, frame.columns), np.uint8)
     for path, width in curves:
         pixels = width / frame.mm
@@ -236,5 +238,5 @@ drawn = draw_curves(frame, paths)
 assert drawn[:100].max() < drawn[-130:].max()
 plt.figure(figsize=(3.2, 3.6))
 plt.imshow(drawn, cmap="gray")
-plt.title("0.1 to 3.2 mm wide")
+plt.title("width 0.1 to 3.2 mm")
 plt.axis("off");

@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from mammo_nb.core.pictures import fit_resize, sheet
-from mammo_nb.mammo.drawing.anatomy import make_breast
+from mammo_nb.mammo.drawing.breast import make_breast
 
 # %% tags=["parameters"]
 rows, columns = 1024, 832   # of the frame that the breast below is drawn in, pixels

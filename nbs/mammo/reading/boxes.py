@@ -12,12 +12,12 @@
 
 # %% [markdown]
 # # Boxes
-# > Where the breast is in a frame: the detector's answer, else Otsu's, else everything, and always said which.
+# > The place of the breast in a frame: from the detector, else from Otsu's threshold, else the full frame.
 #
-# Half of a mammogram is air, and a network fed with air learns about collimators. The winner asked a small detector,
-# fell back on a threshold where it was unsure, and on the whole frame where that failed too. Here the same order holds,
-# and the table of crops says for each image who gave the box. An error is an error: it becomes a row of the error
-# table, not a full frame.
+# Half of a mammogram is air, and a network that is trained on air learns about collimators. The winner used a small
+# detector, a threshold where its confidence was low, and the full frame where the threshold failed too. The same order
+# is used here, and the table of crops records the source of each box. A file that cannot be read is a row of the error
+# table, and never a full frame.
 
 # %%
 #| default_exp mammo.reading.boxes
@@ -53,7 +53,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 file = ""       # a mammogram in DICOM; "" draws one
-detector = ""   # detector.onnx; "" does without
+detector = ""   # detector.onnx; "" uses Otsu's threshold
 
 # %%
 #| hide
@@ -64,19 +64,19 @@ frame = read_frame(file)
 image = frame.decode()
 
 # %% [markdown]
-# ## Seeing the frame
-# The box is looked for in a small picture of the whole frame: minimum to maximum, bright where tissue is dense.
-# MONOCHROME1 stores the opposite. Pictures that are no DICOM files are never inverted: 8 bits are looked at as they
-# are, 16 bits up to their 99th percentile.
+# ## A small view of the frame
+# The box is searched in a small picture of the whole frame, scaled from minimum to maximum, with bright tissue.
+# MONOCHROME1 frames are inverted. PNG and JPEG files are never inverted: 8 bits are used unchanged, 16 bits are scaled
+# from their minimum to their 99th percentile.
 
 # %%
 #| export
 def frame_view(
     image: Image,     # a frame as stored, at any scale
-    size: int = 416,  # longest side of the result, pixels
-    scaling: str = "window",  # window: by the range; percentile or none: a picture without windows
-) -> np.ndarray:      # uint8 (rows, columns)
-    "The whole frame, small, tissue bright."
+    size: int = 416,  # longest side of the result, in pixels
+    scaling: str = "window",  # window: minimum to maximum; percentile or none: a picture without windows
+) -> np.ndarray:      # uint8 (rows, columns), tissue bright
+    "Make a small view of the whole frame."
     rows, columns = image.pixels.shape
     scale = min(1.0, size / max(rows, columns))
     small = shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
@@ -94,17 +94,17 @@ plt.axis("off");
 
 # %% [markdown]
 # ## Otsu
-# Otsu's threshold separates tissue from air. Markers are brighter than tissue, so the brightest twentieth is taken out
-# before; what remains above the threshold and is largest is the breast. The constants are the winner's fallback (facts,
-# section 2).
+# Otsu's threshold separates tissue from air. Markers are brighter than tissue, so the brightest 5 % of the pixels are
+# blackened first. The largest region above the threshold is the breast. The constants are those of the winner's
+# fallback (facts, section 2).
 
 # %%
 #| export
 def otsu_box(
     view: np.ndarray,        # uint8 (rows, columns), tissue bright
-    min_area: float = 0.04,  # a contour below this share of the view is no breast
-) -> tuple[int, int, int, int] | None:  # x0, y0, x1, y1 in view pixels; None if nothing is large enough
-    "Bounding box of the largest contour above Otsu's threshold."
+    min_area: float = 0.04,  # smallest area of a breast, as a share of the view
+) -> tuple[int, int, int, int] | None:  # x0, y0, x1, y1, half-open, in view pixels; None if no region is large enough
+    "Find the bounding box of the largest contour above Otsu's threshold."
     dark = view.copy()
     dark[dark > np.percentile(dark, 95)] = dark.min()
     blurred = cv2.GaussianBlur(dark, (5, 5), 0)
@@ -121,31 +121,32 @@ def otsu_box(
 
 # %% [markdown]
 # ## Detector
-# `03_detector` trains it and leaves two files, the graph and what it is. A process opens them once. The batch is
-# whatever is given; for one frame it is one.
+# `03_detector` trains the detector and writes two files: the graph and its description. A process opens them once. The
+# batch may have any size.
 
 # %%
 #| export
 def open_detector(
     path: Path,              # detector.onnx, with detector.json beside it
-    backend: str = "auto",   # of `open_graph`
+    backend: str = "auto",   # as for `open_graph`
 ) -> Graph:
-    "The detector of a process, opened once and on one thread."
+    "Open a detector, once per process and on one thread. Raises EngineError if the file is no detector."
     graph = process_graph(str(path), backend)
     if not graph.metadata.get("decoded") or graph.metadata.get("classes") != 1:
         raise EngineError(
-            f"{graph.path.name} is no detector of one class that gives boxes in pixels; make one with `mammo-nb "
+            f"{graph.path.name} is no detector of one class that gives boxes in pixels. Make one with `mammo-nb "
             "detector`."
         )
     return graph
 
 def detect(
-    views: Sequence[np.ndarray],  # uint8 (rows, columns), as `frame_view` makes them
+    views: Sequence[np.ndarray],  # uint8 (rows, columns), from `frame_view`
     graph: Graph,                 # from `open_detector`
-    confidence: float = 0.5,      # least confidence; the winner's
-    overlap: float = 0.9,         # IoU above which the less sure of two boxes goes; the winner's
-) -> list[tuple[np.ndarray, np.ndarray]]:  # for each view: (n, 4) x0, y0, x1, y1 in its pixels; (n,) scores, falling
-    "All boxes that the detector finds, in one batch."
+    confidence: float = 0.5,      # smallest confidence; the default is the winner's
+    overlap: float = 0.9,         # IoU above which the box with the lower score is removed; the default is the winner's
+# for each view: boxes (n, 4) x0, y0, x1, y1 in its pixels, and scores (n,) in descending order
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    "Predict all boxes of some views, in one batch."
     size = graph.metadata["size"]
     squares, ratios = zip(*(letterbox(view, size) for view in views))
     found = [candidates(output, confidence, overlap) for output in graph(np.stack(squares)[:, None])]
@@ -153,15 +154,15 @@ def detect(
             for (boxes, scores), ratio, view in zip(found, ratios, views)]
 
 # %% [markdown]
-# Which detector: the one that is named, else the one that is kept in `assets/trained`, else that of the newest finished
-# run; Otsu if there is none, or if he is named.
+# The detector is the named one, else the one in `assets/trained`, else that of the newest finished run. Otsu's
+# threshold is used if there is no detector, or if `otsu` is named.
 
 # %%
 #| export
 def find_detector(
-    named: str = "",   # detector.onnx, a folder with one, or otsu; "": look for one
-) -> Path | None:      # detector.onnx; None: Otsu
-    "The detector to use."
+    named: str = "",   # detector.onnx, a folder with this file, or "otsu"; "": search for a detector
+) -> Path | None:      # detector.onnx; None: Otsu's threshold
+    "Find the detector to use. Raises EngineError if the named one does not exist."
     if named == "otsu":
         return None
     if named.endswith(".onnx") and Path(named).is_file():
@@ -169,46 +170,47 @@ def find_detector(
     try:
         folder = find_trained(["detector.onnx", "detector.json"], named)
     except SettingsError:
-        folder = None  # not in a checkout
+        folder = None  # the program does not run in a checkout
     if named and not folder:
         raise EngineError(
-            f"{named} has no detector.onnx with its detector.json. `make reproduce` writes them to runs/demo/weights.")
+            f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
 
 # %% [markdown]
 # ## Finding the breast
-# The surest box of the detector, if it is sure enough and covers a share of the frame; Otsu's, if its contour does; the
-# frame.
+# The box with the highest score is used if its confidence and its area are large enough. Otherwise the box of Otsu's
+# threshold is used, if its area is large enough. Otherwise the box is the full frame.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Box:
-    "A box in frame pixels, half open: rows y0..y1, columns x0..x1."
+    "A box in frame pixels, half-open: rows y0 to y1 - 1, columns x0 to x1 - 1."
     x0: int
     y0: int
     x1: int
     y1: int
-    source: str                  # how it was found: detector, otsu or full frame
-    score: float | None = None   # the detector's confidence, 0 to 1
+    source: str                  # detector, otsu or full frame
+    score: float | None = None   # confidence of the detector, 0 to 1
 
 def _area(box) -> float:
+    "Area of x0, y0, x1, y1."
     return (box[2] - box[0]) * (box[3] - box[1])
 
 def _chosen(view: np.ndarray, found: tuple | None, settings: Crops) -> tuple | None:
-    "x0, y0, x1, y1 in view pixels, source, score; None if nobody knows."
+    "Choose x0, y0, x1, y1 in view pixels, source and score; None if there is no box."
     if found is not None and len(found[0]) and _area(found[0][0]) >= settings.min_area * view.size:
         return *found[0][0], "detector", float(found[1][0])
     fallback = otsu_box(view, settings.min_area)
     return None if fallback is None else (*fallback, "otsu", None)
 
 def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image, cut_off: bool) -> Box:
-    "From view to frame pixels: outwards to whole ones, or cut off as the winner did."
+    "Map a box from view to frame pixels, rounded outwards, or truncated as the winner did."
     rows, columns = image.header.rows, image.header.columns
     if chosen is None:
         return Box(0, 0, columns, rows, "full frame")
     down, across = rows / view.shape[0], columns / view.shape[1]
-    # a hair less, so that 100.00000001 is not 101
+    # the small term keeps 100.00000001 from becoming 101
     end = int if cut_off else lambda v: int(np.ceil(v - 1e-6))
     x0, y0, x1, y1, source, score = chosen
     return Box(int(x0 * across), int(y0 * down), min(columns, end(x1 * across)), min(rows, end(y1 * down)), source,
@@ -216,15 +218,19 @@ def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image, cut_off: boo
 
 def find_boxes(
     images: Sequence[Image],      # frames as stored, at any scale
-    # confidence, overlap, min_area, scaling; `faithful` is read here: the view and whole numbers of the winner
+    # confidence, overlap, min_area, scaling; with `faithful`, the view and the rounding are the winner's
     settings: Crops = Crops(),
-    graph: Graph | None = None,   # the detector; None: Otsu
-) -> list[Box]:
-    "Where the breast is in each frame, in frame pixels; the full frame if none was found, and it says so."
+    graph: Graph | None = None,   # the detector; None: Otsu's threshold
+) -> list[Box]:                   # one box per frame, in frame pixels; its source is "full frame" if none was found
+    "Find the breast in each frame."
     size = graph.metadata["size"] if graph else settings.box_size
-    seen = lambda i: faithful.detector_view(faithful.as_cast(i.pixels, settings.scaling), i.header, settings.scaling,
-                                            size)[0] if settings.faithful else frame_view(i, size, settings.scaling)
-    views = [seen(image) for image in images]
+    views = []
+    for image in images:
+        if settings.faithful:
+            cast = faithful.as_cast(image.pixels, settings.scaling)
+            views.append(faithful.detector_view(cast, image.header, settings.scaling, size)[0])
+        else:
+            views.append(frame_view(image, size, settings.scaling))
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
     return [
         _in_frame(_chosen(view, f, settings), view, image, settings.faithful)
@@ -234,9 +240,9 @@ def find_boxes(
 def find_box(
     image: Image,                 # a frame as stored, at any scale
     settings: Crops = Crops(),    # as in `find_boxes`
-    graph: Graph | None = None,
+    graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> Box:
-    "Where the breast is in one frame."
+    "Find the breast in one frame."
     return find_boxes([image], settings, graph)[0]
 
 # %%
@@ -251,23 +257,24 @@ ax.add_patch(
                   edgecolor="orange"))
 
 # %% [markdown]
-# An empty frame has no breast, and says so instead of inventing one. A detector that is unsure, or sure of something
-# too small, is not asked twice:
+# ## What came out
+# An empty frame gives the full frame. A box with a low score, or a box that is too small, is replaced by Otsu's:
 
 # %%
 empty = Image(image.header, np.zeros_like(image.pixels), "none")
 assert find_box(empty).source == "full frame"
-class Says:
-    "A detector that always gives one box, in pixels of its square."
+
+class Constant:
+    "A detector that always predicts one box, in pixels of its square."
     metadata = {"size": 416}
     def __init__(self, *box_and_scores):
-        self.said = np.array(box_and_scores, np.float32)
+        self.output = np.array(box_and_scores, np.float32)
     def __call__(self, squares):
-        return np.tile(self.said, (len(squares), 1, 1))
+        return np.tile(self.output, (len(squares), 1, 1))
 
-for said in ((100, 200, 120, 180, .9, .9), (100, 200, 120, 180, .7, .7), (100, 200, 30, 30, .9, .9)):
-    print(said, "->", find_box(image, graph=Says(*said)))
-assert [
-    find_box(image, graph=Says(100, 200, w, h, s, s)).source
-    for w, h, s in ((120, 180, .9), (120, 180, .7), (30, 30, .9))
-] == ["detector", "otsu", "otsu"]
+sources = []
+for output in ((100, 200, 120, 180, .9, .9), (100, 200, 120, 180, .7, .7), (100, 200, 30, 30, .9, .9)):
+    box = find_box(image, graph=Constant(*output))
+    sources.append(box.source)
+    print(output, "->", box)
+assert sources == ["detector", "otsu", "otsu"]

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Faithful
-# > The winner's way from stored values to what its networks saw, number by number, for its published weights.
+# > The winner's preparation from stored values to the input of its networks, with the same numbers.
 #
-# Weights carry the habits of the pipeline that they were trained in. Whoever loads the published ones wants the same
-# numbers in front of them, including what we would do otherwise: a cast to 16 signed bits, truncation instead of
-# rounding, and a percentile that is off by one. Nothing here is used unless a recipe says `faithful`.
+# Weights depend on the preparation that they were trained with. The published weights need the winner's preparation,
+# including the parts that we would do differently: a cast to signed 16 bits, truncation instead of rounding, and a
+# white level that is one too low. Nothing here is used unless a recipe has `faithful`.
 
 # %%
 #| default_exp mammo.reading.faithful
@@ -39,32 +39,34 @@ center, width = 2048, 4096   # window of the examples
 
 # %% [markdown]
 # ## Stored values
-# All DICOM files were cast to `int16`. Values from 32,768 on become negative: two images of CMMD have them.
+# All DICOM files were cast to `int16`. Values of 32,768 and more become negative. Two images of CMMD have such values.
 
 # %%
 #| export
 def as_cast(
     pixels: np.ndarray,  # stored values
-    scaling: str,        # "window" for DICOM, "percentile" for MiniDDSM and CDD-CESM, which were no DICOM files
-) -> np.ndarray:         # same shape
-    "int16 for DICOM, wrapping."
+    scaling: str,        # "window" for DICOM; "percentile" for MiniDDSM and CDD-CESM, which were no DICOM files
+) -> np.ndarray:         # int16 for "window", else unchanged; same shape
+    "Cast the values of a DICOM file to int16; large values wrap around."
     if scaling != "window":
         return pixels
-    # a view wraps too, and takes no memory
+    # a view of uint16 wraps as well, and needs no memory
     return pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels.astype(np.int16)
 
+# %%
 assert as_cast(np.array([40_000], np.uint16), "window")[0] == 40_000 - 65_536
 
 # %% [markdown]
 # ## Grey levels
-# The first window of the header, by its function, on a scale of 0 to 255 that stays a float; without a window the range
-# of the crop. No slope, no intercept, no look-up table: on VinDr the table over-exposed. MiniDDSM and CDD-CESM have no
-# windows; their white is the 99th percentile less one, a slip that the winning run was trained with.
+# The first window of the header is applied with its function. The result is a float from 0 to 255. Without a window,
+# the range of the crop is used. Slope, intercept and look-up tables are ignored; the tables of VinDr made images too
+# bright. MiniDDSM and CDD-CESM have no windows. Their white level is the 99th percentile minus one, an error with which
+# the winning networks were trained.
 
 # %%
 #| export
 def _range(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    "0 to 255 between two values; in place, since a frame as floats is twice the frame."
+    "Scale two limits to 0 and 255. Works in place, because a frame of floats needs twice the memory."
     if not high > low:
         return np.zeros(x.shape, np.float32)
     x -= np.float32(low)
@@ -74,9 +76,10 @@ def _range(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return x
 
 def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
-    "0 to 255 by a window, in place."
+    "Apply a window, to 0 to 255, in place."
     if not (np.isfinite(center) and width > 1):
-        raise WindowError(f"the first window is {center}, {width}; the winner's preparation knows no other")
+        raise WindowError(
+            f"the first window has center {center} and width {width}, and the winner's preparation uses no other one")
     if function == "SIGMOID":  # 255 / (1 + exp(-4 (x - c) / w))
         x -= center
         x *= -4
@@ -86,7 +89,7 @@ def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.n
         x += 1
         return np.divide(255, x, out=x)
     if function not in ("LINEAR", "LINEAR_EXACT"):
-        raise WindowError(f"VOILUTFunction (0028,1056) is {function!r}; known are LINEAR, LINEAR_EXACT, SIGMOID")
+        raise WindowError(f"VOILUTFunction (0028,1056) is {function!r}. Known are LINEAR, LINEAR_EXACT and SIGMOID.")
     shift = np.float32(function == "LINEAR")  # ((x - (c - .5)) / (w - 1) + .5) 255, or without .5 and 1
     x -= center - shift / 2
     x /= width - shift
@@ -95,16 +98,18 @@ def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.n
     return np.clip(x, 0, 255, out=x)
 
 def _limits(pixels: np.ndarray, scaling: str) -> tuple:
-    "What becomes black and white where no window says so."
-    return (pixels.min(), np.percentile(pixels, 99) - 1) if scaling == "percentile" else (pixels.min(), pixels.max())
+    "Give the values of black and white for pixels without a window."
+    if scaling == "percentile":
+        return pixels.min(), np.percentile(pixels, 99) - 1
+    return pixels.min(), pixels.max()
 
 def grey_floats(
-    pixels: np.ndarray,  # from `as_cast`: the crop, or rows of it
-    header,              # anything with .windows, .voi_function and .photometric
+    pixels: np.ndarray,  # from `as_cast`: the crop, or some rows of it
+    header,              # object with windows, voi_function and photometric
     scaling: str,        # "window", or "percentile": (x - min) / (p99 - 1 - min)
-    limits: tuple | None = None,  # of the whole crop, where `pixels` are rows of it
-) -> np.ndarray:         # float32 in [0, 255], same shape
-    "Facts, section 3: window or percentile, then MONOCHROME1 inversion."
+    limits: tuple | None = None,  # black and white of the whole crop, if `pixels` are some of its rows
+) -> np.ndarray:         # float32 from 0 to 255, same shape
+    "Apply window or percentile, then invert MONOCHROME1 (facts, section 3). Raises WindowError."
     x = pixels.astype(np.float32)
     if scaling == "percentile":
         return _range(x, *(limits or _limits(pixels, scaling)))  # never inverted
@@ -117,9 +122,9 @@ def grey_floats(
 def grey_levels(
     pixels: np.ndarray,  # from `as_cast`: the crop
     header,              # as in `grey_floats`
-    scaling: str,
+    scaling: str,        # as in `grey_floats`
 ) -> np.ndarray:         # uint8, same shape
-    "The grey levels of training: cut off to whole ones, some rows at a time."
+    "Compute the grey levels of training, truncated to whole numbers. Works on 256 rows at a time, to save memory."
     limits, levels = _limits(pixels, scaling), np.empty(pixels.shape, np.uint8)
     for start in range(0, len(pixels), 256):
         levels[start:start + 256] = grey_floats(pixels[start:start + 256], header, scaling, limits)
@@ -141,14 +146,14 @@ plt.ylabel("level")
 plt.legend();
 
 # %% [markdown]
-# ## What the detector saw
-# The whole frame from its minimum to its maximum, tissue bright, made to fit into 416 pixels. CDD-CESM went in as it
-# was.
+# ## Input of the detector
+# The whole frame is scaled from its minimum to its maximum, with bright tissue, and resized to fit into 416 pixels. The
+# 8-bit images of CDD-CESM are used unchanged.
 
 # %%
 #| export
 def _bilinear(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    "OpenCV's INTER_LINEAR as float32: centres of pixels on centres, four neighbours, no smoothing."
+    "Resize as OpenCV's INTER_LINEAR does, in float32: pixel centres, four neighbours, no smoothing."
     def neighbours(have: int, wanted: int):
         at = np.clip((np.arange(wanted) + .5) * have / wanted - .5, 0, have - 1)
         low = np.minimum(at.astype(int), max(have - 2, 0))
@@ -159,13 +164,13 @@ def _bilinear(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 def detector_view(
     pixels: np.ndarray,  # from `as_cast`: the whole frame
-    header,              # anything with .photometric
+    header,              # object with photometric
     scaling: str,        # as in `grey_floats`
-    size: int = 416,     # longest side, pixels
-) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), without padding; and its pixels per frame pixel
-    "Facts, section 2 (use) and 3 (ROI input)."
+    size: int = 416,     # longest side, in pixels
+) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), without padding; view pixels per frame pixel
+    "Make the input of the winner's detector (facts, sections 2 and 3)."
     ratio = min(size / pixels.shape[0], size / pixels.shape[1])
-    # resized before it is scaled: both are linear, and the frame need not be there as floats
+    # resizing and scaling are both linear; resizing first avoids a whole frame of floats
     small = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio))
     grey = small if scaling == "percentile" and pixels.dtype == np.uint8 else _range(small, *_limits(pixels, scaling))
     if scaling == "window" and header.photometric == "MONOCHROME1":
@@ -174,26 +179,25 @@ def detector_view(
 
 # %%
 view, ratio = detector_view(ramp, header, "window")
-assert np.abs(
-    _bilinear(ramp, 100, 41) - cv2.resize(ramp.astype(np.float32), (41,
-                                                                    100), interpolation=cv2.INTER_LINEAR)).max() < 1e-2
+expected = cv2.resize(ramp.astype(np.float32), (41, 100), interpolation=cv2.INTER_LINEAR)
+assert np.abs(_bilinear(ramp, 100, 41) - expected).max() < 1e-2
 assert view.shape == (416, 416) and ratio == 6.5 and view.max() == 255
 
 # %% [markdown]
-# ## What the classifier saw
-# Training images were cut off to whole levels at full size and resized afterwards. For the submission the order was the
-# other one: resized as floats, bilinear and without smoothing, and cut off last. The published weights were scored that
-# way.
+# ## Input of the classifier
+# For training, the images were truncated to whole grey levels at full size and resized afterwards. For the submission,
+# they were resized as floats, bilinear and without smoothing, and truncated last. The published score belongs to the
+# second order.
 
 # %%
 #| export
 def network_input(
     grey: np.ndarray,  # float32 (rows, columns) from `grey_floats`: the crop
-    height: int,       # of the result, pixels
-    width: int,
-) -> np.ndarray:       # uint8 (height, width), black on both sides of what does not fill it
-    "Resize to fit, pad in the middle, cut off."
-    import torch  # only here: the workers that make crops do without it
+    height: int,       # height of the result, in pixels
+    width: int,        # width of the result, in pixels
+) -> np.ndarray:       # uint8 (height, width), black on both sides of the crop
+    "Resize a crop to fit, pad it on both sides, and truncate it to whole grey levels."
+    import torch  # imported here, because processes that make crops do not need it
     ratio = min(height / grey.shape[0], width / grey.shape[1])
     rows, columns = int(grey.shape[0] * ratio), int(grey.shape[1] * ratio)
     small = torch.nn.functional.interpolate(
@@ -204,9 +208,10 @@ def network_input(
 
 # %%
 crop = grey_floats(ramp, header, "window")
-first, last = network_input(crop, 48, 32), cv2.resize(crop.astype(np.uint8), (32, 32), interpolation=cv2.INTER_LINEAR)
-assert first.shape == (48, 32) and not first[:8].any() and not first[-8:].any()
+submitted = network_input(crop, 48, 32)
+trained = cv2.resize(crop.astype(np.uint8), (32, 32), interpolation=cv2.INTER_LINEAR)
+assert submitted.shape == (48, 32) and not submitted[:8].any() and not submitted[-8:].any()
 print(
-    f"the order matters: {(first[8:40] != last).mean():.0%} of the pixels differ, by at most "
-    f"{np.abs(first[8:40].astype(int) - last).max()} level"
+    f"The two orders differ in {(submitted[8:40] != trained).mean():.0%} of the pixels, by at most "
+    f"{np.abs(submitted[8:40].astype(int) - trained).max()} level."
 )

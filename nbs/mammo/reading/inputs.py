@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Inputs
-# > From a file to what the network is shown, and to the row that says how.
+# > From a file to the input of the network, and to the row that records how it was made.
 #
-# A prediction of a folder and a submission look at a file in the same way, and differ in where the network is: in the
-# same process, or at the end of a stream. This module knows no network and loads no torch, so the processes that decode
-# start quickly and stay small.
+# The prediction of a folder and a submission prepare a file in the same way. They differ in where the network is: in
+# the same process, or at the end of a stream. This module knows no network and does not load torch, so the processes
+# that decode start quickly and need little memory.
 
 # %%
 #| default_exp mammo.reading.inputs
@@ -32,10 +32,10 @@ import numpy as np
 from mammo_nb.core.dicom import Frame
 from mammo_nb.core.files import inside
 from mammo_nb.core.pictures import fit_resize, write_png
+from mammo_nb.mammo.crops import Breast, crop_path, cut_breast, faithful_floats
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import open_detector
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame
-from mammo_nb.mammo.crops import Breast, crop_path, cut_breast, faithful_floats
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -49,67 +49,68 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""        # folder of a run; "" makes a small practice run
-size = (128, 64)    # height, width of a network's input, pixels
+size = (128, 64)    # height, width of the network's input, in pixels
 
 # %%
 #| hide
 run = Run.open(run_dir) if run_dir else practice(system, before="crops")
 
 # %% [markdown]
-# ## What the network is shown
-# Decode, find, cut, window, resize: the same functions that made the training crops, with the settings that the weights
-# remember. A network with a smaller input is shown the same breast, cut out of a smaller picture of the frame where the
-# file has one.
+# ## The input of the network
+# A file is decoded, the breast is found, cut out, windowed and resized. The functions are those that made the training
+# crops, with the settings that are stored with the weights. For a network with a smaller input, the breast is cut out
+# of a smaller picture of the frame if the file has one.
 
 # %%
 #| export
 def network_input(
-    breast: Breast,          # cut out of its frame
-    settings: Crops,         # `faithful` is read here: resized before it is cut off to whole levels
-    size: tuple[int, int],   # height, width of the network's input
+    breast: Breast,          # from `cut_breast`
+    settings: Crops,         # with `faithful`, the crop is resized before it is truncated to whole grey levels
+    size: tuple[int, int],   # height, width of the network's input, in pixels
 ) -> np.ndarray:             # uint8 (height, width)
-    "What the network is shown."
+    "Resize a breast to the input of the network."
     if settings.faithful:
-        return faithful.network_input(
-            faithful_floats(breast.image, breast.box, replace(settings, scaling=breast.scaling)), *size)
+        floats = faithful_floats(breast.image, breast.box, replace(settings, scaling=breast.scaling))
+        return faithful.network_input(floats, *size)
     return fit_resize(breast.grey, *size)
 
 def fit_to(
-    settings: Crops,         # of the training
-    size: tuple[int, int],   # height, width of an input smaller than the training's
-) -> Crops:                  # whose crops, and what is decoded for them, are no larger than this
-    "Settings for a smaller network."
-    return replace(settings, height=min(settings.height or size[0], size[0]), width=min(
-        settings.width or size[1], size[1]))
+    settings: Crops,         # settings of the training
+    size: tuple[int, int],   # height, width of an input that is smaller than that of the training, in pixels
+) -> Crops:                  # settings whose crops, and the pictures decoded for them, are not larger than this
+    "Adapt the settings to a network with a smaller input."
+    height, width = min(settings.height or size[0], size[0]), min(settings.width or size[1], size[1])
+    return replace(settings, height=height, width=width)
 
 @dataclass(frozen=True)
 class Seen:
-    "A file on its way to the network."
+    "A file that is prepared for the network."
     frame: Frame
     breast: Breast
     picture: np.ndarray  # uint8 (height, width)
 
 def see(
-    path: Path,             # a file
+    path: Path,             # DICOM, PNG or JPEG
     settings: Crops,
-    detector: str,          # detector.onnx; "": Otsu
-    size: tuple[int, int],  # height, width of the network's input
+    detector: str,          # detector.onnx; "": Otsu's threshold
+    size: tuple[int, int],  # height, width of the network's input, in pixels
 ) -> Seen:
-    "Read a file as far as the network is concerned."
-    cv2.setNumThreads(1)  # the processes share the cores already
+    "Prepare a file for the network. Raises DicomError, WindowError."
+    cv2.setNumThreads(1)  # the processes already share the cores
     frame = read_frame(path)
     breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
     return Seen(frame, breast, network_input(breast, settings, size))
 
 # %%
 file = sorted(run.path("competition/test_images").rglob("*.dcm"))[0]
-finds, settings = str(run.path("weights/detector.onnx")), Crops(height=size[0], width=size[1], box_size=80)
+detector_file = str(run.path("weights/detector.onnx"))
+settings = Crops(height=size[0], width=size[1], box_size=80)
 half = size[0] // 2, size[1] // 2
-both = [see(file, s, finds, n) for s, n in ((settings, size), (fit_to(settings, half), half))]
-assert both[0].breast.box == both[1].breast.box and both[1].breast.grey.shape[0] <= half[0] and fit_to(
-    Crops(), half).height == half[0]
-assert np.abs(cv2.resize(both[0].picture, half[::-1], interpolation=cv2.INTER_AREA).astype(int)
-              - both[1].picture).mean() < 6
+both = [see(file, s, detector_file, n) for s, n in ((settings, size), (fit_to(settings, half), half))]
+assert both[0].breast.box == both[1].breast.box and both[1].breast.grey.shape[0] <= half[0]
+assert fit_to(Crops(), half).height == half[0]
+reduced = cv2.resize(both[0].picture, half[::-1], interpolation=cv2.INTER_AREA)
+assert np.abs(reduced.astype(int) - both[1].picture).mean() < 6
 fig, axes = plt.subplots(1, 2, figsize=(5, 4))
 for ax, s in zip(axes, both):
     ax.imshow(s.picture, cmap="gray", vmin=0, vmax=255)
@@ -117,14 +118,14 @@ for ax, s in zip(axes, both):
     ax.axis("off")
 
 # %% [markdown]
-# ## Its row
-# The tags speak first, then a table, in the manner of a competition's `test.csv`; otherwise the answer is *unknown*,
-# which is better than a guess.
+# ## The row of a file
+# Side and view come from the header, else from a table such as the `test.csv` of a competition. Otherwise they are
+# *unknown*, which is better than a guess. Ids come from the table first.
 
 # %%
 #| export
 def _identify(header: Mammogram, item: dict) -> dict:
-    "patient_id, image_id, laterality and view of one file."
+    "Find patient_id, image_id, laterality and view of one file."
     row, path = item.get("row") or {}, Path(item["file"])
     return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",
             "image_id": row.get("image_id") or header.image_id or path.stem,
@@ -133,9 +134,9 @@ def _identify(header: Mammogram, item: dict) -> dict:
 
 def row_of(
     seen: Seen,
-    item: dict,  # file; row from a table, if any
-) -> dict:       # a row of per_image.csv without its probability
-    "Whose picture it is, and how it was made."
+    item: dict,  # file; row, its row of a table or None
+) -> dict:       # a row of per_image.csv, without the probability
+    "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
     return {
         **_identify(seen.frame.header, item), "rows": seen.frame.header.rows, "columns": seen.frame.header.columns,
@@ -148,17 +149,17 @@ row_of(both[0], {"file": file.name, "row": {"patient_id": "1", "view": "CC"}})
 
 # %% [markdown]
 # ## In a stream
-# What a decoding process does with one item. The picture can be kept as a PNG, to look at or to train on; nothing here
-# reads it back.
+# A decoding process calls this function for each item. The picture can also be stored as a PNG file, for a reader or
+# for a training. Nothing here reads that file.
 
 # %%
 #| export
 def see_item(
-    # folder, file, row; settings, detector; size: of the training's input; pngs: a folder or ""
+    # folder, file, row, settings, detector; size, that of the training's input; pngs, a folder for PNG files or ""
     item: dict,
-    mode,                    # with `size`, height and width of the network's input
+    mode,                    # object with `size`: height and width of the network's input, in pixels
 ) -> tuple[dict, np.ndarray]:  # row without probability; uint8 (height, width)
-    "A file as a row and a picture."
+    "Make a row and a picture from a file."
     settings = Crops(**item["settings"])
     if mode.size != tuple(item["size"]):
         settings = fit_to(settings, mode.size)
@@ -170,12 +171,14 @@ def see_item(
 
 # %% [markdown]
 # ## What came out
+# The row and the pictures of one file; a process of a stream gives the same as `see`.
 
 # %%
 item = {
-    "folder": str(file.parent), "file": file.name, "row": None, "settings": vars(settings), "detector": finds,
+    "folder": str(file.parent), "file": file.name, "row": None, "settings": vars(settings), "detector": detector_file,
     "size": size, "pngs": ""
 }
-(row, picture), (_, small) = see_item(item, SimpleNamespace(size=size)), see_item(item, SimpleNamespace(size=half))
+row, picture = see_item(item, SimpleNamespace(size=size))
+_, small = see_item(item, SimpleNamespace(size=half))
 assert (picture == both[0].picture).all() and (small == both[1].picture).all()
 row

@@ -12,17 +12,17 @@
 
 # %% [markdown]
 # # Region of interest
-# > Boxes around breasts: read as people draw them, checked as people err, written as evaluators want them.
+# > Boxes around breasts: read from the files of a drawing tool, checked, and written for training and evaluation.
 #
-# A detector is only as good as its boxes. The winner's were drawn in part by somebody else and in part by hand, in the
-# text files of YOLOv5, one a picture. Before anything is trained on such a set every line of it is looked at here, and
-# what is wrong is a row of a table with a name, not an exception in the middle of the night.
+# A detector is only as good as its boxes. The winner's boxes were drawn in part by others and in part by hand, and
+# stored in the text files of YOLOv5, one per picture. Every line of such a set is checked before a training. A wrong
+# line becomes a row of a table with the name of the problem, and not an exception during the night.
 
 # %%
 #| default_exp mammo.reading.roi
 
 # %% tags=["parameters"]
-folder = ""    # a set in YOLOv5 text: classes.txt, train.txt, val.txt, labels/; "" makes one from a small practice run
+folder = ""    # a set in YOLOv5 text files: classes.txt, train.txt, val.txt, labels/; "" makes one from a practice run
 
 # %%
 #| export
@@ -31,6 +31,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import write_json, write_text
 
 # %%
@@ -39,6 +40,7 @@ import tempfile
 
 import cv2
 import matplotlib.pyplot as plt
+import numpy as np
 
 from mammo_nb.core.dicom import read_image
 from mammo_nb.core.runs import practice
@@ -46,22 +48,23 @@ from mammo_nb.mammo.system import system
 from mammo_nb.mammo.datasets import read_table
 
 # %% [markdown]
-# ## The text
-# `classes.txt` names the classes, `train.txt` and `val.txt` list pictures, and `labels/` has a file for each: a line a
-# box, *class, centre x, centre y, width, height* in shares of the picture. Our only class is the breast.
+# ## The text files
+# `classes.txt` names the classes, `train.txt` and `val.txt` list pictures, and `labels/` has a file for each picture.
+# Each line is a box: *class, centre x, centre y, width, height*, as shares of the picture. Our only class is the
+# breast.
 
 # %%
 #| export
-COLUMNS = ["image", "patient_id", "image_id", "split", "cx", "cy", "w", "h"]  # shares of the picture
+COLUMNS = ["image", "patient_id", "image_id", "split", "cx", "cy", "w", "h"]  # the last four are shares of the picture
 
-class AnnotationError(Exception):
-    "A set of boxes that cannot be used at all: what is not there."
+class AnnotationError(ProjectError):
+    "A set of boxes cannot be used at all. The text names what is missing."
 
 def _box(
-    line: str,   # of a label file
-    classes: list,
-) -> tuple[list | None, str]:  # cx, cy, w, h, shares; and the problem, '' for none
-    "One line, `class cx cy w h`."
+    line: str,      # one line of a label file
+    classes: list,  # names of the classes
+) -> tuple[list | None, str]:  # cx, cy, w, h as shares, None for a wrong line; the problem, "" for a correct line
+    "Read one line, `class cx cy w h`."
     words = line.split()
     try:
         numbers = [float(word) for word in words]
@@ -74,33 +77,34 @@ def _box(
         return None, f"class {words[0]}, there are {len(classes)}"
     if w <= 0 or h <= 0:
         return None, "a box without area"
-    # a millionth is the last digit that such files are written with
+    # such files are written with six digits after the point
     if min(cx - w / 2, cy - h / 2) < -2e-6 or max(cx + w / 2, cy + h / 2) > 1 + 2e-6:
         return None, "the box leaves the picture"
     return [cx, cy, w, h], ""
 
 def _label(
     path: Path,     # labels/*.txt
-    classes: list,
-) -> tuple[list | None, str]:
-    "The one box of a picture."
+    classes: list,  # names of the classes
+) -> tuple[list | None, str]:  # as from `_box`
+    "Read the one box of a picture."
     if not path.exists():
         return None, "no label"
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     if len(lines) != 1:
-        return None, f"{len(lines)} boxes, one is wanted"
+        return None, f"{len(lines)} boxes, one is expected"
     return _box(lines[0], classes)
 
 def read_yolo(
-    folder: Path,          # classes.txt, train.txt, val.txt, labels/
-    images: bool = False,  # the pictures are there too, and missed where they are not
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # COLUMNS, one row a usable box; problems: image, problem
-    "Boxes in the text format of YOLOv5, checked. Pictures are named `<patient_id>@<image_id>`."
+    folder: Path,          # contains classes.txt, train.txt, val.txt and labels/
+    images: bool = False,  # whether a missing picture is a problem
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # usable boxes with COLUMNS; problems with the columns image and problem
+    """Read and check boxes in the text format of YOLOv5. Pictures are named `<patient_id>@<image_id>`. Raises
+    AnnotationError if a file of the set is missing."""
     folder = Path(folder)
     for name in ("classes.txt", "train.txt", "val.txt", "labels"):
         if not (folder / name).exists():
             raise AnnotationError(
-                f"{folder} has no {name}; a set of boxes has classes.txt, train.txt, val.txt and labels/.")
+                f"{folder} has no {name}. A set of boxes has classes.txt, train.txt, val.txt and labels/.")
     classes = (folder / "classes.txt").read_text().split("\n")
     classes = [name.strip() for name in classes if name.strip()]
     listed = [(line.strip(), split) for split in ("train", "val")
@@ -117,7 +121,7 @@ def read_yolo(
             problem = problem or "no picture"
         patient_id, at, image_id = stem.partition("@")
         if not at:
-            problem = problem or "a name without patient: <patient_id>@<image_id> is wanted"
+            problem = problem or "a name without patient: <patient_id>@<image_id> is expected"
         if problem:
             problems.append((image, problem))
         else:
@@ -130,28 +134,29 @@ def read_yolo(
 
 def shared(
     boxes: pd.DataFrame,  # patient_id, split
-) -> pd.Series:           # bool, a row a box
-    "Boxes of patients who are in more than one part."
+) -> pd.Series:           # bool, one per box
+    "Find boxes of patients who are in more than one split."
     return boxes.groupby("patient_id")["split"].transform("nunique") > 1
 
 def apart(
     boxes: pd.DataFrame,     # COLUMNS
-    faithful: bool = False,  # leave the parts as they are: the published set has three patients in both
-) -> pd.DataFrame:
-    "A patient is in one part: those in both go to train."
+    faithful: bool = False,  # keep the splits unchanged; in the published set, three patients are in both
+) -> pd.DataFrame:           # the same boxes
+    "Move patients who are in both splits to train."
     return boxes if faithful else boxes.assign(split=boxes["split"].mask(shared(boxes), "train"))
 
 # %% [markdown]
-# The practice set is made from phantoms, which know where their breast is.
+# ## A practice set
+# It is made from phantoms, whose boxes are known.
 
 # %%
 #| export
 def write_yolo(
-    folder: Path,         # gets classes.txt, train.txt, val.txt, labels/
+    folder: Path,         # gets classes.txt, train.txt, val.txt and labels/
     boxes: pd.DataFrame,  # COLUMNS
-    classes: tuple = ("ROI",),
+    classes: tuple = ("ROI",),  # names of the classes
 ):
-    "Boxes as YOLOv5 text."
+    "Write boxes as text files of YOLOv5."
     folder = Path(folder)
     write_text(folder / "classes.txt", "\n".join(classes) + "\n")
     for split in ("train", "val"):
@@ -162,10 +167,10 @@ def write_yolo(
                    f"0 {row.cx:.6f} {row.cy:.6f} {row.w:.6f} {row.h:.6f}\n")
 
 def from_pixels(
-    table: pd.DataFrame,  # patient_id, image_id, x0, y0, x1, y1, rows, columns: pixels, half open
-    split: list,          # train or val, a row
+    table: pd.DataFrame,  # patient_id, image_id; x0, y0, x1, y1, half-open, and rows, columns, all in pixels
+    split: list,          # train or val, one per row
 ) -> pd.DataFrame:        # COLUMNS
-    "Boxes in pixels as shares of their picture."
+    "Convert boxes in pixels to shares of their picture."
     names = "images/" + table["patient_id"] + "@" + table["image_id"] + ".png"
     return pd.DataFrame({
         "image": names, "patient_id": table["patient_id"], "image_id": table["image_id"], "split": split,
@@ -186,18 +191,18 @@ if not folder:
     drawn = from_pixels(truth, ["val" if p == truth["patient_id"].iloc[-1] else "train" for p in truth["patient_id"]])
     write_yolo(folder, drawn)
 boxes, problems = read_yolo(folder)
-print(f"{len(boxes)} boxes, {boxes['split'].eq('val').sum()} of them to validate with; {len(problems)} problems")
+print(f"{len(boxes)} boxes, {boxes['split'].eq('val').sum()} of them for validation; {len(problems)} problems")
 boxes.head()
 
 # %% [markdown]
-# Where the boxes lie, and how large they are:
+# The place and the size of the boxes:
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.4))
 for r in boxes.itertuples():
     axes[0].add_patch(
         plt.Rectangle((r.cx - r.w / 2, r.cy - r.h / 2), r.w, r.h, fill=False, edgecolor="tab:blue", alpha=.25))
-axes[0].set(xlim=(0, 1), ylim=(1, 0), title="all boxes, in shares of the picture", aspect="equal")
+axes[0].set(xlim=(0, 1), ylim=(1, 0), title="all boxes, as shares of the picture", aspect="equal")
 for split, part in boxes.groupby("split"):
     axes[1].scatter(part["w"], part["h"], s=12, label=split)
 axes[1].set(xlabel="width", ylabel="height", xlim=(0, 1.02), ylim=(0, 1.02),
@@ -206,14 +211,14 @@ axes[1].legend()
 fig.tight_layout()
 
 # %% [markdown]
-# And what is said of a set with errors in it:
+# The problems that are found in a set with mistakes:
 
 # %%
 bad = Path(tempfile.mkdtemp())
 write_yolo(bad, boxes.head(6))
 names = [Path(image).stem for image in boxes["image"].head(6)]
-for name, text in zip(
-        names, ("0 .5 .5 .4", "3 .5 .5 .4 .4", "0 .9 .5 .4 .4", "0 .5 .5 0 .4", "0 .5 .5 .4 .4\n0 .4 .4 .2 .2\n")):
+texts = "0 .5 .5 .4", "3 .5 .5 .4 .4", "0 .9 .5 .4 .4", "0 .5 .5 0 .4", "0 .5 .5 .4 .4\n0 .4 .4 .2 .2\n"
+for name, text in zip(names, texts):
     (bad / "labels" / f"{name}.txt").write_text(text)
 (bad / "labels" / "7@8.txt").write_text("0 .5 .5 .4 .4\n")
 usable, found = read_yolo(bad)
@@ -222,18 +227,19 @@ found
 
 # %% [markdown]
 # ## COCO
-# Evaluators read one JSON file a part, boxes in pixels. Pixels need the size of each picture.
+# The usual evaluation reads one JSON file per split, with boxes in pixels. Pixels need the size of each picture.
 
 # %%
 #| export
 def to_coco(
     boxes: pd.DataFrame,      # COLUMNS
-    sizes: dict,              # image -> (rows, columns), pixels
-    name: str = "ROI",        # of the class, whose id is 1
+    sizes: dict,              # image -> (rows, columns), in pixels
+    name: str = "ROI",        # name of the class, whose id is 1
 ) -> dict:                    # images, annotations, categories
-    "Boxes as COCO instances: [x, y, width, height] in pixels, ids from 1."
+    """Convert boxes to COCO instances: [x, y, width, height] in pixels, ids from 1. Raises AnnotationError if the size
+    of a picture is unknown."""
     if absent := [image for image in boxes["image"] if image not in sizes]:
-        raise AnnotationError(f"{len(absent)} pictures of unknown size, such as {absent[0]}.")
+        raise AnnotationError(f"{len(absent)} pictures have no size, such as {absent[0]}. Give the size of each one.")
     images, annotations = [], []
     for number, row in enumerate(boxes.itertuples(), 1):
         rows, columns = map(int, sizes[row.image])
@@ -246,11 +252,11 @@ def to_coco(
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": name}]}
 
 def write_coco(
-    folder: Path,           # gets instances_train2017.json and instances_val2017.json, the names that YOLOX looks for
+    folder: Path,           # gets instances_train2017.json and instances_val2017.json, the names that YOLOX expects
     boxes: pd.DataFrame,    # COLUMNS
-    sizes: dict,            # image -> (rows, columns), pixels
+    sizes: dict,            # image -> (rows, columns), in pixels
 ):
-    "One COCO file a part."
+    "Write one COCO file per split."
     for split, part in boxes.groupby("split"):
         write_json(Path(folder) / f"instances_{split}2017.json", to_coco(part, sizes))
 
@@ -265,7 +271,6 @@ if "truth" in globals():
         ax.axis("off")
         x, y, w, h = (v / 2 for v in annotation["bbox"])
         ax.add_patch(plt.Rectangle((x, y), w, h, fill=False, edgecolor="orange"))
-    assert max(
-        abs(a - b) for annotation, r in zip(coco["annotations"], truth[truth["patient_id"] ==
-                                                                       truth["patient_id"].iloc[-1]].itertuples())
-        for a, b in zip(annotation["bbox"], (r.x0, r.y0, r.x1 - r.x0, r.y1 - r.y0))) < 1e-3
+    last = truth[truth["patient_id"] == truth["patient_id"].iloc[-1]]
+    for annotation, r in zip(coco["annotations"], last.itertuples()):
+        assert np.allclose(annotation["bbox"], (r.x0, r.y0, r.x1 - r.x0, r.y1 - r.y0), atol=1e-3)

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Data and weights
-# > What others have published: where it is, what has to be accepted first, and whether it is all there.
+# > Published data sets and weights: where they are, which terms have to be accepted, and whether they are complete.
 #
-# The winner trained on six data sets of five publishers, and each publisher has its own door. One of them has an
-# interface that a program may use, Kaggle; for the others the honest help is a list of what to do and a look at the
-# result. His trained networks are on Kaggle too, as pickles; they become files that run no code.
+# The winner trained on six data sets of five publishers, each with its own way of access. Only Kaggle has an interface
+# that a program may use. For the other sets, this module prints what the user has to do, and checks the result. The
+# winner's trained networks are on Kaggle as pickles. They are converted to files that contain no code.
 
 # %%
 #| default_exp mammo.tools.fetch
@@ -32,13 +32,15 @@ import pandas as pd
 from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.engines import export_checked
 from mammo_nb.core.ensembles import Ensemble
-from mammo_nb.core.fetch import STAGING, FetchError, connect, download, fetch_competition, fetch_files, need_space
+from mammo_nb.core.fetch import FetchError, download, need_space
 from mammo_nb.core.files import read_json, sha256, write_json
+from mammo_nb.core.kaggle import STAGING, connect, fetch_competition, fetch_files
 from mammo_nb.core.networks import create_network, load_weights, save_weights
 from mammo_nb.mammo.datasets import read_set
 from mammo_nb.mammo.detector import convert_detector
+from mammo_nb.mammo.reading.labels import DatasetError
+from mammo_nb.mammo.reading.sources import READERS, how_to_get, totals
 from mammo_nb.mammo.recipes import Crops, Engines
-from mammo_nb.mammo.reading.sources import READERS, DatasetError, how_to_get, totals
 
 # %%
 #| hide
@@ -55,56 +57,56 @@ from mammo_nb.core.files import write_text
 from mammo_nb.core.yolox import create_yolox
 
 # %% tags=["parameters"]
-raw = ""                        # where data sets are, `raw` of settings.ini; "" makes a folder with a piece of one
-architecture = "test_convnext"  # of the networks that stand in for the winner's, which are large
-size = (96, 64)                 # height, width of their input, pixels
+raw = ""                        # folder of the data sets, `raw` of settings.ini; "" makes one with a part of a set
+architecture = "test_convnext"  # small architecture that replaces the winner's large one below
+size = (96, 64)                 # height, width of its input, in pixels
 
 # %% [markdown]
 # ## Six data sets
-# What each is, where it is to be had and what has to be accepted stands with the readers in `reading/sources`. Licences
-# there are a reminder and no advice: what binds is the publisher's own page on the day of the download.
+# The registry in `reading/sources` states for each set where it is published and which terms have to be accepted. This
+# is a reminder and no legal advice: the publisher's own page on the day of the download is binding.
 
 # %%
 #| export
-COMPETITION = "rsna-breast-cancer-detection"   # the one that a program may fetch
-BYTES = 315_000_000_000                        # of its files, unpacked
+COMPETITION = "rsna-breast-cancer-detection"   # the only set that a program may fetch
+BYTES = 315_000_000_000                        # size of its unpacked files, in bytes
 # short name -> folder below raw
 SETS = {"rsna": COMPETITION, **{name: name for name in READERS if name not in (COMPETITION, "own")}}
 
 def set_name(
-    name: str,   # a key of SETS, or the folder's name
+    name: str,   # a key of SETS, or the name of the folder
 ) -> str:        # a key of READERS
-    "The full name of a published data set."
+    "Give the full name of a published data set. Raises FetchError for an unknown name."
     if name not in {**SETS, COMPETITION: ""}:
-        raise FetchError(f"No data set {name!r}. There are {', '.join(SETS)}.")
+        raise FetchError(f"Unknown data set {name!r}. Choose one of {', '.join(SETS)}.")
     return SETS.get(name, name)
 
 # %% [markdown]
-# ## What is there
-# The labels are read as a training would read them, the images that they name are looked for, and all is counted
-# against what is published. No image is opened; that is what `mammo-nb check` does.
+# ## Checking a set
+# The labels are read as for a training. The images that they name must exist, and the numbers of patients, images and
+# positives must be the published ones. No image is opened; `mammo-nb check` does that.
 
 # %%
 #| export
 def check_set(
     name: str,   # as for `set_name`
     raw: Path,   # `raw` of settings.ini
-# set, folder, found: a table as from sources.totals, or None; problems: sentences, none if the set is whole
+# set; folder; found: a table from `totals`, None if the labels cannot be read; problems: a list, empty for a whole set
 ) -> dict:
-    "What of a data set is there."
+    "Check whether a data set is complete."
     name = set_name(name)
     folder, problems, found = Path(raw) / name, [], None
     if (folder / STAGING).exists():
-        problems.append("its download is unfinished")
+        problems.append("the download is not finished")
     try:
         labels = read_set(name, folder)
     except DatasetError as e:
-        problems.append(str(e).removeprefix(f"{name}: ") if folder.is_dir() else f"{folder} is not there")
+        problems.append(str(e).removeprefix(f"{name}: ") if folder.is_dir() else f"{folder} does not exist")
     else:
         found = totals(name, labels)
         missing = [f for f in labels["file"] if not (folder / f).is_file()]
         if missing:
-            problems.append(f"{len(missing)} of {len(labels)} images are not there, such as {missing[0]}")
+            problems.append(f"{len(missing)} of {len(labels)} images are missing, such as {missing[0]}")
         problems += [
             f"{row.found} {row.what}, {row.published} are published" for row in found.itertuples()
             if pd.notna(row.published) and row.found != row.published
@@ -123,16 +125,16 @@ for problem in state["problems"]:
 state["found"]
 
 # %% [markdown]
-# What can be fetched is fetched, unless it is there already; for the rest it is said how to get it.
+# The competition is fetched unless it is complete. For every other set, the way to get it is printed.
 
 # %%
 #| export
 def fetch_set(
     name: str,   # as for `set_name`
     raw: Path,   # `raw` of settings.ini
-    api=None,    # core.fetch.connect(); None: sign in if need be
+    api=None,    # from `connect`; None: sign in if something has to be fetched
 ) -> dict:       # as from `check_set`
-    "Fetch what may be fetched, then look at what is there."
+    "Fetch a data set if a program may do that, and check it. Raises FetchError."
     state = check_set(name, raw)
     if state["problems"] and state["set"] == COMPETITION:
         fetch_competition(api or connect(), COMPETITION, state["folder"], BYTES)
@@ -140,17 +142,17 @@ def fetch_set(
     return state
 
 def print_set(
-    state: dict,  # as from `check_set`
-) -> int:         # 0 if it is whole, else 1
-    "Say what is there, and how to get what is not."
+    state: dict,  # from `check_set`
+) -> int:         # 0 if the set is complete, else 1
+    "Print the numbers and problems of a set, and how to get it if it is not complete."
     if state["problems"]:
-        print(f"{how_to_get(state['set'])}\n  to be put into {state['folder']}")
+        print(f"{how_to_get(state['set'])}\n  put it into {state['folder']}")
     if state["found"] is not None:
         print(state["found"].to_string(index=False))
     for problem in state["problems"]:
         print(f"{state['set']}: {problem}")
     if not state["problems"]:
-        print(f"{state['set']} is there. Next: mammo-nb check --dataset {state['set']}")
+        print(f"{state['set']} is complete. Next: mammo-nb check --dataset {state['set']}")
     return int(bool(state["problems"]))
 
 # %%
@@ -158,9 +160,9 @@ assert print_set(fetch_set("vindr", raw)) == 1
 
 # %% [markdown]
 # ## The winner's networks
-# Four ConvNeXt-small and a YOLOX-nano; his code has the MIT licence, and the page of the data set says what holds for
-# the weights. Each file is a training state: the averaged weights (EMA) in it are the ones that won, the others load as
-# well and are not. Pooling by maximum leaves no trace in a file, so it is written here.
+# They are four ConvNeXt-small and one YOLOX-nano. The winner's code has the MIT licence; the licence of the weights is
+# on the page of the data set. Each file is a training checkpoint. Its EMA weights are the ones that won, and its other
+# weights must not be used. A file does not show that the network has max pooling, so this is stated here.
 
 # %%
 #| export
@@ -168,14 +170,14 @@ PUBLISHED = "dangnh0611/rsna-breast-cancer-detection-best-ckpts"
 CLASSIFIERS = [f"best_convnext_fold_{k}.pth.tar" for k in range(4)]
 DETECTOR = "yolox_nano_416_roi_torch.pth"
 NETWORK, SIZE = "convnext_small.fb_in22k_ft_in1k_384", (2048, 1024)
-THRESHOLD = 0.31   # of the submission that won
+THRESHOLD = 0.31   # probability threshold of the winning submission
 
 def convert_classifier(
     checkpoint: Path,       # one of CLASSIFIERS
-    path: Path,             # NAME.safetensors
+    path: Path,             # NAME.safetensors, the file to write
     network: str = NETWORK, # timm architecture
-):                          # the network
-    "A published classifier as safetensors and JSON."
+):                          # the network, a torch module in evaluation mode
+    "Convert a published classifier to safetensors and JSON."
     model = create_network(network, num_classes=1, global_pool="max").eval()
     entry = load_weights(model, checkpoint).get("entry", "")
     save_weights(model, path, {
@@ -185,16 +187,17 @@ def convert_classifier(
     return model
 
 # %% [markdown]
-# The ensemble looks at crops that were prepared as the winner prepared them, defects included, and compares with his
-# threshold. Whether the graph says what torch says is tried on drawn pictures: at hand there need not be any others.
+# The ensemble gets crops that were prepared as the winner prepared them, including the defects, and uses the winner's
+# threshold. The predictions of the graph are compared with those of torch on drawn pictures, because a user need not
+# have other pictures.
 
 # %%
 #| export
 def drawn_pictures(
     size: tuple[int, int],  # height, width
-    count: int = 2,
+    count: int = 2,         # number of pictures
 ) -> np.ndarray:            # uint8 (count, height, width)
-    "Bright half discs with spots on them, for comparing two forms of a network."
+    "Draw bright half discs with spots, on which two forms of a network are compared."
     rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size[0], :size[1]].astype(np.float32)
     disc = np.clip(1.2 - np.hypot((rows / size[0] - .5) * 2.2, columns / size[1] * 1.2), 0, 1)
     spots = [
@@ -207,21 +210,23 @@ def drawn_pictures(
 
 def build_ensemble(
     models: list,                 # networks with `.normalization`
-    folder: Path,                 # has detector.onnx and detector.json; gets ensemble.onnx and ensemble.json
-    size: tuple[int, int] = SIZE, # height, width of their input, pixels
+    folder: Path,                 # contains detector.onnx and detector.json; gets ensemble.onnx and ensemble.json
+    size: tuple[int, int] = SIZE, # height, width of the input, in pixels
     network: str = NETWORK,       # timm architecture, for the record
-    threshold: float = THRESHOLD,
-) -> float:                       # largest difference of a probability against torch
-    "Published networks as one graph, if it says what torch says."
+    threshold: float = THRESHOLD, # probability threshold, for the record
+) -> float:                       # largest difference of a probability between the graph and torch
+    "Export the published networks as one graph, whose predictions must equal those of torch within the tolerance."
     path, ensemble = Path(folder) / "ensemble.onnx", Ensemble(models, **models[0].normalization)
-    return export_checked(
-        ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata={
-            "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold, "crops": asdict(
-                Crops(faithful=True)), "rebuild": {
-                    "kind": "timm", "network": network, "global_pool": "max", "mirrored": False,
-                    "weights": [f"fold_{k}.safetensors" for k in range(len(models))]
-                }, "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False
-        })
+    metadata = {
+        "recipe": "winner", "source": PUBLISHED, "network": network, "threshold": threshold,
+        "crops": asdict(Crops(faithful=True)),
+        "rebuild": {
+            "kind": "timm", "network": network, "global_pool": "max", "mirrored": False,
+            "weights": [f"fold_{k}.safetensors" for k in range(len(models))]
+        },
+        "detector": read_sidecar(path.with_name("detector.onnx"))["sha256"], "demonstration": False
+    }
+    return export_checked(ensemble, path, drawn_pictures(size), tolerance=Engines.tolerance, metadata=metadata)
 
 # %%
 plt.figure(figsize=(4, 3))
@@ -229,31 +234,36 @@ plt.imshow(np.hstack(drawn_pictures((256, 128), 4)), cmap="gray", vmin=0, vmax=2
 plt.axis("off");
 
 # %% [markdown]
-# Every JSON beside a file that is made names its source. So a second call has nothing to do, one that was interrupted
-# goes on, and weights of another origin are not overwritten.
+# The JSON beside each converted file names its source. So a second call has nothing to do, an interrupted call
+# continues, and weights of another origin are not overwritten.
 
 # %%
 #| export
 MADE = ["detector.onnx", "yolox.safetensors", *(f"fold_{k}.safetensors" for k in range(4)), "ensemble.onnx"]
 
 def _made(folder: Path) -> tuple[list, list]:
-    "Those of MADE that are of the published files, and those that are of others."
-    there = [n for n in MADE if (folder / n).is_file()]
-    source = {
-        n: read_json(p).get("source") if (p := (folder / n).with_suffix(".json")).is_file() else None for n in there
-    }
-    ours = [n for n in there if source[n] in (PUBLISHED, DETECTOR, *CLASSIFIERS)]
-    return ours, [n for n in there if n not in ours]
+    "List the files of MADE that exist: those from the published files, and those of another origin."
+    ours, others = [], []
+    for name in MADE:
+        if not (folder / name).is_file():
+            continue
+        about = (folder / name).with_suffix(".json")
+        source = read_json(about).get("source") if about.is_file() else None
+        if source in (PUBLISHED, DETECTOR, *CLASSIFIERS):
+            ours.append(name)
+        else:
+            others.append(name)
+    return ours, others
 
 def convert_weights(
-    folder: Path,                  # has CLASSIFIERS and DETECTOR; gets MADE, each with its JSON
+    folder: Path,                  # contains CLASSIFIERS and DETECTOR; gets MADE, each with its JSON
     network: str = NETWORK,        # timm architecture of the classifiers
-    size: tuple[int, int] = SIZE,  # height, width of their input, pixels
-    detector_size: int = 416,      # side of the detector's input, pixels
-) -> dict:                         # largest differences from torch: detector, pixels; ensemble, probability
-    "The winner's published files as a folder that predicts."
+    size: tuple[int, int] = SIZE,  # height, width of their input, in pixels
+    detector_size: int = 416,      # side of the detector's input, in pixels
+) -> dict:                         # largest differences from torch: detector, in pixels; ensemble, in probability
+    "Convert the winner's published files to a folder that can predict."
     folder = Path(folder)
-    # they hold three sets of numbers each, of which two are made
+    # a published file holds three sets of weights; the converted files hold two
     need_space(folder, sum((folder / name).stat().st_size for name in CLASSIFIERS), "converting the weights")
     detector = convert_detector(folder / DETECTOR, folder, detector_size)
     models = [
@@ -263,8 +273,8 @@ def convert_weights(
     return {"detector": detector, "ensemble": build_ensemble(models, folder, size, network)}
 
 # %% [markdown]
-# YOLOX's own weights, from which `winner_roi` starts, come from that project's release on GitHub. It states no digest;
-# the one here is what two public projects have noted of the file, and it has not been compared with the file by us.
+# The recipe `winner_roi` starts from YOLOX's own weights, which are in that project's release on GitHub. The release
+# states no digest. The digest below was published by two other projects; we have not compared it with the file.
 
 # %%
 #| export
@@ -275,30 +285,33 @@ COCO = {
 }
 
 def _record(folder: Path, sources: dict):
-    """Note in origin.json where fetched files came from and what they were: nobody has published the digests of the
-    winner's."""
+    """Record in origin.json where fetched files came from, with their size and digest. The winner's files have no
+    published digests."""
     path = folder / "origin.json"
     known = read_json(path) if path.is_file() else {}
-    new = {
-        n: {"from": f, "bytes": (folder / n).stat().st_size, "sha256": sha256(folder / n)} for n, f in sources.items()
-        if n not in known and (folder / n).is_file()
-    }
+    new = {}
+    for name, source in sources.items():
+        file = folder / name
+        if name not in known and file.is_file():
+            new[name] = {"from": source, "bytes": file.stat().st_size, "sha256": sha256(file)}
     if new:
         write_json(path, {**known, **new})
 
 def fetch_weights(
-    folder: Path,                  # gets all of it: assets/trained
-    api=None,                      # core.fetch.connect(); None: sign in if need be
+    folder: Path,                  # gets all files: assets/trained
+    api=None,                      # from `connect`; None: sign in if something has to be fetched
     network: str = NETWORK,        # as in `convert_weights`
     size: tuple[int, int] = SIZE,
     detector_size: int = 416,
-) -> dict:                         # differences as from `convert_weights`; {} if there was nothing to convert
-    "The winner's weights and YOLOX's, fetched and converted; what is there is kept."
+) -> dict:                         # differences from `convert_weights`; {} if there was nothing to convert
+    """Fetch and convert the weights of the winner and of YOLOX. Files that exist are kept. Raises FetchError if the
+    folder holds weights of another origin."""
     folder = Path(folder)
     ours, others = _made(folder)
     if others:
         raise FetchError(
-            f"{folder} has {', '.join(others)} of another origin. Move them away, or name another folder with --output."
+            f"{folder} has {', '.join(others)} of another origin. Move these files away, or name another folder with "
+            "--output."
         )
     differences, wanted = {}, [*CLASSIFIERS, DETECTOR]
     if ours != MADE:
@@ -312,8 +325,8 @@ def fetch_weights(
     return differences
 
 # %% [markdown]
-# A data set made of a folder, with networks of the same kinds but small and untrained, in files built like the
-# winner's:
+# The example replaces the data set by a folder. Its networks are of the same kinds, but small and untrained, in files
+# with the structure of the winner's files:
 
 # %%
 shelf, trained = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()) / "trained"
@@ -338,15 +351,15 @@ class Shelf:
         copyfile(shelf / name, Path(path, name))
 
 trained.mkdir()
-write_text(trained / COCO["name"], "")   # there already, so that nothing is asked of the network
+write_text(trained / COCO["name"], "")   # exists already, so that nothing is downloaded
 differences = fetch_weights(trained, Shelf(), architecture, size, 64)
-assert fetch_weights(trained, None, architecture, size, 64) == {}   # nothing to do, and nobody was asked
+assert fetch_weights(trained, None, architecture, size, 64) == {}   # nothing to do, and no request was sent
 print(f"detector {differences['detector']:.1g} pixels, ensemble {differences['ensemble']:.1g} from torch")
 
 # %% [markdown]
 # ## What came out
-# A folder for `make reproduce MODE=trained WEIGHTS=assets/trained` and `mammo-nb predict`. Its ensemble says what the
-# averaged weights say:
+# A folder for `make reproduce MODE=trained WEIGHTS=assets/trained` and for `mammo-nb predict`. Its ensemble gives the
+# predictions of the EMA weights:
 
 # %%
 pictures = drawn_pictures(size, 8)
@@ -356,12 +369,12 @@ for model, name in zip(models, CLASSIFIERS):
     model.load_state_dict(torch.load(shelf / name, weights_only=False)["state_dict_ema"])
 reference = load_engine(Ensemble(models, **models[0].normalization))(pictures)
 assert np.abs(engine(pictures) - reference).max() < 1e-4 and reference.std() > .01
-assert engine.metadata["threshold"] == .31 and Crops(
-    **engine.metadata["crops"]).faithful and engine.metadata["detector"] == sha256(trained / "detector.onnx")
+assert engine.metadata["threshold"] == .31 and Crops(**engine.metadata["crops"]).faithful
+assert engine.metadata["detector"] == sha256(trained / "detector.onnx")
 pd.DataFrame([{"file": p.name, "kB": round(p.stat().st_size / 1e3)} for p in sorted(trained.iterdir())])
 
 # %% [markdown]
-# Weights of somebody else stay as they are:
+# Weights of another origin are not changed:
 
 # %%
 write_json(trained / "ensemble.json", {"recipe": "demo"})

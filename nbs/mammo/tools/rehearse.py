@@ -45,7 +45,8 @@ from packaging.utils import canonicalize_name
 from mammo_nb.core.files import write_csv, write_json, write_text
 from mammo_nb.core.kernels import prepare
 from mammo_nb.core.wheels import needed, python_of, read_pins
-from mammo_nb.mammo.phantom import MACHINES, TEST_COLUMNS, make_image, plan
+from mammo_nb.mammo.drawing.machines import MACHINES
+from mammo_nb.mammo.phantom import TEST_COLUMNS, make_image, plan
 
 # %%
 #| hide

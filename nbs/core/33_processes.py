@@ -1,0 +1,193 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Processes
+# > Processes of this machine that work on items, and survive the crash of one of them.
+#
+# joblib's processes run functions that were defined in a notebook as well as imported ones. But a crash in a codec, or
+# the system's out-of-memory killer, ends a whole process without an exception. Then any of the items in progress may be
+# the cause. Each of them is tried once more, with no other item running. Most of them then finish. An item that ends
+# its process again gets a row with that error.
+
+# %%
+#| default_exp core.processes
+
+# %%
+#| export
+import json
+import os
+from collections import deque
+from concurrent.futures import Future, wait
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+
+import joblib
+import numpy as np
+from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
+
+# %% tags=["parameters"]
+workers = 2    # processes
+
+# %% [markdown]
+# ## A row
+# A function returns a flat dict for one item. The dict becomes JSON in the process that computed it, so that a row from
+# the journal and a new row are the same text. Numpy numbers and paths become plain values. A value that cannot be
+# written is an error of its item. If the function raises an exception, the row holds its class and its message.
+
+# %%
+#| export
+def plain(
+    value,  # a value that the json module does not know
+):          # a value that it knows
+    "Convert numpy scalars, arrays and paths to plain Python values. Raises TypeError for anything else."
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} does not fit into a table")
+
+def as_row(
+    fn,          # item -> row, a flat dict
+    item: dict,  # the item to work on
+) -> str:        # the row as JSON, with the column `error`
+    "Compute the row of one item. Every Exception becomes the error of the row."
+    try:
+        return json.dumps({**fn(item), "error": ""}, default=plain)
+    except Exception as e:
+        return json.dumps({"error": f"{type(e).__name__}: {e}"})  # the run continues; the reason is in the table
+
+# %%
+as_row(lambda item: {"root": np.sqrt(item["x"]), "name": Path("a/b.dcm")}, {"x": 2})
+
+# %%
+as_row(lambda item: {"inverse": 1 / item["x"]}, {"x": 0})
+
+# %% [markdown]
+# ## Processes
+# The caller starts items and takes their results, both in its own time. An item runs only after it was started, so a
+# slow caller is not flooded with results. A stream (`stream`) uses the same processes, with a queue into which its
+# networks write as well.
+
+# %%
+#| export
+LOST = ("WorkerLost: the process ended without an error message, and again when it worked on this item alone. "
+        "Check for a lack of memory, or a crash in a codec")
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+            "NUMEXPR_NUM_THREADS")
+
+class Processes:
+    """Processes of this machine that work on items and are replaced when one of them dies. At the end of a `with`
+    block, processes that still run are killed."""
+    def __init__(self,
+        fn,             # item -> result; an exception of it is raised by `take`
+        workers: int,   # number of processes; 0: each item is computed in this process when it is started
+        lost,           # the result of an item that ended its process twice
+        events: SimpleQueue | None = None,  # gets a future for each result; None: a new queue
+        idle: int = 60, # seconds without work after which a process ends, also when its parent was killed
+    ):
+        self.fn, self.workers, self.lost, self.idle = fn, workers, lost, idle
+        self.events = events or SimpleQueue()
+        self.held, self.running, self.suspects = deque(), {}, deque()  # running: future -> name, item, alone
+        share = str(max(1, joblib.cpu_count() // max(1, workers)))
+        self.env = {name: os.environ.get(name, share) for name in _THREADS}
+        self.pool = self._new_pool()
+
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        if self.workers:
+            # a process that hangs is killed
+            self.pool.shutdown(kill_workers=bool(wait(self.running, timeout=1).not_done))
+
+    def __len__(self):
+        return len(self.held) + len(self.running) + len(self.suspects)  # items started and not yet taken
+
+    def _new_pool(self):
+        "Make a pool, which starts its processes when it gets work. loky's reusable pool belongs to joblib's calls."
+        return ProcessPoolExecutor(self.workers, timeout=self.idle, env=self.env) if self.workers else None
+
+    def _run(self, name, item, alone: bool):
+        "Give an item to the pool, or compute it here if there are no processes."
+        if self.workers:
+            while True:
+                try:
+                    future = self.pool.submit(self.fn, item)
+                    break
+                except TerminatedWorkerError:  # a process has died since the last call
+                    self.pool.shutdown(kill_workers=True)
+                    self.pool = self._new_pool()
+        else:
+            (future := Future()).set_result(self.fn(item))
+        self.running[future] = name, item, alone
+        future.add_done_callback(self.events.put)
+
+    def _refill(self):
+        "Run a suspect alone, or keep two items per process running."
+        if self.suspects:
+            if not self.running:
+                self._run(*self.suspects.popleft(), alone=True)
+        elif not any(alone for _, _, alone in self.running.values()):
+            while self.held and len(self.running) < max(1, 2 * self.workers):
+                # the second item of a process waits there; all of these are suspects when a process dies
+                self._run(*self.held.popleft(), alone=False)
+
+    def start(self,
+        name,  # name of the item, which `take` returns
+        item,  # the item to work on
+    ):
+        "Start the work on an item."
+        self.held.append((name, item))
+        self._refill()
+
+    def take(self,
+        future: Future,  # from `events`
+    ):                   # name and result; None for an item that is tried once more
+        "Take the result of an event."
+        name, item, alone = self.running.pop(future)
+        try:
+            found = name, future.result()
+        except TerminatedWorkerError:
+            found = (name, self.lost) if alone else None
+            if not alone:
+                self.suspects.append((name, item))
+        self._refill()
+        return found
+
+def rows_in_processes(
+    fn,            # item -> row
+    todo: dict,    # hash -> item
+    workers: int,  # number of processes; 0: in this one
+):                 # yields (hash, row as JSON) in the order in which items finish
+    "Compute the rows of all items in processes of this machine."
+    rest = iter(todo.items())
+    with Processes(partial(as_row, fn), workers, json.dumps({"error": LOST})) as processes:
+        while True:
+            for name, item in islice(rest, max(0, max(1, 2 * workers) - len(processes))):
+                processes.start(name, item)
+            if not len(processes):
+                return
+            if found := processes.take(processes.events.get()):
+                yield found
+
+# %% [markdown]
+# ## What came out
+# Rows from two processes, in the order in which they finished. One of them is an error:
+
+# %%
+items = {name: {"x": name} for name in (4, 9, 16, -1)}
+rows = dict(rows_in_processes(lambda item: {"root": int(np.sqrt(item["x"]))}, items, workers))
+assert json.loads(rows[9]) == {"root": 3, "error": ""} and json.loads(rows[-1])["error"].startswith("ValueError")
+rows

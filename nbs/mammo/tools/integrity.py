@@ -1,0 +1,271 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Integrity
+# > Is one file whole, and does it agree with the table that names it?
+#
+# An *error* is a file that cannot be read or does not exist. A *problem* is something that a person should judge: the
+# file can be read, but it may spoil a training. Nothing is decoded here unless a file looks damaged, so the check of a
+# file takes as long as reading its bytes.
+
+# %%
+#| default_exp mammo.tools.integrity
+
+# %%
+#| export
+import hashlib
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydicom.uid import RLELossless
+
+from mammo_nb.core.codestreams import read_codestream
+from mammo_nb.core.dicom import ENDINGS, NATIVE, Frame
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import PathError, inside
+from mammo_nb.core.headers import DicomError
+from mammo_nb.core.raster import is_whole
+from mammo_nb.core.windows import WindowError, apply_window
+from mammo_nb.mammo.reading.labels import DatasetError, read_table
+from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame, read_header
+
+# %%
+#| hide
+import tempfile
+
+from mammo_nb.core.dicom import find_files
+from mammo_nb.mammo.phantom import make_competition
+
+# %% tags=["parameters"]
+folder = ""    # DICOM files, or a competition with its tables; "" makes a small competition
+
+# %%
+#| hide
+scratch = Path(tempfile.mkdtemp())
+truth = make_competition(scratch / "competition", patients=2, test_patients=1, frame=(320, 256), prevalence=.5,
+                         seed=2023, workers=1)
+folder = Path(folder or scratch / "competition")
+files, _ = find_files(folder)
+
+# %%
+#| export
+class CheckError(ProjectError):
+    "Nothing can be checked: there are no files, or a table cannot be used. The text names it and the reason."
+
+class Missing(Exception):
+    "A file that a table names does not exist."
+
+# %% [markdown]
+# ## One file
+# A header can be valid and still spoil a training: a scan for processing has other grey levels, and a burned-in name
+# may be recognised by the network. A window is tested by applying it, so that there is only one set of rules for
+# windows.
+
+# %%
+#| export
+def _unusable(header: Mammogram) -> bool:
+    "Whether one of the windows cannot be applied."
+    try:
+        for which in range(len(header.windows)):
+            apply_window(np.zeros(1), header.windows, header.voi_function, which)
+    except WindowError:
+        return True
+    return False
+
+def _header_problems(header: Mammogram) -> list[str]:
+    "List the problems of a header. Sides and views are compared with the table in `compare`."
+    found = {
+        "multi-frame": header.frames > 1,
+        "no window": bool(header.syntax and not header.windows),
+        "window that cannot be used": _unusable(header),
+        "for processing, not for presentation": header.intent == "FOR PROCESSING",
+        "burned-in annotation": header.burned_in == "YES",
+        f"modality {header.modality}": header.modality not in ("", "MG"),
+        f"colour, {header.photometric}": header.samples != 1 or not header.photometric.startswith("MONOCHROME"),
+        f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
+    }
+    return [problem for problem, is_so in found.items() if is_so]
+
+def _frame_problems(frame: Frame) -> list[str]:
+    "List the problems of a compressed frame: it contradicts its header, or ends too early."
+    header = frame.header
+    if not header.syntax:  # PNG or JPEG
+        return [] if is_whole(frame.data) else ["no end mark"]
+    if header.syntax in NATIVE or header.syntax == RLELossless:
+        return []  # native pixels are counted when they are read, and RLE pixels state no size
+    coded = read_codestream(frame.data)
+    if coded is None:
+        return ["pixels do not start like their compression"]
+    problems = []
+    size, expected = (f"{h.rows} x {h.columns} x {h.samples}" for h in (coded, header))
+    if size != expected:
+        problems.append(f"{size} in the pixels, {expected} in the header")
+    if not coded.complete:
+        problems.append("pixels without end marker")
+    return problems
+
+# %% [markdown]
+# All bytes are read, because this shows whether a file was truncated. A frame that contradicts its header is decoded at
+# once, because only a decoder shows whether it can still be read. If two files have the same SOPInstanceUID, one is a
+# copy or a mistake. The UID is stored as a digest, for comparison only. If the tag is absent, the header falls back to
+# the name of the file. This name is no identity, unless the file is named after its UID.
+
+# %%
+#| export
+def _identity(header: Mammogram) -> str:
+    "Give the SOPInstanceUID; an empty string if there is none."
+    named = header.path.suffix.lower() in ENDINGS and header.image_id.count(".") > 2  # such as 1.2.840.10.dcm
+    return header.image_id if named or header.image_id != header.path.stem else ""
+
+def _digest(data: bytes) -> str:
+    "SHA-256 of some bytes; an empty string for no bytes."
+    return hashlib.sha256(data).hexdigest() if data else ""
+
+def inspect_file(
+    item: dict,  # folder; file; tables, the names of the tables that name the file
+# columns of the header; problems, a list; failure, why the pixels cannot be read; uid and pixels, two digests
+) -> dict:
+    "Read header and bytes of one file, and decode it only if it looks damaged. Raises Missing, DicomError."
+    path, frame, doubts, failure = Path(item["folder"]) / item["file"], None, [], ""
+    if not path.is_file():
+        raise Missing(f"named by {' and '.join(item['tables'])}, but does not exist")
+    try:
+        frame = read_frame(path, frame=0)
+        if doubts := _frame_problems(frame):
+            frame.decode()
+    except DicomError as e:
+        failure = f"{type(e).__name__}: {e}"
+    header = frame.header if frame else read_header(path)
+    names = "rows", "columns", "frames", "bits_stored", "photometric", "voi_function", "laterality", "view"
+    return {
+        **{name: getattr(header, name) for name in names},
+        "syntax": header.syntax_name, "windows": len(header.windows), "bytes": path.stat().st_size,
+        "problems": _header_problems(header) + doubts, "failure": failure,
+        "uid": _digest(_identity(header).encode()), "pixels": _digest(frame.data if frame else b"")
+    }
+
+# %%
+whole = scratch / "competition" / truth["file"][0]
+half = scratch / "half.dcm"
+half.write_bytes(whole.read_bytes()[:whole.stat().st_size // 2])
+rows = [inspect_file({"folder": path.parent, "file": path.name}) for path in (whole, half)]
+assert not rows[0]["failure"] and rows[1]["failure"].startswith("CorruptPixels")
+pd.DataFrame(rows, index=["whole", "half"]).T
+
+# %% [markdown]
+# ## The tables
+# A competition has `train.csv` and `test.csv`. They name a file in a column `file`, or by patient and image in the
+# folders of the competition. A table of the user without a column `file` names images by their id, in any folder. A
+# path that leads out of the folder is an error, before anything is opened.
+
+# %%
+#| export
+def _own_tables(folder: Path) -> list[Path]:
+    """Find train.csv and test.csv of a competition. For train_images/, or for one patient's folder in it, this is the
+    table beside train_images/."""
+    images = [place for place in (folder, folder.parent) if place.name.endswith("_images")]
+    beside = [place.with_name(f"{place.name.removesuffix('_images')}.csv") for place in images]
+    return [path for path in (folder / "train.csv", folder / "test.csv", *beside) if path.is_file()]
+
+def _named_rows(path: Path, needed: list[str]):
+    "Read a table that names files: pairs of the row's number and its columns as text."
+    try:
+        content = read_table(path, [])
+    except (DatasetError, ValueError, OSError) as e:
+        raise CheckError(f"{path.name} cannot be used: {e}") from e
+    needed = ["file"] if "file" in content else needed
+    if lacking := [c for c in needed if c not in content]:
+        raise CheckError(f"{path.name} has no column {', '.join(lacking)}; it has {', '.join(content.columns)}.")
+    texts = content.reindex(columns=[*needed, "laterality", "view"]).astype(object).fillna("").astype(str)
+    return enumerate(texts.to_dict("records"), 2)
+
+def named_files(
+    folder: Path,               # absolute
+    files: list[str],           # the files that were found in the folder
+    table: Path | None = None,  # a CSV file; None: the tables of a competition
+# file -> rows that name it, each (table, number of the row, {laterality, view}); None if there is no table
+) -> dict | None:
+    "Find the rows that name the files of a folder. Raises CheckError."
+    own, places, named = _own_tables(folder), defaultdict(list), defaultdict(list)
+    tables = [Path(os.path.abspath(table))] if table else own
+    for file in files:
+        places[Path(file).stem].append(file)
+    for path in tables:
+        root, tree = (path.parent, f"{path.stem}_images") if path in own else (folder, "")
+        for number, row in _named_rows(path, ["patient_id", "image_id"] if tree else ["image_id"]):
+            if "file" in row:
+                names = [row["file"]]
+            elif tree:
+                names = [f"{tree}/{row['patient_id']}/{row['image_id']}.dcm"]
+            else:
+                names = places.get(row["image_id"], [f"{row['image_id']}.dcm"])
+            try:
+                paths = [inside(root, name) for name in names]
+            except PathError as e:
+                raise CheckError(f"{path.name}, row {number}: {e}") from e
+            sides = {what: row[what].strip().upper() for what in ("laterality", "view")}
+            for p in paths:
+                if folder in p.parents:
+                    named[p.relative_to(folder).as_posix()].append((path.name, number, sides))
+    return named if tables else None
+
+# %%
+named = named_files(folder.resolve(), files)
+dict(list((named or {}).items())[:3])
+
+# %%
+for path in ("../../etc/passwd", "/etc/passwd"):
+    pd.DataFrame({"file": [truth["file"][0], path]}).to_csv(scratch / "odd.csv", index=False)
+    try:
+        named_files(folder.resolve(), files, scratch / "odd.csv")
+    except CheckError as e:
+        print(e)
+    else:
+        raise AssertionError(path)
+
+# %% [markdown]
+# ## Table and header
+# The values of the table are compared with the header. If only one of them knows the side, later stages use that value,
+# and this is no problem.
+
+# %%
+#| export
+def compare(
+    rows: pd.DataFrame,  # from `inspect_file`; laterality and view are completed in place
+    named: dict | None,  # from `named_files`
+):                       # yields (file, problem)
+    """Find disagreements of header and table, sides that neither knows, files that no row or several rows name, and
+    files with the UID or the pixels of an earlier one."""
+    for at, row in zip(rows.index, rows.to_dict("records")):
+        file, naming = row["file"], (named or {}).get(row["file"], [])
+        if named is not None and not naming:
+            yield file, "in no table"
+        if len(naming) > 1:
+            yield file, "named by " + " and ".join(f"{table} row {number}" for table, number, _ in naming)
+        for what in ("laterality", "view"):
+            if not row["syntax"]:
+                continue  # no header
+            header, table = row[what], naming[0][2][what] if naming else ""
+            if header and table and header != table:
+                yield file, f"{what} {header} in the header, {table} in the table"
+            if not header and not table:
+                yield file, f"{what} unknown"
+            rows.at[at, what] = header or table or "unknown"
+    for column, what in (("uid", "SOPInstanceUID"), ("pixels", "pixels")):
+        known = rows[rows[column].ne("")]
+        for file, first in zip(known["file"], known.groupby(column)["file"].transform("first")):
+            if file != first:
+                yield file, f"same {what} as {first}"
