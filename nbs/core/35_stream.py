@@ -155,8 +155,9 @@ def _decoded(decode: Callable, clock: Callable, job: tuple) -> tuple:
 
 class _Network:
     "A network and its thread."
-    def __init__(self, number: int, network: Callable, events: SimpleQueue, clock: Callable, threaded: bool):
-        self.number, self.network, self.events, self.clock = number, network, events, clock
+    def __init__(self, number: int, network: Callable, collate: Callable, events: SimpleQueue, clock: Callable,
+                 threaded: bool):
+        self.number, self.network, self.collate, self.events, self.clock = number, network, collate, events, clock
         self.inbox = SimpleQueue() if threaded else None
         if threaded:
             # daemon: one that hangs must not keep the process alive
@@ -169,7 +170,7 @@ class _Network:
     def _answer(self, group: _Group):
         started = self.clock()
         try:
-            answers = self.network(group.mode, np.stack(list(group.pictures.values())))
+            answers = self.network(group.mode, self.collate(list(group.pictures.values())))
         except BaseException as e:
             answers = e  # raised by `flow`, in its own thread
         self.events.put((self, group, answers, started, self.clock()))
@@ -259,12 +260,13 @@ def flow(
     workers: int,              # processes; 0: everything in turn, in this thread
     limit: int,                # files that are held at one time: being decoded, waiting, or in a network
     until: float | None = None,  # by the watch's clock: what is not finished then is given up; None: never
+    collate: Callable = np.stack,  # list of pictures -> what a network takes
 ):                             # yields (name, row as JSON) in the order they finish; closing it ends the processes
     "Rows of all items that `choose` wanted, as long as there is time."
     if groups and limit < max(map(len, groups)):
         raise ValueError(f"a stream that holds {limit} files never fills a group of {max(map(len, groups))}")
     events, lost = SimpleQueue(), ({}, None, LOST, None, None)
-    threads = [_Network(k, network, events, watch.clock, workers > 0) for k, network in enumerate(networks)]
+    threads = [_Network(k, network, collate, events, watch.clock, workers > 0) for k, network in enumerate(networks)]
     try:
         # a slow network may leave them without work for minutes
         with Processes(partial(_decoded, decode, watch.clock), workers, lost, events, idle=600) as processes:
