@@ -81,14 +81,14 @@ systems: nbs/.exported  ## list systems, recipes and modes
 kaggle-wheels: nbs/.exported  ## gather what Kaggle's image lacks for predicting into build/kaggle/wheels; LOCK=1 chooses versions anew
 	@$(NB) kaggle-wheels $(if $(LOCK),--lock)
 
-kaggle-weights: nbs/.exported  ## WEIGHTS=runs/demo/weights: engines, ONNX, safetensors and a manifest into build/kaggle/weights
-	@$(NB) kaggle-weights $(WEIGHTS)
+kaggle-weights: nbs/.exported  ## WEIGHTS=runs/demo/weights: engines, ONNX, safetensors and a manifest that names the SYSTEM into build/kaggle/weights
+	@$(NB) kaggle-weights $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM))
 
 kaggle-push: nbs/.exported  ## send both as data sets, then the submission's notebook, and wait for it; ONLY=kernel leaves the data sets alone
 	@$(NB) kaggle-push $(if $(ONLY),--only $(ONLY))
 
-kaggle-rehearse: nbs/.exported  ## run the submission as Kaggle would: wheels only, no network, a hidden test set; WEIGHTS=runs/demo/weights, EXACT=python3.12
-	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(EXACT),--exact $(EXACT))
+kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would: wheels only, no network, a hidden test set; WEIGHTS=runs/demo/weights, EXACT=python3.12
+	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------
 # two halves of about the same length side by side, one thread each: runs of `make reproduce`, and all else

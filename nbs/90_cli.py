@@ -95,31 +95,32 @@ def series(
 #| export
 @app.command()
 def submit(
-        competition: Path = typer.Argument(
-            ..., help="folder with test.csv, sample_submission.csv and test_images/; only read"),
-        output: Path = typer.Option(
-            ..., "--output", "-o",
-            help="submission.csv, test_per_image.csv and submit.json go here"), weights: Path = typer.Option(
-                None, help="folder with ensemble.onnx; default: assets/trained, then the newest finished run"),
-        budget: str = typer.Option(
-            "", help="time to end in, as 8h30m, 45m or 90s: what matters least is dropped first; default: no limit"),
-        flip: bool = typer.Option(
-            False, help="the mean of the probabilities of each picture and its mirror image"), pngs: Path = typer.
-    Option(None, help="keep the networks' inputs in this folder"), backend: str = typer.Option(
-        "auto",
-        help=
-        "how the networks run: onnxruntime-fp32, openvino-fp32, compiled-fp32, torch-fp32 or an engine's file; "
-        "default: the first that works"
-    ), allow_errors: bool = typer.Option(False, help="exit with 0 even if images failed or were not reached"),
-        workers: int = typer.Option(0, help="processes that decode; 0: one a core"),
+    competition: Path = typer.Argument(
+        ..., help="folder with test.csv, sample_submission.csv and the test images; it is only read"),
+    output: Path = typer.Option(
+        ..., "--output", "-o", help="submission.csv, the table of items and submit.json go here"),
+    system: str = _SYSTEM,
+    weights: Path = typer.Option(
+        None, help="folder of the weights; default: assets/trained, then the newest finished run"),
+    budget: str = typer.Option(
+        "", help="time limit, such as 8h30m, 45m or 90s: the least important work is dropped first; default: no limit"),
+    flip: bool = typer.Option(False, help="horizontal-flip TTA while there is time"),
+    pngs: Path = typer.Option(None, help="keep the networks' inputs in this folder"),
+    backend: str = typer.Option(
+        "auto", help="onnxruntime-fp32, openvino-fp32, compiled-fp32, torch-fp32 or the file of an engine; default: "
+        "the first that works"),
+    allow_errors: bool = typer.Option(False, help="exit with 0 even if items failed or were not reached"),
+    workers: int = typer.Option(0, help="processes that read files; 0: one a core"),
 ):
-    "Predict a competition's test set and write its submission.csv. A killed run goes on where it was."
+    "Predict a competition's test set and write its submission.csv. A killed run continues where it stopped."
     from mammo_nb.core.files import read_json
-    from mammo_nb.mammo.submit import submit, told
-    submit(competition, weights, output, budget=budget, flip=flip, workers=workers or None, pngs=pngs, backend=backend)
+    from mammo_nb.core.submission import find_submission
+    from mammo_nb.core.submit import submit, summary
+    submit(find_submission(_system(system).name), competition, weights, output, budget=budget, flip=flip, workers=workers or None,
+           pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
-    print(*told(report), f"-> {output / 'submission.csv'}", sep="\n")
-    raise typer.Exit(int(report["predicted"] < report["images"] and not allow_errors))
+    print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")
+    raise typer.Exit(int(report["predicted"] < report["items"] and not allow_errors))
 
 # %% [markdown]
 # ## Runs

@@ -440,7 +440,8 @@ def stand_in(checkpoint: Path, folder: Path, size: int) -> float:
 
 def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, monkeypatch):
     from mammo_nb.core.engines import load_engine
-    from mammo_nb.mammo.tools.predict import detector_of, find_weights
+    from mammo_nb.core.submission import find_weights
+    from mammo_nb.mammo.tools.predict import detector_of
     files, models = published
     monkeypatch.setattr(fetch, "CLASSIFIERS", CLASSIFIERS[:2])   # half of them, for half of the time
     monkeypatch.setattr(
@@ -460,7 +461,8 @@ def test_make_weights_gives_a_folder_that_predicts(kaggle, published, tmp_path, 
                                                              } == files
     assert [r for n, r, _ in kaggle.log if n == CLASSIFIERS[0]] == [None, "bytes=1000000-"]
 
-    engine, pictures = load_engine(find_weights(folder) / "ensemble.onnx"), fetch.drawn_pictures(SMALL["size"], 4)
+    engine = load_engine(find_weights("ensemble", folder) / "ensemble.onnx")
+    pictures = fetch.drawn_pictures(SMALL["size"], 4)
     x = torch.from_numpy(pictures)[:, None].repeat(1, 3, 1, 1) / 255
     mean, std = (torch.tensor(models[0].normalization[k])[:, None, None] for k in ("mean", "std"))
     with torch.no_grad():

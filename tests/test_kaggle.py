@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,24 +15,30 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import ROOT
+from test_submit import write_ensemble
 
 from mammo_nb import cli
-from mammo_nb.core.files import read_json, sha256, write_json, write_text
+from mammo_nb.baseline.system import Prepare
 from mammo_nb.core.kaggle import connect
-from mammo_nb.core.kernels import DATASET, KERNEL, KernelError, check_metadata, gather_weights, metadata_problems, prepare, publish_dataset, push_kernel, slugify, stage_kernel
-from mammo_nb.core.wheels import WheelError, closure_problems, read_pins, read_wheel
-from mammo_nb.mammo.tools import rehearse
-from mammo_nb.mammo.tools.rehearse import hidden_test, isolated, link_packages, make_environment, scoring_problems, visible_packages
+from mammo_nb.core.files import read_json, sha256, write_json, write_text
+from mammo_nb.core import isolation, rehearse
+from mammo_nb.core.isolation import isolated, link_packages, make_environment, visible_packages
+from mammo_nb.core.kernels import (DATASET, KERNEL, KernelError, check_metadata, gather_weights, metadata_problems,
+                                   prepare, slugify, stage_kernel)
+from mammo_nb.core.publishing import publish_dataset, push_kernel
+from mammo_nb.core.rehearse import scoring_problems
+from mammo_nb.core.wheels import WheelError, build_wheel, closure_problems, read_pins, read_wheel
+from mammo_nb.mammo.tools.hidden import hidden_test
 
-USER = "somebody"
+USER, COMPETITION = "somebody", "rsna-breast-cancer-detection"
 
 
 # ---- metadata ------------------------------------------------------------------------------------
 @pytest.fixture
 def sent(tmp_path):
     "A kernel and a data set as they would be sent, without a fault."
-    kernel, weights = prepare(ROOT / "kaggle/submission", tmp_path / "submission", USER), prepare(
-        ROOT / "kaggle/weights", tmp_path / "weights", USER)
+    kernel = prepare(ROOT / "kaggle/submission", tmp_path / "submission", USER, COMPETITION)
+    weights = prepare(ROOT / "kaggle/weights", tmp_path / "weights", USER)
     write_text(weights / "ensemble.onnx", "graph")
     check_metadata(kernel, weights)
     return {KERNEL: kernel, DATASET: weights}
@@ -59,27 +66,28 @@ def test_the_committed_metadata_ask_for_no_internet_and_two_t4_and_name_nobody(s
 
 
 @pytest.mark.parametrize("name, values, words", [
-    (KERNEL, {"title": "My submission"}, "Write the title 'mammo nb submission'"), (KERNEL, {"id": "https://www.kaggle.com/code/somebody/mammo-nb-submission"}, "must "
-                                                                      "be user/slug"),
-    (KERNEL, {"id": "somebody/mammo-nb-submission/3"}, "must be user/slug"), (KERNEL, {"id": "{user}/mammo-nb-submission"}, "filled "
-                                                                      "in by make kaggle-push"),
-    (KERNEL, {"id": "somebody/abcd", "title": "abcd"}, "give it 5 to 50"), (KERNEL, {"code_file": "gone.ipynb"}, "'gone.ipynb', "
-                                                                      "which is not in the folder"),
-    (KERNEL, {"language": "r"}, "write 'python'"), (KERNEL, {"kernel_type": "script"}, "write 'notebook'"), (KERNEL, {"enable_internet": "false"}, "without "
-                                                                      "quotes"),
-    (KERNEL, {"enable_internet": None}, "write true or false"), (KERNEL, {"machine_shape": "NvidiaTeslaP100"}, 'write '
-                                                                      '"NvidiaTeslaT4"'),
-    (KERNEL, {"dataset_sources": ["https://www.kaggle.com/datasets/somebody/mammo-nb-wheels"]}, "without address or "
-                                                                      "version"), (KERNEL, {"dataset_sources": ["mammo-nb-wheels"]}, "write "
-                                                                      "user/slug"),
-    (KERNEL, {"kernel_sources": ["somebody/a/2"]}, "without address or version"), (KERNEL, {"competition_sources": ["c/rsna-breast-cancer-detection"]}, "nothing "
-                                                                      "before it"),
-    (DATASET, {"title": "Weights of mammo"}, "makes the address 'weights-of-mammo'"), (DATASET, {"id": "somebody/abcde", "title": "abcde"}, "give "
-                                                                      "it 6 to 50"),
-    (DATASET, {"id": f"somebody/{'a' * 51}", "title": "a" * 51}, "has 51 characters"), (DATASET, {"licenses": []}, '"licenses": '
-                                                                      '\\[{"name": "other"}\\]'),
-    (DATASET, {"subtitle": "short"}, "give it 20 to 80"), (DATASET, {"resources": [{"path": "gone.onnx"}]}, "'gone.onnx', "
-                                                                      "which is not in the folder")])
+    (KERNEL, {"title": "My submission"}, "Write the title 'mammo nb submission'"),
+    (KERNEL, {"id": "https://www.kaggle.com/code/somebody/mammo-nb-submission"}, "must be user/slug"),
+    (KERNEL, {"id": "somebody/mammo-nb-submission/3"}, "must be user/slug"),
+    (KERNEL, {"id": "{user}/mammo-nb-submission"}, "filled in by make kaggle-push"),
+    (KERNEL, {"id": "somebody/abcd", "title": "abcd"}, "give it 5 to 50"),
+    (KERNEL, {"code_file": "gone.ipynb"}, "'gone.ipynb', which is not in the folder"),
+    (KERNEL, {"language": "r"}, "write 'python'"),
+    (KERNEL, {"kernel_type": "script"}, "write 'notebook'"),
+    (KERNEL, {"enable_internet": "false"}, "without quotes"),
+    (KERNEL, {"enable_internet": None}, "write true or false"),
+    (KERNEL, {"machine_shape": "NvidiaTeslaP100"}, 'write "NvidiaTeslaT4"'),
+    (KERNEL, {"dataset_sources": ["https://www.kaggle.com/datasets/somebody/mammo-nb-wheels"]},
+     "without address or version"),
+    (KERNEL, {"dataset_sources": ["mammo-nb-wheels"]}, "write user/slug"),
+    (KERNEL, {"kernel_sources": ["somebody/a/2"]}, "without address or version"),
+    (KERNEL, {"competition_sources": ["c/rsna-breast-cancer-detection"]}, "nothing before it"),
+    (DATASET, {"title": "Weights of mammo"}, "makes the address 'weights-of-mammo'"),
+    (DATASET, {"id": "somebody/abcde", "title": "abcde"}, "give it 6 to 50"),
+    (DATASET, {"id": f"somebody/{'a' * 51}", "title": "a" * 51}, "has 51 characters"),
+    (DATASET, {"licenses": []}, '"licenses": \\[{"name": "other"}\\]'),
+    (DATASET, {"subtitle": "short"}, "give it 20 to 80"),
+    (DATASET, {"resources": [{"path": "gone.onnx"}]}, "'gone.onnx', which is not in the folder")])
 def test_each_rule_of_the_metadata_says_what_to_write(sent, name, values, words):
     problems = change(sent[name], name, **values)
     assert problems
@@ -87,11 +95,12 @@ def test_each_rule_of_the_metadata_says_what_to_write(sent, name, values, words)
         check_metadata(sent[name])
 
 
-@pytest.mark.parametrize("file, content, words", [("scan.dcm", b"x", "patients' data"), ("renamed", b"\0" * 128 + b"DICM", "patients' "
-                                                                      "data"), ("train.csv", b"patient_id", "patients' "
-                                                                      "data"), ("empty.onnx", b"", "is "
-                                                                      "empty"), ("folder/inner", b"x", "is "
-                                                                      "a folder")])
+@pytest.mark.parametrize("file, content, words", [
+    ("scan.dcm", b"x", "patients' data"),
+    ("renamed", b"\x00" * 128 + b"DICM", "patients' data"),
+    ("train.csv", b"patient_id", "patients' data"),
+    ("empty.onnx", b"", "is empty"),
+    ("folder/inner", b"x", "is a folder")])
 def test_what_must_not_or_cannot_go_is_named(sent, file, content, words):
     path = sent[DATASET] / file
     path.parent.mkdir(exist_ok=True)
@@ -136,27 +145,26 @@ def weights(tmp_path):
 
 
 def test_weights_come_with_a_manifest_and_without_pickles(weights, tmp_path):
-    manifest = gather_weights(weights, tmp_path / "to")
+    manifest = gather_weights(weights, tmp_path / "to", "mammo", "ensemble")
     carried = {
         "ensemble.onnx", "ensemble.json", "fold_0.safetensors", "ensemble_sm75.engine", "ensemble_sm75.engine.json"
     }
-    assert set(manifest) == carried and {p.name for p in (tmp_path / "to").iterdir()} == {*carried, "manifest.json"}
-    assert read_json(tmp_path / "to/manifest.json")["ensemble.onnx"] == {
-        "bytes": 24, "sha256": sha256(tmp_path / "to/ensemble.onnx")
-    }
-    assert gather_weights(weights, tmp_path / "to") == manifest   # a second time, over the first
+    assert set(manifest["files"]) == carried
+    assert {p.name for p in (tmp_path / "to").iterdir()} == {*carried, "manifest.json"}
+    assert read_json(tmp_path / "to/manifest.json") == manifest and manifest["system"] == "mammo"
+    assert manifest["files"]["ensemble.onnx"] == {"bytes": 24, "sha256": sha256(tmp_path / "to/ensemble.onnx")}
+    assert gather_weights(weights, tmp_path / "to", "mammo", "ensemble") == manifest   # a second time, over the first
 
 
-@pytest.mark.parametrize("spoil, words", [(lambda w: (w / "ensemble.onnx").write_text("another"), "ensemble.onnx is "
-                                                                      "not the file"), (lambda w: (w / "ensemble_sm75.engine.json").unlink(), "has "
-                                                                      "no ensemble_sm75.engine.json"),
-                                          (lambda w: [(w / n).unlink() for n in ("ensemble.onnx", "ensemble.json")], "has "
-                                                                      "no ensemble.onnx: name the weights of a "
-                                                                      "finished run")])
+@pytest.mark.parametrize("spoil, words", [
+    (lambda w: (w / "ensemble.onnx").write_text("another"), "ensemble.onnx is not the file"),
+    (lambda w: (w / "ensemble_sm75.engine.json").unlink(), "has no ensemble_sm75.engine.json"),
+    (lambda w: [(w / n).unlink() for n in ("ensemble.onnx", "ensemble.json")],
+     "has no ensemble.onnx: name the weights of a finished run")])
 def test_weights_that_are_not_what_they_say_stay_here(weights, tmp_path, spoil, words):
     spoil(weights)
     with pytest.raises(KernelError, match=words):
-        gather_weights(weights, tmp_path / "to")
+        gather_weights(weights, tmp_path / "to", "mammo", "ensemble")
     assert not (tmp_path / "to").exists()
 
 
@@ -197,12 +205,12 @@ def test_a_folder_that_is_whole_has_no_problems_and_each_gap_is_one(tmp_path):
     assert any("is not for CPython 3.12" in p for p in closure_problems(tmp_path, {**IMAGE, "quick": "1.5"}, ["ours"]))
 
 
-@pytest.mark.parametrize("wheel, words", [(dict(name="ours", version="2.0"), "not the only ours"), (dict(name="numpy", version="2.4.0"), "take "
-                                                                      "the place of numpy 2.0.2"), (dict(name="new", version="1.0", python=">=3.13"), "wants "
-                                                                      "Python >=3.13"),
-                                          (dict(name="glibc", version="1.0", tags="py3-none-manylinux_2_39_x86_64"), "glibc "
-                                                                      "2.35"), (dict(name="arm", version="1.0", tags="py3-none-manylinux_2_28_aarch64"), "Linux "
-                                                                      "x86_64")])
+@pytest.mark.parametrize("wheel, words", [
+    (dict(name="ours", version="2.0"), "not the only ours"),
+    (dict(name="numpy", version="2.4.0"), "would replace numpy 2.0.2"),
+    (dict(name="new", version="1.0", python=">=3.13"), "wants Python >=3.13"),
+    (dict(name="glibc", version="1.0", tags="py3-none-manylinux_2_39_x86_64"), "glibc 2.35"),
+    (dict(name="arm", version="1.0", tags="py3-none-manylinux_2_28_aarch64"), "Linux x86_64")])
 def test_wheels_that_do_not_belong_are_found(tmp_path, wheel, words):
     make_wheel(tmp_path, "ours", "1.0")
     make_wheel(tmp_path, **wheel)
@@ -312,7 +320,8 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setattr(extended.KaggleApi, "config", str(tmp_path / "home" / "kaggle.json"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.log, server.refusals, server.sets, server.ready, server.storage, server.broken, server.saved = [], {}, {}, {}, {}, set(), {}
+    server.log, server.broken = [], set()
+    server.refusals, server.sets, server.ready, server.storage, server.saved = {}, {}, {}, {}, {}
     server.states = [{"status": "QUEUED"}, {"status": "RUNNING"}, {"status": "RUNNING"}, {"status": "COMPLETE"}]
     server.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setitem(environment._env_to_endpoint, environment.KaggleEnv.PROD, server.url)
@@ -334,6 +343,7 @@ def outbox(tmp_path, monkeypatch):
     for name in ("wheels/mammo_nb-0.1.0-py3-none-any.whl", "wheels/SHA256SUMS", "weights/ensemble.onnx",
                  "weights/manifest.json"):
         write_text(tmp_path / "build/kaggle" / name, f"content of {name}")
+    write_json(tmp_path / "build/kaggle/weights/manifest.json", {"system": "mammo", "files": {}})
     return tmp_path / "build/kaggle"
 
 
@@ -362,7 +372,7 @@ def test_make_kaggle_push_makes_the_data_sets_and_pushes_the_notebook(kaggle, ou
     assert pushed["datasetDataSources"] == [f"{USER}/mammo-nb-wheels", f"{USER}/mammo-nb-weights"
                                             ] and pushed["competitionDataSources"] == ["rsna-breast-cancer-detection"]
     cells = "".join(c["source"] for c in json.loads(pushed["text"])["cells"])
-    assert "--no-index" in cells and "from mammo_nb.mammo.submit import submit" in cells
+    assert "--no-index" in cells and "read_submission(mounted(weights))" in cells
     order = [call for call, _ in kaggle.log if call in ("CreateDataset", "SaveKernel", "GetKernelSessionStatus")]
     assert order == ["CreateDataset", "CreateDataset", "SaveKernel"] + ["GetKernelSessionStatus"] * 4
     said = capsys.readouterr().out
@@ -399,10 +409,10 @@ def test_the_log_of_a_kernel_that_fails_is_printed(kaggle, sent, capsys):
         kaggle, "ListKernelSessionOutput")[0]["kernelSlug"] == "mammo-nb-submission"
 
 
-@pytest.mark.parametrize("saved, words", [({"error": "Maximum batch GPU session count of 2 reached."}, "session count "
-                                                                      "of 2"), ({"invalidDatasetSources": ["somebody/mammo-nb-wheels"]}, "pushed "
-                                                                      "without somebody/mammo-nb-wheels"), ({"invalidCompetitionSources": ["rsna-breast-cancer-detection"]}, "accept "
-                                                                      "the competition's rules")])
+@pytest.mark.parametrize("saved, words", [
+    ({"error": "Maximum batch GPU session count of 2 reached."}, "session count of 2"),
+    ({"invalidDatasetSources": ["somebody/mammo-nb-wheels"]}, "pushed without somebody/mammo-nb-wheels"),
+    ({"invalidCompetitionSources": ["rsna-breast-cancer-detection"]}, "accept the competition's rules")])
 def test_what_kaggle_does_not_attach_is_an_error(kaggle, sent, saved, words):
     kaggle.saved = saved
     with pytest.raises(KernelError, match=words):
@@ -410,9 +420,10 @@ def test_what_kaggle_does_not_attach_is_an_error(kaggle, sent, saved, words):
     assert not asked(kaggle, "GetKernelSessionStatus")
 
 
-@pytest.mark.parametrize("call, status, words", [("SaveKernel", 401, "kaggle.com/settings"), ("SaveKernel", 403, "verify "
-                                                                      "your phone number"), ("SaveKernel", 500, "Run "
-                                                                      "again")])
+@pytest.mark.parametrize("call, status, words", [
+    ("SaveKernel", 401, "kaggle.com/settings"),
+    ("SaveKernel", 403, "verify your phone number"),
+    ("SaveKernel", 500, "Run again")])
 def test_refusals_are_explained(kaggle, sent, call, status, words):
     kaggle.refusals = {call: status}
     with pytest.raises(KernelError, match=words):
@@ -438,23 +449,23 @@ def test_without_credentials_the_command_says_what_to_do(kaggle, outbox, monkeyp
 def test_a_stage_finds_its_inputs_where_kaggle_mounts_them(outbox, tmp_path, monkeypatch):
     for name in ("nbs", "settings.ini"):
         (tmp_path / name).symlink_to(ROOT / name)
-    assert command(monkeypatch, "kaggle-kernel", "04_crops", "--recipe", "winner_fold2", "--after", "03_detector",
+    assert command(monkeypatch, "kaggle-kernel", "crops", "--recipe", "winner_fold2", "--after", "detector",
                    "--user", USER) == 0
-    made = outbox / "mammo-nb-04-crops"
+    made = outbox / "mammo-nb-mammo-04-crops"
     about = read_json(made / KERNEL)
     assert about["competition_sources"] == ["rsna-breast-cancer-detection"] and about["kernel_sources"] == [
-        f"{USER}/mammo-nb-03-detector"
+        f"{USER}/mammo-nb-mammo-03-detector"
     ] and about["enable_internet"] is True and metadata_problems(made) == []
-    cells = nbformat.read(made / "mammo-nb-04-crops.ipynb", as_version=4).cells
+    cells = nbformat.read(made / "mammo-nb-mammo-04-crops.ipynb", as_version=4).cells
     chosen = next(c.source for c in cells if c.id == "chosen")
-    assert chosen == "run_dir = '/kaggle/working/runs/winner_fold2'\nrecipe = 'winner_fold2'"
+    assert "Run.create('/kaggle/working/runs/winner_fold2', find_system('mammo'), 'winner_fold2')" in chosen
     inputs, work = tmp_path / "input", tmp_path / "working"
     work.mkdir()
     (inputs / "competitions/rsna-breast-cancer-detection").mkdir(parents=True)
     wheels = inputs / "datasets/somebody/mammo-nb-wheels"
     wheels.mkdir(parents=True)
     make_wheel(wheels, "mammo_nb", "0.1.0")
-    write_text(inputs / "notebooks/somebody/mammo-nb-03-detector/runs/winner_fold2/weights/detector.json", "{}")
+    write_text(inputs / "notebooks/somebody/mammo-nb-mammo-03-detector/runs/winner_fold2/weights/detector.json", "{}")
     calls = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
     for name in ("MAMMO_NB_RAW", "MAMMO_NB_SAMPLES", "MAMMO_NB_RUNS"):
@@ -465,13 +476,13 @@ def test_a_stage_finds_its_inputs_where_kaggle_mounts_them(outbox, tmp_path, mon
     from mammo_nb.core.settings import read_paths
     paths = read_paths(work / "runs/winner_fold2")   # from the working directory, as the stage will
     assert paths.raw == inputs / "competitions" and (paths.raw / "rsna-breast-cancer-detection").is_dir(
-    ) and paths.final_models == work / "runs/winner_fold2/weights"
-    assert (paths.final_models / "detector.json").is_file()
+    ) and paths.weights == work / "runs/winner_fold2/weights"
+    assert (paths.weights / "detector.json").is_file()
 
 
 def test_what_is_no_stage_is_refused(tmp_path):
     with pytest.raises(KernelError, match="is no stage"):
-        stage_kernel(ROOT, ROOT / "nbs/core/26_windows.py", tmp_path / "k", USER)
+        stage_kernel(ROOT, ROOT / "nbs/core/26_windows.py", tmp_path / "k", USER, "mammo")
 
 
 # ---- rehearsal -----------------------------------------------------------------------------------
@@ -479,16 +490,17 @@ SAMPLE = pd.DataFrame({"prediction_id": ["1_L", "1_R", "2_L"], "cancer": .02})
 
 
 @pytest.mark.parametrize("table, words", [
-    (SAMPLE.rename(columns={"cancer": "target"}), ["The columns are prediction_id, target, not prediction_id, cancer."]), (SAMPLE[["cancer", "prediction_id"]], ["The "
-                                                                      "columns are cancer, prediction_id"]),
-    (SAMPLE.iloc[:2], ["1 of 3 prediction_id are missing, such as 2_L"]), (pd.concat([SAMPLE, SAMPLE.iloc[:1]]), ["1 "
-                                                                      "prediction_id twice, such as 1_L"]),
-    (SAMPLE.assign(prediction_id=["1_L", "1_R", "9_L"]), ["that nobody asked for, such as 9_L", "are missing, such as "
-                                                                      "2_L"]), (SAMPLE.assign(cancer=[0, "", 1]), ["1 "
-                                                                      "values of cancer are no number from 0 to 1, "
-                                                                      "such as '' for 1_R"]),
-    (SAMPLE.assign(cancer=[0, "yes", float("inf")]), ["2 values"]), (SAMPLE.assign(cancer=[0, 1.01, -1]), ["2 values"]), (SAMPLE.assign(cancer=float("nan")), ["3 "
-                                                                      "values"])])
+    (SAMPLE.rename(columns={"cancer": "target"}),
+     ["The columns are prediction_id, target, not prediction_id, cancer."]),
+    (SAMPLE[["cancer", "prediction_id"]], ["The columns are cancer, prediction_id"]),
+    (SAMPLE.iloc[:2], ["1 of 3 prediction_id are missing, such as 2_L"]),
+    (pd.concat([SAMPLE, SAMPLE.iloc[:1]]), ["1 prediction_id occur twice, such as 1_L"]),
+    (SAMPLE.assign(prediction_id=["1_L", "1_R", "9_L"]),
+     ["are not in the sample, such as 9_L", "are missing, such as 2_L"]),
+    (SAMPLE.assign(cancer=[0, "", 1]), ["1 values of cancer are no number from 0 to 1, such as '' for 1_R"]),
+    (SAMPLE.assign(cancer=[0, "yes", float("inf")]), ["2 values"]),
+    (SAMPLE.assign(cancer=[0, 1.01, -1]), ["2 values"]),
+    (SAMPLE.assign(cancer=float("nan")), ["3 values"])])
 def test_a_file_that_the_scorer_would_refuse_is_refused(tmp_path, table, words):
     SAMPLE.to_csv(tmp_path / "sample.csv", index=False)
     table.to_csv(tmp_path / "submission.csv", index=False)
@@ -536,10 +548,10 @@ def test_packages_that_share_a_folder_are_taken_apart(tmp_path):
 
 @pytest.mark.parametrize("spaces", [True, False])
 def test_no_network_and_no_writing(tmp_path, monkeypatch, spaces):
-    if spaces and not rehearse._unshare():
+    if spaces and not isolation._unshare():
         pytest.skip("unshare is not permitted here")
     if not spaces:
-        monkeypatch.setattr(rehearse, "_unshare", lambda: [])
+        monkeypatch.setattr(isolation, "_unshare", lambda: [])
     python, inputs = make_environment(tmp_path / "venv", []), tmp_path / "input"
     write_text(inputs / "a/test.csv", "id\n")
     code = (
@@ -559,42 +571,52 @@ def test_no_network_and_no_writing(tmp_path, monkeypatch, spaces):
         path.chmod(0o755)
 
 
-OURS = """import csv{imported}
-def submit(competition, weights, output, *, budget, flip):
-    rows, sample = (list(csv.DictReader(open(competition / name))) for name in ("test.csv", "sample_submission.csv"))
-    files = [f"test_images/{{r['patient_id']}}/{{r['image_id']}}.dcm" for r in rows]
-    errors = ["" if (competition / f).stat().st_size > 1000 else "CorruptPixels" for f in files]   # of 64x48 pixels a third is left
-    tables = {{"test_per_image.csv": ["file,laterality,view,x0,y0,x1,y1,probability,error", *(f"{{f}},L,CC,1,1,2,2,.5,{{e}}" for f, e in zip(files, errors))],
-              "submission.csv": ["prediction_id,cancer", *(s["prediction_id"] + ",0" for s in sample)], "submit.json": [f"{{budget}} {{flip}}"]}}
-    for name, lines in tables.items(): (output / name).write_text("\\n".join(lines))
-"""
-READ = ("from types import SimpleNamespace as S\ndef read_frame(path): return S(decode=lambda: S(pixels=[[0, 1]], "
-    "header=S(photometric='MONOCHROME2')))\n")
+SYSTEMS = [("mammo", "ensemble", {}), ("baseline", "baseline", {"prepare": asdict(Prepare(height=128, width=64))})]
 
 
-@pytest.mark.parametrize("imported", ["", ", tqdm"])
-def test_a_rehearsal_of_a_small_package(tmp_path, monkeypatch, imported):
-    """The committed notebook with a package of a few lines instead of ours: from an environment without anything else,
-    to the scorer's questions."""
-    root, wheels, weights = tmp_path / "checkout", tmp_path / "wheels", tmp_path / "weights"
-    for folder in (root / "kaggle/wheels", wheels, weights):
-        folder.mkdir(parents=True)
+def checkout_for(folder: Path, image: list[str]) -> Path:
+    "A checkout whose image list has the names of some packages."
     for name in ("kaggle/submission", "mammo_nb"):
-        (root / name).symlink_to(ROOT / name)
-    write_text(root / "kaggle/wheels/image.txt", "".join(
-        f"{n}==1\n" for n in ("python", "numpy", "pandas", "matplotlib", "ipykernel", "pip")))
-    with zipfile.ZipFile(make_wheel(wheels, "mammo_nb", "0.1.0", "numpy"), "a") as archive:
-        for name, text in {"mammo/submit": OURS.format(imported=imported), "core/dicom": READ}.items():
-            archive.writestr(f"mammo_nb/{name}.py", text)
-    write_text(wheels / "constraints.txt", "mammo_nb==0.1.0\n")
-    monkeypatch.setattr(rehearse, "hidden_test", lambda folder: hidden_test(folder, (64, 48)))
-    run = lambda: rehearse.rehearse(root, wheels, weights, tmp_path / "scratch", extras="")
-    if imported:
-        with pytest.raises(rehearse.RehearsalError, match="No module named 'tqdm'"):
-            run()   # it is in this environment, and not in the image's list
-    else:
-        assert run() == tmp_path / "scratch/working/submission.csv" and (
-            tmp_path / "scratch/working/submit.json").read_text() == "8h30m False"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(ROOT / name)
+    write_text(folder / "kaggle/wheels/image.txt", "".join(f"{name}==1\n" for name in image))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    "Our own wheel, from the package as it is, and constraints."
+    folder = tmp_path_factory.mktemp("wheels")
+    build_wheel(ROOT, folder)
+    (ours,) = map(read_wheel, folder.glob("*.whl"))
+    write_text(folder / "constraints.txt", f"{ours.name}=={ours.version}\n")
+    return folder
+
+
+@pytest.mark.parametrize("system, engine, metadata", SYSTEMS)
+def test_a_rehearsal_with_the_real_package(system, engine, metadata, wheels, tmp_path):
+    """The committed notebook with the package itself and the smallest weights of each system, in an environment that
+    has what the package requires and nothing else. The manifest of the weights alone names the system."""
+    (ours,) = map(read_wheel, wheels.glob("*.whl"))
+    image = [r.name for r in ours.requires if not r.marker or r.marker.evaluate({"extra": ""})]
+    root = checkout_for(tmp_path / "checkout", ["python", "ipykernel", "pip", *image])
+    write_ensemble(tmp_path / "run", engine, **metadata)
+    gather_weights(tmp_path / "run", tmp_path / "weights", system, engine)
+    submission = rehearse.rehearse(root, wheels, tmp_path / "weights", tmp_path / "scratch", extras="")
+    ours, report = pd.read_csv(submission), read_json(submission.parent / "submit.json")
+    sample = pd.read_csv(next((tmp_path / "scratch/input").rglob("sample_submission.csv")))
+    assert ours["prediction_id"].tolist() == sample["prediction_id"].tolist() and ours["cancer"].isin([0, 1]).all()
+    assert (report["system"], report["failed"], report["budget_seconds"]) == (system, 1, 30600)
+    assert report["predicted"] == report["items"] - 1 > 10
+
+
+def test_a_rehearsal_fails_where_a_package_is_missing(wheels, tmp_path):
+    "tqdm is in this environment, and neither in the image's list nor among the wheels."
+    root = checkout_for(tmp_path / "checkout", ["python", "numpy", "pandas", "ipykernel", "pip"])
+    write_ensemble(tmp_path / "run")
+    gather_weights(tmp_path / "run", tmp_path / "weights", "mammo", "ensemble")
+    with pytest.raises(rehearse.RehearsalError, match="No matching distribution found"):
+        rehearse.rehearse(root, wheels, tmp_path / "weights", tmp_path / "scratch", extras="")
 
 
 def test_the_hidden_test_set_is_the_same_every_time(tmp_path):
@@ -608,12 +630,14 @@ def test_the_hidden_test_set_is_the_same_every_time(tmp_path):
 
 
 def test_make_calls_the_commands():
-    tell = lambda *arguments: subprocess.run([
-        "make", "-n", *arguments, "VENV=v", "-o", "v/.installed", "-o", "nbs/.exported"
-    ], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    assert tell("kaggle-wheels") == "v/bin/mammo-nb kaggle-wheels" and tell(
-        "kaggle-wheels", "LOCK=1") == "v/bin/mammo-nb kaggle-wheels --lock"
-    assert tell("kaggle-weights", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-weights w" and tell(
-        "kaggle-rehearse", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-rehearse w" and tell(
-            "kaggle-rehearse", "EXACT=p") == "v/bin/mammo-nb kaggle-rehearse  --exact p" and tell(
-                "kaggle-push", "ONLY=kernel") == "v/bin/mammo-nb kaggle-push --only kernel"
+    def printed(*arguments):
+        done = subprocess.run(["make", "-n", *arguments, "VENV=v", "-o", "v/.installed", "-o", "nbs/.exported"],
+                              cwd=ROOT, capture_output=True, text=True, check=True)
+        return " ".join(done.stdout.split())
+    assert printed("kaggle-wheels") == "v/bin/mammo-nb kaggle-wheels"
+    assert printed("kaggle-wheels", "LOCK=1") == "v/bin/mammo-nb kaggle-wheels --lock"
+    assert printed("kaggle-weights", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-weights w"
+    assert printed("kaggle-weights", "SYSTEM=s", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-weights w --system s"
+    assert printed("kaggle-rehearse", "SYSTEM=s", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-rehearse w --system s"
+    assert printed("kaggle-rehearse", "EXACT=p") == "v/bin/mammo-nb kaggle-rehearse --exact p"
+    assert printed("kaggle-push", "ONLY=kernel") == "v/bin/mammo-nb kaggle-push --only kernel"

@@ -17,9 +17,10 @@ from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
+from mammo_nb.core.submission import MissingWeights, find_weights
 from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
-from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, PredictError, find_weights, predict_folder
+from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, predict_folder
 
 
 def mammo_nb(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -137,23 +138,23 @@ def test_without_weights_or_files_the_message_says_what_to_do(scans, tmp_path, m
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotDicom, match="no DICOM file"):
         find_files(tmp_path / "empty")
-    with pytest.raises(PredictError, match="make reproduce"):
-        find_weights(tmp_path / "empty")
+    with pytest.raises(MissingWeights, match="make reproduce"):
+        find_weights("ensemble", tmp_path / "empty")
 
 
 def test_weights_are_found_in_the_order_that_the_help_says(weights, tmp_path, monkeypatch):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PredictError, match="No weights yet"):
-        find_weights()
+    with pytest.raises(MissingWeights, match="no ensemble.onnx yet"):
+        find_weights("ensemble")
     shutil.copytree(weights, tmp_path / "runs/old/weights")
-    with pytest.raises(PredictError, match="No weights yet"):
-        find_weights()   # that run has not finished
+    with pytest.raises(MissingWeights, match="no ensemble.onnx yet"):
+        find_weights("ensemble")   # that run has not finished
     (tmp_path / "runs/old/report.html").touch()
-    assert find_weights() == tmp_path / "runs/old/weights"
+    assert find_weights("ensemble") == tmp_path / "runs/old/weights"
     shutil.copytree(weights, tmp_path / "assets/trained")
-    assert find_weights() == tmp_path / "assets/trained" and find_weights(
-        tmp_path / "runs/old") == tmp_path / "runs/old/weights"
+    assert find_weights("ensemble") == tmp_path / "assets/trained"
+    assert find_weights("ensemble", tmp_path / "runs/old") == tmp_path / "runs/old/weights"
 
 
 def test_check_names_syntax_decoder_and_problems(scans, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,18 +21,29 @@ from typer.testing import CliRunner
 from mammo_nb.cli import app
 from mammo_nb.core.engines import export_onnx, load_engine, probe_pictures
 from mammo_nb.core.ensembles import GREY, PROBABILITIES, Ensemble as networks
-from mammo_nb.core.files import read_json
+from mammo_nb.core.files import read_json, write_json
 from mammo_nb.core.networks import create_network, save_weights
 from mammo_nb.core.sidecars import EngineError, write_graph
-from mammo_nb.mammo import submit as module
-from mammo_nb.mammo.tools.budget import BudgetError, Planner, read_budget, read_modes
-from mammo_nb.mammo.datasets import DatasetError
+from mammo_nb.core import submit as module
+from mammo_nb.core.budget import BudgetError, Planner, read_budget, read_modes
+from mammo_nb.core.submission import SubmissionError
+from mammo_nb.core.submit import Output, submit_items
 from mammo_nb.mammo.reading.inputs import see_item
+from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.tools.predict import predict_items
-from mammo_nb.mammo.submit import Ensemble, Output, submit, submit_images
+from mammo_nb.mammo.submit import submission as mammo
 
 SIZE, THRESHOLD = (128, 64), .815   # half of the breasts are above
+
+
+def submit(competition, weights, output, **how):
+    "The submission of mammo."
+    return module.submit(mammo, competition, weights, output, **how)
+
+
+def files_of(folder: Path) -> Output:
+    return Output(folder / "submission.csv", folder / "test_per_image.csv", folder / "submit.json")
 
 
 def write_ensemble(folder: Path, name="ensemble", size=SIZE, **metadata):
@@ -39,7 +51,8 @@ def write_ensemble(folder: Path, name="ensemble", size=SIZE, **metadata):
     picture."""
     rows, columns = np.mgrid[:size[0], :size[1]] / np.array(size).reshape(2, 1, 1)
     model = onnx.parser.parse_model(
-        f'''<ir_version: 10, opset_import: ["": 20]> weigh (uint8[n, 1, {size[0]}, {size[1]}] images) => (float[n, 2] probabilities) {{
+        f'''<ir_version: 10, opset_import: ["": 20]>
+        weigh (uint8[n, 1, {size[0]}, {size[1]}] images) => (float[n, 2] probabilities) {{
         grey = Cast<to = 1>(images)
         flat = Flatten(grey)
         sums = MatMul(flat, weights)
@@ -129,12 +142,10 @@ def test_the_way_to_run_the_networks_does_not_show(whole, tmp_path):
 
 def test_processes_and_devices_do_not_show(whole, weights, tmp_path, monkeypatch):
     before = sorted(whole.competition.rglob("*"))
-    make = lambda: module.load_ensemble(weights)
     for name, how in {"turn": dict(workers=0), "one": dict(workers=1), "two devices": dict(workers=2)}.items():
-        monkeypatch.setattr(module, "devices", lambda: ["cpu"] * (1 + (name == "two devices")))
+        monkeypatch.setattr(module, "devices", lambda: ["cpu", "cpu"] if name == "two devices" else ["cpu"])
         out = tmp_path / name
-        submit_images(whole.competition, make,
-                      Output(out / "submission.csv", out / "test_per_image.csv", out / "submit.json"), **how)
+        submit_items(mammo, whole.competition, weights, files_of(out), **how)
         for file in ("submission.csv", "test_per_image.csv"):
             assert (out / file).read_bytes() == (whole.out / file).read_bytes(), name
         assert sorted(os.listdir(out)) == ["submission.csv", "submit.json", "test_per_image.csv"]
@@ -151,8 +162,8 @@ def test_the_mirror_image_counts_half(whole, weights, tmp_path):
     ])
     plain, mirrored = engine(pictures).mean(1), engine(np.ascontiguousarray(pictures[:, :, ::-1])).mean(1)
     assert np.abs(table["probability"] - (plain + mirrored) / 2).max() <= 2e-6 and np.abs(plain - mirrored).max() > 1e-3
-    assert np.abs(whole.table["probability"] - plain).max() <= 2e-6 and (table["network"]
-                                                                         == "ensemble and mirror image").all()
+    assert np.abs(whole.table["probability"] - plain).max() <= 2e-6
+    assert (table["network"] == "ensemble with flip TTA").all()
 
 
 def test_a_variant_is_shown_smaller_pictures(whole, weights, tmp_path, monkeypatch):
@@ -163,8 +174,8 @@ def test_a_variant_is_shown_smaller_pictures(whole, weights, tmp_path, monkeypat
     write_ensemble(folder, "small", half)
     monkeypatch.setattr(Planner, "choose", lambda self, busy, left: self.modes[-1]
                         if left < len(whole.table) else self.modes[0])
-    out = Output(*(tmp_path / n for n in ("submission.csv", "test_per_image.csv", "submit.json")))
-    submit_images(whole.competition, lambda: module.load_ensemble(folder), out, workers=0)
+    out = files_of(tmp_path)
+    submit_items(mammo, whole.competition, folder, out, workers=0)
     table, small = read(tmp_path), load_engine(folder / "small.onnx")
     by = table["network"] == "small"
     assert by.sum() == len(table) - 8 == read_json(out.report)["done_with"]["small"] and (
@@ -204,12 +215,12 @@ def test_bad_files_and_bad_tables_cost_their_own_breast(whole, scans, weights, t
         submission) and submission["prediction_id"].tolist() == sample["prediction_id"].tolist()
     mean = good.groupby("prediction_id")["probability"].mean()
     assert submission["cancer"].tolist() == [int(mean.get(b, 0) > THRESHOLD) for b in submission["prediction_id"]]
-    assert (report["images"], report["failed"], report["not_reached"]) == (len(test), 2, 0)
-    assert report["ids"] == {
+    assert (report["items"], report["failed"], report["not_reached"]) == (len(test), 2, 0)
+    assert report["differences"] == {
         "not in sample_submission.csv, left out": ["stranger_L"], "without an image in test.csv": ["nobody_R"],
-        "rows of test.csv that stand twice": 1
+        "duplicate rows of test.csv": 1
     }
-    assert report["breasts_without_prediction"] == sorted({"nobody_R"} | (
+    assert report["groups_without_prediction"] == sorted({"nobody_R"} | (
         set(failed["prediction_id"]) - set(good["prediction_id"])))
 
 
@@ -221,7 +232,7 @@ def test_bad_files_and_bad_tables_cost_their_own_breast(whole, scans, weights, t
     (lambda c: (c / "sample_submission.csv").write_text("prediction_id,cancer\n7_L,0\n"), "different sets")])
 def test_a_competition_that_is_none_is_told(scans, weights, tmp_path, spoil, told):
     spoil(scans)
-    with pytest.raises(DatasetError, match=told):
+    with pytest.raises((SubmissionError, DatasetError), match=told):
         submit(scans, weights, tmp_path / "out", workers=1)
     if (scans / "sample_submission.csv").exists():
         assert (tmp_path / "out/submission.csv").read_bytes() == (scans / "sample_submission.csv").read_bytes()
@@ -244,41 +255,42 @@ def test_without_images_or_weights_there_is_a_file(scans, weights, tmp_path):
                                                                                              read(tmp_path / "c")) == 0
 
 
-def test_an_answer_that_is_no_number_is_an_error_of_its_image(scans, weights, tmp_path, monkeypatch):
+def test_a_prediction_that_is_no_number_is_an_error_of_its_image(scans, weights, tmp_path):
     class Engine:
         metadata, name, precision, refused = {"batches": [1, 2, 8]}, "broken", "fp32", ()
         def __call__(self, images):
             return np.where(np.arange(len(images))[:, None] == 1, np.nan, .7)
-    monkeypatch.setattr(module, "open_network", lambda *_, **__: Engine())
-    submit(scans, weights, tmp_path / "out", workers=1)
+    module.submit(replace(mammo, open_engine=lambda *_: Engine()), scans, weights, tmp_path / "out", workers=1)
     table, report = read(tmp_path / "out"), read_json(tmp_path / "out/submit.json")
-    assert report["batch"] == 2 and table["error"].str.startswith(
-        "NoNumber").sum() == len(table) // 2 == report["failed"] and (table["probability"].dropna() == .7).all()
+    assert report["batch"] == 2 and (table["probability"].dropna() == .7).all()
+    assert table["error"].str.startswith("NotFinite").sum() == len(table) // 2 == report["failed"]
 
 
 # ---- what ends a run early
 SCRIPT = '''
     import os, sys
+    from dataclasses import replace
     from pathlib import Path
-    from mammo_nb.mammo import submit
+    from mammo_nb.core.submit import submit
+    from mammo_nb.mammo.submit import submission
     competition, weights, out, how = sys.argv[1:]
-    opened, calls = submit.open_network, []
+    calls = []
     class Counting:
-        def __init__(self, *name, **how):
-            self.engine = engine = opened(*name, **how)
-            self.name, self.metadata, self.precision, self.refused = engine.name, engine.metadata, engine.precision, engine.refused
+        def __init__(self, *where):
+            self.engine = engine = submission.open_engine(*where)
+            self.name, self.metadata = engine.name, engine.metadata
+            self.precision, self.refused = engine.precision, engine.refused
         def __call__(self, images):
             calls.append(len(images))
-            if len(calls) == 3: os.kill(os.getpid(), int(how))
+            if len(calls) == 3:
+                os.kill(os.getpid(), int(how))
             return self.engine(images)
-    submit.open_network = Counting
-    submit.submit_images(Path(competition), lambda: submit.load_ensemble(Path(weights)), submit.Output(*(Path(out) / n for n in ("submission.csv", "test_per_image.csv", "submit.json"))), workers=0)
+    submit(replace(submission, open_engine=Counting), Path(competition), Path(weights), Path(out), workers=0)
 '''
 
 
 def in_turn(whole, weights, out):
-    return submit_images(whole.competition, lambda: module.load_ensemble(weights),
-                         Output(out / "submission.csv", out / "test_per_image.csv", out / "submit.json"), workers=0)
+    return submit(whole.competition, weights, out, workers=0)
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "error"])
@@ -343,22 +355,23 @@ def nine_hours(folder: Path, decode, network, budget="9h", images=1600, variants
     pd.DataFrame({"prediction_id": [f"{p}_{s}" for p in range(images // 4) for s in "LR"], "cancer": .02}).to_csv(
         folder / "sample_submission.csv", index=False)
     clock = Clock()
-    def see(item, mode):
+    def prepare(item, mode):
         clock.now += decode(mode.size)
         return {}, np.zeros((2, 2), np.uint8)
     class Engine:
         metadata, name, precision, refused = {"batches": [1, 8, 8]}, "simulated", "fp32", ()
-        def __init__(self, name, device):
+        def __init__(self, weights, name, device, backend):
             clock.now += 30
             self.seconds = network(name)
         def __call__(self, pictures):
             clock.now += self.seconds * len(pictures)
             return np.full((len(pictures), 4), .9)
     metadata = {"threshold": .5, "demonstration": False, "folds": 4, "size": [2048, 1024], "variants": variants}
-    out = Output(folder / "submission.csv", folder / "test_per_image.csv", folder / "submit.json")
+    (folder / "ensemble.onnx").touch()
+    write_json(folder / "ensemble.json", metadata)
+    system = replace(mammo, prepare=prepare, open_engine=Engine, entries=lambda weights, metadata: {})
     shutil.copy(folder / "sample_submission.csv", folder / "sample.csv")
-    submit_images(folder, lambda: Ensemble(metadata, see, Engine), out, budget=budget, flip=True, workers=0,
-                  clock=clock)
+    submit_items(system, folder, folder, files_of(folder), budget=budget, flip=True, workers=0, clock=clock)
     submission = pd.read_csv(folder / "submission.csv")
     assert submission["prediction_id"].tolist() == pd.read_csv(folder / "sample.csv")["prediction_id"].tolist()
     return read_json(folder / "submit.json"), read(folder), submission, clock.now
@@ -371,7 +384,7 @@ def full_of(name):
 def test_with_time_enough_nothing_is_dropped(tmp_path):
     # 15 s an image, 19.6 s there are
     report, table, submission, end = nine_hours(tmp_path, lambda size: 5, lambda name: 5 * full_of(name))
-    assert report["dropped"] == [] == report["plan"] and (table["network"] == "ensemble and mirror image").all() and (
+    assert report["dropped"] == [] == report["plan"] and (table["network"] == "ensemble with flip TTA").all() and (
         submission["cancer"] == 1).all() and end == 30 + 1600 * 15
     assert report["rates"] == {"decoding": {"2048x1024": .2}, "network, one pass": {"ensemble": .2}}
 
@@ -382,7 +395,7 @@ def test_with_time_enough_nothing_is_dropped(tmp_path):
     (5, 36, "ensemble_2_small")])    # 23 s with two folds, and 9.5 s in half the size
 def test_what_is_dropped_comes_in_order_and_no_more_than_it_must(tmp_path, decode, network, worst):
     report, table, submission, end = nine_hours(tmp_path, lambda size: decode, lambda name: network * full_of(name))
-    order = ["ensemble and mirror image", "ensemble", "ensemble_2", "ensemble_2_small"]
+    order = ["ensemble with flip TTA", "ensemble", "ensemble_2", "ensemble_2_small"]
     assert end < 9 * 3600 and report["not_reached"] == 0 and (table["error"] == "").all() and (submission["cancer"]
                                                                                                == 1).all()
     assert end > .8 * 9 * 3600   # what is left over goes into doing better
@@ -392,7 +405,7 @@ def test_what_is_dropped_comes_in_order_and_no_more_than_it_must(tmp_path, decod
         f"{n} images with {mode} instead of {order[0]}" for mode, n in counts.items() if mode != order[0]
     ]
     first = report["plan"][0]
-    assert first["mode"] == worst and "images with ensemble and mirror image would take" in first["why"] and first[
+    assert first["mode"] == worst and "items with ensemble with flip TTA would take" in first["why"] and first[
         "after_seconds"] < 3600
 
 
@@ -404,7 +417,7 @@ def test_a_decoder_that_slows_down_on_the_way(tmp_path):
     report, table, submission, end = nine_hours(tmp_path, slower, lambda name: 4 * full_of(name))
     assert end < 9 * 3600 and report["not_reached"] == 0
     # nothing before it had to be
-    assert (table["network"] == "ensemble and mirror image").sum() >= 550 and (table["network"]
+    assert (table["network"] == "ensemble with flip TTA").sum() >= 550 and (table["network"]
                                                                                == "ensemble_2_small").sum() > 500
 
 
@@ -420,14 +433,14 @@ def test_what_cannot_be_done_is_left_and_said(tmp_path):
     assert submission.set_index("prediction_id")["cancer"].to_dict() == {
         b: int(b in reached) for b in submission["prediction_id"]
     }
-    assert report["breasts_without_prediction"] == sorted(set(submission["prediction_id"]) - reached)
+    assert report["groups_without_prediction"] == sorted(set(submission["prediction_id"]) - reached)
     assert (tmp_path / "test_per_image.csv.journal").exists()   # with more time, the same call does the others
 
 
 def test_without_variants_only_the_mirror_image_can_go(tmp_path):
     report, table, _, end = nine_hours(tmp_path, lambda size: 5, lambda name: 18, variants=[])
     assert end < 9 * 3600 and set(table.loc[table["error"] == "", "network"]) == {
-        "ensemble and mirror image", "ensemble"
+        "ensemble with flip TTA", "ensemble"
     } and report["not_reached"] > 0
 
 
@@ -442,7 +455,7 @@ def test_a_few_seconds_are_kept_to(tmp_path, seconds):
 def test_a_planner_measures_what_was_there():
     clock, said = Clock(), []
     modes = read_modes({"folds": 4, "size": [2048, 1024], "variants": VARIANTS}, flip=True)
-    planner = Planner(modes, group=2, seconds=1000, workers=4, networks=2, clock=clock, say=said.append)
+    planner = Planner(modes, group=2, seconds=1000, workers=4, networks=2, clock=clock, show=said.append)
     for k in range(4):
         for _ in range(2):
             planner.decoded(modes[0], 0, 8.0)
@@ -454,7 +467,13 @@ def test_a_planner_measures_what_was_there():
     assert planner.aim == 970 and planner.until == 990 and planner.choose(0, 10) == modes[0] and not said
 
 
-@pytest.mark.parametrize("text, seconds", [("8h30m", 30600), ("45m", 2700), ("90s", 90), ("120", 120), ("1h1m1s", 3661), ("", None)])
+@pytest.mark.parametrize("text, seconds", [
+    ("8h30m", 30600),
+    ("45m", 2700),
+    ("90s", 90),
+    ("120", 120),
+    ("1h1m1s", 3661),
+    ("", None)])
 def test_a_budget_is_read_as_it_is_written(text, seconds):
     assert read_budget(text) == seconds
 

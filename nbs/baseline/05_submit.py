@@ -12,18 +12,18 @@
 
 # %% [markdown]
 # # Submit
-# > The hidden test set in one pass, with a valid file from the first second.
+# > The same hidden test set with the single network of the baseline.
 #
-# The winner's submission does the work, safeguards included: the sample goes out first, and a file that cannot be read
-# costs its own breast only. Here is what differs, the picture and the network. Most of the time goes into decoding; the
-# network is asked twice an image.
+# Test set, decision and tables are [the winner's](../mammo/09_submit.py). The input of the network and the weights are
+# the baseline's own. Most of the time goes into decoding. Horizontal-flip TTA is a part of the graph, so the submission
+# does not add another one.
 
 # %%
 #| default_exp baseline.submit
 
 # %%
 #| export
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -31,26 +31,32 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.baseline.prepare import prepare
-from mammo_nb.baseline.system import Prepare
+from mammo_nb.baseline.system import Prepare, system
+from mammo_nb.core.budget import Mode, read_modes
 from mammo_nb.core.dicom import read_image
-from mammo_nb.core.files import inside, read_json
-from mammo_nb.core.runs import Run, StageError, find_trained
+from mammo_nb.core.files import inside
+from mammo_nb.core.pictures import write_png
+from mammo_nb.core.runs import Run
+from mammo_nb.core.submission import open_network
+from mammo_nb.core.submit import submit_stage
+from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import competition
-from mammo_nb.mammo.submit import Ensemble, Output, open_network, submit_images
+from mammo_nb.mammo.submit import submission as mammo
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
+from mammo_nb.core.files import read_json
 from mammo_nb.core.runs import practice
-from mammo_nb.baseline.system import system
+from mammo_nb.core.submission import find_weights
+from mammo_nb.core.submit import summary
 from mammo_nb.mammo.datasets import read_table
-from mammo_nb.mammo.submit import told
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 overrides = {}                                # changes for this run; the stage has no section of its own
-workers = 0                                   # processes; 0: one a core
+workers = 0                                   # processes that decode; 0 means one a core
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="submit", overrides=overrides)
@@ -58,34 +64,48 @@ run.contract("submit")
 
 # %% [markdown]
 # ## One image
-# Prepared as the weights remember.
+# It is prepared with the settings of the training, which the weights carry.
 
 # %%
 #| export
-def see_item(
-    item: dict,              # folder, file, row; settings: of `prepare`
-    mode,                    # there is only one
+def prepare_item(
+    item: dict,  # folder, file, row; settings of `prepare`; pngs: folder where inputs are kept, or ""
+    mode: Mode,  # not used: all modes have the same input
 ) -> tuple[dict, np.ndarray]:  # row without probability; uint8 (height, width)
-    "A file as a row and a picture."
+    "Read an image file as a row and the network's input."
     cv2.setNumThreads(1)  # the processes share the cores already
     image = read_image(inside(item["folder"], item["file"]))
     picture, box = prepare(image, Prepare(**item["settings"]))
+    ids = {c: item["row"][c] for c in ("patient_id", "image_id", "laterality", "view")}
+    if item["pngs"]:
+        write_png(crop_path(item["pngs"], ids["patient_id"], ids["image_id"]), picture)
     return {
-        **item["row"], "rows": image.header.rows, "columns": image.header.columns, "decoder": image.decoder,
-        "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source
+        **ids, "rows": image.header.rows, "columns": image.header.columns, "decoder": image.decoder, "x0": box.x0,
+        "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source
     }, picture
 
-def find_network(
-    folder: Path,   # with baseline.onnx, or a run that has such a folder
-) -> Path:          # the folder
-    "Where baseline.onnx and baseline.json are."
-    found = find_trained(["baseline.onnx", "baseline.json"], folder)
-    if not found:
-        raise StageError(
-            f"{folder} has no baseline.onnx with its baseline.json. `make reproduce SYSTEM=baseline` writes such a "
-            "folder: runs/baseline-demo/weights."
-        )
-    return found.resolve()
+# %% [markdown]
+# ## The declaration
+
+# %%
+#| export
+def item_entries(
+    weights: Path,     # folder with baseline.onnx and baseline.json
+    metadata: dict,    # baseline.json
+) -> dict:             # entries of each item, for `prepare_item`
+    "How the input of the network is made."
+    return {"settings": metadata["prepare"]}
+
+def only_mode(
+    metadata: dict,    # baseline.json: folds, size
+    flip: bool,        # ignored: the graph already has TTA
+    name: str,         # name of the engine
+) -> list[Mode]:       # one
+    "The only mode; the baseline has no cheaper variants."
+    return read_modes(metadata, False, name)
+
+submission = replace(mammo, system=system.name, engine="baseline", prepare=prepare_item, entries=item_entries,
+                     modes=only_mode, open_engine=open_network)
 
 # %% [markdown]
 # ## Run the stage
@@ -94,33 +114,27 @@ def find_network(
 #| export
 def run_stage(
     run: Run,
-    workers: int | None = None,    # processes that decode; None: one a core
+    workers: int | None = None,    # processes that decode; None means one a core
 ) -> pd.DataFrame:                 # the submission
     "test_images -> submissions/submission.csv, test_per_image.csv and submit.json."
-    place = find_network(run.weights or run.path("weights/"))
-    files = Output(run.path("submissions/submission.csv"), run.path("test_per_image.csv"),
-                   run.path("submit.json"))
-    with run.stage("submit") as results:
-        results["weights"] = place.name
-        metadata = read_json(place / "baseline.json")
-        network = Ensemble(metadata, see_item, partial(open_network, place), "baseline",
-                           {"settings": metadata["prepare"]})
-        return submit_images(run.path(competition(run)), lambda: network, files, workers=workers)
+    return submit_stage(run, submission, run.path(competition(run)), workers)
 
 # %%
-submission = run_stage(run, workers or None)
-per_image = read_table(run.path("test_per_image.csv"), ["probability"])
-print(f"{len(submission)} breasts, {submission['cancer'].sum()} called", *told(read_json(run.path("submit.json"))), sep="\n")
-submission.head()
+decided = run_stage(run, workers or None)
+table = read_table(run.path("test_per_image.csv"), ["probability"])
+report = read_json(run.path("submit.json"))
+print(f"{len(decided)} breasts, {decided['cancer'].sum()} of them positive", *summary(report), sep="\n")
+decided.head()
 
 # %% [markdown]
 # ## What came out
-# The probabilities of the breasts and where the threshold cut.
+# The probabilities of the breasts with the threshold.
 
 # %%
-threshold = read_json(find_network(run.weights or run.path("weights/")) / "baseline.json")["threshold"]
+place = find_weights("baseline", run.weights or run.path("weights/"))
+threshold = read_json(place / "baseline.json")["threshold"]
 plt.figure(figsize=(6, 2.8))
-plt.hist(per_image.groupby("prediction_id")["probability"].mean().dropna(), bins=30, range=(0, 1))
+plt.hist(table.groupby("prediction_id")["probability"].mean().dropna(), bins=30, range=(0, 1))
 plt.axvline(threshold, color="orange", label=f"threshold {threshold:.2f}")
 plt.xlabel("probability of a breast")
 plt.ylabel("breasts")

@@ -1,6 +1,7 @@
 """What a stream makes of its parts: decoding alone, the network alone, and both at once, from files to probabilities.
 
-    python tests/bench/submit.py [--weights runs/demo/weights] [--images 240] [--rows 3062 --columns 2394] [--cores 0,1] [--rounds 3]
+    python tests/bench/submit.py [--weights runs/demo/weights] [--images 240] [--rows 3062 --columns 2394]
+        [--cores 0,1] [--rounds 3]
 
 JPEG 2000 frames of 12 bits are drawn and coded; decoding is what a submission does to a file: header, decode,
 detector, crop, fit. One process decodes and one thread computes, each on a core of its own where there are two;
@@ -38,13 +39,14 @@ os.sched_setaffinity(0, {cores[-1]})  # before any thread: threads inherit it
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.budget import Mode
 from mammo_nb.core.engines import load_engine
+from mammo_nb.core.files import read_json
 from mammo_nb.core.stream import Watch, flow, grouped
 from mammo_nb.mammo.drawing.breast import make_breast
-from mammo_nb.mammo.tools.budget import Mode
 from mammo_nb.mammo.reading.inputs import see_item
 from mammo_nb.mammo.drawing.machines import MACHINES, stored_values, write_dicom
-from mammo_nb.mammo.submit import load_ensemble
+from mammo_nb.mammo.submit import item_entries
 
 
 def decode(item, mode):
@@ -77,11 +79,12 @@ def once(items: dict, network, batch: int, mode: Mode) -> tuple:
 
 
 with tempfile.TemporaryDirectory() as folder:
-    ensemble, batch = load_ensemble(options.weights.resolve()), 4
-    mode = Mode("ensemble", ensemble.metadata["folds"], tuple(ensemble.metadata["size"]))
+    metadata, batch = read_json(options.weights / "ensemble.json"), 4
+    entries = {**item_entries(options.weights.resolve(), metadata), "pngs": ""}
+    mode = Mode("ensemble", metadata["folds"], tuple(metadata["size"]))
     names = write_frames(Path(folder))
     items = {
-        k: {"folder": folder, "file": names[k % len(names)], "row": None, "core": cores[0], **ensemble.item}
+        k: {"folder": folder, "file": names[k % len(names)], "row": None, "core": cores[0], **entries}
         for k in range(options.images)
     }
     engine = load_engine(options.weights / "ensemble.onnx", threads=1)

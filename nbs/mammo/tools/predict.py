@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Predict
-# > Any folder of mammograms in, a probability for each image and breast out, and a picture of what was looked at.
+# > From any folder of mammograms to a probability for each image and breast, and a preview of each image.
 #
-# Competition data is tidy; a folder from a clinic is not. Files without a laterality tag, several patients in one
-# folder, a tomosynthesis container, a PDF: each is either predicted or named with the reason why not. The submission of
-# the competition reads its files in the same way.
+# Competition data are tidy, and a folder from a clinic is not: files without a laterality tag, several patients in one
+# folder, a tomosynthesis container, a PDF. Each file is either predicted or listed with the reason why not. The
+# submission of the competition reads its files in the same way.
 
 # %%
 #| default_exp mammo.tools.predict
@@ -31,11 +31,11 @@ import pandas as pd
 from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import process_engine
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside, read_json, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.settings import SettingsError
-from mammo_nb.core.runs import find_trained
+from mammo_nb.core.submission import find_weights
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.reading.inputs import row_of, see
@@ -53,70 +53,40 @@ from mammo_nb.core.runs import practice
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
-folder = ""    # mammograms in DICOM; "" takes the test images of a small practice run
+folder = ""    # mammograms in DICOM format; "" takes the test images and the weights of a small practice run
+weights = ""   # folder with ensemble.onnx and ensemble.json
 
 # %%
 #| hide
 if not folder:
     run = practice(system, before="submit")
-    folder, weights = run.path("competition/test_images"), run.path("weights/ensemble.onnx").parent
+    folder, weights = run.path("competition/test_images"), run.path("weights/")
 output = Path(tempfile.mkdtemp()) / "out"
 
 # %%
 #| export
-class PredictError(Exception):
-    "Nothing can be predicted at all: no files, or no weights; says how to get some."
-
-# %%
-#| export
-def _failed(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["error"].fillna("").ne("")]
+class PredictError(ProjectError):
+    "Weights that nothing can be predicted with."
 
 # %% [markdown]
 # ## Weights
-# Named, kept, or of the newest finished run, in this order; which one it was is printed.
+# The ensemble was trained on breasts that one detector had cut out. Another detector cuts otherwise, so the JSON of the
+# ensemble has the digest of its detector, and no other one is accepted.
 
 # %%
 #| export
 DEMONSTRATION = "demonstration weights, not for clinical use"
 
-def find_weights(
-    weights: Path | None = None,  # a folder; None or "": look for one
-) -> Path:                        # a folder with ensemble.onnx and ensemble.json
-    "Weights from the argument, else assets/trained, else the newest finished run."
-    try:
-        found = find_trained(["ensemble.onnx", "ensemble.json"], weights)
-    except SettingsError:
-        raise PredictError(
-            "No weights given. Name a folder with --weights, or start from a checkout of mammo_nb.") from None
-    if found:
-        return found
-    if weights:
-        raise PredictError(
-            f"{weights} has no ensemble.onnx with its ensemble.json. `make reproduce` writes such a folder: "
-            "runs/demo/weights."
-        )
-    raise PredictError(
-        "No weights yet. `make reproduce` trains demonstration weights in minutes; others go to assets/trained or are "
-        "named with --weights."
-    )
-
-# %% [markdown]
-# The networks saw breasts as their detector cut them. Another detector cuts otherwise, so the ensemble remembers which
-# one it was, and none but that is taken.
-
-# %%
-#| export
 def detector_of(
     weights: Path,   # a folder with ensemble.onnx
-) -> Path | None:    # its detector.onnx; None for networks that were trained without one
-    "The detector that belongs to an ensemble."
+) -> Path | None:    # its detector.onnx; None for networks that were trained without a detector
+    "The detector that belongs to an ensemble; raises PredictError if it is missing or another."
     wanted, path = read_json(Path(weights) / "ensemble.json").get("detector"), Path(weights) / "detector.onnx"
     if not wanted:
         return None
     if not path.is_file():
         raise PredictError(
-            f"{weights} has no detector.onnx; its networks were trained with one. Copy detector.onnx and "
+            f"{weights} has no detector.onnx, and its networks were trained with one. Copy detector.onnx and "
             "detector.json from the same run."
         )
     if read_sidecar(path)["sha256"] != wanted:
@@ -127,30 +97,28 @@ def detector_of(
     return path
 
 # %% [markdown]
-# ## Who, which side, which view
-# Where the tags of a file do not say, a table of the user's may, in the manner of a competition's `test.csv`.
+# ## Laterality and view
+# Where a file has no tags for them, a table of the user can have them, like the `test.csv` of a competition.
 
 # %%
 #| export
 def read_sides(
-    folder: Path,               # of the scans; a competition's train.csv and test.csv may lie in it or above it
-    table: Path | None = None,  # a CSV with image_id, or file whose stem it is; laterality, view; patient_id if known
-) -> dict[str, dict]:           # image_id -> its row
-    "What tables say about images."
+    folder: Path,               # folder of the scans; train.csv and test.csv of a competition may lie in it or above it
+    table: Path | None = None,  # CSV with image_id (or file, whose stem it is), laterality, view; patient_id if known
+) -> dict[str, dict]:           # image_id -> patient_id, laterality and view, as far as known
+    "Read the ids, lateralities and views of images from tables."
     folder = Path(folder).resolve()
-    beside = [
-        d / f"{d_images.removesuffix('_images')}.csv"
-        for d, d_images in ((folder.parent, folder.name), (folder.parent.parent, folder.parent.name))
-    ]
-    tables = [Path(table)
-              ] if table else [t for t in (folder / "train.csv", folder / "test.csv", *beside) if t.is_file()]
+    names = [(folder.parent, folder.name), (folder.parent.parent, folder.parent.name)]
+    beside = [above / f"{images.removesuffix('_images')}.csv" for above, images in names]
+    found = [t for t in (folder / "train.csv", folder / "test.csv", *beside) if t.is_file()]
     rows = {}
-    for t in tables:
+    for t in [Path(table)] if table else found:
         sides = read_table(t, ["laterality", "view"])
         if "image_id" not in sides and "file" in sides:
             sides["image_id"] = [Path(f).stem for f in sides["file"].astype(str)]
         if "image_id" not in sides:
-            raise DatasetError(f"{t.name} has no column image_id or file; it has {', '.join(sides.columns)}.")
+            raise DatasetError(
+                f"{t.name} has no column image_id or file; it has {', '.join(sides.columns)}. Add one of the two.")
         for row in sides.to_dict("records"):
             rows[row["image_id"]] = {
                 k: row[k] for k in ("patient_id", "image_id", "laterality", "view") if pd.notna(row.get(k))
@@ -159,26 +127,28 @@ def read_sides(
 
 # %% [markdown]
 # ## One image
-# [Inputs](reading/inputs.py) reads the file; the network is in the same process.
+# [Inputs](../reading/inputs.py) reads the file, and the network runs in the same process.
 
 # %%
 #| export
 def predict_file(
-    item: dict,  # folder, file, weights, detector; row from a table; previews: folder or ""; name: of the preview
+    item: dict,  # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview
 ) -> dict:       # a row of per_image.csv
-    "Predict one file."
+    "Predict one file and draw its preview."
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     seen = see(inside(item["folder"], item["file"]), Crops(**engine.metadata["crops"]), item["detector"], engine.size)
     row, probability = row_of(seen, item), float(engine(seen.picture[None]).mean())
     if item.get("previews"):
-        lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"
-                 ] + [DEMONSTRATION] * bool(engine.metadata["demonstration"])
+        lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"]
+        if engine.metadata["demonstration"]:
+            lines.append(DEMONSTRATION)
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": round(probability, 6)}
 
 # %% [markdown]
 # ## A folder
-# Two tables come out, in the columns of the contract. Every row says what kind of weights spoke.
+# Two tables are written, `per_image.csv` and `per_breast.csv`. Each row of both says if the weights are for
+# demonstration only.
 
 # %%
 #| export
@@ -190,21 +160,21 @@ PER_IMAGE = [
 def short_hash(
     text: str,
 ) -> str:       # 12 hexadecimal digits
-    "An id that tells nobody who it was, and is the same for the same text."
+    "A digest in place of an id: the same for the same text, and without the name in it."
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def _hide(table: pd.DataFrame) -> pd.DataFrame:
-    "Replace ids, and file names, which may contain them."
+    "Replace ids by digests, and file names as well, since they may contain ids."
     for column in ("patient_id", "image_id", "file"):
         table[column] = [short_hash(str(v)) if pd.notna(v) and v else v for v in table[column]]
-    # the message names the file
+    # only the class of the error is kept, since its message names the file
     table["error"] = [e.split(":")[0] if isinstance(e, str) else e for e in table["error"]]
     return table
 
 def predict_items(
-    items: list[dict],           # for `predict_file`, all with the same weights; the detector is added
-    output: Path,                # per_image.csv, with its journal while it runs
-    workers: int | None = None,  # processes; None: one a core
+    items: list[dict],           # for `predict_file`, all with the same weights; the detector is added here
+    output: Path,                # per_image.csv, with its journal beside it while it runs
+    workers: int | None = None,  # processes; None means one a core
 ) -> pd.DataFrame:               # PER_IMAGE and `note`
     "Predict files in parallel; a file that fails is a row with an error."
     weights = Path(items[0]["weights"])
@@ -218,20 +188,19 @@ def predict_items(
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
-    weights: Path | None = None,  # see `find_weights`
-    table: Path | None = None,    # see `read_sides`
-    hash_ids: bool = False,       # replace ids by digests
-    workers: int | None = None,   # processes; None: one a core
+    weights: Path | None = None,  # as in `find_weights`
+    table: Path | None = None,    # as in `read_sides`
+    hash_ids: bool = False,       # whether ids are replaced by digests
+    workers: int | None = None,   # processes; None means one a core
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
-    folder, output, weights = Path(folder), Path(output), find_weights(weights)
+    folder, output, weights = Path(folder), Path(output), find_weights("ensemble", weights)
     files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
     name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
-    items = [{
-        "file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem), "previews": str(
-            output / "previews"), "name": name(f)
-    } for f in files]
+    items = [
+        {"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem),
+         "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     if hash_ids:
         result = _hide(result)
@@ -246,8 +215,8 @@ def print_predictions(
     result: pd.DataFrame,  # from `predict_folder`
     output: Path,
 ) -> int:                  # how many files failed
-    "Print a line an image and a count."
-    failed = _failed(result)
+    "Print a line for each image, and the count."
+    failed = result[result["error"].fillna("").ne("")]
     for row in result.drop(failed.index).itertuples():
         print(f"{row.probability:.3f}  {row.laterality} {row.view:8} {row.file}")
     for row in failed.itertuples():
@@ -263,7 +232,7 @@ assert print_predictions(result, output) == 0
 pd.read_csv(output / "per_breast.csv", dtype={"patient_id": str}).head()
 
 # %% [markdown]
-# A preview shows where the breast was found and what the network saw of it:
+# A preview shows the box of the breast and the input of the network:
 
 # %%
 pictures = sorted((output / "previews").glob("*.png"))[:3]
@@ -274,11 +243,12 @@ for ax, p in zip(np.atleast_1d(axes), pictures):
 fig.tight_layout()
 
 # %% [markdown]
-# A file that is none of ours fails alone:
+# A file that is no image fails alone:
 
 # %%
 (Path(folder) / "broken.dcm").write_bytes(b"not a scan")
 again = predict_folder(folder, output, weights)
 (Path(folder) / "broken.dcm").unlink()
-assert len(_failed(again)) == 1 and (again["probability"].dropna().values == result["probability"].values).all()
-print(_failed(again)["error"].iloc[0])
+failed = again[again["error"].fillna("") != ""]
+assert len(failed) == 1 and (again["probability"].dropna().values == result["probability"].values).all()
+print(failed["error"].iloc[0])

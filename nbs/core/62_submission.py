@@ -1,0 +1,236 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Submission
+# > What a system declares so that one submission, one rehearsal and one Kaggle notebook serve all systems.
+#
+# Competitions differ in what is predicted (an image, a series of slices), in the columns of the submission and in what
+# a row stands for. Time limit, damaged files, resumption and the first valid file are the same for all. So a system
+# declares the former as an object of the class `Submission`, and [submit](63_submit.py) does the latter.
+
+# %%
+#| default_exp core.submission
+
+# %%
+#| export
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mammo_nb.core.budget import read_modes
+from mammo_nb.core.engines import Engine
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import read_json
+from mammo_nb.core.providers import open_ensemble
+from mammo_nb.core.runs import find_trained
+from mammo_nb.core.settings import SettingsError
+
+# %%
+#| export
+class SubmissionError(ProjectError):
+    "A competition, a declaration or a prediction from which no valid submission follows."
+
+class MissingWeights(ProjectError):
+    "No folder with the weights of a system."
+
+# %% [markdown]
+# ## The test set
+# An item is what one worker process reads: an image, or the folder of a series. Its column `file` identifies it. A
+# group is what the competition asks about: a breast, a study, a slice. Items are predicted in turns, first one item of
+# each group, then the second of each. So if the time runs out, few groups have no prediction at all.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class ItemSet:
+    "The test set of a competition, compared with its sample_submission.csv."
+    sample: pd.DataFrame   # sample_submission.csv
+    items: pd.DataFrame    # a row for each item and group; column `file` and columns for the system's own functions
+    group: str             # name of the column of `items` that names the group
+    groups: list           # the groups that the sample asks about; some may have no item
+    differences: dict      # where the tables disagree: description -> count or list of ids
+
+    def turns(self) -> pd.DataFrame:  # one row for each item, in the order of prediction
+        "The items, one of each group first."
+        nth = self.items.groupby(self.group).cumcount()
+        return self.items.iloc[np.argsort(nth.to_numpy(), kind="stable")].drop_duplicates("file")
+
+# %%
+rows = pd.DataFrame({"file": ["1", "2", "3"], "id": ["a", "a", "b"]})
+sample = pd.DataFrame({"id": ["a", "b"], "target": 0.5})
+example = ItemSet(sample, rows, group="id", groups=["a", "b"], differences={})
+assert example.turns()["file"].tolist() == ["1", "3", "2"]
+
+# %% [markdown]
+# ## The declaration
+# Most functions have a default, which fits an ensemble of networks that predict one picture.
+
+# %%
+#| export
+def mean_of_folds(
+    engine: Engine,     # returns (n, folds) or (n, folds, classes)
+    inputs: np.ndarray, # (n, ...)
+) -> np.ndarray:        # (n, 1) or (n, classes)
+    "The mean prediction of the networks of an ensemble."
+    mean = engine(inputs).mean(1)
+    return mean.reshape(len(mean), -1)
+
+def flip_horizontally(
+    inputs: np.ndarray,  # (n, ..., columns)
+) -> np.ndarray:         # the same shape, contiguous
+    "The mirrored inputs for horizontal-flip TTA."
+    return np.ascontiguousarray(inputs[..., ::-1])
+
+def no_entries(
+    weights: Path,
+    metadata: dict,
+) -> dict:
+    "No additional entries for the items."
+    return {}
+
+def open_network(
+    weights: Path,           # folder of the weights
+    name: str,               # name of the engine
+    device: str = "auto",    # as in `open_ensemble`
+    backend: str = "auto",   # the only provider to try, such as "torch-fp32"; "auto" takes the first that works
+) -> Engine:
+    "Open the engine of a submission."
+    return open_ensemble(weights, name, "auto" if backend == "auto" else [backend], device)
+
+def with_predictions(
+    test: ItemSet,
+    found: pd.DataFrame,  # one row for each row of `test.items`: file, what `prepare` returned, predictions, error
+    metadata: dict,
+) -> pd.DataFrame:        # the columns of `test.items`, then the others
+    "The table of items with their predictions."
+    others = found[[c for c in found if c not in test.items]]
+    return pd.concat([test.items.reset_index(drop=True), others], axis=1)
+
+@dataclass(frozen=True)
+class Submission:
+    "Everything of a submission that depends on the system."
+    system: str           # name of the system
+    competition: str      # name of the competition in its address at Kaggle
+    read_test: Callable   # folder of the competition -> ItemSet
+    # item, mode -> (row, input): what a worker process does with an item. The item is a dict with `file`, `folder`,
+    # `row` (its row of `ItemSet.items`), `pngs` (folder where inputs are kept, or "") and what `entries` returned. The
+    # row is a flat dict for the table of items.
+    prepare: Callable
+    # (table, sample, metadata) -> the submission with the columns, ids and order of the sample. The table is
+    # `ItemSet.items` with the columns of predictions, which are empty where an item failed or is not predicted yet.
+    decide: Callable
+    # folder -> names (`file`) of the items that cannot be read; draws test.csv, sample_submission.csv and test images
+    # that are as difficult as a hidden test set can be
+    draw_hidden_test: Callable
+    engine: str = "ensemble"               # the weights are <engine>.onnx and <engine>.json
+    columns: tuple = ("probability",)      # names of the predictions of an item
+    predict: Callable = mean_of_folds      # engine, inputs -> float (n, len(columns))
+    flip: Callable = flip_horizontally     # inputs -> mirrored inputs, for TTA
+    collate: Callable = np.stack           # list of inputs -> what the engine takes
+    modes: Callable = read_modes           # metadata, flip, engine -> modes from best to cheapest
+    entries: Callable = no_entries         # folder of the weights, metadata -> additional entries of each item
+    open_engine: Callable = open_network   # folder of the weights, name, device, backend -> engine
+    tabulate: Callable = with_predictions  # test, found, metadata -> the table of items
+    first: float | None = None             # value of all targets in the first valid file; None keeps the sample's
+    low: float = 0.0                       # smallest valid value of a target
+    high: float = 1.0                      # largest valid value of a target
+    table: str = "test_per_image.csv"      # name of the table of items
+    item: str = "images"                   # plural word for the items, for messages
+    group: str = "groups"                  # plural word for the groups, for messages
+    show: Callable | None = None           # table of items, folder of the competition: draws a figure of a few items
+
+    def check(self,
+        decided: pd.DataFrame,  # from `decide`
+        sample: pd.DataFrame,
+    ) -> pd.DataFrame:          # decided
+        "Raise SubmissionError if a table is not a valid submission."
+        if list(decided.columns) != list(sample.columns) or len(decided) != len(sample):
+            raise SubmissionError(
+                f"{self.system}: `decide` returned {len(decided)} rows of {', '.join(decided.columns)}; the sample has "
+                f"{len(sample)} rows of {', '.join(sample.columns)}.")
+        key = sample.columns[0]
+        if decided[key].tolist() != sample[key].tolist():
+            raise SubmissionError(f"{self.system}: `decide` changed the values or the order of {key}.")
+        values = decided[list(sample.columns[1:])]
+        wrong = ~values.apply(lambda column: column.between(self.low, self.high))
+        if wrong.any(axis=None):
+            row = wrong.any(axis=1).idxmax()
+            raise SubmissionError(
+                f"{self.system}: {key} {decided[key][row]} has {values.loc[row].to_dict()}; values must lie between "
+                f"{self.low:g} and {self.high:g}.")
+        return decided
+
+# %% [markdown]
+# ## Found by name
+# A system that can submit has a module `submit` with an object `submission`. The weights at Kaggle carry the name of
+# their system in `manifest.json`, and the notebook there finds the declaration by this name.
+
+# %%
+#| export
+def submission_names() -> list[str]:
+    "Names of the systems that can submit, sorted."
+    return sorted(p.parent.name for p in Path(__file__).parents[1].glob("*/submit.py") if p.parent.name != "core")
+
+def find_submission(
+    system: str,   # name of a system
+) -> Submission:
+    "The declaration of a system; raises SubmissionError that lists the names."
+    if system not in submission_names():
+        raise SubmissionError(f"No system {system!r} can submit. There are {', '.join(submission_names())}.")
+    return importlib.import_module(f"mammo_nb.{system}.submit").submission
+
+def read_submission(
+    weights: Path,   # a folder that `gather_weights` has made
+) -> Submission:
+    "The declaration of the system that some weights belong to."
+    path = Path(weights) / "manifest.json"
+    system = read_json(path).get("system") if path.is_file() else None
+    if not system:
+        raise SubmissionError(
+            f"{weights} has no manifest.json that names a system. Make the folder with make kaggle-weights.")
+    return find_submission(system)
+
+# %%
+try:
+    find_submission("nobody")
+except SubmissionError as e:
+    print(e)
+
+# %% [markdown]
+# The folder of the weights is the one that is named, else `assets/trained`, else that of the newest finished run.
+
+# %%
+#| export
+def find_weights(
+    engine: str,                  # the weights are <engine>.onnx and <engine>.json
+    weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
+) -> Path:                        # the folder
+    "Find the weights of a system; raises MissingWeights."
+    try:
+        found = find_trained([f"{engine}.onnx", f"{engine}.json"], weights)
+    except SettingsError:
+        raise MissingWeights(
+            "No weights were named. Name a folder with --weights, or start in a checkout of mammo_nb.") from None
+    if found:
+        return found
+    if weights:
+        raise MissingWeights(
+            f"{weights} has no {engine}.onnx with its {engine}.json. `make reproduce` of the system writes such a "
+            "folder, named `weights`, into the folder of the run.")
+    raise MissingWeights(
+        f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
+        "weights go to assets/trained or are named with --weights.")

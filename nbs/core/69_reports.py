@@ -1,0 +1,139 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reports
+# > The tables and figures that the report of every system has.
+#
+# A report reads the files of a run and computes nothing that a stage did not write. What it shows of the stages, the
+# machine, the training and the submission is the same for all systems, and stands here.
+
+# %%
+#| default_exp core.reports
+
+# %%
+#| export
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+# %% tags=["parameters"]
+pictures = 5   # number of pictures in the figure below
+
+# %% [markdown]
+# ## Tables
+
+# %%
+#| export
+def stages_table(
+    manifest: dict,   # manifest of a run
+) -> pd.DataFrame:    # stage, seconds, wrote
+    "The time and the files of each stage."
+    return pd.DataFrame([
+        {"stage": name, "seconds": entry["seconds"], "wrote": ", ".join(Path(w).name for w in entry["writes"])}
+        for name, entry in manifest["stages"].items()])
+
+def environment_table(
+    manifest: dict,   # manifest of a run
+) -> pd.DataFrame:    # one column with the name of the run
+    "The machine and the versions of the packages."
+    environment = manifest["environment"]
+    values = {**{k: v for k, v in environment.items() if k != "packages"}, **environment["packages"]}
+    return pd.Series(values, name=manifest["run"]).to_frame()
+
+def submission_line(
+    report: dict,   # submit.json
+) -> str:           # Markdown
+    "One line about the submission."
+    return (f"`submission.csv`: {report['rows']} rows from {report['items']} {report['item']}, {report['failed']} of "
+            "which failed")
+
+# %%
+manifest = {"run": "demo", "stages": {"draw": {"seconds": 1.5, "writes": ["pictures/", "labels.csv"]}},
+            "environment": {"python": "3.12", "packages": {"numpy": "2.0"}}}
+assert environment_table(manifest)["demo"].to_dict() == {"python": "3.12", "numpy": "2.0"}
+print(submission_line({"rows": 48, "items": 96, "item": "images", "failed": 1}))
+stages_table(manifest)
+
+# %% [markdown]
+# ## Figures
+
+# %%
+#| export
+def plot_history(
+    axis: plt.Axes,
+    history: pd.DataFrame,  # fold, epoch, loss
+):
+    "Training loss over the epochs, a line for each fold."
+    for fold, rows in history.groupby("fold"):
+        axis.plot(rows["epoch"], rows["loss"], marker="o", label=f"fold {fold}")
+    axis.set(title="training loss", xlabel="epoch")
+    axis.legend(fontsize=8)
+
+def plot_probabilities(
+    axis: plt.Axes,
+    labels: pd.Series,         # 0 or 1
+    probabilities: pd.Series,  # in [0, 1]
+    threshold: float,          # drawn as a line
+    names: tuple[str, str],    # of label 0 and label 1
+    title: str,
+):
+    "Histograms of the probabilities of both labels."
+    for label, name in enumerate(names):
+        axis.hist(probabilities[labels == label], bins=25, range=(0, 1), alpha=.6, label=name)
+    axis.axvline(threshold, color="black", lw=1)
+    axis.set(title=title)
+    axis.legend(fontsize=8)
+
+def extremes(
+    table: pd.DataFrame,  # a row an item
+    label: str,           # column with 0 or 1
+    count: int = 4,       # items of each kind
+) -> pd.DataFrame:        # the rows with a column `kind`: found, missed, suspected, passed
+    "The items that were predicted best and worst of each label; the table must have a column `probability`."
+    table = table.sort_values("probability")
+    positive, negative = table[table[label] == 1], table[table[label] == 0]
+    kinds = {"found": positive.tail(count), "missed": positive.head(count),
+             "suspected": negative.tail(count), "passed": negative.head(count)}
+    return pd.concat([rows.assign(kind=kind) for kind, rows in kinds.items()])
+
+def show_pictures(
+    rows: pd.DataFrame,    # a row a picture, such as from `extremes`
+    load: Callable,        # row -> uint8 (height, width)
+    title: Callable,       # row -> title of the picture
+    columns: int = 8,      # pictures side by side
+):
+    "Show pictures in a grid."
+    shape = -(-len(rows) // columns), columns
+    figure, axes = plt.subplots(*shape, figsize=(12, 3.25 * shape[0]), squeeze=False)
+    for axis, row in zip(axes.flat, rows.itertuples()):
+        axis.imshow(load(row), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title(row), fontsize=9)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.tight_layout()
+
+# %% [markdown]
+# ## What came out
+# The items of each kind among random predictions, as grey pictures:
+
+# %%
+rng = np.random.default_rng(0)
+table = pd.DataFrame({"probability": rng.random(40), "cancer": rng.integers(0, 2, 40)})
+chosen = extremes(table, "cancer", count=2)
+of_kind = chosen.groupby("kind")["probability"]
+assert of_kind.max()["missed"] < of_kind.min()["found"] and of_kind.max()["passed"] < of_kind.min()["suspected"]
+show_pictures(chosen.head(pictures), lambda row: np.full((8, 6), round(255 * row.probability), np.uint8),
+              lambda row: f"{row.kind}: {row.probability:.2f}", columns=pictures)
