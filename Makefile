@@ -9,7 +9,8 @@ ARGS  = $(if $(SYSTEM),--system $(SYSTEM)) $(if $(RECIPE),--recipe $(RECIPE)) $(
         $(if $(RUN),--run $(RUN)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(foreach s,$(SET),--set $(s))
 
 # glibc hands freed tensors back to the system and fetches them again page by page; kept, a training
-# step on a CPU takes about a third less time and gives the same result (tests/bench/malloc.py; other systems ignore these)
+# step on a CPU takes about a third less time and gives the same result (tests/bench/malloc.py; other systems ignore
+# these)
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := -1
 export MALLOC_TOP_PAD_ := 67108864
@@ -17,7 +18,8 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help lint data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test test-runs test-rest notebooks export sync lab check-export install clean
+.PHONY: help lint data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test \
+        test-runs test-rest notebooks export sync lab check-export install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,7 +32,8 @@ help:  ## this list
 install: $(VENV)/.installed  ## create the environment
 
 $(VENV)/.installed: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f"mammo_nb needs Python 3.10 to 3.13, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else \
+	  "mammo_nb needs Python 3.10 to 3.13, this is {}.{}: make PYTHON=python3.12".format(*sys.version_info))'
 	@echo "installing into $(VENV) (about 7 GB, a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
@@ -54,17 +57,19 @@ sync: $(VENV)/.installed  ## bring edits made in built .ipynb files back to the 
 	@$(PY) -c 'from mammo_nb.core.notebooks import sync; print(*sync("."), sep="\n")'
 
 lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
-	@$(VENV)/bin/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer python
+	@$(VENV)/bin/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json \
+	  set-default-viewer python
 	@$(VENV)/bin/jupyter lab --notebook-dir nbs
 
 check-export: export  ## fail if mammo_nb/ is not what the notebooks say
-	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; echo 'mammo_nb/ differs from a fresh export: edit nbs/, then make export'; exit 1; }
+	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; \
+	  echo 'mammo_nb/ differs from a fresh export: edit nbs/, then make export'; exit 1; }
 
 lint: $(VENV)/.installed  ## long lines, several statements in a line, unused and unknown names
 	@$(VENV)/bin/ruff check .
 
 # ---- data and weights of others ------------------------------------------------------------------
-data: $(VENV)/.installed  ## DATASET=rsna fetches the competition; of vindr, miniddsm, cmmd, cddcesm, bmcd it says how to get them; then looks what is there
+data: $(VENV)/.installed  ## DATASET=rsna fetches the competition; for other names it prints how to get the set
 	@$(NB) data $(DATASET)
 
 weights: $(VENV)/.installed  ## fetch the winner's published weights and convert them into assets/trained
@@ -78,16 +83,16 @@ systems: nbs/.exported  ## list systems, recipes and modes
 	@$(NB) systems
 
 # ---- Kaggle --------------------------------------------------------------------------------------
-kaggle-wheels: nbs/.exported  ## gather what Kaggle's image lacks for predicting into build/kaggle/wheels; LOCK=1 chooses versions anew
+kaggle-wheels: nbs/.exported  ## wheels that Kaggle's image lacks, into build/kaggle/wheels; LOCK=1 chooses versions anew
 	@$(NB) kaggle-wheels $(if $(LOCK),--lock)
 
-kaggle-weights: nbs/.exported  ## WEIGHTS=runs/demo/weights: engines, ONNX, safetensors and a manifest that names the SYSTEM into build/kaggle/weights
+kaggle-weights: nbs/.exported  ## WEIGHTS=folder of SYSTEM: networks and a manifest, into build/kaggle/weights
 	@$(NB) kaggle-weights $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM))
 
-kaggle-push: nbs/.exported  ## send both as data sets, then the submission's notebook, and wait for it; ONLY=kernel leaves the data sets alone
+kaggle-push: nbs/.exported  ## send both as data sets, then the notebook, and wait; ONLY=kernel leaves the data sets alone
 	@$(NB) kaggle-push $(if $(ONLY),--only $(ONLY))
 
-kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would: wheels only, no network, a hidden test set; WEIGHTS=runs/demo/weights, EXACT=python3.12
+kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would: wheels only, no network; WEIGHTS=, EXACT=
 	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------

@@ -54,9 +54,9 @@ def _system(name: str):
 #| export
 @app.command()
 def predict(
-    folder: Path = typer.Argument(..., help="scans in DICOM, or in PNG or JPEG, nested or flat, any number of patients"),
+    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number of patients"),
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
-    weights: Path = typer.Option(None, help="folder with trained weights; default: assets/trained, then the newest run"),
+    weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
     table: Path = typer.Option(None, help="CSV with image_id or file (and patient_id), for files that do not say"),
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
@@ -116,7 +116,8 @@ def submit(
     from mammo_nb.core.files import read_json
     from mammo_nb.core.submission import find_submission
     from mammo_nb.core.submit import submit, summary
-    submit(find_submission(_system(system).name), competition, weights, output, budget=budget, flip=flip, workers=workers or None,
+    submit(find_submission(_system(system).name), competition, weights, output, budget=budget, flip=flip,
+           workers=workers or None,
            pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
     print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")

@@ -37,9 +37,9 @@ def test_ids_stay_text_and_order_stays(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("columns, told", [({"image_id": ["01", "01"]}, "an image twice"), ({"laterality": ["L", "left"]}, "neither "
-                                                                      "L nor R"),
-                                           ({"cancer": [1, 2]}, "neither 0 nor 1"), ({"cancer": [1, 0]}, "disagree")])
+@pytest.mark.parametrize("columns, told", [
+    ({"image_id": ["01", "01"]}, "an image twice"), ({"laterality": ["L", "left"]}, "neither L nor R"),
+    ({"cancer": [1, 2]}, "neither 0 nor 1"), ({"cancer": [1, 0]}, "disagree")])
 def test_tables_that_make_no_sense_are_refused(columns, told):
     with pytest.raises(DatasetError, match=told):
         unify(table(**columns))

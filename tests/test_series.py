@@ -295,7 +295,8 @@ def test_identifiers_that_are_no_uids(folder, tmp_path):
         for k in range(4):
             write(folder / f"ID_{(p * 7 + k * 5) % 16:x}{p}.dcm", head(k), z=100 - 3 * p + 5.0 * k,
                   PatientID=f"ID_p{p}", StudyInstanceUID=f"ID_st{p}", SeriesInstanceUID=f"ID_se{p}",
-                  SOPInstanceUID=f"ID_{p}{k}", InstanceNumber=None, SliceLocation=None, SeriesNumber=None, AcquisitionNumber=None)
+                  SOPInstanceUID=f"ID_{p}{k}", InstanceNumber=None,
+                  SliceLocation=None, SeriesNumber=None, AcquisitionNumber=None)
     slices, series = run(folder, tmp_path)
     assert [len(v) for v in volumes(slices)] == [4, 4, 4] and series["spacing_mm"].tolist() == ["5.0"] * 3
 

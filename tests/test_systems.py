@@ -1,7 +1,6 @@
 "A system is one folder: a toy system runs, resumes and reports, and no other file of the checkout changes."
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd

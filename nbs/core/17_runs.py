@@ -255,8 +255,8 @@ class Run:
         declared = self.system.stage(name)
         reads = self.names(declared.reads)
         if missing := [r for r in reads if not find_files(self.folder, r)]:
-            raise StageError(f"{name} reads {', '.join(missing)}, which {self.folder.name} does not have: run the stage "
-                             f"that writes it first.")
+            raise StageError(f"{name} reads {', '.join(missing)}, which {self.folder.name} does not have: run the "
+                             f"stage that writes it first.")
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, whatever happens to this process
             started, results = time.monotonic(), {}

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mammo_nb.core.geometry import (NO_PLACE, Slice, acquired, fill_orientation, is_parallel, place_groups, places_of,
+from mammo_nb.core.geometry import (Slice, acquired, fill_orientation, is_parallel, place_groups, places_of,
                                     plane_name, shear_of, spacing_of, stacks_of)
 
 # %%

@@ -29,12 +29,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydicom.uid import UID
 
 from mammo_nb.core.dicom import ENDINGS, Frame, read_frame, read_frames
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.geometry import Slice
-from mammo_nb.core.headers import BadHeader, DicomError, Header, NotDicom, NotImage
+from mammo_nb.core.headers import BadHeader, Header, NotDicom, NotImage
 from mammo_nb.core.hu import OFFSET, SHIFTED, to_hu
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.volumes import Volume, arrange
@@ -44,7 +43,6 @@ from mammo_nb.core.volumes import Volume, arrange
 import shutil
 import tempfile
 
-import matplotlib.pyplot as plt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 

@@ -30,7 +30,6 @@ from mammo_nb.core.errors import ProjectError
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
 
 # %% tags=["parameters"]
 patients, seed = 400, 67   # of the random table below

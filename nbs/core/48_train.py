@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from mammo_nb.core.files import read_json, write_csv, write_json
 from mammo_nb.core.networks import save_weights
-from mammo_nb.core.optimisation import PER_EPOCH, Optimisation, learning_rate
+from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.ranks import from_first, join, mean
 from mammo_nb.core.steps import Training, seed_everything, training_mode
 

@@ -32,7 +32,6 @@ import numpy as np
 # %%
 #| hide
 import matplotlib.pyplot as plt
-import pandas as pd
 
 # %% tags=["parameters"]
 size = 416   # side of a detector's input, pixels

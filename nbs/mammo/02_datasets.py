@@ -241,7 +241,8 @@ def set_folders(
 ) -> list[str]:   # names for `locate`
     "The folders with the images that a run is trained on; of a competition without those of its test set."
     places = [place_of(name) for name in set_names(run)]
-    return [f"{place}/train_images/" if (run.path(place) / "train_images").is_dir() else f"{place}/" for place in places]
+    nested = {place: f"{place}/train_images/" for place in places}
+    return [nested[place] if run.path(nested[place]).is_dir() else f"{place}/" for place in places]
 
 def run_stage(
     run: Run,

@@ -60,13 +60,12 @@ from mammo_nb.core.runs import practice
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.reading.boxes import frame_view, open_detector, otsu_box
 from mammo_nb.mammo.reading.roi import from_pixels
+from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                             # folder of the run; "" makes a small practice run
 overrides = {}                           # changes for this run, such as {"detector.field": value}
 workers = 0                              # processes that prepare frames; 0: one a core
-# drawn frames need nothing; boxes in YOLOv5 text and the DICOM files that they name otherwise
-# and weights/yolox.safetensors, checkpoints/detector/
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="detector", overrides=overrides)

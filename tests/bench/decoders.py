@@ -1,5 +1,7 @@
-"""The order of the decoders in nbs/core/23_decoders.py: every installed library on a 3062x2394 frame of 12 bits in every
-compression it serves, one core, in turn. `.venv/bin/python tests/bench/decoders.py > tests/bench/results/decoders.csv`"""
+"""The order of the decoders in nbs/core/23_decoders.py: every installed library on a 3062x2394 frame of 12 bits in
+every
+compression it serves, one core, in turn. `.venv/bin/python tests/bench/decoders.py >
+tests/bench/results/decoders.csv`"""
 import platform
 import statistics
 import sys
@@ -11,7 +13,8 @@ import imagecodecs
 import numpy as np
 import pandas as pd
 from pydicom.pixels import get_encoder
-from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.uid import (HTJ2KLossless, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1,
+                         JPEGLSLossless, RLELossless)
 
 from mammo_nb.core.decoders import DECODERS, REDUCED, decoders_for, read_codestream
 from mammo_nb.mammo.drawing.breast import make_breast

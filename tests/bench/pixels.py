@@ -1,9 +1,11 @@
-"""From a DICOM file to a crop on disk: decoders alone, the published ways and ours, on phantoms of real size, one core, in turn.
+"""From a DICOM file to a crop on disk: decoders alone, the published ways and ours, on phantoms of real size, one
+core, in turn.
 `.venv/bin/python tests/bench/pixels.py > tests/bench/results/pixels.csv`
 
 a  decode only, from memory, each library; `a` is the best of them
 b  the baseline's way (facts: baseline-convnext-tiny): dicomsdl, min-max, Otsu, 2:1, 2048x1024, PNG at compression 7
-c  the winner's way on a CPU (facts: mammography, section 3): dicomsdl, int16, box by Otsu in place of its detector, window
+c  the winner's way on a CPU (facts: mammography, section 3): dicomsdl, int16, box by Otsu in place of its detector,
+window
    and resize as floats to 2048x1024, PNG of three channels
 d  ours to 2048x1024, e to 1536x768, f to 1024x512: box, crop, window, PNG
 two  copies of each file by d, one process and two
