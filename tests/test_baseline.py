@@ -21,13 +21,16 @@ from mammo_nb.baseline.train import THRESHOLDS, BreastCrops, Mirrored, build_net
 from mammo_nb.core.engines import export_onnx, load_engine
 from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import sha256, write_csv, write_json
-from mammo_nb.core.train import Optimisation, fit, learning_rate, make_optimizer
+from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
+from mammo_nb.core.steps import make_optimizer
 from mammo_nb.core.systems import find_system
+from mammo_nb.core.train import fit
 
-TINY = Train(network="test_convnext", weights="none", epochs=3, batch_size=4, positive_weight=3.0, freeze=2, lr=1e-2,
-             restart_epochs=1.5, precision="fp32", dud_pf1=0.0, checkpoint_every=2, seed=5)
+TINY = Train(network="test_convnext", weights="none", positive_weight=3.0, freeze=2, dud_pf1=0.0,
+             loop=replace(Train().loop, epochs=3, batch_size=4, lr=1e-2, restart_epochs=1.5, precision="fp32",
+                          checkpoint_every=2, seed=5))
 
 
 def stored(pixels, photometric="MONOCHROME2"):
@@ -179,9 +182,8 @@ def test_the_published_network_has_the_published_head():
         norm, nn.LayerNorm) and norm.normalized_shape == (768,) and norm.eps == 1e-6 and (last.in_features,
                                                                                           last.out_features) == (768, 1)
     assert sum(not p.requires_grad for p in model.parameters()) == 70
-    assert (settings.epochs, settings.batch_size) == (
-        17,
-        26) and 3e-5 <= settings.lr <= 8e-5 and 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
+    assert (settings.loop.epochs, settings.loop.batch_size) == (17, 26) and 3e-5 <= settings.loop.lr <= 8e-5
+    assert 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
 
 
 class Sided(nn.Module):
