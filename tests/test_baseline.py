@@ -8,25 +8,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT, make
 from torch import nn
 from torch.nn import functional as F
 
 import mammo_nb.baseline.train as baseline
 from mammo_nb.baseline.prepare import full_range, largest_box, pad_upright, prepare
 from mammo_nb.baseline.system import RECIPES, Prepare, Train
+from mammo_nb.baseline.report import compare
 from mammo_nb.baseline.select import summarise_fold
-from mammo_nb.baseline.train import (THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold,
-                                     weighted_batches)
+from mammo_nb.baseline.train import THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold, weighted_batches
 from mammo_nb.core.engines import export_onnx, load_engine
 from mammo_nb.core.ensembles import Ensemble
-from mammo_nb.core.files import sha256
-from mammo_nb.core.train import Optimisation, fit, learning_rate, make_optimizer
+from mammo_nb.core.files import sha256, write_csv, write_json
+from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
+from mammo_nb.core.steps import make_optimizer
 from mammo_nb.core.systems import find_system
+from mammo_nb.core.train import fit
 
-TINY = Train(network="test_convnext", weights="none", epochs=3, batch_size=4, positive_weight=3.0, freeze=2, lr=1e-2,
-             restart_epochs=1.5, precision="fp32", dud_pf1=0.0, checkpoint_every=2, seed=5)
+TINY = Train(network="test_convnext", weights="none", positive_weight=3.0, freeze=2, dud_pf1=0.0,
+             loop=replace(Train().loop, epochs=3, batch_size=4, lr=1e-2, restart_epochs=1.5, precision="fp32",
+                          checkpoint_every=2, seed=5))
 
 
 def stored(pixels, photometric="MONOCHROME2"):
@@ -34,8 +38,7 @@ def stored(pixels, photometric="MONOCHROME2"):
 
 
 # ---- preparation
-@pytest.mark.parametrize("photometric, expected", [
-    ("MONOCHROME2", [0, 63, 127, 255]), ("MONOCHROME1", [255, 191, 127, 0])])
+@pytest.mark.parametrize("photometric, expected", [("MONOCHROME2", [0, 63, 127, 255]), ("MONOCHROME1", [255, 191, 127, 0])])
 @pytest.mark.parametrize("kind, offset", [(np.uint16, 0), (np.uint16, 61000), (np.int16, -2000)])
 def test_grey_levels_run_from_the_lowest_to_the_highest_value(photometric, expected, kind, offset):
     # by hand: 1000 of 4000 is 63.75, 2000 is 127.5, 3000 is 191.25, all cut off
@@ -63,9 +66,7 @@ def test_the_box_is_that_of_the_largest_outline():
     assert np.allclose([box.x0, box.y0, box.x1, box.y1], [0, 50, 60, 150], atol=2) and box.source == "otsu"
 
 
-@pytest.mark.parametrize("rows, columns, size", [
-    (30, 40, (80, 40)), (90, 20, (90, 45)), (91, 20, (92, 46)), (80, 40, (80, 40)), (79, 40, (80, 40)),
-    (1, 1, (2, 1))])
+@pytest.mark.parametrize("rows, columns, size", [(30, 40, (80, 40)), (90, 20, (90, 45)), (91, 20, (92, 46)), (80, 40, (80, 40)), (79, 40, (80, 40)), (1, 1, (2, 1))])
 def test_zeros_go_on_top_or_to_the_left(rows, columns, size):
     padded = pad_upright(np.full((rows, columns), 9, np.uint8))
     assert padded.shape == size and (padded[-rows:, -columns:]
@@ -181,9 +182,8 @@ def test_the_published_network_has_the_published_head():
         norm, nn.LayerNorm) and norm.normalized_shape == (768,) and norm.eps == 1e-6 and (last.in_features,
                                                                                           last.out_features) == (768, 1)
     assert sum(not p.requires_grad for p in model.parameters()) == 70
-    assert (settings.epochs, settings.batch_size) == (
-        17,
-        26) and 3e-5 <= settings.lr <= 8e-5 and 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
+    assert (settings.loop.epochs, settings.loop.batch_size) == (17, 26) and 3e-5 <= settings.loop.lr <= 8e-5
+    assert 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
 
 
 class Sided(nn.Module):
