@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +16,8 @@ from mammo_nb.baseline.prepare import full_range, largest_box, pad_upright, prep
 from mammo_nb.baseline.system import RECIPES, Prepare, Train
 from mammo_nb.baseline.report import compare
 from mammo_nb.baseline.select import summarise_fold
-from mammo_nb.baseline.train import THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold, weighted_batches
+from mammo_nb.baseline.train import (THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold,
+                                     weighted_batches)
 from mammo_nb.core.engines import export_onnx, load_engine
 from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import sha256, write_csv, write_json
@@ -38,7 +38,8 @@ def stored(pixels, photometric="MONOCHROME2"):
 
 
 # ---- preparation
-@pytest.mark.parametrize("photometric, expected", [("MONOCHROME2", [0, 63, 127, 255]), ("MONOCHROME1", [255, 191, 127, 0])])
+@pytest.mark.parametrize("photometric, expected", [
+    ("MONOCHROME2", [0, 63, 127, 255]), ("MONOCHROME1", [255, 191, 127, 0])])
 @pytest.mark.parametrize("kind, offset", [(np.uint16, 0), (np.uint16, 61000), (np.int16, -2000)])
 def test_grey_levels_run_from_the_lowest_to_the_highest_value(photometric, expected, kind, offset):
     # by hand: 1000 of 4000 is 63.75, 2000 is 127.5, 3000 is 191.25, all cut off
@@ -66,7 +67,9 @@ def test_the_box_is_that_of_the_largest_outline():
     assert np.allclose([box.x0, box.y0, box.x1, box.y1], [0, 50, 60, 150], atol=2) and box.source == "otsu"
 
 
-@pytest.mark.parametrize("rows, columns, size", [(30, 40, (80, 40)), (90, 20, (90, 45)), (91, 20, (92, 46)), (80, 40, (80, 40)), (79, 40, (80, 40)), (1, 1, (2, 1))])
+@pytest.mark.parametrize("rows, columns, size", [
+    (30, 40, (80, 40)), (90, 20, (90, 45)), (91, 20, (92, 46)), (80, 40, (80, 40)), (79, 40, (80, 40)),
+    (1, 1, (2, 1))])
 def test_zeros_go_on_top_or_to_the_left(rows, columns, size):
     padded = pad_upright(np.full((rows, columns), 9, np.uint8))
     assert padded.shape == size and (padded[-rows:, -columns:]
@@ -353,3 +356,29 @@ def test_recipes_are_found_by_system_and_share_the_data(tmp_path):
                                        ("demo", {"train.ema": .9}, "It has network")):
         with pytest.raises(RecipeError, match=message):
             Run.create(tmp_path, ours, recipe, overrides=overrides)
+
+
+def finished(folder, system, patients, probabilities, threshold, folds=(0,)) -> Run:
+    "A run of which only the results are there."
+    run = Run.create(folder, find_system(system))
+    oof = pd.DataFrame([(p, f"{p}{k}", "L", k) for k in folds for p in patients],
+                       columns=["patient_id", "image_id", "laterality", "fold"])
+    oof["patient_id"] += oof["fold"].astype(str)
+    oof["cancer"] = [int(p[0] in "ab") for p in oof["patient_id"]]
+    write_csv(run.path("oof.csv"), oof.assign(probability=probabilities))
+    write_json(run.path("selection.json"), {"threshold": threshold})
+    write_json(run.path("manifest.json"), {"stages": {"phantom": {"seconds": 1.0}, "train": {"seconds": 2.5}}})
+    return run
+
+
+def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path, no_interval):
+    ours = finished(tmp_path / "baseline-demo", "baseline", "abcd", [.9, .3, .4, .1], 0.35)
+    # fold 1 is wrong throughout and does not count
+    theirs = finished(tmp_path / "demo", "mammo", "abcd", [.9, .8, .4, .1, 0, 0, 1, 1], 0.5, folds=(0, 1))
+    table = compare(ours, theirs.folder).set_index("system")
+    assert table["AUC"].tolist() == [1.0, 0.75] and table["pF1"].tolist() == [1.0, 0.5]
+    assert table["networks"].tolist() == [2, 1] and table["all stages, s"].tolist() == [3.5, 3.5]
+    assert table["test AUC"].isna().all()
+    others = finished(tmp_path / "else", "mammo", "abce", [0] * 4, 0.5)
+    assert "other images in fold 0" in compare(ours, others.folder)
+    assert "run make reproduce" in compare(ours, tmp_path / "nowhere")
