@@ -272,7 +272,7 @@ def test_the_fold_held_back_is_predicted_and_no_other(data, whole):
 
 @pytest.mark.parametrize("network", ["test_convnext", "test_efficientnet"])
 def test_frozen_layers_do_not_move_nor_do_their_statistics(data, tmp_path, network):
-    settings = replace(TINY, network=network, epochs=1, freeze=6, seed=1)
+    settings = replace(TINY, network=network, freeze=6, loop=replace(TINY.loop, epochs=1, seed=1))
     run(data, tmp_path, settings)
     model, after = build_network(settings, seed=1), torch.load(tmp_path / "last.pt", weights_only=True)["model"]
     before, frozen = model.state_dict(), [n for n, _ in model.named_parameters()][:6]
@@ -307,7 +307,7 @@ def test_the_loss_counts_positives_as_often_as_it_says(data, tmp_path, monkeypat
 
 
 def test_a_fold_that_is_not_there_is_told(data, tmp_path):
-    with pytest.raises(ValueError, match="no fold 7 .* 0, 1"):
+    with pytest.raises(RecipeError, match="train.fold is 7, and there are the folds 0, 1"):
         run(data, tmp_path, replace(TINY, fold=7))
 
 
