@@ -196,7 +196,7 @@ class System:
         return f"{names.index(self.stage(name).name) + 1:02}_{name}"
 
     def flow(self):
-        "Draw the flow of the data: one row a stage, its files on the right, an arrow to each stage that reads them."
+        "Draw the flow of the data: one line a file, from the stage that writes it to those that read it."
         from matplotlib import pyplot as plt
         return _draw(self, plt)
 
@@ -210,26 +210,30 @@ def _covers(written: str, read: str) -> bool:
 
 def _draw(system: System, plt):
     "The picture of `System.flow`."
-    figure, ax = plt.subplots(figsize=(10, 0.55 * len(system.stages) + 0.6))
-    row = {s.name: -n for n, s in enumerate(system.stages)}
-    readers = 0
-    for each in system.stages:
-        y = row[each.name]
-        ax.text(0, y, system.label(each.name), va="center", ha="left", family="monospace",
-                bbox={"boxstyle": "round", "facecolor": "#dce9f5", "edgecolor": "#46719c"})
-        ax.text(0.27, y, "\n".join(map(described, each.writes)), va="center", ha="left", fontsize=7)
-        names = [n for n in each.reads if isinstance(n, str)]
-        sources = [s for s in system.stages if row[s.name] > y
-                   and any(_covers(w, n) for w in s.writes if isinstance(w, str) for n in names)]
-        for source in sources:
-            readers += 1
-            x = 0.62 + 0.36 * (readers % 9) / 9
-            style = {"color": plt.cm.tab10(readers % 10), "lw": 1}
-            ax.plot([0.6, x, x], [row[source.name], row[source.name], y], **style)
-            ax.annotate("", (0.2, y - 0.12), (x, y - 0.12), arrowprops={"arrowstyle": "->", **style})
-            ax.plot([x, x], [y, y - 0.12], **style)
-    ax.set(xlim=(0, 1), ylim=(min(row.values()) - 0.6, 0.6), title=system.title)
-    ax.axis("off")
+    column = {s.name: n for n, s in enumerate(system.stages)}
+    written = {described(w): column[s.name] for s in system.stages for w in s.writes}
+    readers = {}
+    for stage in system.stages:
+        for name in map(described, stage.reads):
+            source = next((w for w in written if _covers(w, name)), name)
+            readers.setdefault(source, []).append(column[stage.name])
+    names = [n for n in readers if n not in written] + list(written)  # what comes from outside stands first
+    figure, ax = plt.subplots(figsize=(0.75 * len(column) + 4.5, 0.26 * len(names) + 1))
+    for y, name in enumerate(names):
+        start, ends = written.get(name, -0.5), readers.get(name, [])
+        ax.plot([start, max([start, *ends])], [y, y], color="#46719c", lw=1.5)
+        ax.plot(ends, [y] * len(ends), "o", color="white", markeredgecolor="#46719c", markersize=6)
+        if name in written:
+            ax.plot(start, y, "s", color="#46719c", markersize=7)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set_xticks(range(len(column)), map(system.label, column), fontsize=8, rotation=35, ha="left")
+    ax.set(xlim=(-0.5, len(column) - 0.5), ylim=(len(names) - 0.4, -0.6))
+    ax.xaxis.tick_top()
+    ax.set_title(f"{system.title}: a square writes, a circle reads", fontsize=9)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
     plt.close(figure)
     return figure
 
