@@ -26,12 +26,12 @@ def _system(name: str):
     "A system by its name, or the one that settings.ini names."
     return find_system(name or read_run_settings()["system"])
 
-# %% ../nbs/90_cli.ipynb #d39b7637
+# %% ../nbs/90_cli.ipynb #a4284253
 @app.command()
 def predict(
-    folder: Path = typer.Argument(..., help="scans in DICOM, or in PNG or JPEG, nested or flat, any number of patients"),
+    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number of patients"),
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
-    weights: Path = typer.Option(None, help="folder with trained weights; default: assets/trained, then the newest run"),
+    weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
     table: Path = typer.Option(None, help="CSV with image_id or file (and patient_id), for files that do not say"),
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
@@ -62,36 +62,38 @@ def series(
     failed = print_series(slices, table, output)
     raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #9baac8c0
+# %% ../nbs/90_cli.ipynb #bc91730b
 @app.command()
 def submit(
-        competition: Path = typer.Argument(
-            ..., help="folder with test.csv, sample_submission.csv and test_images/; only read"),
-        output: Path = typer.Option(
-            ..., "--output", "-o",
-            help="submission.csv, test_per_image.csv and submit.json go here"), weights: Path = typer.Option(
-                None, help="folder with ensemble.onnx; default: assets/trained, then the newest finished run"),
-        budget: str = typer.Option(
-            "", help="time to end in, as 8h30m, 45m or 90s: what matters least is dropped first; default: no limit"),
-        flip: bool = typer.Option(
-            False, help="the mean of the probabilities of each picture and its mirror image"), pngs: Path = typer.
-    Option(None, help="keep the networks' inputs in this folder"), backend: str = typer.Option(
-        "auto",
-        help=
-        "how the networks run: onnxruntime-fp32, openvino-fp32, compiled-fp32, torch-fp32 or an engine's file; "
-        "default: the first that works"
-    ), allow_errors: bool = typer.Option(False, help="exit with 0 even if images failed or were not reached"),
-        workers: int = typer.Option(0, help="processes that decode; 0: one a core"),
+    competition: Path = typer.Argument(
+        ..., help="folder with test.csv, sample_submission.csv and the test images; it is only read"),
+    output: Path = typer.Option(
+        ..., "--output", "-o", help="submission.csv, the table of items and submit.json go here"),
+    system: str = _SYSTEM,
+    weights: Path = typer.Option(
+        None, help="folder of the weights; default: assets/trained, then the newest finished run"),
+    budget: str = typer.Option(
+        "", help="time limit, such as 8h30m, 45m or 90s: the least important work is dropped first; default: no limit"),
+    flip: bool = typer.Option(False, help="horizontal-flip TTA while there is time"),
+    pngs: Path = typer.Option(None, help="keep the networks' inputs in this folder"),
+    backend: str = typer.Option(
+        "auto", help="onnxruntime-fp32, openvino-fp32, compiled-fp32, torch-fp32 or the file of an engine; default: "
+        "the first that works"),
+    allow_errors: bool = typer.Option(False, help="exit with 0 even if items failed or were not reached"),
+    workers: int = typer.Option(0, help="processes that read files; 0: one a core"),
 ):
-    "Predict a competition's test set and write its submission.csv. A killed run goes on where it was."
+    "Predict a competition's test set and write its submission.csv. A killed run continues where it stopped."
     from mammo_nb.core.files import read_json
-    from mammo_nb.mammo.submit import submit, told
-    submit(competition, weights, output, budget=budget, flip=flip, workers=workers or None, pngs=pngs, backend=backend)
+    from mammo_nb.core.submission import find_submission
+    from mammo_nb.core.submit import submit, summary
+    submit(find_submission(_system(system).name), competition, weights, output, budget=budget, flip=flip,
+           workers=workers or None,
+           pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
-    print(*told(report), f"-> {output / 'submission.csv'}", sep="\n")
-    raise typer.Exit(int(report["predicted"] < report["images"] and not allow_errors))
+    print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")
+    raise typer.Exit(int(report["predicted"] < report["items"] and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #735925c0
+# %% ../nbs/90_cli.ipynb #15b52217
 @app.command()
 def reproduce(
     system: str = _SYSTEM,
@@ -124,8 +126,11 @@ def reproduce(
         raise typer.Exit(1)
 
 @app.command()
-def systems():
+def systems(names: bool = typer.Option(False, help="names only")):
     "List systems, recipes and modes."
+    if names:
+        print(*system_names(), sep="\n")
+        return
     for name in system_names():
         each = find_system(name)
         print(f"{name}: {each.title}")

@@ -16,38 +16,39 @@ from ..core.runs import Run, read_manifest
 from ..mammo.datasets import per_breast, read_table
 from ..mammo.report import test_score
 
-# %% ../../nbs/baseline/06_report.ipynb #4a8c278a
+# %% ../../nbs/baseline/06_report.ipynb #83c96bfa
 def scores(
-    run: Run,        # folder of a run that has trained
+    run: Run,        # a run that has trained
     fold: int,       # the fold that is scored
-) -> dict:           # AUC and its interval, pF1 on the fold; AUC and pF1 of a synthetic test set; seconds
-    "What a run is worth on one fold and on its test set, and what it took."
-    oof, stages, test = read_table(run.path("oof.csv"),
-                                   ["fold", "probability"]), read_manifest(run.folder)["stages"], test_score(run)
+) -> dict:           # AUC with its interval and pF1 on the fold, AUC and pF1 of a synthetic test set, seconds
+    "The scores of a run on one fold and on its test set, and its time."
+    oof = read_table(run.path("oof.csv"), ["fold", "probability"])
+    stages, test = read_manifest(run.folder)["stages"], test_score(run)
     breasts = per_breast(oof[oof["fold"] == fold])
     labels, probabilities = breasts["cancer"], breasts["probability"]
     low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
     decided = probabilities > read_json(run.path("selection.json"))["threshold"]
     return {
-        "AUC": auc(labels, probabilities), "from": low, "to": high,
-        "pF1": pfbeta(labels, decided), "test AUC": test.get("auc"), "test pF1": test.get("pf1"), "networks": len(
-            set(oof["fold"])), "training, s": stages["train"]["seconds"], "all stages, s": round(
-                sum(s["seconds"] for s in stages.values()), 1)
+        "AUC": auc(labels, probabilities), "from": low, "to": high, "pF1": pfbeta(labels, decided),
+        "test AUC": test.get("auc"), "test pF1": test.get("pf1"), "networks": len(set(oof["fold"])),
+        "training, s": stages["train"]["seconds"],
+        "all stages, s": round(sum(s["seconds"] for s in stages.values()), 1)
     }
 
 def compare(
     run: Run,        # the baseline's run
     other: Path,     # the winner's
-) -> pd.DataFrame | str:  # two rows; or why there are none
-    "Both systems on the fold that the baseline held back."
+) -> pd.DataFrame | str:  # two rows; or the reason why there are none
+    "Compare both systems on the fold that the baseline held out."
     if not (Path(other) / "selection.json").exists():
-        return (f"{Path(other).name} has no selection.json: run make reproduce, delete {run.folder.name}/09_report.ipynb "
-                "and run make reproduce SYSTEM=baseline again")
+        return (f"{Path(other).name} has no selection.json: run make reproduce, delete "
+                f"{run.folder.name}/{run.system.label('report')}.ipynb and run make reproduce SYSTEM=baseline again")
     theirs = Run.open(other)
     fold = int(read_table(run.path("oof.csv"), ["fold"])["fold"].iloc[0])
     tables = [read_table(r.path("oof.csv"), ["fold", "cancer"]) for r in (run, theirs)]
     held = [t[t["fold"] == fold].set_index(["patient_id", "image_id"])["cancer"].sort_index() for t in tables]
     if not held[0].equals(held[1]):
-        return (f"{theirs.folder.name} has other images in fold {fold} than {run.folder.name}: the two runs read different data or "
-            "split it otherwise")
-    return pd.DataFrame({"winner": scores(theirs, fold), "baseline": scores(run, fold)}).T.rename_axis("system").reset_index()
+        return (f"{theirs.folder.name} has other images in fold {fold} than {run.folder.name}: the two runs read "
+                "different data or have other folds")
+    rows = pd.DataFrame({"winner": scores(theirs, fold), "baseline": scores(run, fold)})
+    return rows.T.rename_axis("system").reset_index()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RECIPES', 'NETWORK', 'system', 'Prepare', 'Train', 'Engines', 'submitted_weights']
 
-# %% ../../nbs/baseline/00_system.ipynb #f38c84b8
+# %% ../../nbs/baseline/00_system.ipynb #ec9cc563
 from dataclasses import dataclass, replace
 
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
 from ..core.systems import Mode, Stage, System
 from ..mammo.recipes import Datasets, Folds, Phantom
-from ..mammo.system import results, test_tables
+from ..mammo.system import results, source_images, test_set
 from ..mammo.system import system as mammo
 
 # %% ../../nbs/baseline/00_system.ipynb #64c34f55
@@ -60,7 +60,7 @@ RECIPES = {
                                                checkpoint_every=400, workers=8)), skips=("phantom",)),
 }
 
-# %% ../../nbs/baseline/00_system.ipynb #c8c21a08
+# %% ../../nbs/baseline/00_system.ipynb #57054754
 NETWORK = ("baseline.onnx", "baseline.json")
 
 def submitted_weights(run) -> list[str]:
@@ -73,17 +73,18 @@ system = System(
     stages=(
         mammo.stage("phantom"),
         mammo.stage("datasets"),
-        Stage("prepare", Prepare, reads=("processed/cleaned_label.csv",),
-              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv")),
+        Stage("prepare", Prepare, reads=("processed/cleaned_label.csv", source_images),
+              writes=("processed/cleaned_images/", "processed/crops.csv", "processed/crop_errors.csv",
+                      "processed/crops_seconds.*")),
         mammo.stage("folds"),
         Stage("train", Train, reads=("folds.csv", "processed/crops.csv", "processed/cleaned_images/"),
               writes=("checkpoints/history.csv", "checkpoints/fold_*")),
         Stage("select", reads=("checkpoints/history.csv", "checkpoints/fold_*"),
-              writes=("oof.csv", "selection.json", "weights/fold_*.safetensors")),
+              writes=("oof.csv", "selection.json", "weights/fold_*")),
         Stage("engines", Engines,
-              reads=("selection.json", "oof.csv", "weights/fold_*.safetensors", "processed/cleaned_images/"),
+              reads=("selection.json", "oof.csv", "weights/fold_*", "processed/cleaned_images/"),
               writes=("weights/baseline.onnx", "weights/baseline.json")),
-        Stage("submit", reads=(test_tables, submitted_weights),
+        Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),
     ),

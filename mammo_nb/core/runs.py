@@ -82,7 +82,7 @@ def environment() -> dict:
         "packages": {p: metadata.version(p) for p in _packages if p in installed}
     }
 
-# %% ../../nbs/core/17_runs.ipynb #57142c96
+# %% ../../nbs/core/17_runs.ipynb #70da81f0
 @dataclass(frozen=True)
 class Run:
     "A folder with the results of one recipe of one system."
@@ -220,8 +220,8 @@ class Run:
         declared = self.system.stage(name)
         reads = self.names(declared.reads)
         if missing := [r for r in reads if not find_files(self.folder, r)]:
-            raise StageError(f"{name} reads {', '.join(missing)}, which {self.folder.name} does not have: run the stage "
-                             f"that writes it first.")
+            raise StageError(f"{name} reads {', '.join(missing)}, which {self.folder.name} does not have: run the "
+                             f"stage that writes it first.")
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, whatever happens to this process
             started, results = time.monotonic(), {}

@@ -6,24 +6,23 @@
 __all__ = ['NO_DICOM', 'NO_SLICE', 'CAPTURE', 'SLICES', 'SERIES', 'read_slices', 'read_series', 'tables_of', 'write_series',
            'print_series', 'read_volume']
 
-# %% ../../nbs/core/38_series.ipynb #7d0a12ee
+# %% ../../nbs/core/38_series.ipynb #79bacf96
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydicom.uid import UID
 
 from .dicom import ENDINGS, Frame, read_frame, read_frames
 from .files import write_csv
 from .geometry import Slice
-from .headers import BadHeader, DicomError, Header, NotDicom, NotImage
+from .headers import BadHeader, Header, NotDicom, NotImage
 from .hu import OFFSET, SHIFTED, to_hu
 from .parallel import map_files
 from .volumes import Volume, arrange
 
-# %% ../../nbs/core/38_series.ipynb #7155463f
+# %% ../../nbs/core/38_series.ipynb #dc811911
 NO_DICOM = "no DICOM file"
 NO_SLICE = {  # beginning of a SOP class UID -> what such an object is
     "1.2.840.10008.5.1.4.1.1.66": "a segmentation, registration or raw data",
@@ -40,7 +39,7 @@ def _is_dicom(
         start = f.read(132)
     if start[128:] == b"DICM":
         return True
-    plausible = start[:1] in (b"\x02", b"\x08") and start[1:2] == b"\0" and len(start) == 132
+    plausible = start[:2] in (b"\x02\0", b"\x08\0", b"\0\x08") and len(start) == 132  # group 2 or 8
     return plausible or path.suffix.lower() in ENDINGS and not path.name.startswith("._")
 
 def _reason(

@@ -61,7 +61,7 @@ class Mode:
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
-# %% ../../nbs/core/16_systems.ipynb #d3e9399a
+# %% ../../nbs/core/16_systems.ipynb #ea99bb00
 OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class System:
             raise DeclarationError(f"{self.name} declares a stage twice: {', '.join(names)}.")
         for mode, each in self.modes.items():
             if unknown := set(each.stages) - set(names):
-                raise DeclarationError(f"{self.name}: mode {mode} names {', '.join(sorted(unknown))}, which is no stage.")
+                wrong = ", ".join(sorted(unknown))
+                raise DeclarationError(f"{self.name}: mode {mode} names {wrong}, which is no stage.")
         for key, recipe in self.recipes.items():
             self._check_recipe(key, recipe)
         self._check_reads()
@@ -94,7 +95,8 @@ class System:
     def _check_recipe(self, key: str, recipe: Recipe):
         sections = {s.section: s.name for s in self.stages if s.section}
         if recipe.mode not in self.modes:
-            raise DeclarationError(f"{self.name}: recipe {key} has mode {recipe.mode!r}; there are {', '.join(self.modes)}.")
+            raise DeclarationError(f"{self.name}: recipe {key} has mode {recipe.mode!r}; "
+                                   f"there are {', '.join(self.modes)}.")
         if foreign := [k.__name__ for k in recipe.sections if k not in sections]:
             raise DeclarationError(f"{self.name}: recipe {key} has sections of no stage: {', '.join(foreign)}.")
         for kind, section in recipe.sections.items():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit']
 
-# %% ../../nbs/core/48_train.ipynb #e2f61785
+# %% ../../nbs/core/48_train.ipynb #75eaae42
 import hashlib
 import json
 import shutil
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .files import read_json, write_csv, write_json
 from .networks import save_weights
-from .optimisation import PER_EPOCH, Optimisation, learning_rate
+from .optimisation import Optimisation, learning_rate
 from .ranks import from_first, join, mean
 from .steps import Training, seed_everything, training_mode
 

@@ -6,13 +6,13 @@
 __all__ = ['OWN_UID', 'NO_UID', 'TAGS', 'FEW', 'LOCALIZER', 'Volume', 'series_of', 'without_copies', 'acquisitions_of',
            'interleaved', 'arrange']
 
-# %% ../../nbs/core/37_volumes.ipynb #cbe71b05
+# %% ../../nbs/core/37_volumes.ipynb #460e6071
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .geometry import (NO_PLACE, Slice, acquired, fill_orientation, is_parallel, place_groups, places_of,
+from .geometry import (Slice, acquired, fill_orientation, is_parallel, place_groups, places_of,
                                     plane_name, shear_of, spacing_of, stacks_of)
 
 # %% ../../nbs/core/37_volumes.ipynb #0905eb0a
@@ -187,7 +187,7 @@ def interleaved(
             return list(sets.values())
     return [slices]
 
-# %% ../../nbs/core/37_volumes.ipynb #dfcab728
+# %% ../../nbs/core/37_volumes.ipynb #d40b3136
 LOCALIZER = "a localizer, no slice of a volume; left out"
 
 def _difference(
@@ -231,6 +231,20 @@ def _volumes_of(
                 s.notes.append(f"{_difference(s, stacks[0][0])} than most slices of its series; a volume of its own")
     return [v for v in volumes if v], left
 
+def _name_twins(
+    volume: list[Slice],
+):
+    "Add a note to slices at different places that have the same pixels or the same SOPInstanceUID."
+    for name, what in (("digest", "the same pixels"), ("image_id", "the same SOPInstanceUID")):
+        first = {}
+        for s in volume:
+            value = getattr(s, name)
+            if not value or name == "image_id" and s.frame:
+                continue
+            if value in first:
+                s.notes.append(f"{what} as {first[value].name}, at another place")
+            first.setdefault(value, s)
+
 def arrange(
     slices: list[Slice],  # of a folder, in any order; notes are added
 ) -> tuple[list[Volume], list[Slice]]:  # volumes; slices that belong to none, each with a note
@@ -244,6 +258,7 @@ def arrange(
             name = members[0].series or f"{members[0].study}/number-{members[0].series_number}"
             names[name] += 1
             spacing, notes, whole = spacing_of(places)
+            _name_twins(members)
             for i, note in notes.items():
                 members[i].notes.append(note)
             volume = Volume(name if names[name] == 1 else f"{name}/{names[name]}", members, places, spacing)
