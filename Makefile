@@ -83,16 +83,16 @@ systems: nbs/.exported  ## list systems, recipes and modes
 	@$(NB) systems
 
 # ---- Kaggle --------------------------------------------------------------------------------------
-kaggle-wheels: nbs/.exported  ## wheels that Kaggle's image lacks, into build/kaggle/wheels; LOCK=1 chooses versions anew
+kaggle-wheels: nbs/.exported  ## wheels that Kaggle's image lacks, into build/kaggle/wheels; LOCK=1: new versions
 	@$(NB) kaggle-wheels $(if $(LOCK),--lock)
 
 kaggle-weights: nbs/.exported  ## WEIGHTS=folder of SYSTEM: networks and a manifest, into build/kaggle/weights
 	@$(NB) kaggle-weights $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM))
 
-kaggle-push: nbs/.exported  ## send both as data sets, then the notebook, and wait; ONLY=kernel leaves the data sets alone
+kaggle-push: nbs/.exported  ## send both as data sets, then the notebook; ONLY=kernel leaves the data sets alone
 	@$(NB) kaggle-push $(if $(ONLY),--only $(ONLY))
 
-kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would: wheels only, no network; WEIGHTS=, EXACT=
+kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would; WEIGHTS=folder, EXACT=python3.12
 	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------

@@ -14,19 +14,23 @@ from torch.nn import functional as F
 import mammo_nb.baseline.train as baseline
 from mammo_nb.baseline.prepare import full_range, largest_box, pad_upright, prepare
 from mammo_nb.baseline.system import RECIPES, Prepare, Train
+from mammo_nb.baseline.report import compare
 from mammo_nb.baseline.select import summarise_fold
 from mammo_nb.baseline.train import (THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold,
                                      weighted_batches)
 from mammo_nb.core.engines import export_onnx, load_engine
 from mammo_nb.core.ensembles import Ensemble
-from mammo_nb.core.files import sha256
-from mammo_nb.core.train import Optimisation, fit, learning_rate, make_optimizer
+from mammo_nb.core.files import sha256, write_csv, write_json
+from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
+from mammo_nb.core.steps import make_optimizer
 from mammo_nb.core.systems import find_system
+from mammo_nb.core.train import fit
 
-TINY = Train(network="test_convnext", weights="none", epochs=3, batch_size=4, positive_weight=3.0, freeze=2, lr=1e-2,
-             restart_epochs=1.5, precision="fp32", dud_pf1=0.0, checkpoint_every=2, seed=5)
+TINY = Train(network="test_convnext", weights="none", positive_weight=3.0, freeze=2, dud_pf1=0.0,
+             loop=replace(Train().loop, epochs=3, batch_size=4, lr=1e-2, restart_epochs=1.5, precision="fp32",
+                          checkpoint_every=2, seed=5))
 
 
 def stored(pixels, photometric="MONOCHROME2"):
@@ -172,7 +176,7 @@ def test_frozen_parameters_get_no_entry_and_the_rest_does():
 
 
 def test_the_published_network_has_the_published_head():
-    settings = RECIPES["baseline_tiny"].train
+    settings = RECIPES["baseline_tiny"].section(Train)
     model = build_network(settings)
     norm, last = model.head.norm, model.head.fc
     assert [n for n, _ in model.head.named_parameters()] == [
@@ -181,9 +185,8 @@ def test_the_published_network_has_the_published_head():
         norm, nn.LayerNorm) and norm.normalized_shape == (768,) and norm.eps == 1e-6 and (last.in_features,
                                                                                           last.out_features) == (768, 1)
     assert sum(not p.requires_grad for p in model.parameters()) == 70
-    assert (settings.epochs, settings.batch_size) == (
-        17,
-        26) and 3e-5 <= settings.lr <= 8e-5 and 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
+    assert (settings.loop.epochs, settings.loop.batch_size) == (17, 26) and 3e-5 <= settings.loop.lr <= 8e-5
+    assert 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
 
 
 class Sided(nn.Module):
@@ -272,7 +275,7 @@ def test_the_fold_held_back_is_predicted_and_no_other(data, whole):
 
 @pytest.mark.parametrize("network", ["test_convnext", "test_efficientnet"])
 def test_frozen_layers_do_not_move_nor_do_their_statistics(data, tmp_path, network):
-    settings = replace(TINY, network=network, epochs=1, freeze=6, seed=1)
+    settings = replace(TINY, network=network, freeze=6, loop=replace(TINY.loop, epochs=1, seed=1))
     run(data, tmp_path, settings)
     model, after = build_network(settings, seed=1), torch.load(tmp_path / "last.pt", weights_only=True)["model"]
     before, frozen = model.state_dict(), [n for n, _ in model.named_parameters()][:6]
@@ -307,12 +310,13 @@ def test_the_loss_counts_positives_as_often_as_it_says(data, tmp_path, monkeypat
 
 
 def test_a_fold_that_is_not_there_is_told(data, tmp_path):
-    with pytest.raises(ValueError, match="no fold 7 .* 0, 1"):
+    with pytest.raises(RecipeError, match="train.fold is 7, and there are the folds 0, 1"):
         run(data, tmp_path, replace(TINY, fold=7))
 
 
 def test_half_of_the_pictures_are_mirrored(data):
-    dataset = pictures(*data, (64, 32), {"mean": (.5,) * 3, "std": (.5,) * 3}, RECIPES["baseline_tiny"].train.augment)
+    policy = RECIPES["baseline_tiny"].section(Train).augment
+    dataset = pictures(*data, (64, 32), {"mean": (.5,) * 3, "std": (.5,) * 3}, policy)
     plain = cv2.imread(str(data[1] / "0@0CC.png"), cv2.IMREAD_GRAYSCALE)
     shown = [dataset.picture(0, seed) for seed in range(400)]
     mirrored = [np.array_equal(s, plain[:, ::-1]) for s in shown]
@@ -353,3 +357,29 @@ def test_recipes_are_found_by_system_and_share_the_data(tmp_path):
                                        ("demo", {"train.ema": .9}, "It has network")):
         with pytest.raises(RecipeError, match=message):
             Run.create(tmp_path, ours, recipe, overrides=overrides)
+
+
+def finished(folder, system, patients, probabilities, threshold, folds=(0,)) -> Run:
+    "A run of which only the results are there."
+    run = Run.create(folder, find_system(system))
+    oof = pd.DataFrame([(p, f"{p}{k}", "L", k) for k in folds for p in patients],
+                       columns=["patient_id", "image_id", "laterality", "fold"])
+    oof["patient_id"] += oof["fold"].astype(str)
+    oof["cancer"] = [int(p[0] in "ab") for p in oof["patient_id"]]
+    write_csv(run.path("oof.csv"), oof.assign(probability=probabilities))
+    write_json(run.path("selection.json"), {"threshold": threshold})
+    write_json(run.path("manifest.json"), {"stages": {"phantom": {"seconds": 1.0}, "train": {"seconds": 2.5}}})
+    return run
+
+
+def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path, no_interval):
+    ours = finished(tmp_path / "baseline-demo", "baseline", "abcd", [.9, .3, .4, .1], 0.35)
+    # fold 1 is wrong throughout and does not count
+    theirs = finished(tmp_path / "demo", "mammo", "abcd", [.9, .8, .4, .1, 0, 0, 1, 1], 0.5, folds=(0, 1))
+    table = compare(ours, theirs.folder).set_index("system")
+    assert table["AUC"].tolist() == [1.0, 0.75] and table["pF1"].tolist() == [1.0, 0.5]
+    assert table["networks"].tolist() == [2, 1] and table["all stages, s"].tolist() == [3.5, 3.5]
+    assert table["test AUC"].isna().all()
+    others = finished(tmp_path / "else", "mammo", "abce", [0] * 4, 0.5)
+    assert "other images in fold 0" in compare(ours, others.folder)
+    assert "run make reproduce" in compare(ours, tmp_path / "nowhere")

@@ -111,7 +111,7 @@ def test_overlapping_boxes_of_a_view_are_removed(make_image):
 
 def test_a_graph_that_is_no_detector_is_refused(tmp_path, monkeypatch):
     import onnx
-    from mammo_nb.core.backends import write_graph
+    from mammo_nb.core.sidecars import write_graph
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 20]> g (float[n, 2] x) => (float[n, 2] y) { y = Relu(x) }')
     write_graph(model, tmp_path / "detector.onnx", {"decoded": False, "classes": 1})

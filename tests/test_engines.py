@@ -348,14 +348,14 @@ def test_a_missing_package_is_a_reason(folder, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU would be taken")
 def test_a_gpu_that_is_not_there_costs_no_answer(folder, said, monkeypatch):
-    here = ModuleType("tensorrt_rtx")
+    here, about = ModuleType("tensorrt_rtx"), json.loads((folder / "ensemble.json").read_text())
     here.__version__ = "1.2.0"
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", here)
     for target, built in ("SM75", "1.2.0"), ("SM80", "1.1.0"):
         (folder / f"ensemble.{target}.engine").write_bytes(b"engine")
         entries = {
             "package": "tensorrt_rtx", "version": built, "target": target, "batches": [1, 2, 8], "precision": "mixed",
-            "sha256": hashlib.sha256(b"engine").hexdigest()
+            "inputs": about["inputs"], "outputs": about["outputs"], "sha256": hashlib.sha256(b"engine").hexdigest()
         }
         (folder / f"ensemble.{target}.engine.json").write_text(json.dumps(entries))
     engine = open_ensemble(folder, device="cuda", reduced=False)

@@ -111,7 +111,7 @@ def batch_size(
 # ## One pass
 # Processes prepare the items and the networks predict them. A valid submission is there all the time: first the sample,
 # then after each tenth of the items what is known so far, since a crash should cost only the remaining items. The last
-# file has everything. The journal of [the table](33_parallel.py) lets the same call continue where a killed one
+# file has everything. The journal of [the table](35_parallel.py) lets the same call continue where a killed one
 # stopped.
 
 # %%

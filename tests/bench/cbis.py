@@ -8,10 +8,10 @@
 The first three rows are yardsticks. `plain torch` has our folds, initial weights and light augmentation, and nothing
 else of ours: pictures of 256x256 as they are, shuffled, AdamW with one cycle to 8e-4, no EMA. The next row has our
 crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. AUC is per
-breast, the mean over its views, malignant against benign, of the folds held back, after the last epoch, so that nothing
-is chosen on what is scored. It has its 95 % interval, bootstrapped over patients, and beside it the AUC per image, the
-AUC without EMA, and that of the best epoch of each fold. One thread. A row that trains by our stages continues where it
-was stopped, in runs/cbis/ablation. Results are added to tests/bench/results/cbis.csv.
+breast, the mean over its views, malignant against benign, of the folds held back, after the last epoch, so that
+nothing is chosen on what is scored; with its 95 % interval, bootstrapped over patients, and for comparison the AUC
+per image, without averaging, and with the best epoch of each fold. One thread. A row that trains by our stages goes
+on where it was stopped, in runs/cbis/ablation. Results are added to tests/bench/results/cbis.csv.
 """
 import argparse
 import platform

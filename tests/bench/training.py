@@ -221,9 +221,11 @@ def main():
         "what": name, "batch": todo[name][1], "images_s": (rate := statistics.median(r["images_s"] for r in results)),
         "times_winner": rate / first, "peak_GB": results[-1]["peak_GB"]
     } for name, results in seen.items()]
-    on_device = device_augmentation_rate(settings, device, args.steps)
-    rows += [{"what": "loading, one process: decode, augment, fit", "batch": 1, "images_s": loader_rate(settings)},
-             {"what": "affine and tone on the device", "batch": settings.loop.batch_size, "images_s": on_device}]
+    rows += [
+        {"what": "loading, one process: decode, augment, fit", "batch": 1, "images_s": loader_rate(settings)},
+        {"what": "affine and tone on the device", "batch": settings.loop.batch_size,
+         "images_s": device_augmentation_rate(settings, device, args.steps)},
+    ]
     digests = [deterministic_digest(settings, args.deterministic_steps, device) for _ in range(2)]
     rows += [{
         "what": f"{args.deterministic_steps} deterministic steps twice: "

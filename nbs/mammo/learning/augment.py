@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Augment
-# > What may happen to a breast without changing the answer.
+# > Changes of an image that do not change its label.
 #
-# A network that sees every image thirty times learns the images by heart, unless they look different each time. The
-# winner's way of making them different is a list of ten small transforms with their odds; each is a function here,
-# drawn from a generator that the caller seeds, so that an image's augmentation depends on its seed and on nothing else.
+# A network that is trained on every image thirty times memorises the images, unless they differ each time. The winner
+# used a list of ten small transforms with probabilities. Each is a function here, and its random numbers come from a
+# generator that the caller seeds. The augmentation of an image depends on its seed and on nothing else.
 
 # %%
 #| default_exp mammo.learning.augment
@@ -54,9 +54,8 @@ def show(transform, title: str):
 
 # %% [markdown]
 # ## A part of the breast
-# A rectangle of half to all of the area, with sides in a proportion near that of the network's input. It is not resized
-# here: what follows works on the pixels that the detector stored, and the caller makes the result fit
-# (`core/pictures.fit_resize`).
+# A rectangle of half to all of the area, with proportions near those of the network's input. It is not resized here:
+# the transforms that follow work on the stored pixels, and the caller fits the result (`core/pictures.fit_resize`).
 
 # %%
 #| export
@@ -83,14 +82,14 @@ def flip_sides(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
 ) -> np.ndarray:                # uint8, same shape
-    "Left for right."
+    "Exchange left and right."
     return cv2.flip(image, 1)
 
 def flip_ends(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
 ) -> np.ndarray:                # uint8, same shape
-    "Top for bottom."
+    "Exchange top and bottom."
     return cv2.flip(image, 0)
 
 # %%
@@ -107,8 +106,8 @@ assert (flip_sides(breast, None)[:, 0] == breast[:, -1]).all() and (flip_ends(br
 
 # %% [markdown]
 # ## Fewer pixels
-# Smaller and back to the old size: the sharpness of another machine. The result depends on how the pixels are combined
-# on the way, so the winner had three ways.
+# The image is made smaller and resized back, which gives the sharpness of another machine. The result depends on the
+# interpolations, so the winner used three pairs of them.
 
 # %%
 #| export
@@ -119,7 +118,7 @@ def downscale(
     up: int = cv2.INTER_LINEAR,       # and of the way up
     scale: tuple = (0.75, 0.95),
 ) -> np.ndarray:                      # uint8, same shape
-    "Detail lost, size kept."
+    "Lose detail and keep the size."
     h, w = image.shape
     s = rng.uniform(*scale)
     return cv2.resize(cv2.resize(image, (max(1, round(w * s)), max(1, round(h * s))), interpolation=down), (w, h),
@@ -143,14 +142,14 @@ sharpness.round(2)
 
 # %% [markdown]
 # ## Other grey levels
-# A tone curve bends the scale without moving its ends: a cubic Bézier curve whose two inner points are drawn around a
-# quarter and three quarters, which on average makes a little more contrast. Brightness and contrast move the ends as
-# well, and what leaves the scale is cut off. Both are a table of 256 values.
+# A tone curve bends the scale and keeps its ends. It is a cubic Bézier curve whose two inner points are drawn around
+# 1/4 and 3/4, which on average raises the contrast a little. Brightness and contrast move the ends too, and values
+# outside of the scale are clipped. Both are applied as a table of 256 values.
 
 # %%
 #| export
 def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    "Each grey level replaced by the one in the table."
+    "Replace each grey level by the one in the table."
     return cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 def tone_levels(
@@ -166,7 +165,7 @@ def tone_curve(
     rng: np.random.Generator,
     scale: float = 0.3,         # standard deviation of the inner points
 ) -> np.ndarray:                # uint8, same shape
-    "Another gradation between the same black and white."
+    "Apply a random tone curve; black and white stay."
     return _look_up(image, tone_levels(*np.clip(rng.normal((0.25, 0.75), scale), 0, 1)))
 
 def brightness_contrast(
@@ -175,7 +174,7 @@ def brightness_contrast(
     brightness: tuple = (-0.1, 0.2),  # added, as a share of 255
     contrast: tuple = (-0.4, 0.5),    # 1 + this is the factor
 ) -> np.ndarray:                      # uint8, same shape
-    "A straight line instead of the grey levels."
+    "Scale and shift the grey levels."
     return _look_up(image, np.arange(256) * (1 + rng.uniform(*contrast)) + 255 * rng.uniform(*brightness))
 
 # %%
@@ -194,9 +193,9 @@ show(brightness_contrast, "brightness and contrast");
 
 # %% [markdown]
 # ## Moved, turned, bent
-# Three ways to move pixels, of which an image gets one at most, so that its pixels are interpolated once here and once
-# when it is made to fit. From outside comes black, which is what surrounds a breast. The first way is one matrix:
-# shift, scale and rotation about the centre.
+# There are three transforms that move pixels. An image gets one of them at most, so that its pixels are interpolated
+# once here and once when it is resized to fit. Pixels from outside are black, as the background of a breast is. The
+# first transform is one matrix: shift, scale and rotation about the centre.
 
 # %%
 #| export
@@ -218,8 +217,8 @@ def shift_scale_rotate(
 show(shift_scale_rotate, "shifted, scaled, rotated");
 
 # %% [markdown]
-# The second is elastic: three points around the middle move by up to ten pixels each, and the affine map that follows
-# them is applied; then each pixel is displaced by smoothed noise. Both maps are worked into one, so the pixels are
+# The second is elastic. Three points around the middle move by up to ten pixels each, and the affine map that they
+# define is applied; then each pixel is displaced by smoothed noise. Both maps are combined, so the pixels are
 # interpolated once. Noise that is smooth over many pixels need not be drawn for every pixel: on a grid `step` times
 # coarser, noise `step` times weaker has the same variance once it is smoothed, `alpha^2 / 3 / (4 pi sigma^2)`.
 
@@ -264,11 +263,11 @@ assert .005 < displacement.std() < .012   # expected .0081
 print(f"the winner's displacements have a standard deviation of {displacement.std():.4f} pixels")
 
 # %% [markdown]
-# A hundredth of a pixel: with the winner's numbers the elastic part does nothing that can be seen, and what is left is
-# the affine map. With a stronger one it would look like this:
+# A hundredth of a pixel: with the winner's numbers the elastic part has no visible effect, and only the affine map is
+# left. A stronger one looks like this:
 
 # %%
-show(partial(elastic, alpha=500, alpha_affine=0), "elastic, alpha 500 and no affine map: not in the winner's list");
+show(partial(elastic, alpha=500, alpha_affine=0), "elastic, alpha 500 and no affine map (not in the winner's list)");
 
 # %% [markdown]
 # The third draws a grid on the image and makes its columns and rows wider or narrower. The changes are normalised:
@@ -277,7 +276,7 @@ show(partial(elastic, alpha=500, alpha_affine=0), "elastic, alpha 500 and no aff
 # %%
 #| export
 def _stretched(rng: np.random.Generator, length: int, steps: int, limit: float) -> np.ndarray:
-    "Where each pixel of a line comes from, when it is stretched in some parts and squeezed in others."
+    "Source position of each pixel of a line that is stretched in some parts and compressed in others."
     widths = 1 + rng.uniform(-limit, limit, steps)
     ends = np.concatenate([[0], np.cumsum(widths)]) / widths.sum() * (length - 1)
     return np.interp(np.arange(length), np.linspace(0, length - 1, steps + 1), ends).astype(np.float32)
@@ -302,8 +301,8 @@ sheet([grid_distortion(cv2.dilate(lines, np.ones((5, 5))), np.random.default_rng
 
 # %% [markdown]
 # ## Holes
-# One to six black rectangles, so that no single place decides alone. A cancer may be hidden so, and then the target is
-# wrong; an image gets holes one time in four only.
+# One to six black rectangles, so that the network does not rely on a single place. They may hide a cancer, and then the
+# target is wrong; therefore only one image in four gets holes.
 
 # %%
 #| export
@@ -330,26 +329,29 @@ show(coarse_dropout, "holes");
 
 # %% [markdown]
 # ## Policies
-# The winner's list: a row is a step, taken with the probability in front; of its ways one is drawn by weight. The whole
-# list is for nine images in ten, which is the recipe's `augmentation`, and it works on crops in the size that the
-# detector left them; lengths in pixels, such as those of the elastic map, mean such crops.
+# In the winner's list each row is a step with a probability, and one of its transforms is drawn by weight. The whole
+# list is applied to nine images in ten, which is the recipe's `augmentation`. It works on crops in the size in which
+# the detector stored them; lengths in pixels, such as those of the elastic map, refer to that size.
 
 # %%
 #| export
-WINNER = (  # probability of the step, its ways with their weights (facts, section 4)
-    (0.4, ((1, random_crop),)), (0.5, ((1, flip_sides),)), (0.5, ((1, flip_ends),)),
-    (0.125, ((0.1, partial(
-        downscale, down=cv2.INTER_AREA)), (0.1, partial(
-            downscale, down=cv2.INTER_AREA,
-            up=cv2.INTER_LANCZOS4)), (0.8, downscale))), (0.5, ((1, tone_curve), (1, brightness_contrast))),
-    (0.5, ((0.6, shift_scale_rotate), (0.2, elastic), (0.2, grid_distortion))), (0.25, ((1, coarse_dropout),)),
+WINNER = (  # probability of the step, its transforms with their weights (facts, section 4)
+    (0.4, ((1, random_crop),)),
+    (0.5, ((1, flip_sides),)),
+    (0.5, ((1, flip_ends),)),
+    (0.125, ((0.1, partial(downscale, down=cv2.INTER_AREA)),
+             (0.1, partial(downscale, down=cv2.INTER_AREA, up=cv2.INTER_LANCZOS4)),
+             (0.8, downscale))),
+    (0.5, ((1, tone_curve), (1, brightness_contrast))),
+    (0.5, ((0.6, shift_scale_rotate), (0.2, elastic), (0.2, grid_distortion))),
+    (0.25, ((1, coarse_dropout),)),
 )
 
 def winner(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
 ) -> np.ndarray:                # uint8, smaller where it was cropped
-    "The winner's list."
+    "Apply the winner's list."
     for probability, ways in WINNER:
         if rng.random() >= probability:
             continue
@@ -365,9 +367,9 @@ assert abs(chance["share of images"].sum() - .9 * sum(p for p, _ in WINNER)) < 1
 chance.groupby("transform", sort=False).sum().round(4)
 
 # %% [markdown]
-# `light` is for small images on two cores: the same kinds of change without those that cost much, and all geometry in
-# one matrix. `broad` is for a few hundred patients, where every image must do for many: all of it every time, and shear
-# and gamma besides. `baseline` is the single-model baseline's: a mirror, one time in two. Both keep the shape.
+# `light` is for small images on two cores: the same kinds of change without the expensive ones, and all geometry in one
+# matrix. `broad` is for data sets of a few hundred patients: all changes every time, and shear and gamma besides.
+# `baseline` is the policy of the single-model baseline: every second image is mirrored. All three keep the shape.
 
 # %%
 #| export
@@ -427,14 +429,14 @@ def baseline(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
 ) -> np.ndarray:                # uint8, same shape
-    "A mirror, one time in two."
+    "Mirror every second image."
     return flip_sides(image, rng) if rng.random() < 0.5 else image
 
 def none(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
 ) -> np.ndarray:                # uint8, same shape
-    "As it is."
+    "No change."
     return image
 
 POLICIES = {f.__name__: f for f in (winner, light, broad, baseline, none)}
@@ -448,7 +450,7 @@ def augment(
     rng: np.random.Generator,
     policy: str,                  # a key of POLICIES
 ) -> np.ndarray:                  # uint8; another shape where the policy crops
-    "One image, changed as the generator says."
+    "Augment one image with the random numbers of the generator."
     if policy not in POLICIES:
         raise ValueError(f"No augmentation {policy!r}. There are {', '.join(POLICIES)}.")
     if image.ndim == 3 and policy not in WITH_MASK:
@@ -457,7 +459,7 @@ def augment(
 
 # %% [markdown]
 # ## What came out
-# What the network is shown, one policy after another, made to fit a canvas twice as high as wide.
+# The input of the network for each policy, fitted to a canvas that is twice as high as wide.
 
 # %%
 for policy in ("winner", "light", "broad", "baseline"):
