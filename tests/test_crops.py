@@ -18,6 +18,9 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV
 
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.pictures import shrink
+from mammo_nb.core.runs import Run
+from mammo_nb.core.stages import failures
+from mammo_nb.core.systems import find_system
 from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast
 from mammo_nb.mammo.drawing.machines import write_dicom
@@ -316,15 +319,13 @@ def test_the_same_call_on_a_cluster_that_loses_a_worker(thousand, tmp_path):
     assert content(tmp_path / "cluster") == content(tmp_path / "local")
 
 
-def test_a_run_with_failures_ends_with_1_unless_told_otherwise(tmp_path):
-    from mammo_nb.cli import app
-    from typer.testing import CliRunner
-    run = tmp_path / "runs/x"
-    (run / "processed").mkdir(parents=True)
-    end = lambda *more: CliRunner().invoke(app, ["run-end", "--run-dir", str(run), *more])
-    (run / "processed/crop_errors.csv").write_text("file,patient_id,image_id,error\n")
-    assert end().exit_code == 0
-    (run /
-     "processed/crop_errors.csv").write_text("file,patient_id,image_id,error\na.dcm,1,2,CorruptPixels: a.dcm: x\n")
-    assert end().exit_code == 1 and "1 training images could not be used" in end().output and end(
-        "--allow-errors").exit_code == 0
+def test_failed_files_of_a_run_are_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run = Run.create(tmp_path / "x", find_system("mammo"), "tiny")
+    errors = run.path("processed/crop_errors.csv")
+    errors.parent.mkdir(parents=True)
+    assert failures(run) == {}
+    errors.write_text("file,patient_id,image_id,error\n")
+    assert failures(run) == {"training images": 0}
+    errors.write_text("file,patient_id,image_id,error\na.dcm,1,2,CorruptPixels: a.dcm: x\n")
+    assert failures(run) == {"training images": 1}
