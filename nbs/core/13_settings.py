@@ -86,7 +86,8 @@ def _check_names(given: set, settings: Path):
     for what, wrong in (("unknown", given - names), ("missing", names - given)):
         if wrong:
             raise SettingsError(
-                f"{settings.name} [paths]: {', '.join(sorted(wrong))} {what}. The names are {', '.join(sorted(names))}.")
+                f"{settings.name} [paths]: {', '.join(sorted(wrong))} {what}. "
+                f"The names are {', '.join(sorted(names))}.")
 
 def read_paths(
     run_dir: Path | str = "",      # folder of a run; "": no run

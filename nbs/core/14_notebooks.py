@@ -138,7 +138,8 @@ root = Path(tempfile.mkdtemp())
 source = root / "nbs" / "00_hello.py"
 write_text(
     source,
-    "# %% [markdown]\n# # Hello\n# > A greeting.\n\n# %% tags=[\"parameters\"]\nname = \"world\"\n\n# %%\nprint(name)\n")
+    "# %% [markdown]\n# # Hello\n# > A greeting.\n\n"
+    "# %% tags=[\"parameters\"]\nname = \"world\"\n\n# %%\nprint(name)\n")
 assert len(build(root)) == 1 and build(root) == []
 nb = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 [(c.cell_type, c.id, c.metadata) for c in nb.cells]
