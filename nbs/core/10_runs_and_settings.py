@@ -17,9 +17,9 @@
 # Read in this order:
 #
 # 1. `11_errors`: the base class of errors that the user can mend.
-# 2. `12_files`: files that are whole or absent: temporary name, then rename.
+# 2. `12_files`: every file is written under a temporary name and then renamed.
 # 3. `13_settings`: `settings.ini`, where data enters and where results go.
-# 4. `14_notebooks`: the bridge between `.py`, `.ipynb` and the package.
+# 4. `14_notebooks`: the conversion between `.py`, `.ipynb` and the package.
 # 5. `15_recipes`: sections with ranges, overrides, recipes.
 # 6. `16_systems`: the declaration of a system: stages, modes, recipes.
 # 7. `17_runs`: one run: its folder, the contract of a stage, the manifest.

@@ -14,7 +14,7 @@
 # # Errors
 # > One base class for every error that the user can mend.
 #
-# An error that the project foresaw carries its remedy in its text. The command line prints that text without a
+# The text of an error that the project expects contains the remedy. The command line prints that text without a
 # traceback and ends with exit code 2. All other errors are faults of the project and keep their traceback.
 
 # %%

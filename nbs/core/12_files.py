@@ -127,7 +127,7 @@ def write_text(
 
 def write_json(
     path: Path | str,  # the file to write
-    content,           # a value that the json module knows
+    content,           # a value that the json module can write
 ):
     "Write a JSON file."
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -86,8 +86,8 @@ def _check_names(given: set, settings: Path):
     for what, wrong in (("unknown", given - names), ("missing", names - given)):
         if wrong:
             raise SettingsError(
-                f"{settings.name} [paths]: {', '.join(sorted(wrong))} {what}. The names are {', '.join(sorted(names))}."
-            )
+                f"{settings.name} [paths]: {', '.join(sorted(wrong))} {what}. "
+                f"The names are {', '.join(sorted(names))}.")
 
 def read_paths(
     run_dir: Path | str = "",      # folder of a run; "": no run
@@ -136,14 +136,14 @@ except SettingsError as e:
 
 # %% [markdown]
 # ## The default system
-# The section `[run]` names the system that is meant where none is named.
+# The section `[run]` names the system that a command uses when none is given.
 
 # %%
 #| export
 def read_run_settings(
     settings: Path | None = None,  # a settings.ini; None: the nearest one
-) -> dict[str, str]:               # system
-    "Read `[run]`; the environment variable `MAMMO_NB_SYSTEM` wins over the file."
+) -> dict[str, str]:               # {"system": name}
+    "Read `[run]`. The environment variable `MAMMO_NB_SYSTEM` overrides the file. Raises SettingsError."
     settings = Path(settings or find_settings()).resolve()
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(settings, encoding="utf-8")

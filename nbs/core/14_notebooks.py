@@ -102,15 +102,15 @@ def _was_edited(nb) -> bool:
     return _cells_digest(nb) != nb.metadata.get("mammo_nb", {}).get("cells")
 
 def _build_one(source: Path) -> bool:
-    "Build the .ipynb of a source unless it is up to date. Gives True if the file was written."
-    text, target = source.read_text(encoding="utf-8"), source.with_suffix(".ipynb")
+    "Build the .ipynb of a source unless it is up to date. Returns True if the file was written."
+    text = source.read_text(encoding="utf-8")
+    target = source.with_suffix(".ipynb")
     if target.exists():
         old = nbformat.read(target, as_version=4)
         if _was_edited(old):
             raise NotebookConflict(
-                f"{target} was edited in Jupyter. `make sync` copies the edit to {source.name}; delete the .ipynb to "
-                "discard it."
-            )
+                f"{target} was edited in Jupyter. `make sync` copies the edit to {source.name}; "
+                "delete the .ipynb to discard it.")
         if old.metadata["mammo_nb"]["source"] == _digest(text):
             return False  # the file keeps its outputs
     write_text(target, nbformat.writes(from_percent(text)))
@@ -138,8 +138,8 @@ root = Path(tempfile.mkdtemp())
 source = root / "nbs" / "00_hello.py"
 write_text(
     source,
-    "# %% [markdown]\n# # Hello\n# > A greeting.\n\n# %% tags=[\"parameters\"]\nname = \"world\"\n\n# %%\nprint(name)\n"
-)
+    "# %% [markdown]\n# # Hello\n# > A greeting.\n\n"
+    "# %% tags=[\"parameters\"]\nname = \"world\"\n\n# %%\nprint(name)\n")
 assert len(build(root)) == 1 and build(root) == []
 nb = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 [(c.cell_type, c.id, c.metadata) for c in nb.cells]
@@ -176,7 +176,8 @@ def sync(
         target = source.with_suffix(".ipynb")
         if not target.exists():
             continue
-        nb, text = nbformat.read(target, as_version=4), source.read_text(encoding="utf-8")
+        nb = nbformat.read(target, as_version=4)
+        text = source.read_text(encoding="utf-8")
         if not _was_edited(nb):
             continue
         if nb.metadata["mammo_nb"]["source"] != _digest(text):
@@ -191,9 +192,8 @@ def sync(
         taken.append(source)
     if conflicts:
         raise NotebookConflict(
-            f"Edited in Jupyter and in the .py: {', '.join(map(str, conflicts))}. Keep one of the two: delete the "
-            ".ipynb, or `git checkout` the .py; then `make sync`."
-        )
+            f"Edited in Jupyter and in the .py: {', '.join(map(str, conflicts))}. "
+            "Keep one of the two: delete the .ipynb, or `git checkout` the .py; then `make sync`.")
     return taken
 
 # %%

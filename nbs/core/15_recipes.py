@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Recipes
-# > Every number that makes one experiment differ from another, typed, ranged and frozen.
+# > The numbers in which experiments differ, each with its type and its range.
 #
 # A recipe has one *section* for each stage, a frozen dataclass. A stage reads its own section only. A change of the
-# number of epochs therefore re-runs the training and what follows it, and leaves the crops alone.
+# number of epochs therefore re-runs the training and the stages after it, but not the crops.
 
 # %%
 #| default_exp core.recipes
@@ -83,7 +83,7 @@ def _takes(kind, value) -> bool:
         return type(value) in (int, float)
     if kind in (int, str, bool):
         return type(value) is kind
-    return kind in (typing.Any, object) or value is None and kind is type(None) or isinstance(value, kind)
+    return kind in (typing.Any, object) or isinstance(value, kind)
 
 def _check_field(where: str, kind, limits: dict, value):
     "Raise `RecipeError` if the value does not fit the field."
@@ -102,9 +102,11 @@ def check_section(
     where: str,  # its name in messages, such as "train"
 ):               # the same section, ints in float fields turned into floats
     "Check types and ranges of a section and of the sections inside it; raises `RecipeError`."
-    kinds, changes = typing.get_type_hints(type(section)), {}
+    kinds = typing.get_type_hints(type(section))
+    changes = {}
     for each in fields(section):
-        value, name = getattr(section, each.name), f"{where}.{each.name}"
+        value = getattr(section, each.name)
+        name = f"{where}.{each.name}"
         _check_field(name, kinds[each.name], each.metadata.get("limits", {}), value)
         if kinds[each.name] is float:
             changes[each.name] = float(value)
@@ -193,8 +195,8 @@ for text in ("loop.epoch=8", "loop.epochs=eight", "pool.kind=max", "before.x=Non
 
 # %% [markdown]
 # ## A recipe
-# A recipe holds the sections in which it differs; the others keep their defaults. It also says which *mode* it is
-# made for, that is which stages run, and which stages of that mode it skips: a recipe for real data skips the drawing.
+# A recipe holds the sections in which it differs; the others keep their defaults. It also names its *mode*, which
+# decides which stages run, and the stages of that mode that it skips: a recipe for real data skips the drawing.
 
 # %%
 #| export
@@ -231,7 +233,7 @@ assert recipe.section(Train).loop.epochs == 8 and recipe.section(Loop) == Loop()
 # %%
 #| export
 def _rebuilt(kind, value):
-    "A value of JSON as the annotated type wants it."
+    "Convert a value from JSON to the annotated type."
     inner = [k for k in (kind, *typing.get_args(kind)) if is_dataclass(k)]
     if isinstance(value, dict) and inner:
         return from_dict(inner[0], value)

@@ -14,7 +14,7 @@
 # # Systems
 # > A system is one folder that declares itself: its stages, what they read and write, its modes and its recipes.
 #
-# The command line, the Makefile, the Kaggle notebook and the tests ask this declaration and name no stage themselves.
+# The command line, the Makefile, the Kaggle notebook and the tests read this declaration and name no stage themselves.
 # A new system is therefore a new folder below `nbs/`, and no other file changes.
 
 # %%
@@ -43,9 +43,8 @@ class DeclarationError(ProjectError):
 # %% [markdown]
 # ## Stages
 # A stage names the files that it reads and writes, in the folders of `settings.ini` or in the folder of the run. A name
-# may be a pattern (`weights/fold_*.safetensors`) and stands for at least one file then; a name that ends with `/` is a
-# folder. Where a name depends on the recipe, a function of the run returns the names, and its docstring is what the
-# tables show.
+# may be a pattern (`weights/fold_*.safetensors`) that stands for at least one file; a name that ends with `/` is a
+# folder. Where a name depends on the recipe, a function of the run returns the names, and tables show its docstring.
 
 # %%
 #| export
@@ -56,8 +55,8 @@ class Stage:
     "One step of a system: one notebook, one module, one section of the recipe."
     name: str                    # one domain word: the name of the notebook and of the module
     section: type | None = None  # class of its section; None: nothing to set
-    reads: Names = ()            # what earlier stages or the user have put there
-    writes: Names = ()           # what it promises
+    reads: Names = ()            # what must exist before it runs
+    writes: Names = ()           # what exists after it has run
     home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
 
     @property
@@ -73,7 +72,7 @@ class Stage:
         found = sorted((Path(root) / "nbs" / self.home).glob(f"[0-9][0-9]_{self.name}.py"))
         if len(found) != 1:
             raise DeclarationError(f"Stage {self.name} needs one notebook nbs/{self.home}/NN_{self.name}.py; "
-                              f"there are {len(found)}.")
+                                   f"there are {len(found)}.")
         return found[0]
 
 def described(
@@ -84,14 +83,14 @@ def described(
 
 # %% [markdown]
 # ## Modes
-# A mode is a selection of stages. One that uses trained weights names the files that must be there.
+# A mode is a selection of stages. A mode that uses trained weights names the files that must exist.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Mode:
     "Which stages run."
-    about: str                    # half a sentence, shown in tables
+    about: str                    # a few words, shown in tables
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
@@ -107,7 +106,7 @@ OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 @dataclass(frozen=True)
 class System:
     "Data, network, recipes and a list of stages."
-    name: str                       # of its folder below nbs/
+    name: str                       # name of its folder below nbs/
     title: str
     stages: tuple[Stage, ...]       # in their order; stages of another system keep their `home`
     modes: dict[str, Mode]
@@ -145,8 +144,8 @@ class System:
     def _check_reads(self):
         written = list(OUTSIDE)
         for each in self.stages:
-            for name in filter(lambda n: isinstance(n, str), each.reads):
-                if not any(_covers(w, name) for w in written):
+            for name in each.reads:
+                if isinstance(name, str) and not any(_covers(w, name) for w in written):
                     raise DeclarationError(f"{self.name}: {each.name} reads {name}, which no stage before it writes.")
             written += [w for w in each.writes if isinstance(w, str)]
 
@@ -257,7 +256,7 @@ assert [s.name for s in toy.plan("demo", "full")] == ["draw", "count"] and toy.l
 toy.flow()
 
 # %% [markdown]
-# A declaration that contradicts itself is an error with a name in it:
+# A declaration that contradicts itself raises an error that names the fault:
 
 # %%
 for changes in ({"recipes": {"demo": Recipe("x", Draw(pictures=1))}}, {"modes": {"full": Mode("all", ("draws",))}},

@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Runs
-# > One folder a run: what it was asked for, what each stage read and wrote, and how long that took.
+# > One folder per run: its recipe, what each stage read and wrote, and how long that took.
 #
-# A `Run` knows its folder, its system, its recipe and its manifest. A stage asks it for a path or for its section of
-# the recipe, and does its work inside `run.stage(...)`, which checks the declared files before and after.
+# A `Run` holds its folder, its system, its recipe and its manifest. A stage gets its paths and its section of the
+# recipe from it, and does its work inside `run.stage(...)`, which checks the declared files before and after.
 
 # %%
 #| default_exp core.runs
@@ -51,7 +51,7 @@ from mammo_nb.core.systems import Mode
 # %%
 #| export
 class StageError(ProjectError):
-    "A stage cannot run: what it reads is missing, or it did not write what it promised."
+    "A file that a stage reads is missing, or the stage did not write a file that it declares."
 
 # %% [markdown]
 # ## Where a file is
@@ -78,7 +78,9 @@ def find_files(
     path = locate(folder, name)
     if name.endswith("/"):
         return [path] if path.is_dir() and any(path.iterdir()) else []
-    return sorted(path.parent.glob(path.name)) if "*" in path.name else [path] if path.exists() else []
+    if "*" in path.name:
+        return sorted(path.parent.glob(path.name))
+    return [path] if path.exists() else []
 
 def read_manifest(
     folder: Path,  # of the run
@@ -102,7 +104,7 @@ _packages = ("torch", "timm", "numpy", "pandas", "scikit-learn", "opencv-python"
              "papermill")
 
 def environment() -> dict:
-    "Python, packages and hardware of this process; CUDA is named only where torch is loaded and finds a device."
+    "Python, packages and hardware of this process; the device is 'cpu' unless torch is loaded and finds a GPU."
     torch = sys.modules.get("torch")
     installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
     return {
@@ -113,8 +115,8 @@ def environment() -> dict:
 
 # %% [markdown]
 # ## A run
-# `run.json` says what a run was asked for. `Run.create` checks all of it, so that a slip is an error before anything
-# runs; `Run.open` reads it back, in a notebook or in another process.
+# `run.json` stores the recipe, the mode, the weights and the overrides of a run. `Run.create` checks all of them, so
+# that a mistake is an error before anything runs; `Run.open` reads it back, in a notebook or in another process.
 
 # %%
 #| export
@@ -148,8 +150,9 @@ class Run:
         weights: Path | None = None,    # for modes with trained weights; None: assets/trained
         overrides: dict | None = None,
     ):                                  # the run
-        "Start a run or go on with one; raises a `ProjectError` if something is asked for that does not exist."
-        folder, mode = Path(folder).resolve(), mode or system.recipe(recipe).mode
+        "Start a run or continue one; raises a `ProjectError` for a name that does not exist or a value out of range."
+        folder = Path(folder).resolve()
+        mode = mode or system.recipe(recipe).mode
         needed = system.mode(mode).weights
         if needed:
             place = find_trained(needed, weights or read_paths().assets / "trained")
@@ -174,9 +177,10 @@ class Run:
         path = Path(folder).resolve() / "run.json"
         if not path.exists():
             raise StageError(f"{path.parent} holds no run: it has no run.json. `make reproduce` makes one.")
-        told = read_json(path)
-        return cls(path.parent, find_system(told["system"]), told["recipe"], told["mode"],
-                   Path(told["weights"]) if told["weights"] else None, {**told["overrides"], **(overrides or {})})
+        stored = read_json(path)
+        weights = Path(stored["weights"]) if stored["weights"] else None
+        return cls(path.parent, find_system(stored["system"]), stored["recipe"], stored["mode"], weights,
+                   {**stored["overrides"], **(overrides or {})})
 
     @property
     def plan(self) -> list[Stage]:
@@ -228,12 +232,14 @@ class Run:
     def contract(
         self,
         stage: str,
-    ) -> pd.DataFrame:  # file, direction, present
+    ) -> pd.DataFrame:  # file, direction, present, about
         "What a stage reads and writes, and whether it is there: the first table of its notebook."
         declared = self.system.stage(stage)
-        rows = [(name, direction, bool(find_files(self.folder, name)), "" if isinstance(each, str) else described(each))
-                for direction in ("reads", "writes") for each in getattr(declared, direction)
-                for name in self.names([each])]
+        rows = []
+        for direction in ("reads", "writes"):
+            for each in getattr(declared, direction):
+                about = "" if isinstance(each, str) else described(each)
+                rows += [(n, direction, bool(find_files(self.folder, n)), about) for n in self.names([each])]
         return pd.DataFrame(rows, columns=["file", "direction", "present", "about"])
 
     def code(
@@ -258,7 +264,7 @@ class Run:
             raise StageError(f"{name} reads {', '.join(missing)}, which {self.folder.name} does not have: run the "
                              f"stage that writes it first.")
         with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, whatever happens to this process
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the operating system releases it, even if this process is killed
             started, results = time.monotonic(), {}
             yield results
             writes = self.names(declared.writes)  # names may depend on what the stage found
@@ -270,8 +276,9 @@ class Run:
             manifest |= {"system": self.system.name, "recipe": self.recipe, "environment": environment()}
             manifest["stages"][name] = {
                 "parameters": asdict(section) if section else {}, "seconds": seconds,
-                "reads": _digests(self.folder, reads), "writes": _digests(self.folder, writes),
-                **({"results": results} if results else {})}
+                "reads": _digests(self.folder, reads), "writes": _digests(self.folder, writes)}
+            if results:
+                manifest["stages"][name]["results"] = results
             write_json(self.folder / "manifest.json", manifest)
 
 # %% [markdown]
@@ -299,21 +306,26 @@ assert run.recorded("draw") == Draw(5)
 run.contract("count")
 
 # %% [markdown]
-# Missing files and slips are errors that name what is there:
+# Missing files and misspelt names are errors that list what exists:
 
 # %%
-for slip in (lambda: run.stage("count").__exit__(None, None, None) if run.stage("count").__enter__() else None,
-             lambda: Run.create(run.folder, toy, "dmo"), lambda: Run.create(run.folder, toy, mode="half"),
-             lambda: Run.create(run.folder, toy, overrides={"draw.picture": 3})):
+def count_nothing():
+    "A stage that does not write its file."
+    with run.stage("count"):
+        pass
+
+for mistake in (count_nothing, lambda: Run.create(run.folder, toy, "dmo"),
+                lambda: Run.create(run.folder, toy, mode="half"),
+                lambda: Run.create(run.folder, toy, overrides={"draw.picture": 3})):
     try:
-        slip()
+        mistake()
     except ProjectError as e:
         print(e)
 
 # %% [markdown]
 # ## Practice
-# A stage notebook that is opened on its own has no run. `practice` makes a small one in the folder for scratch: the
-# recipe `tiny`, with every stage before the one that is read. The next notebook copies what one notebook has made, as
+# A stage notebook that is opened on its own has no run. `practice` makes a small one in the folder `temp`: the recipe
+# `tiny`, with every stage before the one that is read. Finished stages are kept, and the next notebook copies them as
 # long as no code has changed.
 
 # %%
@@ -341,14 +353,15 @@ def practice(
     names = [s.name for s in run.plan]
     todo = run.plan[:names.index(before)] if before else run.plan
     kept = [shelf / "-".join([system.name, recipe, *names[:n + 1]]) for n in range(len(todo))]
-    with open(shelf / ".lock", "w") as lock:  # of two notebooks that start together one makes the run
+    with open(shelf / ".lock", "w") as lock:  # one of two notebooks that start together makes the run
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
         if done >= 0:
             shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
         for stage, keep in list(zip(todo, kept))[done + 1:]:
             import_module(stage.module).run_stage(run)
-            shutil.copytree(run.folder, partial := keep.with_name(f".{keep.name}"), dirs_exist_ok=True)
+            partial = keep.with_name(f".{keep.name}")
+            shutil.copytree(run.folder, partial, dirs_exist_ok=True)
             partial.rename(keep)
     return Run.open(run.folder, overrides)
 
@@ -361,9 +374,9 @@ def practice(
 #| export
 def find_trained(
     names,                      # files that must all be there, such as ensemble.onnx and ensemble.json
-    named: Path | None = None,  # a folder, or that of a run; None or "": look for one
+    named: Path | None = None,  # a folder, or the folder of a run; None or "": search
 ) -> Path | None:               # the folder that has them; None if none does
-    "A folder with trained files."
+    "Find a folder with trained files."
     def whole(folder: Path) -> bool:
         return all((folder / name).is_file() for name in names)
 

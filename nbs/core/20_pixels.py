@@ -15,8 +15,8 @@
 # > Chapter 2: from a file to numbers whose meaning is known.
 #
 # A medical image is a header and stored numbers. Each notebook of this chapter takes one step from the bytes of a file
-# to grey levels or Hounsfield units. All of them raise typed errors that name the file, the tag and the remedy. Nothing
-# here knows an organ or a competition; a system that needs more tags derives its own header, as
+# to grey levels or Hounsfield units. All of them raise typed errors that name the file, the tag and the remedy. No
+# notebook of it depends on an organ or a competition; a system that needs more tags derives its own header, as
 # [mammograms](../mammo/reading/mammograms.py) do.
 #
 # Read in this order:
@@ -33,6 +33,6 @@
 # | [28 pictures](28_pictures.py) | resizing, writing and showing pictures |
 # | [29 hu](29_hu.py) | from stored values to Hounsfield units, with the known mistakes corrected |
 #
-# Whoever only wants to read images needs [dicom](26_dicom.py) and then [windows](27_windows.py) or [hu](29_hu.py). A
-# folder with whole series is read by chapter 3: [36 geometry](36_geometry.py) and [37 volumes](37_volumes.py) put
-# slices in the order of the patient, and [38 series](38_series.py) writes the tables of a folder.
+# To read images, [dicom](26_dicom.py) and then [windows](27_windows.py) or [hu](29_hu.py) are enough. A folder with
+# whole series is read by chapter 3: [36 geometry](36_geometry.py) and [37 volumes](37_volumes.py) put slices in the
+# order of the patient, and [38 series](38_series.py) writes the tables of a folder.

@@ -58,7 +58,7 @@ class DicomError(ProjectError):
         tag: str = "",    # tag concerned, 'Keyword gggg,eeee', '' when it is not one tag
         remedy: str = "", # what to do about it
     ):
-        super().__init__(path, problem, tag, remedy)  # all of them, so that it survives pickling between processes
+        super().__init__(path, problem, tag, remedy)  # pickling passes these to the copy in another process
         self.path, self.problem, self.tag, self.remedy = Path(path), problem, tag, remedy
 
     def __str__(self):
@@ -103,8 +103,8 @@ def typed_errors(
     keyword: str = "", # tag concerned
     remedy: str = "",  # what to do
 ):
-    """Turn whatever is raised inside into one typed error. pydicom's warnings and log are muted, because they quote the
-    patient's data."""
+    """Turn any exception inside the block into one typed error. pydicom's warnings and log are muted, because they
+    quote the patient's data."""
     log = logging.getLogger("pydicom")
     level = log.level
     try:
@@ -177,7 +177,7 @@ class Header:
     padding: tuple[int, int] | None = None  # lowest and highest stored value of pixels that are no image
     windows: tuple[tuple[float, float], ...] = ()  # (center, width); nan for what is no number
     voi_function: str = "LINEAR"            # 'LINEAR' (also when absent), 'LINEAR_EXACT', 'SIGMOID'
-    has_voi_lut: bool = False               # a VOI LUT Sequence is there
+    has_voi_lut: bool = False               # the header has a VOI LUT Sequence
     burned_in: str = ""                     # BurnedInAnnotation: 'YES', 'NO' or ''
 
     @classmethod
@@ -225,8 +225,8 @@ def _integer(
     return value
 
 # %% [markdown]
-# Decimal tags come as one number, as several, as text, or with a decimal comma. What is no number becomes `nan`, so
-# that only *using* it is an error. Windows may have three centres and one width; all pairs are kept.
+# Decimal tags come as one number, as several, as text, or with a decimal comma. A value that is no number becomes
+# `nan`, so that only its *use* is an error. Windows may have three centres and one width; all pairs are kept.
 
 # %%
 #| export
@@ -295,8 +295,8 @@ windows_of(odd)
 #| export
 def seconds_of(
     ds: pydicom.Dataset,  # header, or an item of a sequence
-) -> float | None:        # since midnight
-    "AcquisitionDateTime (0008,002A), AcquisitionTime (0008,0032), else ContentTime (0008,0033), PS3.5 6.2."
+) -> float | None:        # seconds since midnight
+    "AcquisitionDateTime (0008,002A) or that of the frame, AcquisitionTime (0008,0032), else ContentTime (0008,0033)."
     for keyword, start in (("AcquisitionDateTime", 8), ("FrameAcquisitionDateTime", 8), ("AcquisitionTime", 0),
                            ("ContentTime", 0)):
         digits = text_of(ds, keyword)[start:].replace(":", "")
@@ -320,14 +320,15 @@ def _padding(
 
 # %%
 #| export
-MAX_SIDE, MAX_BYTES = 30_000, 2**30  # of one frame: pixels a side, bytes; far beyond any detector, well within memory
+MAX_SIDE = 30_000  # pixels a side, far more than any detector has
+MAX_BYTES = 2**30  # of one decoded frame, far less than the memory
 
 def header_of(
     ds: pydicom.Dataset,  # parsed
     path: Path,           # the file
     kind: type = Header,  # Header or a class derived from it
 ) -> Header:
-    "The checked header of a parsed file."
+    "The checked header of a parsed file; raises NotImage, MissingTag, BadHeader."
     with typed_errors(BadHeader, path, "the header cannot be understood", "", "Correct the file or leave it out."):
         object_class = UID(text_of(ds, "SOPClassUID") or text_of(ds.file_meta, "MediaStorageSOPClassUID"))
         if "Rows" not in ds and object_class and "Image" not in object_class.name:

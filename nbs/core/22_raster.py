@@ -59,8 +59,8 @@ def is_picture(
 
 # %% [markdown]
 # ## Header
-# The fields of a DICOM header, as far as a picture has them. `syntax` is empty, and by that later stages recognise a
-# picture. It has no windows; its caller decides how it becomes grey levels.
+# The fields of a DICOM header, as far as a picture has them. `syntax` is empty; later stages recognise a picture by
+# this. It has no windows; the caller decides how it becomes grey levels.
 
 # %%
 #| export
@@ -68,7 +68,7 @@ def is_picture(
 MODES = {"L": 8, "LA": 8, "P": 8, "1": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16B": 16}
 
 def _opened(data: bytes, path: Path) -> Image.Image:
-    "Parsed, not decoded."
+    "Parse a picture without decoding it; raises NotDicom, BadHeader."
     with typed_errors(NotDicom, path, "the picture does not parse", "", REMEDY):
         try:
             picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
@@ -84,7 +84,7 @@ def picture_header(
     data: bytes | None = None,  # of the file, if it has been read
     kind: type = Header,        # Header or a class derived from it
 ) -> Header:
-    "Size and bits of a picture; all that would stand in tags is empty."
+    "Size and bits of a picture; the fields of all other tags are empty."
     picture = _opened(path.read_bytes() if data is None else data, path)
     bits = MODES[picture.mode]
     return kind(path=path, syntax=UID(""), syntax_name=picture.format, rows=picture.height, columns=picture.width,
@@ -123,7 +123,9 @@ def is_whole(
     data: bytes,  # of the file
 ) -> bool:
     "Whether a PNG or JPEG has its end mark."
-    return b"IEND" in data[-16:] if data.startswith(b"\x89PNG") else data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-16:]
+    return data.rstrip(b"\0").endswith(b"\xff\xd9")
 
 # %%
 folder = Path(tempfile.mkdtemp())

@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Codestreams
-# > What the first bytes of a compressed frame say, and which numbers the header makes of what a decoder returns.
+# > The description in the first bytes of a compressed frame, and from the output of a decoder to stored values.
 #
 # A frame is described twice, by its own first bytes and by the DICOM header, and damaged or careless files contradict
 # themselves. This notebook reads the first description and settles sign and precision, whatever library decodes.
@@ -37,14 +37,16 @@ from pydicom.uid import RLELossless
 
 # %% [markdown]
 # ## The first bytes of a frame
-# A compressed frame carries its size a second time, and a codec believes that one: with a damaged byte there it would
+# A compressed frame carries its size a second time, and a codec uses this one: with a damaged byte there it would
 # allocate gigabytes. The first bytes are read here, so that they can be compared with the header before any codec runs.
-# The same bytes tell the precision, the sign, and how often a JPEG 2000 picture was halved when it was coded.
+# The same bytes give the precision, the sign, and how often a JPEG 2000 picture was halved when it was coded.
 
 # %%
 #| export
-JPEG_2000, HIGH_THROUGHPUT = (JPEG2000Lossless, JPEG2000), (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
-JPEG_LS, LOSSLESS_JPEG = (JPEGLSLossless, JPEGLSNearLossless), (JPEGLossless, JPEGLosslessSV1)
+JPEG_2000 = JPEG2000Lossless, JPEG2000
+HIGH_THROUGHPUT = HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K
+JPEG_LS = JPEGLSLossless, JPEGLSNearLossless
+LOSSLESS_JPEG = JPEGLossless, JPEGLosslessSV1
 MARKERS = {  # transfer syntax -> markers that its frames may begin with
     **dict.fromkeys(JPEG_2000 + HIGH_THROUGHPUT, (0x51,)),
     **dict.fromkeys(JPEG_LS, (0xF7,)),
@@ -76,7 +78,8 @@ def read_codestream(
     boxed = frame.startswith(b"\0\0\0\x0cjP  ")  # a JP2 wrapper, not allowed but seen
     if (start := frame.find(b"\xff\x4f\xff\x51", 0, 65536 if boxed else 4)) >= 0:
         width, height, left, top = (number(start + 8 + 4 * i, 4) for i in range(4))
-        levels, at = 0, start + 4 + number(start + 4, 2)
+        levels = 0
+        at = start + 4 + number(start + 4, 2)
         while at + 10 < len(frame) and frame[at] == 0xFF and frame[at + 1] != 0x90:  # up to the first tile
             if frame[at + 1] == 0x52:
                 levels = frame[at + 9]
@@ -103,8 +106,9 @@ about
 # %% [markdown]
 # ## Stored values
 # Libraries return different containers and signs. The header decides both: the lowest bits are taken, in two's
-# complement when the header is signed. A JPEG 2000 or JPEG-LS frame knows its own precision, and some machines write a
-# signed header over unsigned data. For the others, what lies above `BitsStored` is no part of the value (PS3.5 section
+# complement when the header is signed. A JPEG 2000 or JPEG-LS frame has a precision of its own, and some machines write
+# a signed header over unsigned data. For the others, what lies above `BitsStored` is no part of the value (PS3.5
+# section
 # 8.1.1). `HighBit` repeats `BitsStored`. Where the two contradict each other and the pixels depend on it, the frame is
 # refused, because one reading would lose its brightest part.
 
@@ -112,7 +116,8 @@ about
 #| export
 def _low_bits(values: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
     "The lowest bits of each value, in two's complement where the dtype is signed; a copy."
-    pixels, spare = np.array(values, dtype, order="C"), 8 * dtype.itemsize - bits
+    pixels = np.array(values, dtype, order="C")
+    spare = 8 * dtype.itemsize - bits
     np.left_shift(pixels, spare, out=pixels)
     return np.right_shift(pixels, spare, out=pixels)  # arithmetic where signed
 
@@ -121,14 +126,14 @@ def stored_values(
     header,                     # anything with .syntax, .bits_allocated, .bits_stored, .high_bit and .signed
     coded: Codestream | None = None,  # None: not compressed, or RLE
 ) -> np.ndarray:                # same shape, contiguous, writeable, native byte order: uint8, int16, uint16, ...
-    "The numbers in the container and with the sign of the header."
+    "The numbers in the container and with the sign of the header; raises ValueError where they contradict it."
     dtype = np.dtype(f"{'i' if header.signed else 'u'}{max(1, header.bits_allocated // 8)}")
     own = coded is not None and header.syntax in JPEG_2000 + HIGH_THROUGHPUT + JPEG_LS
     bits = coded.precision if own else header.bits_stored
     if bits > 8 * dtype.itemsize:
         raise ValueError(f"{bits} bits a pixel do not fit into {header.bits_allocated} allocated")
     unsigned = coded is not None and not header.signed and not coded.signed and coded.precision <= bits
-    settled = unsigned or own and header.signed and coded.signed
+    settled = unsigned or (own and header.signed and coded.signed)
     if settled or bits == 8 * dtype.itemsize:
         return np.require(values.astype(dtype, copy=False), requirements="CW")
     pixels = _low_bits(values, bits, dtype)

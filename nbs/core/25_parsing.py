@@ -94,7 +94,7 @@ def _parse(
 
 # %% [markdown]
 # Where the pixels begin, a few bytes give their length: a number, or "undefined" when they are compressed. A missing
-# transfer syntax can be told from the bytes, except for compressed pixels.
+# transfer syntax can be inferred from the bytes, except for compressed pixels.
 
 # %%
 #| export
@@ -107,7 +107,8 @@ def pixel_length(
 ) -> tuple[int, bytes]:  # bytes, or UNDEFINED; and the VR
     "Read tag, length and VR of Pixel Data (7FE0,0010), PS3.5 section 7.1."
     implicit, little = ds.original_encoding
-    order, head = "<" if little else ">", f.read(8)
+    order = "<" if little else ">"
+    head = f.read(8)
     if head[:4] != struct.pack(f"{order}HH", 0x7FE0, 0x0010):
         raise MissingTag(path, "no pixels", tag_name("PixelData"), "Only images can be read.")
     if head[4:6] in (b"OB", b"OW", b"UN"):
@@ -129,7 +130,9 @@ def _guess_syntax(
         raise MissingTag(path, "compressed pixels without the name of the compression", tag_name("TransferSyntaxUID"),
                          "Export the file again.")
     implicit, little = ds.original_encoding
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 @contextmanager
 def opened(
@@ -170,7 +173,7 @@ def frame_header(
     with typed_errors(BadHeader, header.path, f"the functional groups of frame {index + 1} cannot be understood",
                       "PerFrameFunctionalGroupsSequence", "Export the file again."):
         items = {}
-        for group in reversed(groups):  # what a frame says itself comes last and wins
+        for group in reversed(groups):  # the frame's own group comes last and overrides the shared one
             for element in group:
                 if element.VR == "SQ" and element.value:
                     items[element.keyword] = element.value[0]

@@ -118,20 +118,21 @@ pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame
 
 # %% [markdown]
 # ## Pixels
-# Reading and decoding are two steps, since only the user of the picture knows how much to decode. `read_frame` reads
-# the bytes of one frame, also of a file of a gigabyte. A file that is cut short is noticed here: every read must return
-# as many bytes as requested. So is a header with fewer pixels than the file; a tail of zeros is padding.
+# Reading and decoding are two steps, since the caller decides how much to decode. `read_frame` reads the bytes of one
+# frame, also of a file of a gigabyte. A file that is cut short is noticed here: every read must return as many bytes as
+# requested. A header with fewer pixels than the file is an error, too, but a tail of zeros is padding.
 
 # %%
 #| export
-# not compressed
+# transfer syntaxes without compression
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 class _Exact:
-    "A file of which a short read is an EOFError, raised before memory is allocated."
+    "A file whose short reads raise EOFError before memory is allocated."
     def __init__(self, f: BinaryIO):
         self.f, self.seek, self.tell = f, f.seek, f.tell
-        here, self.size = f.tell(), f.seek(0, io.SEEK_END)
+        here = f.tell()
+        self.size = f.seek(0, io.SEEK_END)
         f.seek(here)
 
     def read(self, n: int) -> bytes:
@@ -199,7 +200,7 @@ class Frame:
     def decode(self,
         scale: float = 1.0,  # pixels that are needed a side, per pixel of the frame; above 0
     ) -> Image:              # of that scale or, where the compression has none so small, a larger one
-        "Stored values, in no higher resolution than is needed."
+        "Stored values, in no higher resolution than is needed; raises CorruptPixels."
         header, path = self.header, self.header.path
         if not header.syntax:
             return Image(header, decode_picture(self.data, path), "pillow")
@@ -217,7 +218,7 @@ class Frame:
 
 def _check_frame(
     header: Header,
-    frame: int | None,  # asked for
+    frame: int | None,  # the requested index, from 0; None: the only one
 ):
     "Raise a typed error for a frame that is not grey, has no decoder, or does not exist."
     path = header.path
@@ -368,7 +369,7 @@ assert others == 1 and "plain.dcm" in found
 found
 
 # %% [markdown]
-# ## What bad files get
+# ## Errors
 # A page of text, a file cut in half, one without rows, one with a frame of a thousand megapixels, one in a retired
 # compression, and one of several frames: each has its class, its tag and a remedy.
 

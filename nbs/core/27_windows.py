@@ -62,8 +62,8 @@ def _check(
     if not math.isfinite(center):
         raise WindowError(f"WindowCenter (0028,1050) is {center}, no finite number. {REMEDY}")
     if not math.isfinite(width) or width <= 0 or width < smallest:
-        raise WindowError(
-            f"WindowWidth (0028,1051) is {width}; {function} needs {f'>= {smallest}' if smallest else '> 0'}. {REMEDY}")
+        allowed = f">= {smallest}" if smallest else "> 0"
+        raise WindowError(f"WindowWidth (0028,1051) is {width}; {function} needs {allowed}. {REMEDY}")
 
 # %% [markdown]
 # Arithmetic is done in the smallest float that holds the stored values exactly: float32 for up to 16 bits, float64
@@ -157,8 +157,8 @@ fig.tight_layout()
 
 # %%
 few = np.arange(0, 6)
-pd.DataFrame({f.__name__: f(few, 2, 4) for f in (linear, linear_exact, sigmoid)}, index=pd.Index(
-    few, name="stored value")).round(3)
+levels = {f.__name__: f(few, 2, 4) for f in (linear, linear_exact, sigmoid)}
+pd.DataFrame(levels, index=pd.Index(few, name="stored value")).round(3)
 
 # %% [markdown]
 # ## No window
@@ -275,7 +275,9 @@ def to_grey(
     inverted = header_like.photometric == "MONOCHROME1"
     def level(x):
         grey = window(x)
-        return ((1 - grey if inverted else grey) * 255 + 1e-4).astype(np.uint8)
+        if inverted:
+            grey = 1 - grey
+        return (grey * 255 + 1e-4).astype(np.uint8)
     return _look_up(pixels, level)
 
 # %%

@@ -55,8 +55,7 @@ def made(stored, **tags):
     "An Image of a CT slice with the given header fields."
     fields = dict(path=Path("slice.dcm"), syntax=ExplicitVRLittleEndian, syntax_name="", rows=size, columns=size,
                   frames=1, bits_allocated=16, bits_stored=16, high_bit=15, signed=False, samples=1,
-                  photometric="MONOCHROME2",
-                  image_id="1", modality="CT", slope=1.0, intercept=-1024.0)
+                  photometric="MONOCHROME2", image_id="1", modality="CT", slope=1.0, intercept=-1024.0)
     return Image(Header(**fields | tags), np.asarray(stored).astype(np.int16 if tags.get("signed") else np.uint16),
                  "native")
 
@@ -92,8 +91,8 @@ assert (padding_mask(signed.pixels, signed.header) == (radius > 1.2)).all()
 # %% [markdown]
 # ## Sign and offset
 # Two mistakes are common when the intercept is 0. In the first, negative values are stored in two's complement under an
-# unsigned header, so that air is 3096 in 12 bits. In the second, 1024 was added to every value and the intercept does
-# not say so, so that air is at 24 and soft tissue around 1064. The second is recognised by its histogram: air near 0,
+# unsigned header, so that air is 3096 in 12 bits. In the second, 1024 was added to every value without a matching
+# intercept, so that air is at 24 and soft tissue around 1064. The second is recognised by its histogram: air near 0,
 # and many more values of soft tissue around 1024 than of bone above it or between the two.
 
 # %%
@@ -115,7 +114,7 @@ def wraps(
     return negative
 
 def has_offset(
-    values: np.ndarray,  # (rows, columns) of a CT, rescaled as the header says
+    values: np.ndarray,  # of a CT slice, any shape, with the header's slope and intercept applied
 ) -> bool | None:        # None: the slice holds too little air or tissue to decide
     "Whether values are HU + 1024: air near 0 and soft tissue near 1024, with little in between."
     count = lambda low, high: float(((values >= low) & (values < high)).mean())
@@ -149,9 +148,10 @@ def to_hu(
     image: Image,                # stored values and header of a CT slice, or of any image with a rescale
     offset: bool | None = None,  # whether 1024 must be subtracted; None: decided from the values
 ) -> Hounsfield:
-    "Stored values as HU: sign, slope, intercept, padding and offset (PS3.3 C.11.1.1.2)."
+    "Stored values as HU: sign, slope, intercept, padding and offset (PS3.3 C.11.1.1.2); raises BadHeader for slope 0."
     header, pixels, notes = image.header, image.pixels, []
-    slope, intercept = (1.0 if header.slope is None else header.slope), (header.intercept or 0.0)
+    slope = 1.0 if header.slope is None else header.slope
+    intercept = header.intercept or 0.0
     if slope == 0:
         raise BadHeader(header.path, "a slope of 0 makes all values equal", tag_name("RescaleSlope"),
                         "Correct the tag or leave the file out.")

@@ -41,7 +41,7 @@ import pandas as pd
 
 # %% [markdown]
 # ## A slice
-# The fields of a header that place an image, order it, and tell one acquisition from another.
+# The fields of a header that place an image, order it, and distinguish one acquisition from another.
 
 # %%
 #| export
@@ -186,7 +186,7 @@ def stacks_of(
 # %% [markdown]
 # ## Places
 # The place of a slice is its position along the normal of its stack. Where some positions are absent, SliceLocation
-# stands in: if it runs along with the position in the other slices, it gives the missing ones. Where all positions are
+# stands in: if it follows the position linearly in the other slices, it gives the missing ones. Where all positions are
 # absent or equal, SliceLocation or at last the instance number orders the slices, and each gets a note.
 
 # %%
@@ -199,7 +199,7 @@ NO_PLACE = "no usable ImagePositionPatient (0020,0032); its place among the othe
 def acquired(
     s: Slice,
 ) -> tuple:
-    "The order in which slices were acquired, as far as the header tells."
+    "The order in which slices were acquired, as far as the header has it."
     known = (s.acquisition_number, s.acquisition_time, s.instance_number)
     return tuple(math.inf if v is None else v for v in known) + (s.frame, s.file)
 

@@ -14,8 +14,8 @@
 # # Volumes
 # > From the slices of a folder to volumes in the order of the patient, with every slice that belongs to none named.
 #
-# A SeriesInstanceUID says which files a scanner sent together. It does not say that they form one volume: a localizer,
-# a second acquisition, a copied file or a reformat may carry the same one. Each of these is found from the geometry of
+# Files that a scanner sent together have one SeriesInstanceUID, but they need not form one volume: a localizer, a
+# second acquisition, a copied file or a reformat may carry the same one. Each of these is found from the geometry of
 # the slices, and each gets a note. No slice is dropped.
 
 # %%
@@ -123,7 +123,7 @@ assert [len(g) for g in series_of(own)] == [4] and own[0].notes == [OWN_UID]
 # %% [markdown]
 # ## The same place twice
 # Two slices at one place are copies, when they have the same pixels, or the same SOPInstanceUID where pixels were not
-# read. The file with the shortest name is kept, and the copies name it.
+# read. The file with the shortest name is kept, and the notes of the copies name it.
 
 # %%
 #| export
@@ -153,8 +153,8 @@ def without_copies(
 
 # %% [markdown]
 # What differs at one place was acquired twice. If only a few places are doubled, a slice was scanned again: the later
-# one is kept, the earlier one is named. If many are doubled, there are several volumes. A tag tells them apart when it
-# splits the slices into sets without a doubled place; otherwise the order of acquisition does.
+# one is kept, and the earlier one gets a note. If many are doubled, there are several volumes. A tag separates them
+# when it splits the slices into sets without a doubled place; otherwise the order of acquisition does.
 
 # %%
 #| export
@@ -289,11 +289,14 @@ def _volumes_of(
         s.notes.append(LOCALIZER)
     rest = [s for s in series if not is_localizer(s)]
     fill_orientation(rest)
-    volumes, stacks = [], stacks_of(rest)
+    volumes = []
+    stacks = stacks_of(rest)
     for number, stack in enumerate(stacks):  # the first is the largest
         places = places_of(stack)
-        left += [s for s, p in zip(stack, places) if np.isnan(p)]
-        stack, places = [s for s, p in zip(stack, places) if p == p], places[places == places]
+        unknown = np.isnan(places)
+        left += [s for s, lost in zip(stack, unknown) if lost]
+        stack = [s for s, lost in zip(stack, unknown) if not lost]
+        places = places[~unknown]
         groups = []
         for indices in place_groups(places):
             kept, copies = without_copies([stack[i] for i in indices])
@@ -333,7 +336,8 @@ def arrange(
         parts, others = _volumes_of(series)
         left += others
         for part in parts:
-            members, places = [s for s, _ in part], np.array([p for _, p in part])
+            members = [s for s, _ in part]
+            places = np.array([p for _, p in part])
             name = members[0].series or f"{members[0].study}/number-{members[0].series_number}"
             names[name] += 1
             spacing, notes, whole = spacing_of(places)
@@ -351,12 +355,12 @@ def arrange(
     return volumes, left
 
 # %% [markdown]
-# A folder as it may come: a series in random order with a file copied, a slice of another size, a localizer and a
+# A folder with common faults: a series in random order with a file copied, a slice of another size, a localizer and a
 # second acquisition.
 
 # %%
 order = np.random.default_rng(0).permutation(10)
-folder = [s for i in order for s in [drawn(10)[i]]]
+folder = [drawn(10)[i] for i in order]
 folder += [replace(folder[3], file="copy of it.dcm", notes=[])]
 folder += drawn(1, start=50, first=11, rows=80)
 folder += drawn(1, first=12, image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"), orientation=(0, 1, 0, 0, 0, -1))

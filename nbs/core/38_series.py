@@ -58,7 +58,7 @@ tilt = 12.0           # gantry tilt of the drawn series, degrees
 # %% [markdown]
 # ## Files to read
 # A head of ellipsoids: skull, brain, ventricles and a bleeding, cut by a tilted gantry every 5 mm. The file names are
-# in random order, the instance numbers run from head to feet, one file lies there twice, and one is cut short.
+# in random order, the instance numbers run from head to feet, one file exists twice, and one is cut short.
 
 # %%
 def head(z, size=96):
@@ -87,7 +87,8 @@ def write_slice(path, hu, position, orientation=(1, 0, 0, 0, 1, 0), number=1, **
 
 if not folder:
     folder = Path(tempfile.mkdtemp())
-    angle, names = np.radians(tilt), np.random.default_rng(1).permutation(n_slices)
+    angle = np.radians(tilt)
+    names = np.random.default_rng(1).permutation(n_slices)
     for i, name in enumerate(names):
         write_slice(folder / f"IM{name:03d}.dcm", head(i * 5 - 5 * n_slices / 2), (-96, -96, i * 5),
                     (1, 0, 0, 0, np.cos(angle), -np.sin(angle)), number=n_slices - i)
@@ -142,7 +143,8 @@ def _measured(
     found = Slice.of(frame.header, file, frame.index + 1 if frame.header.frames > 1 else 0)
     hounsfield = to_hu(frame.decode())
     values = hounsfield.values
-    found.mean, found.offset = round(float(values.mean(dtype=np.float64)), 3), hounsfield.offset
+    found.mean = round(float(values.mean(dtype=np.float64)), 3)
+    found.offset = hounsfield.offset
     found.notes = list(hounsfield.notes)
     if values.min() < values.max():
         found.digest = hashlib.sha1(np.ascontiguousarray(values)).hexdigest()[:16]
@@ -196,26 +198,27 @@ def _files(
 def _tuples(
     fields: dict,  # of a slice, as JSON holds them
 ) -> Slice:
-    "A slice that comes back from another process."
+    "Rebuild a slice from its fields."
     return Slice(**{name: tuple(v) if isinstance(v, list) and name != "notes" else v for name, v in fields.items()})
 
 def _settle_offset(
     volume: Volume,
 ):
-    "Correct slices that could not show an offset by themselves as most others of their volume."
+    "Correct slices that cannot show an offset by themselves, if most others of their volume have it."
     shifted = [s for s in volume.slices if s.offset]
     if not shifted or len(shifted) < sum(s.offset is False for s in volume.slices):
         return
     for s in volume.slices:
         if not s.offset:
-            s.mean, s.offset = round(s.mean - OFFSET, 3), True
+            s.mean = round(s.mean - OFFSET, 3)
+            s.offset = True
             s.notes.append(SHIFTED)
 
 def read_series(
     folder: Path | str,          # searched to any depth
-    output: Path | str,          # the journal of the reading stands here meanwhile
+    output: Path | str,          # keeps the journal until all files are read
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
-) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice or None, error, note of all that is in none
+) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
     folder, output = Path(folder), Path(output)
     if not folder.is_dir():
@@ -313,9 +316,12 @@ def print_series(
     series: pd.DataFrame,
     output: Path | str,
 ) -> int:                 # files that failed
-    "Print a line for each series, then what is in none."
+    "Print a line for each series, then the files that are in none."
     for v in series.itertuples():
-        spacing = f"every {v.spacing_mm} mm" if v.spacing_mm != "" else "unevenly spaced" if v.slices > 1 else "alone"
+        if v.spacing_mm != "":
+            spacing = f"every {v.spacing_mm} mm"
+        else:
+            spacing = "unevenly spaced" if v.slices > 1 else "alone"
         note = f" ({v.note})" if v.note else ""
         print(f"{v.series}: {v.slices} {v.plane} slices of {v.rows} x {v.columns}, {spacing}{note}")
     others = slices[slices["position_mm"] == ""]

@@ -14,9 +14,8 @@
 # # Annotations
 # > Boxes that somebody has drawn, and DICOM files: a set of pictures to train a detector on.
 #
-# A set of boxes in YOLOv5 text names pictures after patient and image of a competition. The DICOM files of the
-# competition are read, and each becomes a small picture as the detector sees it: from minimum to maximum, tissue
-# bright.
+# In a set of boxes in YOLOv5 text, each picture is named after its patient and its image. The DICOM files of the
+# competition are read, and each becomes a small picture for the detector: from minimum to maximum, tissue bright.
 
 # %%
 #| default_exp mammo.reading.annotations
@@ -53,7 +52,7 @@ size = 96  # side of the detector's input, pixels
 
 # %% [markdown]
 # ## One frame
-# A frame is decoded at the size that is needed. With `faithful` it goes the winner's way instead: decoded in full,
+# A frame is decoded at the size that is needed. With `faithful` it is prepared as the winner did it: decoded in full,
 # windowed, stored as a JPEG file, then resized bilinearly.
 
 # %%
@@ -61,9 +60,10 @@ size = 96  # side of the detector's input, pixels
 def view_file(
     item: dict,  # file and folder of the competition; target: PNG; size in pixels; faithful
 ) -> dict:       # rows and columns of the frame
-    "Write one frame as the detector sees it."
+    "Write one frame as the detector's input."
     cv2.setNumThreads(1)
-    frame, size = read_frame(inside(item["folder"], item["file"])), item["size"]
+    frame = read_frame(inside(item["folder"], item["file"]))
+    size = item["size"]
     rows, columns = frame.header.rows, frame.header.columns
     if item["faithful"]:
         image = frame.decode()

@@ -14,10 +14,10 @@
 # # Boxes
 # > The place of the breast in a frame: from the detector, else from Otsu's threshold, else the full frame.
 #
-# Half of a mammogram is air, and a network that is trained on air learns about collimators. The winner used a small
-# detector, a threshold where its confidence was low, and the full frame where the threshold failed too. The same order
-# is used here, and the table of crops records the source of each box. A file that cannot be read is a row of the error
-# table, and never a full frame.
+# Half of a mammogram is air, and a network that is trained on air learns the edges of collimators. The winner used a
+# small detector, a threshold where its confidence was low, and the full frame where the threshold failed too. The same
+# order is used here, and the table of crops records the source of each box. A file that cannot be read is a row of the
+# error table, and never a full frame.
 
 # %%
 #| default_exp mammo.reading.boxes
@@ -35,8 +35,8 @@ from mammo_nb.core.backends import EngineError, Graph, process_graph
 from mammo_nb.core.detection import candidates, letterbox, unletterbox
 from mammo_nb.core.dicom import Image
 from mammo_nb.core.pictures import shrink
-from mammo_nb.core.settings import SettingsError
 from mammo_nb.core.runs import find_trained
+from mammo_nb.core.settings import SettingsError
 from mammo_nb.core.windows import minmax, percentile
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.recipes import Crops
@@ -80,10 +80,14 @@ def frame_view(
     rows, columns = image.pixels.shape
     scale = min(1.0, size / max(rows, columns))
     small = shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    if scaling != "window" and small.dtype == np.uint8:
+        return small
     if scaling != "window":
-        return small if small.dtype == np.uint8 else (percentile(small, 0, 99) * 255).astype(np.uint8)
+        return (percentile(small, 0, 99) * 255).astype(np.uint8)
     grey = minmax(small)
-    return ((1 - grey if image.header.photometric == "MONOCHROME1" else grey) * 255).astype(np.uint8)
+    if image.header.photometric == "MONOCHROME1":
+        grey = 1 - grey
+    return (grey * 255).astype(np.uint8)
 
 # %%
 view = frame_view(image)
@@ -96,7 +100,7 @@ plt.axis("off");
 # ## Otsu
 # Otsu's threshold separates tissue from air. Markers are brighter than tissue, so the brightest 5 % of the pixels are
 # blackened first. The largest region above the threshold is the breast. The constants are those of the winner's
-# fallback (facts, section 2).
+# fallback.
 
 # %%
 #| export
@@ -134,9 +138,8 @@ def open_detector(
     graph = process_graph(str(path), backend)
     if not graph.metadata.get("decoded") or graph.metadata.get("classes") != 1:
         raise EngineError(
-            f"{graph.path.name} is no detector of one class that gives boxes in pixels. Make one with `mammo-nb "
-            "detector`."
-        )
+            f"{graph.path.name} is no detector of one class that gives boxes in pixels. "
+            "Make one with `mammo-nb detector`.")
     return graph
 
 def detect(
@@ -144,8 +147,7 @@ def detect(
     graph: Graph,                 # from `open_detector`
     confidence: float = 0.5,      # smallest confidence; the default is the winner's
     overlap: float = 0.9,         # IoU above which the box with the lower score is removed; the default is the winner's
-# for each view: boxes (n, 4) x0, y0, x1, y1 in its pixels, and scores (n,) in descending order
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[tuple[np.ndarray, np.ndarray]]:  # per view: boxes (n, 4) in its pixels, scores (n,) in descending order
     "Predict all boxes of some views, in one batch."
     size = graph.metadata["size"]
     squares, ratios = zip(*(letterbox(view, size) for view in views))
@@ -170,7 +172,7 @@ def find_detector(
     try:
         folder = find_trained(["detector.onnx", "detector.json"], named)
     except SettingsError:
-        folder = None  # the program does not run in a checkout
+        folder = None  # outside of a checkout there is no settings.ini
     if named and not folder:
         raise EngineError(
             f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
@@ -218,8 +220,7 @@ def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image, cut_off: boo
 
 def find_boxes(
     images: Sequence[Image],      # frames as stored, at any scale
-    # confidence, overlap, min_area, scaling; with `faithful`, the view and the rounding are the winner's
-    settings: Crops = Crops(),
+    settings: Crops = Crops(),    # with `faithful`, the view and the rounding are the winner's
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> list[Box]:                   # one box per frame, in frame pixels; its source is "full frame" if none was found
     "Find the breast in each frame."
@@ -252,9 +253,9 @@ ax.imshow(view, cmap="gray")
 ax.axis("off")
 ax.set_title(f"{box.source}: {astuple(box)[:4]}", fontsize=9)
 small = view.shape[0] / image.pixels.shape[0]
-ax.add_patch(
-    plt.Rectangle((box.x0 * small, box.y0 * small), (box.x1 - box.x0) * small, (box.y1 - box.y0) * small, fill=False,
-                  edgecolor="orange"))
+corner = box.x0 * small, box.y0 * small
+width, height = (box.x1 - box.x0) * small, (box.y1 - box.y0) * small
+ax.add_patch(plt.Rectangle(corner, width, height, fill=False, edgecolor="orange"))
 
 # %% [markdown]
 # ## What came out

@@ -90,7 +90,8 @@ def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.n
         return np.divide(255, x, out=x)
     if function not in ("LINEAR", "LINEAR_EXACT"):
         raise WindowError(f"VOILUTFunction (0028,1056) is {function!r}. Known are LINEAR, LINEAR_EXACT and SIGMOID.")
-    shift = np.float32(function == "LINEAR")  # ((x - (c - .5)) / (w - 1) + .5) 255, or without .5 and 1
+    # LINEAR: ((x - (c - 0.5)) / (w - 1) + 0.5) * 255; LINEAR_EXACT: ((x - c) / w + 0.5) * 255
+    shift = np.float32(1 if function == "LINEAR" else 0)
     x -= center - shift / 2
     x /= width - shift
     x += np.float32(0.5)
@@ -109,7 +110,7 @@ def grey_floats(
     scaling: str,        # "window", or "percentile": (x - min) / (p99 - 1 - min)
     limits: tuple | None = None,  # black and white of the whole crop, if `pixels` are some of its rows
 ) -> np.ndarray:         # float32 from 0 to 255, same shape
-    "Apply window or percentile, then invert MONOCHROME1 (facts, section 3). Raises WindowError."
+    "Apply window or percentile, then invert MONOCHROME1. Raises WindowError."
     x = pixels.astype(np.float32)
     if scaling == "percentile":
         return _range(x, *(limits or _limits(pixels, scaling)))  # never inverted
@@ -125,7 +126,8 @@ def grey_levels(
     scaling: str,        # as in `grey_floats`
 ) -> np.ndarray:         # uint8, same shape
     "Compute the grey levels of training, truncated to whole numbers. Works on 256 rows at a time, to save memory."
-    limits, levels = _limits(pixels, scaling), np.empty(pixels.shape, np.uint8)
+    limits = _limits(pixels, scaling)
+    levels = np.empty(pixels.shape, np.uint8)
     for start in range(0, len(pixels), 256):
         levels[start:start + 256] = grey_floats(pixels[start:start + 256], header, scaling, limits)
     return levels
@@ -138,9 +140,8 @@ assert np.allclose(grey_floats(np.array([0, 50, 101, 200]), header, "percentile"
                    np.clip(np.array([0, 50, 101, 200]) / (np.percentile([0, 50, 101, 200], 99) - 1), 0, 1) * 255)
 plt.figure(figsize=(5, 2.5))
 for function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-    plt.plot(ramp.ravel(),
-             grey_floats(ramp, SimpleNamespace(**{**vars(header), "voi_function": function}), "window").ravel(),
-             label=function)
+    changed = SimpleNamespace(**vars(header) | {"voi_function": function})
+    plt.plot(ramp.ravel(), grey_floats(ramp, changed, "window").ravel(), label=function)
 plt.xlabel("stored value")
 plt.ylabel("level")
 plt.legend();
@@ -168,7 +169,7 @@ def detector_view(
     scaling: str,        # as in `grey_floats`
     size: int = 416,     # longest side, in pixels
 ) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), without padding; view pixels per frame pixel
-    "Make the input of the winner's detector (facts, sections 2 and 3)."
+    "Make the input of the winner's detector."
     ratio = min(size / pixels.shape[0], size / pixels.shape[1])
     # resizing and scaling are both linear; resizing first avoids a whole frame of floats
     small = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio))

@@ -15,7 +15,7 @@
 # > From a file to the input of the network, and to the row that records how it was made.
 #
 # The prediction of a folder and a submission prepare a file in the same way. They differ in where the network is: in
-# the same process, or at the end of a stream. This module knows no network and does not load torch, so the processes
+# the same process, or at the end of a stream. This module contains no network and does not load torch, so the processes
 # that decode start quickly and need little memory.
 
 # %%
@@ -79,7 +79,8 @@ def fit_to(
     size: tuple[int, int],   # height, width of an input that is smaller than that of the training, in pixels
 ) -> Crops:                  # settings whose crops, and the pictures decoded for them, are not larger than this
     "Adapt the settings to a network with a smaller input."
-    height, width = min(settings.height or size[0], size[0]), min(settings.width or size[1], size[1])
+    height = min(settings.height or size[0], size[0])
+    width = min(settings.width or size[1], size[1])
     return replace(settings, height=height, width=width)
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ for ax, s in zip(axes, both):
 #| export
 def _identify(header: Mammogram, item: dict) -> dict:
     "Find patient_id, image_id, laterality and view of one file."
-    row, path = item.get("row") or {}, Path(item["file"])
+    row = item.get("row") or {}
+    path = Path(item["file"])
     return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",
             "image_id": row.get("image_id") or header.image_id or path.stem,
             "laterality": header.laterality or row.get("laterality") or "unknown",
@@ -155,9 +157,8 @@ row_of(both[0], {"file": file.name, "row": {"patient_id": "1", "view": "CC"}})
 # %%
 #| export
 def see_item(
-    # folder, file, row, settings, detector; size, that of the training's input; pngs, a folder for PNG files or ""
-    item: dict,
-    mode,                    # object with `size`: height and width of the network's input, in pixels
+    item: dict,    # folder, file, row, settings, detector; size of the training's input; pngs: a folder or ""
+    mode,          # object with `size`: height and width of the network's input, in pixels
 ) -> tuple[dict, np.ndarray]:  # row without probability; uint8 (height, width)
     "Make a row and a picture from a file."
     settings = Crops(**item["settings"])
@@ -174,10 +175,8 @@ def see_item(
 # The row and the pictures of one file; a process of a stream gives the same as `see`.
 
 # %%
-item = {
-    "folder": str(file.parent), "file": file.name, "row": None, "settings": vars(settings), "detector": detector_file,
-    "size": size, "pngs": ""
-}
+item = {"folder": str(file.parent), "file": file.name, "row": None, "settings": vars(settings),
+        "detector": detector_file, "size": size, "pngs": ""}
 row, picture = see_item(item, SimpleNamespace(size=size))
 _, small = see_item(item, SimpleNamespace(size=half))
 assert (picture == both[0].picture).all() and (small == both[1].picture).all()

@@ -60,7 +60,7 @@ def read_table(
         raise DatasetError(
             f"{path} does not exist. A competition goes below `raw` of settings.ini, in the layout of the README.")
     texts = "patient_id", "image_id", "prediction_id", "site_id", "machine_id", "dataset", "scaling", "error"
-    table = pd.read_csv(path, dtype={c: str for c in texts}, keep_default_na=True)
+    table = pd.read_csv(path, dtype={c: str for c in texts})
     missing = [c for c in required if c not in table]
     if missing:
         raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
@@ -108,8 +108,7 @@ def known(
     if (odd := labels[column][~labels[column].isin(list(meanings))]).size:
         raise DatasetError(
             f"{len(odd)} rows have a {column} that is unknown, such as {odd.iloc[0]!r} in row {odd.index[0] + 2}. "
-            f"The known ones are {', '.join(map(repr, meanings))}."
-        )
+            f"The known ones are {', '.join(map(repr, meanings))}.")
     return labels[column].map(meanings)
 
 def number(

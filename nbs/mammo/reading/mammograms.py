@@ -14,8 +14,8 @@
 # # Mammograms
 # > The tags that only a mammogram has: side, view, implant, and whether it is made for presentation.
 #
-# `core/headers` knows any grey image. Side and view stand in different tags in different decades, so this notebook adds
-# them to the header, with the rules that find them.
+# `core/headers` reads the tags of any grey image. Side and view stand in different tags in different decades, so this
+# notebook adds them to the header, with the rules that find them.
 
 # %%
 #| default_exp mammo.reading.mammograms

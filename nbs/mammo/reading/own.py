@@ -65,7 +65,8 @@ def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
         if p.suffix.lower() in (*PICTURES, *ENDINGS) and p.is_file()
     ]
     if "file" in table:
-        paths, wanted = {p: p for p in existing}, [(f,) for f in table["file"].astype(str)]
+        paths = {p: p for p in existing}
+        wanted = [(f,) for f in table["file"].astype(str)]
     else:
         paths = {p.rpartition(".")[0]: p for p in reversed(existing)}
         wanted = [(f"{p}/{i}", i) for p, i in zip(table["patient_id"], table["image_id"])]
@@ -85,9 +86,8 @@ def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
     usual = [place for place in PLACES if place in found]
     if not found:
         raise DatasetError(
-            f"None of the {len(table)} images of the table is in {folder} or in a folder of it. The first one should "
-            f"be {wanted[0][-1]}."
-        )
+            f"None of the {len(table)} images of the table is in {folder} or in a folder of it. "
+            f"The first one should be {wanted[0][-1]}.")
     if not usual and len(found) > 1:
         raise DatasetError(
             f"The images of the table could be those in {' or in '.join(found)}. Rename the right folder to images.")

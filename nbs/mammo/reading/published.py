@@ -16,8 +16,8 @@
 #
 # Which image a data set calls positive is a decision, and most mistakes with mixed data are made here. VinDr gives a
 # radiologist's suspicion, CMMD a biopsy, and BMCD an earlier image of a breast that is ill today. The rules are the
-# winner's (facts, section 1). A value without a rule is an error, because otherwise it would count as healthy. Every
-# reader gives one row per image with the columns REQUIRED, those of KEPT that are known, and `file`.
+# winner's. A value without a rule is an error, because otherwise it would count as healthy. Every reader gives one row
+# per image with the columns REQUIRED, those of KEPT that are known, and `file`.
 
 # %%
 #| default_exp mammo.reading.published
@@ -98,8 +98,7 @@ vindr
 MINIDDSM_TABLES = ("Data-MoreThanTwoMasks/Data-MoreThanTwoMasks.xlsx",)
 
 def read_miniddsm(
-    # Data-MoreThanTwoMasks/Data-MoreThanTwoMasks.xlsx, MINI-DDSM-Complete-PNG-16/{Status}/{number}/{fileName}
-    folder: Path,
+    folder: Path,     # MINIDDSM_TABLES, MINI-DDSM-Complete-PNG-16/{Status}/{number}/{fileName}
 ) -> pd.DataFrame:
     """Read MiniDDSM. Positive: the Status of the patient is Cancer, and Tumour_Contour is longer than 5 characters on
     any image of that side. Ids have `_` where the original has `|`, which is not safe in a file name."""
@@ -107,9 +106,8 @@ def read_miniddsm(
     parts = table["fileName"].str.extract(r"^([^_./\\]+_([^_./\\]+)[^./\\]*)\.[^/\\]+$")
     if (bad := parts[0].isna()).any():
         raise DatasetError(
-            f"fileName {table['fileName'][bad.idxmax()]!r} in row {bad.idxmax() + 2} is not of the form "
-            "A_1234_1.LEFT_CC.png."
-        )
+            f"fileName {table['fileName'][bad.idxmax()]!r} in row {bad.idxmax() + 2} "
+            "is not of the form A_1234_1.LEFT_CC.png.")
     contour = (table["Tumour_Contour"].str.len() > 5).groupby([parts[0], table["Side"]]).transform("any")
     ill = known(table, "Status", {"Normal": 0, "Benign": 0, "Cancer": 1})
     found = pd.DataFrame({
@@ -154,9 +152,8 @@ def _cmmd_images(root: Path) -> pd.DataFrame:
                              path.relative_to(root).as_posix()))
     if broken:
         raise DatasetError(
-            f"{len(broken)} files have no readable header, which gives side and view: {'; '.join(broken[:3])}. Fetch "
-            "them again."
-        )
+            f"{len(broken)} files have no readable header, which gives side and view: {'; '.join(broken[:3])}. "
+            "Fetch them again.")
     if not rows:
         raise DatasetError(f"{root} has no images CMMD/{{ID1}}/{{date}}/{{series}}/1-N.dcm.")
     return pd.DataFrame(rows, columns=["patient_id", "image_id", "laterality", "view", "file"])
@@ -192,8 +189,7 @@ CDD_TABLES = ("Radiology manual annotations.xlsx",)
 CDD_PATHOLOGY = "Pathology Classification/ Follow up"
 
 def read_cddcesm(
-    # Radiology manual annotations.xlsx with a sheet `all`, Low energy images of CDD-CESM/{Image_name}.jpg
-    folder: Path,
+    folder: Path,     # CDD_TABLES with a sheet `all`, Low energy images of CDD-CESM/{Image_name}.jpg
 ) -> pd.DataFrame:
     """Read the images of CDD-CESM with Type DM. Positive: Pathology Classification/ Follow up of the image is
     Malignant. Patient, side and view are parts of the image's name."""
@@ -202,9 +198,8 @@ def read_cddcesm(
     parts = table["Image_name"].str.extract(r"^(P\d+)_([LR])_DM_(CC|MLO)[^/\\]*$")
     if (bad := parts[0].isna()).any():
         raise DatasetError(
-            f"Image_name {table['Image_name'][bad.idxmax()]!r} in row {bad.idxmax() + 2} is not of the form "
-            "P39_R_DM_CC."
-        )
+            f"Image_name {table['Image_name'][bad.idxmax()]!r} in row {bad.idxmax() + 2} "
+            "is not of the form P39_R_DM_CC.")
     found = pd.DataFrame({
         "patient_id": parts[0], "image_id": table["Image_name"].str.replace("DM_", "", regex=False),
         "laterality": parts[1], "view": parts[2],

@@ -16,7 +16,7 @@
 #
 # A detector is only as good as its boxes. The winner's boxes were drawn in part by others and in part by hand, and
 # stored in the text files of YOLOv5, one per picture. Every line of such a set is checked before a training. A wrong
-# line becomes a row of a table with the name of the problem, and not an exception during the night.
+# line becomes a row of a table with the name of the problem, and does not stop the training.
 
 # %%
 #| default_exp mammo.reading.roi
@@ -72,7 +72,7 @@ def _box(
         numbers = []
     if len(numbers) != 5 or not all(map(math.isfinite, numbers)):
         return None, f"a line that is no box: {line!r:.60}"
-    kind, (cx, cy, w, h) = numbers[0], numbers[1:]
+    kind, cx, cy, w, h = numbers
     if kind not in range(len(classes)):
         return None, f"class {words[0]}, there are {len(classes)}"
     if w <= 0 or h <= 0:
@@ -160,8 +160,8 @@ def write_yolo(
     folder = Path(folder)
     write_text(folder / "classes.txt", "\n".join(classes) + "\n")
     for split in ("train", "val"):
-        write_text(folder / f"{split}.txt", "".join(
-            f"{image}\n" for image in boxes.loc[boxes["split"] == split, "image"]))
+        images = boxes.loc[boxes["split"] == split, "image"]
+        write_text(folder / f"{split}.txt", "".join(f"{image}\n" for image in images))
     for row in boxes.itertuples():
         write_text(folder / "labels" / f"{Path(row.image).stem}.txt",
                    f"0 {row.cx:.6f} {row.cy:.6f} {row.w:.6f} {row.h:.6f}\n")
@@ -182,10 +182,10 @@ def from_pixels(
 if not folder:
     run = practice(system, before="datasets")
     truth = read_table(run.path("competition/truth/boxes.csv"), ["x0"])
-    frames = [
-        read_image(next(run.path("competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm"))).pixels
-        for r in truth.itertuples()
-    ]
+    frames = []
+    for r in truth.itertuples():
+        file = next(run.path("competition").glob(f"*_images/{r.patient_id}/{r.image_id}.dcm"))
+        frames.append(read_image(file).pixels)
     truth["rows"], truth["columns"] = zip(*(f.shape for f in frames))
     folder = Path(tempfile.mkdtemp()) / "set"
     drawn = from_pixels(truth, ["val" if p == truth["patient_id"].iloc[-1] else "train" for p in truth["patient_id"]])
@@ -200,8 +200,8 @@ boxes.head()
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.4))
 for r in boxes.itertuples():
-    axes[0].add_patch(
-        plt.Rectangle((r.cx - r.w / 2, r.cy - r.h / 2), r.w, r.h, fill=False, edgecolor="tab:blue", alpha=.25))
+    corner = r.cx - r.w / 2, r.cy - r.h / 2
+    axes[0].add_patch(plt.Rectangle(corner, r.w, r.h, fill=False, edgecolor="tab:blue", alpha=.25))
 axes[0].set(xlim=(0, 1), ylim=(1, 0), title="all boxes, as shares of the picture", aspect="equal")
 for split, part in boxes.groupby("split"):
     axes[1].scatter(part["w"], part["h"], s=12, label=split)

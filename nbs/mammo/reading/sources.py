@@ -14,9 +14,9 @@
 # # Sources
 # > A list of all data sets: where each is published, how it is read, and how large it should be.
 #
-# The readers are in `published` and in `own`. Here each of them gets what is known beforehand: where the set is
-# published, which terms have to be accepted, how its folder looks, how its grey levels are scaled, which of its images
-# must have the same label, and how many images there should be.
+# The readers are in `published` and in `own`. Here each of them gets the facts of its set: where it is published, which
+# terms have to be accepted, the layout of its folder, how its grey levels are scaled, which of its images must have the
+# same label, and how many images there should be.
 
 # %%
 #| default_exp mammo.reading.sources
@@ -54,8 +54,7 @@ class Source:
     url: str
     accept: str              # the terms that have to be accepted
     layout: str              # the files below its folder
-    # window, percentile or none (8 bits are used unchanged); "": DICOM by window, 16 bits by percentile, 8 bits by none
-    scaling: str
+    scaling: str             # window, percentile or none; "": window for DICOM, percentile for 16 bits, none for 8
     agree: tuple = BREAST    # images with equal values in these columns must have the same label; (): none
     patients: int | None = None   # published number of patients, after the rule
     images: int | None = None     # published number of images, after the rule
@@ -138,7 +137,8 @@ def totals(
     table: pd.DataFrame,  # the table of its reader
 ) -> pd.DataFrame:        # what, found, published (missing if no number is published)
     "Count patients, images and positive images, beside the published numbers."
-    source, found = source_of(name), [table["patient_id"].nunique(), len(table), int(table["cancer"].sum())]
+    source = source_of(name)
+    found = [table["patient_id"].nunique(), len(table), int(table["cancer"].sum())]
     published = pd.array([source.patients, source.images, source.positives], "Int64")
     return pd.DataFrame({"what": ["patients", "images", "positive images"], "found": found, "published": published})
 
