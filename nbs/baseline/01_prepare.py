@@ -50,7 +50,7 @@ from mammo_nb.baseline.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"prepare.field": value}
+overrides = {}                                # changes for this run, such as {"prepare.height": 512}
 workers = 0                                   # processes; 0: one a core
 label = 1                                     # 0 or 1: of which images a sample is shown at the end
 

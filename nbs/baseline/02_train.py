@@ -55,7 +55,7 @@ from mammo_nb.core.steps import training_mode
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"train.field": value}
+overrides = {}                                # changes for this run, such as {"train.loop.epochs": 12}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="train", overrides=overrides)

@@ -48,7 +48,7 @@ from mammo_nb.baseline.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"engines.field": value}
+overrides = {}                                # changes for this run, such as {"engines.tolerance": 1e-3}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="engines", overrides=overrides)

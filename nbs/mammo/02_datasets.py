@@ -44,7 +44,7 @@ from mammo_nb.mammo.reading.sources import totals
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"datasets.field": value}
+overrides = {}                                # changes for this run, such as {"datasets.external": "vindr"}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="datasets", overrides=overrides)

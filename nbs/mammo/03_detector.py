@@ -64,7 +64,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                             # folder of the run; "" makes a small practice run
-overrides = {}                           # changes for this run, such as {"detector.field": value}
+overrides = {}                           # changes for this run, such as {"detector.patients": 400}
 workers = 0                              # processes that prepare frames; 0: one a core
 
 # %%

@@ -60,7 +60,7 @@ from mammo_nb.mammo.reading.boxes import frame_view
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"crops.field": value}
+overrides = {}                                # changes for this run, such as {"crops.min_area": 0.05}
 workers = 0                                   # number of processes; 0: one per core
 
 # %%

@@ -41,7 +41,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"folds.field": value}
+overrides = {}                                # changes for this run, such as {"folds.n_folds": 5}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="folds", overrides=overrides)

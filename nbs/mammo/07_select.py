@@ -42,7 +42,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"select.field": value}
+overrides = {}                                # changes for this run, such as {"select.candidates": 5}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="select", overrides=overrides)

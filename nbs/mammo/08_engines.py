@@ -56,7 +56,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"engines.field": value}
+overrides = {}                                # changes for this run, such as {"engines.variants": "2"}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="engines", overrides=overrides)
