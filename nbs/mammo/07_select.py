@@ -78,10 +78,9 @@ assert best_epochs(example)["epoch"].tolist() == [2] and best_epochs(example, "a
 #| export
 def combinations(
     ranked: pd.DataFrame,   # fold, epoch: candidates, from `best_epochs`
-    breasts: dict,          # (fold, epoch) -> cancer, probability; one row a breast
+    breasts: dict,          # (fold, epoch) -> cancer, probability; one row for each breast
     metric: str = "pf1",    # pf1 or auc
-    # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, and of equal ones the one whose epochs rank higher
-) -> pd.DataFrame:
+) -> pd.DataFrame:          # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, ties in order of `ranked`
     "Scores over all breasts of every combination of one epoch of each fold."
     folds, rows = sorted(ranked["fold"].unique()), []
     for epochs in product(*(ranked.loc[ranked["fold"] == k, "epoch"] for k in folds)):
@@ -155,8 +154,10 @@ def run_stage(
     with run.stage("select"):
         history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
         ranked = best_epochs(history, settings.metric, settings.candidates)
-        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv",
-                                                     ["probability"]) for r in ranked.itertuples()}
+        predictions = {}
+        for r in ranked.itertuples():
+            path = checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv"
+            predictions[r.fold, r.epoch] = read_table(path, ["probability"])
         tried = combinations(ranked, {k: per_breast(p) for k, p in predictions.items()}, settings.metric)
         write_csv(run.path("combinations.csv"), tried)
         chosen = ranked[[tried.loc[0, f"fold_{r.fold}"] == r.epoch for r in ranked.itertuples()]]
