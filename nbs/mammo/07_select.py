@@ -123,7 +123,7 @@ def plateau(
 
 def summarise(
     oof: pd.DataFrame,  # out-of-fold predictions, one row for each image
-) -> dict:              # JSON-able
+) -> dict:              # values for JSON
     "Scores per breast of out-of-fold predictions, and the threshold they give."
     breasts = per_breast(oof)
     labels, probabilities = breasts["cancer"], breasts["probability"]
@@ -177,14 +177,11 @@ def run_stage(
 
 # %%
 selection = run_stage(run)
-print(
-    f"out-of-fold AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to "
-    f"{selection['auc_95'][1]:.3f}, {selection['breasts']} breasts, {selection['cancers']} with cancer)"
-)
-print(
-    f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {selection['plateau'][0]:.2f} to "
-    f"{selection['plateau'][1]:.2f}"
-)
+low, high = selection["auc_95"]
+print(f"out-of-fold AUC per breast {selection['auc']:.3f} (95 % {low:.3f} to {high:.3f}, "
+      f"{selection['breasts']} breasts, {selection['cancers']} with cancer)")
+low, high = selection["plateau"]
+print(f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {low:.2f} to {high:.2f}")
 
 # %% [markdown]
 # ## What came out
