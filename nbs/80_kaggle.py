@@ -84,8 +84,8 @@ def kaggle_weights(
     "Gather networks, engines and a manifest with their system and their digests."
     name = _chosen(system).name
     found, manifest = _gathered(name, weights, _OUTBOX / "weights")
-    for name, about in manifest["files"].items():
-        print(f"{about['bytes'] / 1e6:8.2f} MB  {name}")
+    for file, about in manifest["files"].items():
+        print(f"{about['bytes'] / 1e6:8.2f} MB  {file}")
     total = sum(about["bytes"] for about in manifest["files"].values())
     print(f"{total / 1e6:8.2f} MB  of {name} from {found} in {_OUTBOX / 'weights'}")
 

@@ -14,8 +14,8 @@
 # > One registry of commands; each is a Python function that a notebook can call as well.
 #
 # A command reads its arguments, calls a function of the package and turns the outcome into an exit code: 0 when all
-# went well, 1 when something failed, 2 when nothing could be done. The heavy imports stand inside the commands, so that
-# `mammo-nb --help` answers at once. What only one system needs stands in that system's folder and is added below.
+# went well, 1 when something failed, 2 when nothing could be done. The heavy imports are inside the commands, so that
+# `mammo-nb --help` is quick. Commands of one system only are in that system's folder and are added below.
 
 # %%
 #| default_exp cli
@@ -57,7 +57,7 @@ def predict(
     folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number of patients"),
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
     weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
-    table: Path = typer.Option(None, help="CSV with image_id or file (and patient_id), for files that do not say"),
+    table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
@@ -77,10 +77,10 @@ def predict(
 #| export
 @app.command()
 def series(
-        folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any number of patients and series"),
-        output: Path = typer.Option(..., "--output", "-o", help="slices.csv and series.csv go here"),
-        allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
-        workers: int = typer.Option(0, help="processes; 0: one a core"),
+    folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any number of patients and series"),
+    output: Path = typer.Option(..., "--output", "-o", help="slices.csv and series.csv go here"),
+    allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
+    workers: int = typer.Option(0, help="processes; 0: one a core"),
 ):
     "Put the slices of CT or MR series in the order of the patient, and name every file that is in none."
     from mammo_nb.core.series import print_series, write_series
@@ -117,16 +117,15 @@ def submit(
     from mammo_nb.core.submission import find_submission
     from mammo_nb.core.submit import submit, summary
     submit(find_submission(_system(system).name), competition, weights, output, budget=budget, flip=flip,
-           workers=workers or None,
-           pngs=pngs, backend=backend)
+           workers=workers or None, pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
     print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")
     raise typer.Exit(int(report["predicted"] < report["items"] and not allow_errors))
 
 # %% [markdown]
 # ## Runs
-# `make reproduce` calls this. The stages that have nothing to do are passed over. A failed file does not stop a run; at
-# the end there is a count, and an exit code that a script notices.
+# `make reproduce` calls this. Stages that are up to date are skipped. A failed file does not stop a run; at the end
+# failed files are counted, and the exit code is 1.
 
 # %%
 #| export
@@ -147,9 +146,12 @@ def reproduce(
     from mammo_nb.core.stages import failures
     from mammo_nb.core.stages import reproduce as run_stages
     chosen = _system(system)
-    parts = [chosen.name if chosen.name != read_run_settings()["system"] else "", recipe,
-             mode if mode != chosen.recipe(recipe).mode else ""]
-    folder = read_paths().runs / (run or "-".join(filter(None, parts)))
+    parts = [recipe]
+    if chosen.name != read_run_settings()["system"]:
+        parts.insert(0, chosen.name)
+    if mode and mode != chosen.recipe(recipe).mode:
+        parts.append(mode)
+    folder = read_paths().runs / (run or "-".join(parts))
     this = Run.create(folder, chosen, recipe, mode or None, weights, parse_overrides(settings))
     run_stages(this)
     made = [f for f in ("submission.csv", "report.html", "manifest.json") if (folder / f).exists()]
@@ -175,7 +177,7 @@ def systems(names: bool = typer.Option(False, help="names only")):
 
 # %% [markdown]
 # ## Commands of the systems
-# A system's own commands stand in its folder. Their names are unique, so they are called like all others.
+# A system's own commands are in its folder. Their names are unique, so they are called like all others.
 
 # %%
 #| export
@@ -194,7 +196,7 @@ for _name in system_names():
 
 # %% [markdown]
 # ## Entry
-# An error that the package foresaw is one sentence, not a traceback.
+# An error of the package's own classes is printed as its message, without a traceback.
 
 # %%
 #| export

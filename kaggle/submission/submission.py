@@ -85,7 +85,7 @@ print(f"{items['error'].notna().sum()} of {len(items)} {submission.item} failed"
 pd.read_csv(Path(output, "submission.csv")).head()
 
 # %% [markdown]
-# A few of them, where the system can draw them:
+# A few of the items, if the system has a figure for them:
 
 # %%
 if submission.show:

@@ -14,10 +14,10 @@
 # # Baseline
 # > The numbers of a published walk-through of the same competition: one network, one fold, a threshold.
 #
-# A result is worth what it adds to the plain thing. The baseline is the plain thing: one ConvNeXt-tiny on one fold, no
-# detector, no ensemble; it is said to have scored 0.38 on the private test set where the winner had 0.55. It reads the
-# same data as `mammo`, so its recipes share that system's data sections, and whatever differs between the two is in the
-# sections `prepare` and `train`.
+# A complex system is worth what it adds to a simple one. The baseline is simple: one ConvNeXt-tiny on one fold, no
+# detector, no ensemble. Its reported score on the private test set is 0.38, that of the winner 0.55. It reads the same
+# data as `mammo`, so its recipes share that system's data sections. The two systems differ in the sections `prepare`
+# and `train`.
 
 # %%
 #| default_exp baseline.system
@@ -47,39 +47,40 @@ import pandas as pd
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
-    height: int = 256           # of the stored pictures and of the network's input, pixels
-    width: int = 128            # half of it
+    height: int = bounded(256, low=1)        # of the stored pictures and of the network's input, pixels
+    width: int = bounded(128, low=1)         # half of the height, pixels
 
 @dataclass(frozen=True)
 class Train:
     "One network on one fold; the defaults are what two cores train in two minutes."
     network: str = "tf_efficientnet_lite0"   # a timm name
-    weights: str = "imagenet_lite"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
-    fold: int = bounded(0, low=0)            # held back
+    weights: str = "imagenet_lite"           # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
+    fold: int = bounded(0, low=0)            # number of the fold that is held back
     # a cosine that restarts; 16 bits where the device has them: float16 on a T4, as in the original, else bfloat16
     loop: Optimisation = Optimisation(epochs=6, batch_size=26, optimizer="adamw", lr=5e-4, min_lr=0.0,
                                       schedule="cosine", restart_epochs=3, weight_decay=1e-2, checkpoint_every=20)
     positive_weight: float = bounded(3.0, low=0)  # a positive is this many times as likely to be drawn as a negative
-    pos_weight: float = bounded(2.0, low=0)       # and weighs this many times as much in the loss
-    freeze: int = bounded(30, low=0)         # so many named parameters, from the first, stay as they are
-    augment: str = "baseline"                # a policy of mammo/learning/augment; this one mirrors every second image
+    pos_weight: float = bounded(2.0, low=0)       # weight of a positive in the loss; that of a negative is 1
+    freeze: int = bounded(30, low=0)         # number of parameters, from the first layer on, that are not trained
+    # a policy of mammo/learning/augment; baseline mirrors every second image
+    augment: str = bounded("baseline", choices=("winner", "light", "broad", "baseline", "none"))
     dud_pf1: float = bounded(0.05, low=0, high=1)  # a training is stopped if its pF1 is below this
-    dud_epochs: int = bounded(2, low=1)            # after so many epochs
+    dud_epochs: int = bounded(2, low=1)            # after this number of epochs or later
 
 @dataclass(frozen=True)
 class Engines:
     "The network as a graph."
-    tolerance: float = 1e-4     # largest allowed difference of a probability against torch
+    tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
 # %% [markdown]
 # `baseline_tiny` is the published experiment. Where the author gives a range, it holds a value inside it: learning rate
 # 3e-5 to 8e-5, weight of a positive in the sampler 10 to 15 and in the loss 15 to 25, 60 to 80 frozen parameters. The
-# length of a round of the cosine is not given; two equal rounds are ours. It wants a GPU, and ConvNeXt-tiny's ImageNet
-# weights, which timm fetches.
+# length of a round of the cosine is not given; the two equal rounds are our choice. The recipe needs a GPU and the
+# ImageNet weights of ConvNeXt-tiny, which timm fetches.
 #
-# `demo` is not that network: no ImageNet weights of a ConvNeXt are to be had without a hub, and two cores could not
-# train one in minutes. It has EfficientNet-Lite0 at an eighth of the height, and as every sixth of its images shows a
-# cancer instead of every fiftieth, smaller weights for them. What it shares with the published one is the method.
+# `demo` has another network: the ImageNet weights of a ConvNeXt exist on a hub only, and two cores cannot train one in
+# minutes. It has EfficientNet-Lite0 at an eighth of the height. Every sixth of its images shows a cancer instead of
+# every fiftieth, so positives have smaller weights. It shares the method with the published one.
 
 # %%
 #| export
@@ -104,7 +105,7 @@ pd.DataFrame({n: asdict(r.section(Prepare)) | asdict(r.section(Train)) for n, r 
 
 # %% [markdown]
 # ## The declaration
-# Stages that mammography declares keep their home, so that their notebooks run for this system too.
+# The stages that `mammo` declares keep its folder as their home, so their notebooks run for this system too.
 
 # %%
 #| export

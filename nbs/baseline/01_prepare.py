@@ -12,12 +12,12 @@
 
 # %% [markdown]
 # # Prepare
-# > The plain way from a frame to a picture: all of its grey levels, the largest bright thing, twice as high as wide.
+# > A simple way from a frame to a picture: all grey levels, the largest bright area, twice as high as wide.
 #
-# No detector, no window from the header: the darkest pixel becomes black, the brightest white, and the breast is what
-# Otsu's threshold leaves standing. A bright marker next to a faint breast costs grey levels in this way, and a label
-# that touches the breast ends up in the picture; the winner's preparation avoids both, and this one shows what that is
-# worth.
+# There is no detector and no window from the header. The darkest pixel becomes black and the brightest white, and the
+# breast is the largest area above Otsu's threshold. So a bright marker next to a faint breast costs grey levels, and a
+# label that touches the breast is in the picture. The winner's preparation avoids both; the comparison measures what
+# that is worth.
 
 # %%
 #| default_exp baseline.prepare
@@ -37,9 +37,9 @@ from mammo_nb.core.files import inside, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.runs import Run
-from mammo_nb.mammo.reading.boxes import Box
 from mammo_nb.mammo.crops import WHOLE, crop_path
 from mammo_nb.mammo.datasets import read_table, root_of
+from mammo_nb.mammo.reading.boxes import Box
 
 # %%
 #| hide
@@ -50,9 +50,9 @@ from mammo_nb.baseline.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"prepare.field": value}
-workers = 0                                   # processes; 0: one a core
-label = 1                                     # 0 or 1: of which images a sample is shown at the end
+overrides = {}                                # changes for this run, such as {"prepare.height": 512}
+workers = 0                                   # number of processes; 0: one per core
+label = 1                                     # label of the images that are shown at the end, 0 or 1
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="prepare", overrides=overrides)
@@ -66,8 +66,8 @@ image = read_image(root_of(run, labels["dataset"][0]) / labels["file"][0])
 
 # %% [markdown]
 # ## Grey levels
-# Whole numbers throughout, so that a level is cut off at the same place on every machine. MONOCHROME1 stores bright
-# tissue as low numbers.
+# The computation uses whole numbers only, so that every machine rounds alike. MONOCHROME1 stores bright tissue as low
+# numbers.
 
 # %%
 #| export
@@ -92,14 +92,14 @@ axes[1].set(title="grey levels above black", yticks=[])
 fig.tight_layout()
 
 # %% [markdown]
-# ## The largest bright thing
-# A little blur, Otsu's threshold, and of the outlines that remain the largest.
+# ## The largest bright area
+# The frame is blurred a little and cut at Otsu's threshold, and the largest outline is kept.
 
 # %%
 #| export
 def largest_box(
     grey: np.ndarray,   # uint8 (rows, columns)
-) -> Box:               # "otsu"; "full frame" if nothing stands out
+) -> Box:               # source "otsu"; "full frame" if there is no outline
     "Bounding box of the largest outline above Otsu's threshold (Otsu 1979)."
     _, bright = cv2.threshold(cv2.GaussianBlur(grey, (5, 5), 0), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -118,7 +118,7 @@ ax.add_patch(plt.Rectangle((box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0, f
 
 # %% [markdown]
 # ## Twice as high as wide
-# Black rows on top or black columns on the left, whichever is missing, and then bilinear to the size of the network.
+# Black rows are added on top, or black columns on the left. The result is resized to the network's input, bilinear.
 
 # %%
 #| export
@@ -133,8 +133,8 @@ def pad_upright(
 def prepare(
     image: Image,        # a frame as stored
     settings: Prepare,
-) -> tuple[np.ndarray, Box]:  # uint8 (height, width), and what was cut out, frame pixels
-    "The picture that is stored, and shown to the network."
+) -> tuple[np.ndarray, Box]:  # uint8 (height, width); the box that was cut out, in frame pixels
+    "The picture that is stored, and that is the input of the network."
     grey = full_range(image)
     box = largest_box(grey)
     upright = pad_upright(grey[box.y0:box.y1, box.x0:box.x1])
@@ -152,7 +152,8 @@ for ax, p in zip(axes, [*map(pad_upright, examples), prepare(image, settings)[0]
 
 # %% [markdown]
 # ## Run the stage
-# One row an image, as the contract of a crop table says; the pictures lie where every later stage looks for them.
+# The table has one row for each image, with columns of mammo's crops.csv, and the pictures have the paths of its crops.
+# So later stages of `mammo` can read both.
 
 # %%
 #| export
@@ -173,7 +174,7 @@ def prepare_file(
 
 def run_stage(
     run: Run,
-    workers: int | None = None,      # processes; None: one a core
+    workers: int | None = None,      # number of processes; None: one per core
 ) -> pd.DataFrame:                   # crops.csv with seconds
     "The files of the unified table -> cleaned_images/, crops.csv, crop_errors.csv."
     settings = run.section("prepare")
@@ -187,12 +188,12 @@ def run_stage(
         work = map_files(prepare_file, items, table=output / "crops_seconds.csv",
                          params={**place, "code": run.code("prepare")}, label="prepare", workers=workers)
         for left in (output / "cleaned_images").glob(".*.png"):
-            left.unlink()   # of a process that was killed
+            left.unlink()   # left by a process that was killed
         for column in ("patient_id", "image_id"):
             work[column] = files[column].values  # an error row has them too
         work = work.astype({c: "Int64" for c in WHOLE if c in work})
-        write_csv(output / "crop_errors.csv", work.loc[work["error"] != "",
-                                                       ["file", "patient_id", "image_id", "error"]])
+        failed = work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]]
+        write_csv(output / "crop_errors.csv", failed)
         write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
     return work
 
@@ -204,16 +205,15 @@ table.groupby("box_source").size().to_frame("images")
 
 # %% [markdown]
 # ## What came out
-# Nine images of one label, drawn at random: the first thing to look at in any data set.
+# Nine images of one label, drawn at random.
 
 # %%
 chosen = labels[labels["cancer"] == label].merge(done[["patient_id", "image_id"]])
 chosen = chosen.sample(min(9, len(chosen)), random_state=0)
 fig, axes = plt.subplots(3, 3, figsize=(5, 9.6), facecolor="black")
 for ax, row in zip(axes.flat, chosen.itertuples()):
-    ax.imshow(
-        cv2.imread(str(crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)),
-                   cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
+    path = crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)
+    ax.imshow(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
     ax.set_title(f"{row.laterality} {row.view}, {'cancer' if label else 'no cancer'}", fontsize=8, color="white")
 for ax in axes.flat:
     ax.axis("off")

@@ -14,8 +14,8 @@
 # # Train
 # > One network, one fold held back; cancers are drawn more often and count more in the loss.
 #
-# The winner puts at least one cancer into every batch. The baseline draws at random instead: a positive is some times
-# as likely to be drawn as a negative, with replacement, and the loss gives it several times the weight. The first
+# The winner puts at least one cancer into every batch. The baseline draws at random instead, with replacement: a
+# positive is several times as likely to be drawn as a negative, and has several times its weight in the loss. The first
 # layers keep their ImageNet weights. Everything else is the loop of `core/train`.
 
 # %%
@@ -55,7 +55,7 @@ from mammo_nb.core.steps import training_mode
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"train.field": value}
+overrides = {}                                # changes for this run, such as {"train.loop.epochs": 12}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="train", overrides=overrides)
@@ -81,7 +81,7 @@ def weighted_batches(
     positive_weight: float,  # of a positive; a negative has the weight 1
     seed: int,
 ):                           # f(epoch) -> batches of (index, seed)
-    "Batches from `WeightedRandomSampler`, with replacement; the last one may be smaller."
+    "Batches from `WeightedRandomSampler`, the last one may be smaller; raises ValueError if a class is missing."
     if not 0 < cancer.sum() < len(cancer):
         raise ValueError(f"Training needs images of both classes, and the training set has {int(cancer.sum())} "
                          f"positives among {len(cancer)} images. Choose another fold or data set.")
@@ -120,7 +120,7 @@ def pictures(
     size: tuple[int, int],   # height, width of the pictures
     normalization: dict,     # mean and std of the network, on the scale 0..1
     augment: str,            # a policy of mammo/learning/augment
-) -> BreastCrops:            # `dataset[(index, seed)]`, seed -1 for pictures as they are
+) -> BreastCrops:            # `dataset[(index, seed)]`; seed -1 gives pictures without augmentation
     "Prepared pictures and their labels, 0 and 1."
     plain = Classifier(height=size[0], width=size[1], soft_positive=0.0, label_smoothing=0.0, augmentation=1.0,
                        augment=augment)
@@ -141,14 +141,14 @@ assert set(data.targets) == {0, 1}
 # %% [markdown]
 # ## The network
 # timm's ConvNeXt has the published head: mean over the picture, LayerNorm, one linear layer. The parameters are counted
-# in the order in which the picture meets them, and the first ones are frozen.
+# from the input of the network on, and the first ones are frozen.
 
 # %%
 #| export
 def build_network(
     settings: Train,             # network, freeze
     weights: str = "none",       # initial weights, as `create_network` takes them
-    seed: int = 0,               # of the last layer, and of everything without initial weights
+    seed: int = 0,               # of the layers without initial weights, such as the last one
 ) -> nn.Module:                  # one logit for each image
     "The classifier of a recipe, its first parameters frozen."
     return create_network(settings.network, weights=weights, seed=seed, freeze=settings.freeze)
@@ -166,8 +166,8 @@ assert not network.bn1.training and network.blocks[-1][-1].bn3.training   # a fr
 # %% [markdown]
 # ## One fold
 # After each epoch the fold that is held back is predicted with horizontal-flip TTA, as the test set will be. Its
-# threshold comes from a coarse grid. A training that cannot tell cancers apart after the first epochs never learns to;
-# it is stopped when its pF1 is too low.
+# threshold comes from a coarse grid. A training that does not separate cancers after the first epochs never learns to
+# do so. It is stopped if its pF1 is too low.
 
 # %%
 #| export
@@ -179,9 +179,9 @@ def train_fold(
     folder: Path,          # checkpoints/fold_<fold>/
     settings: Train,
     size: tuple[int, int],  # height, width of the pictures
-    identity: dict,        # which data and code this is; another training in the folder is removed
+    identity: dict,        # digests of data and code; a training with others in the folder is removed
 ) -> pd.DataFrame:         # history: a row for each epoch
-    "Train on the other folds, and predict the one that is held back after each epoch."
+    "Train on the other folds and predict the held-back one after each epoch; raises RecipeError for an unknown fold."
     loop = settings.loop
     held, rest = table[table["fold"] == settings.fold], table[table["fold"] != settings.fold]
     if held.empty:
@@ -216,9 +216,8 @@ def train_fold(
 steps = 20   # an epoch
 published = system.recipe("baseline_tiny").section(Train).loop
 plt.figure(figsize=(5, 2.2))
-plt.plot(
-    np.arange(published.epochs * steps) / steps,
-    [learning_rate(published, n // steps, n % steps / steps) for n in range(published.epochs * steps)])
+rates = [learning_rate(published, n // steps, n % steps / steps) for n in range(published.epochs * steps)]
+plt.plot(np.arange(len(rates)) / steps, rates)
 plt.title("learning rate of baseline_tiny, every batch", fontsize=9)
 plt.xlabel("epoch");
 
@@ -231,12 +230,13 @@ def run_stage(
     run: Run,
 ) -> pd.DataFrame:                   # history of the fold
     "folds.csv and the pictures -> checkpoints/fold_*/ and checkpoints/history.csv."
-    settings, reads = run.section("train"), ("folds.csv", "processed/crops.csv")
+    settings = run.section("train")
     with run.stage("train"):
-        table, folder = read_table(run.path("folds.csv"), ["fold"]), run.path("checkpoints/")
+        table = read_table(run.path("folds.csv"), ["fold"])
+        folder = run.path("checkpoints/")
         identity = {
             "recipe": asdict(settings),
-            "reads": [sha256(run.path(r)) for r in reads],
+            "reads": [sha256(run.path(r)) for r in ("folds.csv", "processed/crops.csv")],
             "code": run.code("train"),
         }
         prepared = run.recorded("prepare")

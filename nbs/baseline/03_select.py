@@ -38,8 +38,8 @@ from mammo_nb.mammo.select import best_epochs, plateau, summarise
 import matplotlib.pyplot as plt
 from sklearn.metrics import roc_curve
 
-from mammo_nb.core.runs import practice
 from mammo_nb.baseline.system import system
+from mammo_nb.core.runs import practice
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -57,7 +57,7 @@ run.contract("select")
 #| export
 def summarise_fold(
     oof: pd.DataFrame,  # predictions of the fold, one row for each image
-) -> dict:              # JSON-able, as mammo's selection
+) -> dict:              # values for JSON, with the keys of mammo's selection
     "Scores per breast, and the best threshold of 0, 0.05 ... 0.95."
     breasts = per_breast(oof)
     threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)
@@ -93,14 +93,12 @@ def run_stage(
 
 # %%
 selection = run_stage(run)
-print(
-    f"AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to {selection['auc_95'][1]:.3f}, "
-    f"{selection['breasts']} breasts, {selection['cancers']} with cancer)"
-)
-print(
-    f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {selection['plateau'][0]:.2f} to "
-    f"{selection['plateau'][1]:.2f}; epoch {selection['folds'][0]['epoch']}"
-)
+low, high = selection["auc_95"]
+print(f"AUC per breast {selection['auc']:.3f} (95 % {low:.3f} to {high:.3f}, {selection['breasts']} breasts, "
+      f"{selection['cancers']} with cancer)")
+low, high = selection["plateau"]
+print(f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {low:.2f} to {high:.2f}; "
+      f"epoch {selection['folds'][0]['epoch']}")
 
 # %% [markdown]
 # ## What came out

@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Engines
-# > A picture and its mirror image in one graph: pixels in, one probability out.
+# > The network with horizontal-flip TTA in one graph, which takes pixels and gives one probability.
 #
-# The mean of the two logits (horizontal-flip TTA) is a part of the network, not of the code around it. So it is in the
-# graph, with the normalisation and the sigmoid. The file is called `baseline.onnx`, because `assets/trained` may hold
+# The mean of the two logits of the TTA is a part of the network, not of the code around it. So it is in the graph, with
+# the normalisation and the sigmoid. The file is called `baseline.onnx`, because `assets/trained` may hold
 # the winner's `ensemble.onnx` as well. Its JSON has the preparation, which is not the winner's.
 
 # %%
@@ -42,13 +42,13 @@ from mammo_nb.mammo.datasets import read_table
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from mammo_nb.baseline.system import system
 from mammo_nb.core.engines import load_engine
 from mammo_nb.core.runs import practice
-from mammo_nb.baseline.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"engines.field": value}
+overrides = {}                                # changes for this run, such as {"engines.tolerance": 1e-3}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="engines", overrides=overrides)
@@ -57,8 +57,8 @@ run.contract("engines")
 # %%
 #| export
 def load_network(
-    run: Run,        # folder of the run
-) -> Ensemble:       # of one; uint8 (n, 1, height, width) -> probabilities (n, 1)
+    run: Run,
+) -> Ensemble:       # of one network; uint8 (n, 1, height, width) -> probabilities (n, 1)
     "The selected network of a run, with horizontal-flip TTA."
     model = build_network(run.recorded("train")).eval()
     fold = read_json(run.path("selection.json"))["folds"][0]["fold"]
@@ -66,24 +66,23 @@ def load_network(
     return Ensemble([Mirrored(model)], **model.normalization)
 
 def sample_pictures(
-    run: Run,               # folder of the run
-    count: int = 16,
+    run: Run,
+    count: int = 16,        # number of pictures, if there are so many
 ) -> np.ndarray:            # uint8 (count, height, width)
     "Pictures spread over the fold held back, from least to most suspicious."
     oof = read_table(run.path("oof.csv"), ["probability"]).sort_values("probability")
     rows = oof.iloc[np.linspace(0, len(oof) - 1, min(count, len(oof))).astype(int)]
-    return np.stack([
-        cv2.imread(str(crop_path(run.path("processed/cleaned_images"), p, i)), cv2.IMREAD_GRAYSCALE)
-        for p, i in zip(rows["patient_id"], rows["image_id"])
-    ])
+    folder = run.path("processed/cleaned_images")
+    paths = [crop_path(folder, p, i) for p, i in zip(rows["patient_id"], rows["image_id"])]
+    return np.stack([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths])
 
 # %%
 pictures, both = sample_pictures(run), load_engine(load_network(run))
-assert np.allclose(both(pictures), both(pictures[:, :, ::-1].copy()), atol=1e-6)   # a mirror image is the same to it
+assert np.allclose(both(pictures), both(pictures[:, :, ::-1].copy()), atol=1e-6)   # flipped pictures, same predictions
 
 # %% [markdown]
 # ## Run the stage
-# As for the ensemble: the file gives what torch gives, or there is no file.
+# As for the ensemble, the graph must predict what torch predicts. Otherwise the stage fails and leaves no file.
 
 # %%
 #| export
@@ -91,7 +90,8 @@ def run_stage(
     run: Run,
 ) -> float:                          # largest difference of a probability against torch
     "Selected weights -> weights/baseline.onnx and baseline.json."
-    settings, network, selection = run.section("engines"), run.recorded("train"), read_json(run.path("selection.json"))
+    settings, network = run.section("engines"), run.recorded("train")
+    selection = read_json(run.path("selection.json"))
     about = {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "prepare": asdict(run.recorded("prepare")), "demonstration": run.has("phantom"), "oof_auc": selection["auc"],

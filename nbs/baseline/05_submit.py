@@ -70,7 +70,7 @@ run.contract("submit")
 #| export
 def prepare_item(
     item: dict,  # folder, file, row; settings of `prepare`; pngs: folder where inputs are kept, or ""
-    mode: Mode,  # not used: all modes have the same input
+    mode: Mode,  # not used, because all modes have the same input
 ) -> tuple[dict, np.ndarray]:  # row without probability; uint8 (height, width)
     "Read an image file as a row and the network's input."
     cv2.setNumThreads(1)  # the processes share the cores already

@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Report
-# > The baseline's run on one page, and beside it the winner's on the same patients.
+# > The baseline's run on one page, compared with the winner's on the same patients.
 #
-# Everything is read from the files of two runs. The comparison uses the fold that the baseline held out. Of the winner
-# it uses the one network that was not trained on this fold either. On the synthetic test set the winner has all its
+# Everything is read from the files of two runs. The comparison uses the fold that the baseline held back, and of the
+# winner the one network that was not trained on this fold either. On the synthetic test set the winner uses all its
 # networks.
 
 # %%
@@ -100,7 +100,8 @@ def scores(
 ) -> dict:           # AUC with its interval and pF1 on the fold, AUC and pF1 of a synthetic test set, seconds
     "The scores of a run on one fold and on its test set, and its time."
     oof = read_table(run.path("oof.csv"), ["fold", "probability"])
-    stages, test = read_manifest(run.folder)["stages"], test_score(run)
+    stages = read_manifest(run.folder)["stages"]
+    test = test_score(run)
     breasts = per_breast(oof[oof["fold"] == fold])
     labels, probabilities = breasts["cancer"], breasts["probability"]
     low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])

@@ -260,7 +260,9 @@ class Planner(Pace):
         show: Callable = tqdm.write,     # prints a line when the plan changes
     ):
         super().__init__(modes, workers, networks, clock)
-        self.started, self.group, self.show, self.log = clock() if started is None else started, group, show, []
+        self.started = clock() if started is None else started
+        self.group, self.show = group, show
+        self.log = []                    # a dict for each change of the plan
         self._short = False              # whether it is known that items will remain
         self._patience = 3 * networks    # batches before a better mode is tried
         self.aim = self.last = self.until = None  # end of the plan, of the last group, of everything

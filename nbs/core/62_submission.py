@@ -50,8 +50,8 @@ class MissingWeights(ProjectError):
 # %% [markdown]
 # ## The test set
 # An item is what one worker process reads: an image, or the folder of a series. Its column `file` identifies it. A
-# group is what the competition asks about: a breast, a study, a slice. Items are predicted in turns, first one item of
-# each group, then the second of each. So if the time runs out, few groups have no prediction at all.
+# group is what the submission has a value for: a breast, a study, a slice. Items are predicted in turns, first one item
+# of each group, then the second of each. So if the time runs out, few groups have no prediction at all.
 
 # %%
 #| export
@@ -61,7 +61,7 @@ class ItemSet:
     sample: pd.DataFrame   # sample_submission.csv
     items: pd.DataFrame    # a row for each item and group; column `file` and columns for the system's own functions
     group: str             # name of the column of `items` that names the group
-    groups: list           # the groups that the sample asks about; some may have no item
+    groups: list           # the groups of the sample; some may have no item
     differences: dict      # where the tables disagree: description -> count or list of ids
 
     def turns(self) -> pd.DataFrame:  # one row for each item, in the order of prediction

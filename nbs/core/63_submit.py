@@ -44,7 +44,7 @@ from mammo_nb.core.files import read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import UNREACHED, collect
 from mammo_nb.core.runs import Run
 from mammo_nb.core.stream import flow, grouped
-from mammo_nb.core.submission import Submission, SubmissionError, ItemSet, find_weights
+from mammo_nb.core.submission import ItemSet, Submission, SubmissionError, find_weights
 
 # %%
 #| hide
@@ -177,10 +177,13 @@ class _Pass:
         return self.test.items.assign(**columns)
 
     def rows(self, planner: Planner, batch: int, workers: int, write: Callable, hashed: dict, done: dict):
-        "Predict what is not done yet; yields (hash, row) as `collect` wants them."
+        "Predict the items that are not done yet; yields (hash, row), as `collect` takes them."
         tenth = -(-len(hashed) // 10)
         files = {h: item["file"] for h, item in hashed.items()}
-        save = lambda: write(self.decide(self.known({files[h]: row for h, row in done.items() if h in files})))
+
+        def save():
+            write(self.decide(self.known({files[h]: row for h, row in done.items() if h in files})))
+
         groups = grouped(hashed, {h: item for h, item in hashed.items() if h not in done}, batch)
         stream = flow(groups, self.submission.prepare, self.networks, planner, workers=workers,
                       limit=2 * workers + 2 * batch * len(self.networks), until=planner.until,
@@ -233,15 +236,16 @@ def submit_items(
         write_csv(output.table, table)
         decided = work.decide(work.known(found.set_index("file").to_dict("index")))
         write_csv(output.submission, decided)
-        write_json(output.report, _report(work, table, planner, {"processes": workers, "batch": batch,
-                                                                 "budget_seconds": seconds}))
+        settings = {"processes": workers, "batch": batch, "budget_seconds": seconds}
+        write_json(output.report, _report(work, table, planner, settings))
     return decided
 
 def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) -> dict:
     "The content of submit.json."
     submission, test, engine = work.submission, work.test, work.networks[0].engine
     items = table.drop_duplicates("file")
-    reached, spent = items["error"] != UNREACHED, planner.clock() - planner.started
+    reached = items["error"] != UNREACHED
+    spent = planner.clock() - planner.started
     predicted = items[submission.columns[0]].notna()
     known = set(test.items[test.group][table[submission.columns[0]].notna().to_numpy()])
     used, best = items["network"].value_counts(), str(planner.modes[0])

@@ -16,8 +16,8 @@
 #
 # Kaggle calls a notebook a kernel and takes it with a file of metadata beside it. Much of what can be wrong with that
 # file is accepted without a message and found hours later: a title from which Kaggle makes another address, a folder
-# that the client leaves out. So the metadata are checked here with the rules of Kaggle, and each problem says what to
-# write instead.
+# that the client leaves out. So the metadata are checked here with the rules of Kaggle, and each message has the correct
+# form.
 
 # %%
 #| default_exp core.kernels
@@ -116,10 +116,8 @@ def _names(about: dict, what: str, shortest: int) -> list[str]:
     if "{user}" in str(ref):
         return [f"id is {ref!r}: the user's name is filled in by make kaggle-push; send the folder that it writes."]
     if not _bare(ref):
-        return [
-            f"id is {ref!r}: it must be user/slug, the slug of lower-case letters, digits and single hyphens, without "
-            "address or version."
-        ]
+        return [f"id is {ref!r}: it must be user/slug, the slug of lower-case letters, digits and single hyphens, "
+                "without address or version."]
     slug, problems = ref.partition("/")[2], []
     for name, text in (("title", title), ("slug", slug)):
         if not shortest <= len(text) <= 50:
@@ -128,12 +126,11 @@ def _names(about: dict, what: str, shortest: int) -> list[str]:
         problems.append(
             f"title {title!r} makes the address {slugify(title)!r}, and the id has {slug!r}: Kaggle would make another "
             f"{what} than the one that is named. Write the title {slug.replace('-', ' ')!r}, or the id "
-            f"{ref.partition('/')[0]}/{slugify(title)}."
-        )
+            f"{ref.partition('/')[0]}/{slugify(title)}.")
     return problems
 
 def _is_scan(path: Path) -> bool:
-    "Whether a file looks like data of patients."
+    "Whether a file seems to be data of patients."
     with open(path, "rb") as file:
         return path.suffix.lower() in SCANS or file.read(132)[128:] == b"DICM"
 

@@ -134,7 +134,7 @@ def make_environment(
 # %%
 #| export
 def _version_of(python: str) -> str:
-    "Such as 3.12; \"none\" if there is no such program."
+    "The version of a Python, such as 3.12; none if there is no such program."
     if not shutil.which(python):
         return "none"
     code = "import sys; print('{}.{}'.format(*sys.version_info))"

@@ -15,9 +15,9 @@
 # > The notebook of the submission on a difficult hidden test set, with nothing but what Kaggle will have.
 #
 # A code competition reveals little about a submission that failed: it timed out, raised an exception or got a scoring
-# error, and the try of the day is gone. So the whole submission is played here first: an environment with the packages
-# of the image only, the wheels, no network, read-only inputs, a hidden test set of the worst kind, and at the end the
-# checks of the scorer.
+# error, and the submission of the day is used up. So the whole submission is run here first: in an environment with the
+# packages of the image only, with the wheels, no network, read-only inputs and a difficult hidden test set. At the end
+# come the checks of the scorer.
 
 # %%
 #| default_exp core.rehearse
@@ -53,7 +53,7 @@ rows = 6   # of the sample_submission.csv below
 # %%
 #| export
 class RehearsalError(ProjectError):
-    "The submission would fail at Kaggle; the text says where."
+    "The submission would fail at Kaggle; the text has the place and the reason."
 
 # %% [markdown]
 # ## The checks of the scorer
@@ -104,7 +104,8 @@ write_csv(folder / "sample.csv", sample)
 write_csv(folder / "good.csv", sample.assign(left=0, right=1))
 assert scoring_problems(folder / "good.csv", folder / "sample.csv") == []
 bad = pd.concat([sample.iloc[1:], sample.iloc[[1]]]).astype({"left": object})
-bad.iloc[0, 1], bad.iloc[1, 2] = "nan", 1.5
+bad.iloc[0, 1] = "nan"
+bad.iloc[1, 2] = 1.5
 write_csv(folder / "bad.csv", bad)
 found = scoring_problems(folder / "bad.csv", folder / "sample.csv")
 assert len(found) == 4   # one id twice, one missing, one value is no number, one is too large

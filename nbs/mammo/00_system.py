@@ -19,7 +19,7 @@
 # Kaggle side and the tests read the declaration; nothing else names a stage.
 #
 # Reading order: the numbered notebooks are the stages, `01_phantom` to `10_report`, in the order in which they run.
-# Their libraries stand in folders: `drawing/` draws breasts and frames, `reading/` knows published data sets, boxes and
+# Their libraries are in folders: `drawing/` draws breasts and frames, `reading/` reads published data sets, boxes and
 # the input of a prediction, `learning/` has augmentation, and `tools/` has what is used beside a run.
 
 # %%
@@ -28,7 +28,7 @@
 # %%
 #| export
 from mammo_nb.core.systems import Mode, Stage, System
-from mammo_nb.mammo.recipes import (RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train)
+from mammo_nb.mammo.recipes import RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train
 
 # %%
 #| hide
@@ -57,10 +57,12 @@ def source_images(run) -> list[str]:
 def drawn_boxes(run) -> list[str]:
     "boxes that people have drawn, and their frames, where the recipe names some"
     named = run.section("detector").annotations
-    return [f"raw/{named}/", f"raw/{run.section('datasets').name}/"] if named and trains_detector(run) else []
+    if not named or not trains_detector(run):
+        return []
+    return [f"raw/{named}/", f"raw/{run.section('datasets').name}/"]
 
 def trains_detector(run) -> bool:
-    "Whether the breast detector is trained and not kept."
+    "Whether the run trains its breast detector."
     return run.mode != "partial"
 
 def detector_training(run) -> list[str]:

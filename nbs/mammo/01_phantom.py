@@ -25,7 +25,6 @@
 run_dir = ""                                  # folder of the run; "" makes a small practice run
 overrides = {}                                # changes for this run, such as {"phantom.patients": 200}
 workers = 0                                   # number of processes; 0: one per core
-# and the images they name
 
 # %%
 #| export
@@ -59,6 +58,7 @@ import pydicom
 from mammo_nb.core.runs import practice
 from mammo_nb.mammo.system import system
 
+# %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="phantom", overrides=overrides)
 run.contract("phantom")
 
@@ -186,7 +186,7 @@ def plan(
     order = rng.permutation(patients)
     sick = set(order[:round(prevalence * patients)].tolist())
     implants = set(order[patients - round(0.015 * patients):].tolist()) - sick
-    # ids look as in the real set; even and odd ones keep the splits apart
+    # ids in the range of the real ones; odd in train and even in test, so that no id is in both
     ids = np.sort(rng.choice(32000, patients, replace=False)) * 2 + entropy[1] + 3
     images = [
         image for i in range(patients)
@@ -270,11 +270,11 @@ def make_competition(
 ) -> pd.DataFrame:                # one row per image: the columns of the tables, split, lesion, file and box
     "Write a competition. Finished images of an interrupted call are kept. Raises CompetitionError."
     root = Path(root)
-    about = json.dumps(
-        {
-            "patients": patients, "test_patients": test_patients, "frame": list(frame), "prevalence": prevalence,
-            "seed": seed, "conspicuity": conspicuity, "identity": identity
-        }, indent=1)
+    parameters = {
+        "patients": patients, "test_patients": test_patients, "frame": list(frame), "prevalence": prevalence,
+        "seed": seed, "conspicuity": conspicuity, "identity": identity,
+    }
+    about = json.dumps(parameters, indent=1)
     note = root / "truth" / "parameters.json"
     if note.exists() and note.read_text() != about:
         raise CompetitionError(
@@ -367,11 +367,13 @@ for i, ax in enumerate(axes.flat):
     patient, side, view = order.iloc[i % 6 // 2], "RL"[i % 2], ("CC", "MLO")[i // 6]
     row = table[(table["patient_id"] == patient) & (table["laterality"] == side) & (table["view"] == view)].iloc[0]
     read = pydicom.dcmread(root / row["file"])
-    ax.imshow(read.pixel_array, cmap="gray" if read.PhotometricInterpretation == "MONOCHROME2" else "gray_r",
-              vmin=0 if read.PhotometricInterpretation == "MONOCHROME2" else None)
-    for l in lesions[lesions["image_id"] == row["image_id"]].itertuples():
-        ax.add_patch(
-            plt.Rectangle((l.x0, l.y0), l.x1 - l.x0, l.y1 - l.y0, fill=False,
-                          ec="limegreen" if l.kind.startswith("benign") else "red", lw=0.8))
+    if read.PhotometricInterpretation == "MONOCHROME2":
+        ax.imshow(read.pixel_array, cmap="gray", vmin=0)
+    else:
+        ax.imshow(read.pixel_array, cmap="gray_r")
+    for lesion in lesions[lesions["image_id"] == row["image_id"]].itertuples():
+        colour = "limegreen" if lesion.kind.startswith("benign") else "red"
+        ax.add_patch(plt.Rectangle((lesion.x0, lesion.y0), lesion.x1 - lesion.x0, lesion.y1 - lesion.y0, fill=False,
+                                   ec=colour, lw=0.8))
     ax.axis("off")
 fig.tight_layout(pad=0.1)

@@ -28,8 +28,8 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.files import write_csv
-from mammo_nb.core.settings import read_paths
 from mammo_nb.core.runs import Run
+from mammo_nb.core.settings import read_paths
 from mammo_nb.mammo.reading.labels import KEPT, REQUIRED, DatasetError, read_table
 from mammo_nb.mammo.reading.sources import BREAST, how_to_get, label_table, source_of
 
@@ -44,7 +44,7 @@ from mammo_nb.mammo.reading.sources import totals
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"datasets.field": value}
+overrides = {}                                # changes for this run, such as {"datasets.external": "vindr"}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="datasets", overrides=overrides)
@@ -68,8 +68,7 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
 def unify(
     raw: pd.DataFrame,      # from a reader, or with the columns of a competition's train.csv
     agree: tuple = BREAST,  # images with equal values in these columns must have the same label; (): none
-# REQUIRED, those of KEPT that are known, `file` (by default that of a competition), and `mask` if there is any
-) -> pd.DataFrame:
+) -> pd.DataFrame:         # REQUIRED, known columns of KEPT, `file` (default: as in a competition), `mask` if known
     "Make the unified table: checked, with ids as text, in the order of the source. Raises DatasetError."
     for c in ("patient_id", "image_id"):
         bad = ~raw[c].fillna("").str.fullmatch(r"[^/\\\x00]+") | raw[c].isin([".", ".."])
@@ -155,7 +154,7 @@ def root_of(
     run: Run,
     name: str,      # in the column `dataset` of the unified table
 ) -> Path:          # what its column `file` is relative to
-    "A competition of the run has its own root; other files begin with the name of their set."
+    "Folder from which the files of a set are named: its own for a drawn competition, else the one above it."
     place = run.path(place_of(name))
     return place if name == "phantom" else place.parent
 
@@ -199,7 +198,7 @@ def combine(
     bad = table.groupby("patient_id")["dataset"].transform("nunique") > 1
     _refuse(table, bad, "a patient_id that is in two data sets; give one of them a prefix")
     kept = [c for c in KEPT if c in table]
-    mask = [c for c in ("mask",) if c in table]
+    mask = ["mask"] if "mask" in table else []
     return table[[*REQUIRED, *kept, "file", "dataset", "scaling", *mask]]
 
 # %%
@@ -248,11 +247,14 @@ def run_stage(
     run: Run,
 ) -> pd.DataFrame:  # the unified table, as later stages read it
     "The published tables of the recipe's sets -> processed/cleaned_label.csv."
-    names, target = set_names(run), run.path("processed/cleaned_label.csv")
+    names = set_names(run)
+    target = run.path("processed/cleaned_label.csv")
     with run.stage("datasets"):
         tables = [read_set(name, run.path(place_of(name)), validated=name == names[0]) for name in names]
         for name, table in zip(names, tables):
-            for column in {"file", "mask"} & set(table.columns) if name != "phantom" else ():
+            if name == "phantom":
+                continue
+            for column in {"file", "mask"} & set(table.columns):
                 table[column] = f"{name}/" + table[column]
         write_csv(target, combine(tables))
     return read_table(target, REQUIRED)

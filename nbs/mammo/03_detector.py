@@ -16,8 +16,8 @@
 #
 # Otsu's threshold finds what is bright. Besides the breast that may be the abdomen, and where air is not dark it is the
 # whole frame. The winner drew 571 boxes and trained YOLOX-nano on them, the smallest YOLOX; it was right on all 50
-# frames that he held back. Where his boxes and scans are missing, frames are drawn (`drawing/frames`), with so much
-# variety that real scans are one more variant.
+# frames that he held back. Where his boxes and scans are missing, frames are drawn (`drawing/frames`), with enough
+# variety for the detector to work on real scans.
 
 # %%
 #| default_exp mammo.detector
@@ -64,7 +64,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                             # folder of the run; "" makes a small practice run
-overrides = {}                           # changes for this run, such as {"detector.field": value}
+overrides = {}                           # changes for this run, such as {"detector.patients": 400}
 workers = 0                              # processes that prepare frames; 0: one a core
 
 # %%
@@ -78,12 +78,12 @@ settings = run.section("detector")
 # %% [markdown]
 # ## Frames with boxes
 # A recipe names boxes that somebody has drawn (`reading/annotations` reads them), or the frames are drawn together with
-# their boxes. Both give the same folder: boxes in YOLOv5 text, and pictures as the detector sees them.
+# their boxes. Both give the same folder: boxes in YOLOv5 text, and pictures as the detector gets them.
 
 # %%
 #| export
 def make_frames(
-    run: Run,            # folder of the run
+    run: Run,
     settings: Detector,
     workers: int | None = None,  # processes; None: one for each core
 ) -> tuple[pd.DataFrame, Path]:  # roi.COLUMNS and the folder of the set
@@ -138,7 +138,8 @@ class Frames(Dataset):
         box = self.shares[index] * ([*picture.shape[::-1]] * 2)
         if seed >= 0 and np.random.default_rng(seed).random() < .5:
             picture = np.ascontiguousarray(picture[:, ::-1])
-            box = (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
+            x0, y0, x1, y1 = box
+            box = np.array([picture.shape[1] - x1, y0, picture.shape[1] - x0, y1])
         square, ratio = letterbox(picture, self.size)
         return square, box * ratio
 
@@ -161,9 +162,9 @@ fig.tight_layout()
 
 # %% [markdown]
 # ## Training
-# The loop is that of `core/train`, the loss the library's, and the schedule the winner's. After each epoch the EMA
-# weights find the boxes of the held-back patients. They are scored by COCO's AP: the mean over ten thresholds of the
-# overlap, of which the strictest is 95 %.
+# The loop is that of `core/train`, the loss that of `core/yolox`, and the schedule the winner's. After each epoch the
+# boxes of the held-back patients are predicted with the EMA weights and scored by COCO's AP: the mean over ten
+# thresholds of the overlap, of which the strictest is 95 %.
 
 # %%
 #| export
@@ -247,6 +248,7 @@ def train_detector(
 
     def validate(model: Yolox, epoch: int) -> dict:
         return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
+
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
@@ -269,7 +271,7 @@ def export_detector(
     network: Yolox,
     path: Path,              # detector.onnx; detector.json beside it
     size: int,               # side of the input, pixels
-    metadata: dict,
+    metadata: dict,          # entries of detector.json
     squares: np.ndarray,     # uint8 (n, 1, size, size) to compare on
     tolerance: float,        # pixels
 ) -> float:                  # largest difference of a side of the boxes with the highest confidence, pixels
@@ -291,7 +293,8 @@ def convert_detector(
     size: int = 416,    # side of the input, pixels
 ) -> float:             # largest difference of a side from torch, in the boxes with the highest confidence, pixels
     "Convert a published checkpoint."
-    network, folder = create_yolox(), Path(folder)
+    folder = Path(folder)
+    network = create_yolox()
     load_yolox(network, checkpoint)
     about = {"network": "yolox-nano", "source": Path(checkpoint).name, "demonstration": False}
     save_weights(network, folder / "yolox.safetensors", about)
@@ -299,7 +302,7 @@ def convert_detector(
     return export_detector(network, folder / "detector.onnx", size, about, squares, Detector.tolerance)
 
 def keep_detector(
-    run: Run,   # its mode keeps a trained detector
+    run: Run,   # a run of the mode partial
 ) -> dict:      # detector.json
     "Copy a trained detector into the run instead of training one."
     source, target = run.weights, run.path("weights/")
@@ -409,8 +412,8 @@ pd.DataFrame({
 }).T.round(3)
 
 # %% [markdown]
-# The frames of the competition, whose patients the detector has not seen either. They vary less than those that it was
-# trained on.
+# The frames of the competition, whose patients are not in the training set either. They vary less than the frames of
+# the training.
 
 # %%
 if (truths := run.path("competition/truth/boxes.csv")).exists():

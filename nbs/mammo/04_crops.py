@@ -42,9 +42,9 @@ from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, shrink, write_png
 from mammo_nb.core.runs import Run
 from mammo_nb.core.windows import WindowError, percentile, to_grey
+from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
-from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -60,7 +60,7 @@ from mammo_nb.mammo.reading.boxes import frame_view
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"crops.field": value}
+overrides = {}                                # changes for this run, such as {"crops.min_area": 0.05}
 workers = 0                                   # number of processes; 0: one per core
 
 # %%
@@ -94,8 +94,8 @@ ax.add_patch(
 # %% [markdown]
 # ## Grey levels
 # A DICOM file has a window. A PNG or JPEG file has none: 8 bits are used unchanged, and 16 bits are scaled from their
-# minimum to their 99th percentile. The table of a data set may name another scaling. CDD-CESM is such a case: the
-# winner scaled its 8 bits as well. The winner's preparation never uses a picture unchanged.
+# minimum to their 99th percentile. The table of a data set may name another scaling, as that of CDD-CESM, whose 8 bits
+# the winner scaled as well. The winner's preparation never uses a picture unchanged.
 
 # %%
 #| export
@@ -120,8 +120,9 @@ def scaling_of(
 
 # %%
 as_picture = replace(frame.header, syntax="", bits_stored=8)
-assert [scaling_of(h, Crops()) for h in (as_picture, replace(as_picture, bits_stored=16))
-        ] == ["none", "percentile"] and scaling_of(as_picture, Crops(faithful=True)) == "percentile"
+assert scaling_of(as_picture, Crops()) == "none"
+assert scaling_of(replace(as_picture, bits_stored=16), Crops()) == "percentile"
+assert scaling_of(as_picture, Crops(faithful=True)) == "percentile"
 try:
     scaling_of(replace(as_picture, bits_stored=16), Crops(scaling="none"))
 except WindowError as e:
@@ -165,8 +166,8 @@ grey = crop(image, box)
 fitted = fit_resize(grey, 256, 128)
 assert fitted.shape == (256, 128) and fitted.dtype == np.uint8
 fig, axes = plt.subplots(1, 2, figsize=(5, 4))
-for ax, (picture, title) in zip(axes, [(grey, f"crop {grey.shape}"),
-                                       (fitted, f"input of a network {fitted.shape}")]):
+shown = [(grey, f"crop {grey.shape}"), (fitted, f"input of a network {fitted.shape}")]
+for ax, (picture, title) in zip(axes, shown):
     ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
     ax.set_title(title, fontsize=9)
     ax.axis("off")
@@ -189,15 +190,15 @@ class Breast:
 def cut_breast(
     frame: Frame,               # the encoded frame of a file
     settings: Crops = Crops(),  # with `faithful`, the full frame is decoded, and the grey levels are the winner's
-    graph: Graph | None = None, # the detector; None: Otsu's threshold
+    graph: Graph | None = None,  # the detector; None: Otsu's threshold
 ) -> Breast:
     "Decode a frame, find the breast, cut it out and apply the window. Raises DicomError, WindowError."
     settings = replace(settings, scaling=scaling_of(frame.header, settings))
     if settings.faithful:
         image = frame.decode()
         box = find_box(image, settings, graph)
-        return Breast(image, box, faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling),
-                      settings.scaling)
+        grey = faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling)
+        return Breast(image, box, grey, settings.scaling)
     view_size = graph.metadata["size"] if graph else settings.box_size
     image = frame.decode(min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
@@ -367,11 +368,11 @@ def crop_files(
     scaled = files["scaling"].fillna("") if "scaling" in files else [""] * len(files)
     masks = files["mask"].fillna("") if "mask" in files else ""
     rows = files[["file", "patient_id", "image_id"]].assign(mask=masks).to_dict("records")
+    roots = [folder[dataset] for dataset in files["dataset"]] if several else [folder] * len(files)
     items = []
-    for row, dataset, scaling in zip(rows, files["dataset"] if several else scaled, scaled):
-        root = Path(folder[dataset] if several else folder).resolve()
+    for row, root, scaling in zip(rows, roots, scaled):
         chosen = replace(settings, scaling=scaling or settings.scaling)
-        items.append({**row, "folder": str(root), "settings": asdict(chosen), **place})
+        items.append({**row, "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, table=output / "crops_seconds.csv",
                      params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
@@ -399,11 +400,9 @@ def crop_folder(
 ) -> pd.DataFrame:            # as from `crop_files`
     "Crop every file of a folder. Raises DatasetError if two files would have a crop of the same name."
     found, _ = find_files(folder, besides=output)
-    names = pd.Series(
-        [Path(f).with_suffix("").as_posix() for f in found]).map(lambda n: quote(n, safe="/ ()+,=").split("/"))
-    files = pd.DataFrame({
-        "file": found, "patient_id": ["@".join(n[:-1]) or "unknown" for n in names], "image_id": [n[-1] for n in names]
-    })
+    names = [quote(Path(f).with_suffix("").as_posix(), safe="/ ()+,=").split("/") for f in found]
+    patients = ["@".join(n[:-1]) or "unknown" for n in names]
+    files = pd.DataFrame({"file": found, "patient_id": patients, "image_id": [n[-1] for n in names]})
     if (twice := files.duplicated(["patient_id", "image_id"])).any():
         raise DatasetError(
             f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one of them.")
@@ -435,19 +434,19 @@ crops.drop(columns=["sha256"]).head()
 # %% [markdown]
 # ## What came out
 # The tables and pictures show how the boxes were found, at which scale the files were decoded, how long it took, and
-# how the crops look. The breast of a phantom is known, so its box can be compared by IoU.
+# some crops. The breast of a phantom is known, so its box can be compared by IoU.
 
 # %%
-display_table = crops.groupby(["decoder", "scale", "box_source"], dropna=False).agg(
-    files=("file", "size"), median_seconds=("seconds", "median")).reset_index()
-display_table
+kinds = crops.groupby(["decoder", "scale", "box_source"], dropna=False)
+kinds.agg(files=("file", "size"), median_seconds=("seconds", "median")).reset_index()
 
 # %%
 truth = run.path("competition/truth/boxes.csv")
 if truth.exists():
     both = crops.merge(read_table(truth, ["x0"]), on=["patient_id", "image_id"], suffixes=("", "_true"))
-    of = lambda end: both[[c + end for c in ("x0", "y0", "x1", "y1")]].to_numpy(float)
-    both["iou"] = [iou(a, b).item() for a, b in zip(of(""), of("_true"))]
+    corners = ["x0", "y0", "x1", "y1"]
+    found, true = both[corners].to_numpy(float), both[[f"{c}_true" for c in corners]].to_numpy(float)
+    both["iou"] = [iou(a, b).item() for a, b in zip(found, true)]
     plt.figure(figsize=(5, 2.5))
     plt.hist(both["iou"], bins=np.linspace(0, 1, 41))
     plt.xlabel("IoU of box and breast")
@@ -458,9 +457,8 @@ if truth.exists():
 fig, axes = plt.subplots(2, 6, figsize=(11, 6))
 good = crops[crops["error"] == ""]
 for ax, row in zip(axes.flat, good.iloc[np.linspace(0, len(good) - 1, 12).astype(int)].itertuples()):
-    ax.imshow(
-        cv2.imread(str(crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)),
-                   cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
+    path = crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)
+    ax.imshow(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
     ax.set_title(f"{row.image_id}\n{row.box_source}", fontsize=7)
 for ax in axes.flat:
     ax.axis("off")

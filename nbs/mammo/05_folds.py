@@ -14,7 +14,7 @@
 # # Folds
 # > A patient is in one fold only, and every fold has its share of cancers.
 #
-# The four views of a patient look alike. If they are on both sides of a split, the score measures memory.
+# The four views of a patient are similar. If they are on both sides of a split, the score measures memory.
 # `StratifiedGroupKFold` keeps a patient together and the share of cancers even. With 2 % of cancers, folds of an uneven
 # split cannot be compared. External sets are not split: they are in every training and in no validation, and have the
 # fold -1.
@@ -24,7 +24,6 @@
 
 # %%
 #| export
-
 import pandas as pd
 
 from mammo_nb.core.files import write_csv
@@ -41,7 +40,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"folds.field": value}
+overrides = {}                                # changes for this run, such as {"folds.n_folds": 5}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="folds", overrides=overrides)
@@ -58,7 +57,7 @@ run.contract("folds")
 EXTERNAL = -1  # fold of the rows that are in every training and in no validation
 
 def split(
-    labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, whichever others follow
+    labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, the others are external
     n_folds: int = 4,
     seed: int = 67,        # the winner's
 ) -> pd.DataFrame:         # `labels` and `fold`, 0 .. n_folds - 1, or EXTERNAL
@@ -74,9 +73,8 @@ made = pd.DataFrame({
     "patient_id": [f"{i:03d}" for i in range(60) for _ in range(4)],
     "cancer": [int(i % 5 == 0) for i in range(60) for _ in range(4)], "dataset": "ours"
 })
-mixed = split(
-    pd.concat([made, made.head(40).assign(dataset="theirs", patient_id=lambda t: "x" + t["patient_id"])],
-              ignore_index=True))
+external = made.head(40).assign(dataset="theirs", patient_id="x" + made["patient_id"])
+mixed = split(pd.concat([made, external], ignore_index=True))
 assert mixed.groupby("dataset")["fold"].agg(set).to_dict() == {"ours": {0, 1, 2, 3}, "theirs": {EXTERNAL}}
 assert mixed["fold"].head(len(made)).tolist() == split(made)["fold"].tolist()  # other sets do not change it
 
@@ -88,31 +86,29 @@ assert mixed["fold"].head(len(made)).tolist() == split(made)["fold"].tolist()  #
 #| export
 def spread(
     table: pd.DataFrame,  # folds.csv
-) -> pd.DataFrame:        # a row a column and value, a column a fold: shares of its images; of age the mean
+) -> pd.DataFrame:        # a row for each column and value, a column for each fold: shares of images; the mean age
     "How cancer, site, machine, age, density and implants are spread over the folds."
-    parts = [
-        balance(
-            table,
-            [c for c in ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality") if c in table])
-    ]
+    columns = ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality")
+    parts = [balance(table, [c for c in columns if c in table])]
     if "age" in table:
         parts.append(table.groupby("fold")["age"].mean().round(1).to_frame(("age", "mean")).T)
     return pd.concat(parts).rename_axis(index=["column", "value"])
 
 def expectations(
     table: pd.DataFrame,  # folds.csv
-) -> pd.DataFrame:        # fold, expected, found, holds; empty where the set says neither
+) -> pd.DataFrame:        # fold, expected, found, holds; empty for a set without ages and implants
     """The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 %
     have an implant."""
     rows, patients = [], table[table["fold"] != EXTERNAL].drop_duplicates("patient_id")
     for fold, part in patients.groupby("fold"):
         if {"site_id", "age"} <= set(part):
             one, two = (part.loc[part["site_id"].astype(str) == site, "age"].mean() for site in "12")
-            rows.append(
-                (fold, "mean age of site 1 is less than that of site 2", f"{one:.1f}, {two:.1f}", bool(one < two)))
+            expected = "mean age of site 1 is less than that of site 2"
+            rows.append((fold, expected, f"{one:.1f}, {two:.1f}", bool(one < two)))
         if "implant" in part:
-            rows.append((fold, "1 to 2 % of the patients have an implant", f"{part['implant'].mean():.2%}",
-                         bool(0.01 <= part["implant"].mean() <= 0.02)))
+            share = part["implant"].mean()
+            expected = "1 to 2 % of the patients have an implant"
+            rows.append((fold, expected, f"{share:.2%}", bool(0.01 <= share <= 0.02)))
     return pd.DataFrame(rows, columns=["fold", "expected", "found", "holds"])
 
 # %%
@@ -159,8 +155,8 @@ expectations(table)
 # %%
 breasts = table.drop_duplicates(["patient_id", "laterality"])
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
-breasts.groupby("fold")["cancer"].agg(["size", "sum"]).set_axis(["breasts", "with cancer"], axis=1).plot.bar(
-    ax=axes[0], rot=0).legend(loc="lower center", bbox_to_anchor=(.5, 1), ncol=2)
+counts = breasts.groupby("fold")["cancer"].agg(["size", "sum"]).set_axis(["breasts", "with cancer"], axis=1)
+counts.plot.bar(ax=axes[0], rot=0).legend(loc="lower center", bbox_to_anchor=(.5, 1), ncol=2)
 if "age" in table:
     table.drop_duplicates("patient_id").boxplot("age", by="fold", ax=axes[1])
 else:

@@ -14,7 +14,7 @@
 # # Train
 # > One classifier for each fold, with a cancer in every batch.
 #
-# The parts come from elsewhere: the training loop from `core/train`, the batches from `learning/sampler`, the
+# The parts come from other notebooks: the training loop from `core/train`, the batches from `learning/sampler`, the
 # augmentation from `learning/augment`, the targets from `learning/targets`. This stage puts them together, trains a
 # pretrained network on all folds but one, and predicts that one after each epoch.
 
@@ -62,7 +62,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"train.field": value}
+overrides = {}                                # changes for this run, such as {"train.loop.epochs": 8}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="train", overrides=overrides)
@@ -153,15 +153,15 @@ assert (data.picture(0, 5) == data.picture(0, 5)).all()
 
 # %% [markdown]
 # ## The network
-# It starts from the weights that the recipe names, by a word or by a file. A recipe that continues another one names
-# that recipe's file, with a place for the fold in it.
+# The initial weights are those that the recipe names, by a word or by a file. A recipe that continues another training
+# names the files of that training, with `{fold}` in place of the number.
 
 # %%
 #| export
 def initial_weights(
-    weights: str,   # a word that `create_network` knows, or a file; {fold} in it stands for the number
+    weights: str,   # a word that `create_network` accepts, or a file; {fold} in it stands for the number
     fold: int,
-    folder: Path,   # `locate` finds the file from this folder
+    folder: Path,   # folder from which `locate` finds the file
 ) -> str:           # the word, or the full path of the file
     "Initial weights of the network of a fold."
     if weights in ("none", "imagenet", "imagenet_lite"):
@@ -171,8 +171,8 @@ def initial_weights(
 
 def build_network(
     settings: Train,          # network, global_pool, drop rates, lesion_weight
-    weights: str = "none",    # initial weights
-    seed: int = 0,            # of the layers that the initial weights do not have: the last one
+    weights: str = "none",    # initial weights, as `create_network` takes them
+    seed: int = 0,            # of the layers without initial weights, such as the last one
 ) -> nn.Module:               # one logit for each image
     "The classifier of a recipe."
     classifier = create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
@@ -194,7 +194,8 @@ def predict_probabilities(
     workers: int = 0,         # data-loading processes
 ) -> np.ndarray:              # float32, one for each image
     "Probabilities of the images without augmentation."
-    device, count = next(model.parameters()).device, len(dataset)
+    device = next(model.parameters()).device
+    count = len(dataset)
     batches = [[(i, -1) for i in range(s, min(s + batch_size, count))] for s in range(0, count, batch_size)]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers)
     with torch.inference_mode():
@@ -225,7 +226,7 @@ def train_fold(
     images: Path,          # cleaned_images/
     folder: Path,          # checkpoints/fold_<fold>/
     settings: Train,
-    identity: dict,        # which data and code this is; another training in the folder is removed
+    identity: dict,        # digests of data and code; a training with others in the folder is removed
 ) -> pd.DataFrame:         # history: a row for each epoch
     """Train on the other folds and predict this one after each epoch. A training that comes before it is in
     checkpoints/fold_<fold>/before/."""
@@ -292,18 +293,20 @@ def settings_of(
 
 # %% [markdown]
 # ## Run the stage
-# With `processes` above 1 the stage starts that many with `torchrun`, one for each GPU.
+# If `processes` is above 1, the stage starts so many processes with `torchrun`, one for each GPU.
 
 # %%
 #| export
 def train_folds(
-    folder: str,       # of the run; a rank of torchrun gets it as text
+    folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
 ):
     "folds.csv and the crops -> checkpoints/fold_*/; finished folds are not trained again."
     run = Run.open(folder, overrides)
-    settings, reads = run.section("train"), [run.path("folds.csv"), run.path("processed/crops.csv")]
-    table, checkpoints = read_table(reads[0], ["fold"]), run.path("checkpoints/")
+    settings = run.section("train")
+    reads = [run.path("folds.csv"), run.path("processed/crops.csv")]
+    table = read_table(reads[0], ["fold"])
+    checkpoints = run.path("checkpoints/")
     identity = {"reads": [sha256(r) for r in reads], "code": run.code("train")}
     own = settings_of(settings, chosen_folds("", table))
     for k in chosen_folds(settings.folds, table):

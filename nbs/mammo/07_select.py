@@ -42,7 +42,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"select.field": value}
+overrides = {}                                # changes for this run, such as {"select.candidates": 5}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="select", overrides=overrides)
@@ -78,10 +78,9 @@ assert best_epochs(example)["epoch"].tolist() == [2] and best_epochs(example, "a
 #| export
 def combinations(
     ranked: pd.DataFrame,   # fold, epoch: candidates, from `best_epochs`
-    breasts: dict,          # (fold, epoch) -> cancer, probability; one row a breast
+    breasts: dict,          # (fold, epoch) -> cancer, probability; one row for each breast
     metric: str = "pf1",    # pf1 or auc
-    # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, and of equal ones the one whose epochs rank higher
-) -> pd.DataFrame:
+) -> pd.DataFrame:          # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, ties in order of `ranked`
     "Scores over all breasts of every combination of one epoch of each fold."
     folds, rows = sorted(ranked["fold"].unique()), []
     for epochs in product(*(ranked.loc[ranked["fold"] == k, "epoch"] for k in folds)):
@@ -124,7 +123,7 @@ def plateau(
 
 def summarise(
     oof: pd.DataFrame,  # out-of-fold predictions, one row for each image
-) -> dict:              # JSON-able
+) -> dict:              # values for JSON
     "Scores per breast of out-of-fold predictions, and the threshold they give."
     breasts = per_breast(oof)
     labels, probabilities = breasts["cancer"], breasts["probability"]
@@ -155,8 +154,10 @@ def run_stage(
     with run.stage("select"):
         history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
         ranked = best_epochs(history, settings.metric, settings.candidates)
-        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv",
-                                                     ["probability"]) for r in ranked.itertuples()}
+        predictions = {}
+        for r in ranked.itertuples():
+            path = checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv"
+            predictions[r.fold, r.epoch] = read_table(path, ["probability"])
         tried = combinations(ranked, {k: per_breast(p) for k, p in predictions.items()}, settings.metric)
         write_csv(run.path("combinations.csv"), tried)
         chosen = ranked[[tried.loc[0, f"fold_{r.fold}"] == r.epoch for r in ranked.itertuples()]]
@@ -176,14 +177,11 @@ def run_stage(
 
 # %%
 selection = run_stage(run)
-print(
-    f"out-of-fold AUC per breast {selection['auc']:.3f} (95 % {selection['auc_95'][0]:.3f} to "
-    f"{selection['auc_95'][1]:.3f}, {selection['breasts']} breasts, {selection['cancers']} with cancer)"
-)
-print(
-    f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {selection['plateau'][0]:.2f} to "
-    f"{selection['plateau'][1]:.2f}"
-)
+low, high = selection["auc_95"]
+print(f"out-of-fold AUC per breast {selection['auc']:.3f} (95 % {low:.3f} to {high:.3f}, "
+      f"{selection['breasts']} breasts, {selection['cancers']} with cancer)")
+low, high = selection["plateau"]
+print(f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {low:.2f} to {high:.2f}")
 
 # %% [markdown]
 # ## What came out

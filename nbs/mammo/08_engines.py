@@ -12,12 +12,13 @@
 
 # %% [markdown]
 # # Engines
-# > Four networks, one graph: pixels in, four probabilities out, on whatever machine it has to run.
+# > Four networks in one graph, which takes pixels and gives four probabilities on any machine.
 #
-# A submission should not need the code that trained it. The networks of the folds, the normalisation before them and
+# A submission should not need the code of the training. The networks of the folds, the normalisation before them and
 # the sigmoid after them become one ONNX file that takes 8-bit pictures. With the JSON beside it, that is all that
 # `mammo-nb predict` and the submission need. Which package computes, and in which precision, depends on the machine.
-# How far each provider is from torch is measured here, on crops of this run, and those that are too far are ruled out.
+# The difference of each provider from torch is measured here on crops of this run. Providers above their limit are not
+# used.
 
 # %%
 #| default_exp mammo.engines
@@ -38,11 +39,11 @@ from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.providers import build_engines, gate, write_smaller
-from mammo_nb.core.sidecars import EngineError, read_sidecar
+from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
+from mammo_nb.core.sidecars import EngineError, read_sidecar
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
-from mammo_nb.core.recipes import RecipeError
 from mammo_nb.mammo.recipes import Engines
 from mammo_nb.mammo.train import as_asked, build_network
 
@@ -56,7 +57,7 @@ from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
-overrides = {}                                # changes for this run, such as {"engines.field": value}
+overrides = {}                                # changes for this run, such as {"engines.variants": "2"}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="engines", overrides=overrides)
@@ -69,10 +70,11 @@ run.contract("engines")
 # %%
 #| export
 def load_ensemble(
-    run: Run,        # folder of the run
+    run: Run,
 ) -> Ensemble:       # uint8 (n, 1, height, width) -> probabilities (n, folds)
     "The selected networks of a run."
-    settings, models = run.recorded("train"), []
+    settings = run.recorded("train")
+    models = []
     for chosen in read_json(run.path("selection.json"))["folds"]:
         model = build_network(settings).eval()
         load_weights(model, run.path(f"weights/fold_{chosen['fold']}.safetensors"))
@@ -80,11 +82,11 @@ def load_ensemble(
     return Ensemble([as_asked(model, settings) for model in models], **models[0].normalization)
 
 def fitted_crops(
-    run: Run,               # folder of the run
-    rows,                   # of a table with patient_id and image_id
+    run: Run,
+    rows,                   # a table with patient_id and image_id
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:            # uint8 (rows, height, width)
-    "Crops as networks see them."
+    "Crops in the size of a network's input."
     images = run.path("processed/cleaned_images")
     return np.stack([
         fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size)
@@ -92,9 +94,9 @@ def fitted_crops(
     ])
 
 def sample_crops(
-    run: Run,               # folder of the run
+    run: Run,
     size: tuple[int, int],  # height, width
-    count: int = 16,
+    count: int = 16,        # number of crops, if there are so many
 ) -> np.ndarray:            # uint8 (count, height, width)
     "Crops spread over the out-of-fold table, from least to most suspicious."
     oof = read_table(run.path("oof.csv"), ["probability"]).sort_values("probability")
@@ -109,7 +111,7 @@ def sample_crops(
 
 # %%
 #| export
-MEASURED = 2000   # crops; with more of them, the score at another size is left open
+MEASURED = 2000   # largest number of crops for which the score at another size is measured
 
 def wanted_variants(
     variants: str,          # of the recipe, such as "2 2@0.75"
@@ -143,26 +145,27 @@ def best_folds(
     return sorted(sorted(range(len(chosen)), key=lambda k: (-chosen[k][metric], -chosen[k]["auc"], k))[:count])
 
 def held_back_auc(
-    run: Run,                      # folder of the run
+    run: Run,
     folds: list[int],              # numbers of the folds, in the order of the engine's columns
-    engine: Engine | None = None,  # of another size, whose predictions are to be scored; None: those of oof.csv
+    engine: Engine | None = None,  # engine of another size, whose predictions are scored; None: those of oof.csv
 ) -> float | None:                 # per breast; None if it would take too long
     "AUC on the images held back from these folds."
     oof = read_table(run.path("oof.csv"), ["probability"])
     oof = oof[oof["fold"].isin(folds)].reset_index(drop=True)
-    if engine and len(oof) > MEASURED:
-        return None
-    for column, fold in enumerate(folds if engine else []):
-        own = oof[oof["fold"] == fold]
-        for start in range(0, len(own), 16):
-            rows = own.iloc[start:start + 16]
-            oof.loc[rows.index, "probability"] = engine(fitted_crops(run, rows, engine.size))[:, column]
+    if engine:
+        if len(oof) > MEASURED:
+            return None
+        for column, fold in enumerate(folds):
+            own = oof[oof["fold"] == fold]
+            for start in range(0, len(own), 16):
+                rows = own.iloc[start:start + 16]
+                oof.loc[rows.index, "probability"] = engine(fitted_crops(run, rows, engine.size))[:, column]
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
 # %%
-assert [v["name"] for v in wanted_variants("1 2@0.75 2", 4, (256, 128))] == ["ensemble_2", "ensemble_2_192x96",
-                                                                             "ensemble_1"]
+names = [v["name"] for v in wanted_variants("1 2@0.75 2", 4, (256, 128))]
+assert names == ["ensemble_2", "ensemble_2_192x96", "ensemble_1"]
 assert best_folds([{"pf1": .5, "auc": .7}, {"pf1": .6, "auc": .8}, {"pf1": .6, "auc": .9}], "pf1", 2) == [1, 2]
 try:
     wanted_variants("4", 4, (256, 128))
@@ -171,7 +174,7 @@ except RecipeError as e:
 
 # %% [markdown]
 # ## Run the stage
-# The file is good if it gives what torch gives, on real crops of this run. If it does not, there is no file.
+# The graph must predict what torch predicts on crops of this run. Otherwise the stage fails and leaves no file.
 
 # %%
 #| export
@@ -182,21 +185,24 @@ def write_variants(
     about: dict,         # entries of its JSON
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
-    whole, chosen = run.path("weights/ensemble.onnx"), read_json(run.path("selection.json"))["folds"]
-    of_all, metric, written = read_sidecar(whole), run.recorded("select").metric, []
-    size = of_all["size"]
+    whole = run.path("weights/ensemble.onnx")
+    chosen = read_json(run.path("selection.json"))["folds"]
+    of_all = read_sidecar(whole)
+    size, metric = of_all["size"], run.recorded("select").metric
+    written = []
     for variant in wanted_variants(settings.variants, len(chosen), tuple(size)):
-        kept, path = best_folds(chosen, metric, variant["folds"]), whole.with_name(f"{variant['name']}.onnx")
+        kept = best_folds(chosen, metric, variant["folds"])
+        path = whole.with_name(f"{variant['name']}.onnx")
         folds = [chosen[k]["fold"] for k in kept]
         if variant["size"] == size:
             score = held_back_auc(run, folds)
             write_smaller(ensemble, whole, path, kept, {"oof_auc": score})
         else:
             weights = [about["rebuild"]["weights"][k] for k in kept]
-            export_checked(ensemble.keep(kept), path, sample_crops(run, tuple(variant["size"])), {
-                **about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None,
-                "refused": of_all["refused"]
-            }, settings.tolerance)
+            entries = {**about, "rebuild": {**about["rebuild"], "weights": weights}, "oof_auc": None,
+                       "refused": of_all["refused"]}
+            crops = sample_crops(run, tuple(variant["size"]))
+            export_checked(ensemble.keep(kept), path, crops, entries, settings.tolerance)
             score = held_back_auc(run, folds, load_engine(path))
             write_json(path.with_suffix(".json"), {**read_sidecar(path), "oof_auc": score})
         written.append({**variant, "oof_auc": score})
@@ -236,20 +242,24 @@ def run_stage(
     run: Run,
 ) -> dict:       # provider -> difference of a probability from torch, and its limit
     "Selected weights -> weights/ensemble.onnx and ensemble.json, and the variants and engines of the recipe."
-    settings, network, about = run.section("engines"), run.recorded("train"), about_ensemble(run)
-    size, reduced = (network.height, network.width), settings.reduced_tolerance
+    settings, network = run.section("engines"), run.recorded("train")
+    about = about_ensemble(run)
+    size = network.height, network.width
+    reduced = settings.reduced_tolerance
     limits = {"fp32": settings.tolerance, "bf16": reduced, "fp16": reduced}
-    wanted_variants(settings.variants, len(about["rebuild"]["weights"]), size)   # a slip is an error now
-    path, targets, providers = run.path("weights/ensemble.onnx"), settings.targets.split(), settings.ways.split()
+    # a wrong variant is an error before anything is exported
+    wanted_variants(settings.variants, len(about["rebuild"]["weights"]), size)
+    path = run.path("weights/ensemble.onnx")
+    targets, providers = settings.targets.split(), settings.ways.split()
     if targets:
         providers.append("onnxruntime-fp16")
     with run.stage("engines") as results:
         for old in path.parent.glob("ensemble[._]*"):
-            old.unlink()   # of weights that may have changed
+            old.unlink()   # made from weights that may have changed
         ensemble, crops = load_ensemble(run), sample_crops(run, size)
         difference = export_checked(ensemble, path, crops, about, settings.tolerance)
-        results["parity"] = {"onnxruntime-fp32": {"difference": difference, "limit": settings.tolerance,
-                                                  "within": True}}
+        exact = {"difference": difference, "limit": settings.tolerance, "within": True}
+        results["parity"] = {"onnxruntime-fp32": exact}
         if "onnxruntime-fp16" in providers:
             write_mixed(path, path.with_name("ensemble.fp16.onnx"))
         results["parity"] |= gate(path.parent, "ensemble", crops, load_engine(ensemble)(crops), providers, limits)
@@ -267,8 +277,8 @@ print(f"{engine.name}, input {engine.size}, largest difference from torch {diffe
 
 # %% [markdown]
 # ## What came out
-# On the left one point for each crop and fold, the file against torch. On the right all providers that were compared,
-# and their limits; those beyond are noted in the JSON and are not taken.
+# On the left there is one point for each crop and fold, the graph against torch. On the right are all providers that
+# were compared, and their limits. Providers above their limit are listed in the JSON and are not used.
 
 # %%
 pictures = sample_crops(run, engine.size)

@@ -15,8 +15,8 @@
 # > The hidden test set of the competition: from mammograms to a decision for each breast.
 #
 # [The submission of all systems](../core/63_submit.py) keeps the time limit, survives damaged files and writes a valid
-# file from the first second. Here is what only this competition has: the tables of its test set, the input of the
-# networks, and the decision.
+# file from the first second. This notebook has the parts of this competition: the tables of its test set, the input of
+# the networks, and the decision.
 
 # %%
 #| default_exp mammo.submit
@@ -69,7 +69,7 @@ run.contract("submit")
 def to_submission(
     predictions: pd.DataFrame,  # prediction_id, probability (missing where an image failed); one row an image
     sample: pd.DataFrame,       # prediction_id, cancer
-    threshold: float,           # a breast is positive if its mean probability is above
+    threshold: float,           # a breast is positive if its mean probability is above it
 ) -> pd.DataFrame:              # as the sample, `cancer` 0 or 1; a breast without any prediction gets 0
     "Decide for each breast of the sample, in the order of the sample; raises DatasetError for other breasts."
     mean = predictions.groupby("prediction_id")["probability"].mean()
@@ -241,7 +241,7 @@ show_boxes(table, run.path(competition(run)))
 
 # %% [markdown]
 # ## Out of time
-# The same images with TTA and a time limit of one second: the submission is valid, and the report says what was
+# The same images with TTA and a time limit of one second: the submission is valid, and the report lists what was
 # dropped.
 
 # %%

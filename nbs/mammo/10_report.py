@@ -64,7 +64,7 @@ trained_here = "select" in manifest["stages"]
 #| export
 def test_score(
     run: Run,   # a run on a synthetic competition
-) -> dict:           # auc and pf1 per breast of the submission, breasts, cancers; empty where there are no labels
+) -> dict:      # auc and pf1 per breast of the submission, breasts, cancers; empty where there are no labels
     "Score the submission against the labels of the phantoms."
     truth = run.path("competition/truth/test_labels.csv")
     if not truth.exists():
@@ -80,8 +80,8 @@ def test_score(
     }
 
 def result_lines(
-    run: Run,   # a run
-) -> list[str]:      # Markdown
+    run: Run,
+) -> list[str]:  # Markdown
     "The scores of a synthetic test set and the state of the submission, where the run has them."
     lines, score = [], test_score(run)
     if score:
@@ -135,7 +135,10 @@ def show_extremes(
     "Show four images each of those found, missed, suspected and passed, with their probabilities out of fold."
     folder = run.path("processed/cleaned_images")
     rows = extremes(read_table(run.path("oof.csv"), ["probability"]), "cancer")
-    load = lambda row: cv2.imread(str(crop_path(folder, row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE)
+
+    def load(row):
+        return cv2.imread(str(crop_path(folder, row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE)
+
     show_pictures(rows, load, lambda row: f"{row.kind}: {row.probability:.2f}")
 
 # %%

@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Recipes
-# > Every number that makes one experiment differ from another, in one place, with a name.
+# > Every number that makes one experiment differ from another, in one place, with a name and a range.
 #
-# A recipe has one section for each stage, and a stage reads its own section only; so changing the number of epochs
-# re-runs training and what follows, and leaves the crops alone. Recipes are frozen: what a run was made with is what
-# its manifest says.
+# A recipe has one section for each stage, and a stage reads its own section only. So another number of epochs re-runs
+# the training and what follows it, and leaves the crops alone. Sections are frozen, so the manifest of a run has the
+# numbers that were used.
 
 # %%
 #| default_exp mammo.recipes
@@ -43,62 +43,63 @@ recipe = "demo"   # the recipe shown below
 #| export
 @dataclass(frozen=True)
 class Phantom:
-    "The synthetic competition; None in a recipe that reads a real one."
-    patients: int = 96          # in train.csv, four views each or more
-    test_patients: int = 12     # in test.csv
-    rows: int = 832             # frame height, pixels
-    columns: int = 640          # frame width, pixels
-    prevalence: float = 0.3     # share of patients with a cancer in one breast
-    seed: int = 2023
-    conspicuity: float = 1.0    # contrast of lesions, 1 = readable by an attentive eye
+    "The synthetic competition; recipes for real data skip its stage."
+    patients: int = bounded(96, low=1)       # in train.csv, with at least four views each
+    test_patients: int = bounded(12, low=1)  # in test.csv
+    rows: int = bounded(832, low=1)          # frame height, pixels
+    columns: int = bounded(640, low=1)       # frame width, pixels
+    prevalence: float = bounded(0.3, low=0, high=1)  # share of patients with a cancer in one breast
+    seed: int = bounded(2023, low=0)
+    conspicuity: float = bounded(1.0, low=0)  # contrast of lesions; an attentive reader finds them at 1
 
 @dataclass(frozen=True)
 class Datasets:
     "The data sets that are read."
     name: str = "phantom"       # the set that is split into folds: a folder below `raw` or `samples`, or phantom
-    external: str = ""          # further sets, names separated by blanks: in every training, never validated on
+    external: str = ""          # further sets, names separated by blanks: in every training and in no validation
 
 @dataclass(frozen=True)
 class Detector:
     "YOLOX-nano, which finds the breast; the defaults train in two minutes on two cores."
     # folder below `raw` with boxes in YOLOv5 text for the data set that is read; "": frames are drawn
     annotations: str = ""
-    patients: int = bounded(250, low=2)  # drawn, four frames each
+    patients: int = bounded(250, low=2)               # number of drawn patients, four frames each
     held_back: float = bounded(0.1, low=0, high=1)    # share of the drawn patients that is used for validation
-    strangeness: float = bounded(0.2, low=0, high=1)  # of drawn frames, 0 to 1; more takes longer to learn
+    strangeness: float = bounded(0.2, low=0, high=1)  # of drawn frames; stranger ones take longer to learn
     drawing_seed: int = bounded(67, low=0)
     size: int = bounded(96, low=32)      # side of the network's input, pixels, a multiple of 32; the winner's: 416
     weights: str = "none"       # initial weights: none, or a .pth of YOLOX in assets/trained
     loop: Optimisation = Optimisation(epochs=9, batch_size=8, optimizer="adamw", lr=5e-3, min_lr=2e-4, schedule="yolox",
                                       warmup_epochs=0.2, weight_decay=1e-2, clip_norm=10.0, ema_decay=0.98,
                                       precision="fp32", checkpoint_every=50)
-    # last epochs with the L1 loss of the sides; from the first epoch on it halves the time that is needed
+    # last epochs with the L1 loss of the sides; used in all epochs, it halves the time that is needed
     l1_epochs: int = bounded(9, low=0)
-    # of batch normalisation; YOLOX's 0.03 needs more steps than two minutes have
+    # of batch normalisation; YOLOX's 0.03 needs more steps than fit into two minutes
     norm_momentum: float = bounded(0.1, low=0, high=1)
-    # last epochs in which batch normalisation keeps its statistics; small batches of unlike frames mislead it
+    # last epochs in which batch normalisation keeps its statistics, which small batches estimate badly
     frozen_norm: int = bounded(5, low=0)
-    threads: int = bounded(1, low=0)           # of torch; 0: its own choice. Layers this small are slower on two
+    threads: int = bounded(1, low=0)           # of torch; 0: torch's default. Two are slower for such small layers
     tolerance: float = bounded(0.05, low=0)    # largest allowed difference of a box against torch, pixels of the input
-    faithful: bool = False      # frames, assignment of boxes to cells and shared patients as the winner had them
+    faithful: bool = False      # frames, assignment of boxes to cells and split of patients as the winner had them
 
 @dataclass(frozen=True)
 class Crops:
     "From frame to breast."
-    box_size: int = 416         # without a detector the frame is looked at in this size, pixels
-    confidence: float = 0.5     # least confidence of the detector; the winner's
-    overlap: float = 0.9        # IoU above which the less sure of two boxes goes; the winner's
-    min_area: float = 0.04      # a box below this share of the frame is no breast
-    window: int = 0             # which of the header's windows; the winner took the first
-    height: int = 0             # the crop is made to fit into height x width pixels, and no more than that
-    width: int = 0              # is decoded; 0: as large as the detector made it
-    # to grey levels, for files whose table does not say: window, percentile (MiniDDSM, CDD-CESM) or none
-    scaling: str = "window"
+    box_size: int = bounded(416, low=1)      # longer side of the frame in which a box is searched without a detector
+    confidence: float = bounded(0.5, low=0, high=1)  # least confidence of the detector; the winner's
+    overlap: float = bounded(0.9, low=0, high=1)     # IoU above which the less confident of two boxes is removed
+    min_area: float = bounded(0.04, low=0, high=1)   # a box with a smaller share of the frame is no breast
+    window: int = bounded(0, low=0)          # which of the header's windows; the winner took the first
+    # the crop must fit into height x width pixels and is decoded no larger; 0: the size of the box
+    height: int = bounded(0, low=0)
+    width: int = bounded(0, low=0)
+    # way to grey levels for files whose table names none; percentile is for MiniDDSM and CDD-CESM
+    scaling: str = bounded("window", choices=("window", "percentile", "none"))
     faithful: bool = False      # the winner's preparation to the bit, its defects included
 
 @dataclass(frozen=True)
 class Folds:
-    "The split into folds; a patient is in one only."
+    "The split into folds; a patient is in one fold only."
     n_folds: int = bounded(4, low=2)
     seed: int = bounded(67, low=0)  # the winner's
 
@@ -106,7 +107,7 @@ class Folds:
 class Train:
     "Network, augmentation and optimisation of one classifier a fold."
     network: str = "tf_efficientnet_lite0"   # a timm name
-    # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file, {fold} in its name
+    # initial weights: none, imagenet, imagenet:FILE, imagenet_lite, or a file, perhaps with {fold} in its name
     weights: str = "imagenet_lite"
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
     height: int = bounded(256, low=16)       # network input, pixels
@@ -115,54 +116,54 @@ class Train:
     drop_path_rate: float = bounded(0.0, low=0, high=1)
     loop: Optimisation = Optimisation(epochs=4, batch_size=16, optimizer="adamw", lr=1e-3, min_lr=5e-5, warmup_epochs=1,
                                       warmup_lr=1e-4, weight_decay=1e-2, ema_decay=0.99, checkpoint_every=20)
-    # positives drawn per negative (the winner: 0.1429); never less than one a batch
+    # positives per negative in a batch (the winner: 0.1429); at least one positive
     positive_ratio: float = bounded(0.3, low=0)
-    soft_positive: float = bounded(0.1, low=0, high=1)    # a positive's target is 1 - this
+    soft_positive: float = bounded(0.1, low=0, high=1)    # the target of a positive is 1 minus this
     label_smoothing: float = bounded(0.0, low=0, high=1)  # share of a target that is spread over both classes
     augmentation: float = bounded(0.9, low=0, high=1)     # share of images that are augmented at all
     augment: str = bounded("light", choices=("winner", "light", "broad", "baseline", "none"))  # the policy
-    # that train one network together, started by torchrun, one for each GPU; each has batches of loop.batch_size
+    # processes of torchrun that train one network together, one for each GPU, each with batches of loop.batch_size
     processes: int = bounded(1, low=1)
     val_batch_size: int = bounded(32, low=1)
-    # of the loss of the cells that show where lesions are, in a set with masks of them; 0: no such loss
+    # weight of the loss of the cells that show where lesions are, for a set with masks; 0: no such loss
     lesion_weight: float = bounded(0.0, low=0)
-    freeze: int = bounded(0, low=0)          # parameters, counted from the picture, that stay as they are
+    freeze: int = bounded(0, low=0)          # number of parameters, from the first layer on, that are not trained
     mirrored: bool = False                   # validated and used with horizontal-flip TTA
     folds: str = ""                          # which are trained, separated by blanks; "": all
     # a training of the same fold that comes first; this one continues from its last EMA weights
     before: "Train | None" = None
-    # of Train, one a fold, where folds are trained in different ways; the networks are alike
+    # one Train per fold, if folds are trained in different ways; their networks must be alike
     by_fold: tuple["Train", ...] = ()
 
 @dataclass(frozen=True)
 class Select:
     "Which epoch of a fold is kept, and the threshold."
-    # pf1: binarised probabilistic F1 over breasts, the winner's; or auc
+    # score over breasts; pf1 is the binarised probabilistic F1, which the winner used
     metric: str = bounded("pf1", choices=("pf1", "auc"))
-    candidates: int = bounded(3, low=1)  # best epochs of each fold, all combinations of which are tried
+    candidates: int = bounded(3, low=1)  # number of best epochs of each fold, whose combinations are all scored
 
 @dataclass(frozen=True)
 class Engines:
     "The ensemble as one graph."
-    tolerance: float = 1e-4             # largest allowed difference of a probability against torch, fp32
-    reduced_tolerance: float = 5e-3     # the same of ways that compute in 16 bits
-    # compared with torch besides ONNX Runtime; onnxruntime-fp16 is the graph of which engines are built
+    tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch, fp32
+    reduced_tolerance: float = bounded(5e-3, low=0)  # the same for providers that compute in 16 bits
+    # providers that are compared with torch besides ONNX Runtime; engines are built from the graph of onnxruntime-fp16
     ways: str = "openvino-fp32 openvino-bf16 torch-bf16"
     # cheaper ensembles, for a time budget: "2" has the two best folds, "2@0.75" at three quarters of the size
     variants: str = ""
-    # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, and no such GPU
+    # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, but not the GPU
     targets: str = ""
 
 # %% [markdown]
-# `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; it
-# is what a stage notebook opened on its own practises on. Recipes that end in `_roi` are about the detector alone:
-# `winner_roi` is the winner's, number by number (facts, section 2).
+# `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; the
+# practice run of a stage notebook uses it. Recipes that end in `_roi` train the detector alone: `winner_roi` has the
+# numbers of the winner's (facts, section 2).
 #
-# The winner's classifiers are four, one a fold, and not all were trained alike: folds 0 and 1 came first, with a lower
-# learning rate and softer targets, were found not to have learnt enough, and were trained on from where they were
-# (`winner_stage1`, then `winner_stage2`); folds 2 and 3 had it in one go. `winner` is all of that in one run, which
-# ends in his ensemble; the others train a part of it. `winner_label_smoothing` smooths both classes instead of
-# softening the positives; of all that was tried it had the best private score, 0.56.
+# The winner trained four classifiers, one per fold, in two ways. Folds 0 and 1 came first, with a lower learning rate
+# and softer targets. They had not learnt enough, so their training was continued (`winner_stage1`, then
+# `winner_stage2`). Folds 2 and 3 were trained in one part. `winner` does all of this in one run and ends with the
+# ensemble; the other recipes train a part of it. `winner_label_smoothing` smooths both classes instead of softening the
+# positives; it had the best private score of all, 0.56.
 
 # %%
 #| export
@@ -191,9 +192,9 @@ def _winner(about: str, train: Train, **changes) -> Recipe:
     return Recipe(about, datasets, _detector, replace(train, **changes), skips=("phantom",))
 
 def _cbis(about: str, height: int, width: int, epochs: int, **changes) -> Recipe:
-    """Half of these breasts have a cancer, so a batch has as many positives as negatives, and the score is AUC. The 27
-    frozen parameters of Lite0 are those of the first three blocks, the 36 of Lite2 those of the first four. What each
-    choice contributes is measured in tests/bench/cbis.py."""
+    """A training on CBIS-DDSM. Half of these breasts have a cancer, so a batch has as many positives as negatives, and
+    the score is AUC. The 27 frozen parameters of Lite0 are its first three blocks, the 36 of Lite2 its first four. The
+    contribution of each choice is measured in tests/bench/cbis.py."""
     loop = replace(Train().loop, epochs=epochs, schedule="cosine", lr=1e-3, min_lr=1e-5)
     train = Train(height=height, width=width, drop_rate=0.3, positive_ratio=1.0, soft_positive=0.0, augmentation=1.0,
                   augment="broad", loop=loop, lesion_weight=10.0, freeze=27, mirrored=True)
@@ -233,8 +234,8 @@ RECIPES = {
 pd.DataFrame({n: asdict(replace(r.section(Train), before=None, by_fold=())) for n, r in RECIPES.items()})
 
 # %% [markdown]
-# A field can be changed for one run, `make reproduce SET="train.loop.epochs=8"`. A slip is an error before anything
-# runs:
+# A field can be changed for one run, `make reproduce SET="train.loop.epochs=8"`. A wrong name or value is an error
+# before anything runs:
 
 # %%
 train = RECIPES[recipe].section(Train)
@@ -243,7 +244,7 @@ for overrides in ({"epochs": 8}, {"loop.epoch": 8}, {"loop.epochs": "8"}, {"befo
         override(train, overrides, "train")
     except RecipeError as e:
         print(e)
-# a change reaches every part of a training
+# a change also reaches the trainings in `by_fold` and `before`
 whole = override(RECIPES["winner"].section(Train), {"loop.epochs": 3}, "train")
 assert [t.loop.epochs for t in whole.by_fold] == [3] * 4 and whole.by_fold[0].before.loop.epochs == 3
 assert whole.by_fold[2].before is None

@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Check
-# > Is the data set complete, does it agree with its table, and how long will cropping take?
+# > Whether a data set is complete and agrees with its table, and how long cropping will take.
 #
 # Three hundred gigabytes may contain a truncated file, a duplicate, or a row of a table without a file. A training
 # would fail on them after hours, so they are found before. The bytes of every file are read (`integrity`), but only a
@@ -40,8 +40,8 @@ import pandas as pd
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.parallel import map_files
-from mammo_nb.core.settings import SettingsError, read_paths
 from mammo_nb.core.runs import locate
+from mammo_nb.core.settings import SettingsError, read_paths
 from mammo_nb.mammo.crops import crop_file, crop_path
 from mammo_nb.mammo.datasets import place_of, read_set
 from mammo_nb.mammo.reading.sources import totals
@@ -100,8 +100,7 @@ def estimate(
     seconds: list[float],  # seconds of each file of the sample
     sizes: list[int],      # size of the crop of each file of the sample, in bytes
     workers: int,          # number of processes
-# files, timed, workers; seconds for all files; crops, dicom and free in bytes. {} if nothing was timed
-) -> dict:
+) -> dict:                # files, timed, workers; seconds of all files; crops, dicom, free in bytes. {}: nothing timed
     "Estimate time and space for cropping all files: the mean of the sample times the number of files."
     if not len(seconds):
         return {}
@@ -144,8 +143,7 @@ def check_folder(
     settings: Crops = Crops(),   # settings of the crops that are measured
     workers: int | None = None,  # number of processes; None: one per core
     only_named: bool = False,    # skip files that the table does not name, such as masks in published sets
-# one row per file, also for missing files, with COLUMNS; attrs: `others`, the number of skipped files, and `estimate`
-) -> pd.DataFrame:
+) -> pd.DataFrame:              # COLUMNS, a row for each file, also a missing one; attrs: others (skipped), estimate
     "Check every file of a folder and every file that its tables name. Raises CheckError, DicomError."
     folder, workers = Path(os.path.abspath(folder)), workers or joblib.cpu_count()
     files, others = ([], 0) if only_named else find_files(folder)
@@ -161,9 +159,8 @@ def check_folder(
         ready = _croppable(rows)
         if not everything:
             ready = ready.iloc[np.sort(np.random.default_rng(0).permutation(len(ready))[:sample])]
-        place = {
-            "folder": str(folder), "images": f"{scratch}/crops", "settings": asdict(settings), "patient_id": "sample"
-        }
+        place = {"folder": str(folder), "images": f"{scratch}/crops", "settings": asdict(settings),
+                 "patient_id": "sample"}
         items = [{**place, "file": row.file, "syntax": row.syntax, "image_id": str(row.Index)}
                  for row in ready.itertuples()]
         crops = map_files(measure_crop, items, table=Path(scratch) / "sample.csv", workers=workers, label="sample")
@@ -248,8 +245,7 @@ def group_kinds(
 
 def print_check(
     table: pd.DataFrame,  # from `check_folder`
-# 0 if every file exists and can be read, and no number differs from the published one; else 1
-) -> int:
+) -> int:                # 0 if every file exists and can be read, and all numbers are the published ones; else 1
     "Print the files, their problems and errors, the estimate and the totals."
     failed, missing = table["error"].ne(""), table["error"].str.startswith("Missing:").sum()
     good = table[~failed]
@@ -274,12 +270,12 @@ def print_check(
         for row in counted.itertuples():
             published = f" (published: {row.published:,})" if pd.notna(row.published) else ""
             numbers.append(f"{row.found:,} {row.what}{published}")
-        print(", ".join(numbers) + ("; these are not the published numbers" if short else ""))
+        if short:
+            numbers[-1] += "; these are not the published numbers"
+        print(", ".join(numbers))
     kind = "files" if table["syntax"].isin(["PNG", "JPEG"]).any() else "DICOM files"
-    print(
-        f"{len(table) - missing} {kind}, {failed.sum() - missing} cannot be read, {table.attrs.get('others', 0)} "
-        "other files left out"
-    )
+    others = table.attrs.get("others", 0)
+    print(f"{len(table) - missing} {kind}, {failed.sum() - missing} cannot be read, {others} other files left out")
     return int(failed.any() or short)
 
 # %%

@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Integrity
-# > Is one file whole, and does it agree with the table that names it?
+# > Whether one file is complete and agrees with the table that names it.
 #
 # An *error* is a file that cannot be read or does not exist. A *problem* is something that a person should judge: the
-# file can be read, but it may spoil a training. Nothing is decoded here unless a file looks damaged, so the check of a
+# file can be read, but it may spoil a training. Nothing is decoded here unless a file seems damaged, so the check of a
 # file takes as long as reading its bytes.
 
 # %%
@@ -136,10 +136,10 @@ def _digest(data: bytes) -> str:
 
 def inspect_file(
     item: dict,  # folder; file; tables, the names of the tables that name the file
-# columns of the header; problems, a list; failure, why the pixels cannot be read; uid and pixels, two digests
-) -> dict:
-    "Read header and bytes of one file, and decode it only if it looks damaged. Raises Missing, DicomError."
-    path, frame, doubts, failure = Path(item["folder"]) / item["file"], None, [], ""
+) -> dict:       # columns of the header; problems, a list; failure, an error of the pixels; digests uid and pixels
+    "Read header and bytes of one file, and decode it only if it seems damaged. Raises Missing, DicomError."
+    path = Path(item["folder"]) / item["file"]
+    frame, doubts, failure = None, [], ""
     if not path.is_file():
         raise Missing(f"named by {' and '.join(item['tables'])}, but does not exist")
     try:
@@ -196,8 +196,7 @@ def named_files(
     folder: Path,               # absolute
     files: list[str],           # the files that were found in the folder
     table: Path | None = None,  # a CSV file; None: the tables of a competition
-# file -> rows that name it, each (table, number of the row, {laterality, view}); None if there is no table
-) -> dict | None:
+) -> dict | None:            # file -> rows that name it: (table, row number, {laterality, view}); None without a table
     "Find the rows that name the files of a folder. Raises CheckError."
     own, places, named = _own_tables(folder), defaultdict(list), defaultdict(list)
     tables = [Path(os.path.abspath(table))] if table else own
@@ -238,7 +237,7 @@ for path in ("../../etc/passwd", "/etc/passwd"):
 
 # %% [markdown]
 # ## Table and header
-# The values of the table are compared with the header. If only one of them knows the side, later stages use that value,
+# The values of the table are compared with the header. If only one of them has the side, later stages use that value,
 # and this is no problem.
 
 # %%
@@ -247,8 +246,8 @@ def compare(
     rows: pd.DataFrame,  # from `inspect_file`; laterality and view are completed in place
     named: dict | None,  # from `named_files`
 ):                       # yields (file, problem)
-    """Find disagreements of header and table, sides that neither knows, files that no row or several rows name, and
-    files with the UID or the pixels of an earlier one."""
+    """Find disagreements of header and table, sides that neither has, files that no row or several rows name, and files
+    with the UID or the pixels of an earlier one."""
     for at, row in zip(rows.index, rows.to_dict("records")):
         file, naming = row["file"], (named or {}).get(row["file"], [])
         if named is not None and not naming:
@@ -257,7 +256,7 @@ def compare(
             yield file, "named by " + " and ".join(f"{table} row {number}" for table, number, _ in naming)
         for what in ("laterality", "view"):
             if not row["syntax"]:
-                continue  # no header
+                continue  # a PNG or JPEG file has no header
             header, table = row[what], naming[0][2][what] if naming else ""
             if header and table and header != table:
                 yield file, f"{what} {header} in the header, {table} in the table"

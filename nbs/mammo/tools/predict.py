@@ -70,8 +70,8 @@ class PredictError(ProjectError):
 
 # %% [markdown]
 # ## Weights
-# The ensemble was trained on breasts that one detector had cut out. Another detector cuts otherwise, so the JSON of the
-# ensemble has the digest of its detector, and no other one is accepted.
+# The ensemble was trained on crops of one detector, and another detector gives other crops. So the JSON of the ensemble
+# has the digest of its detector, and no other one is accepted.
 
 # %%
 #| export
@@ -80,8 +80,9 @@ DEMONSTRATION = "demonstration weights, not for clinical use"
 def detector_of(
     weights: Path,   # a folder with ensemble.onnx
 ) -> Path | None:    # its detector.onnx; None for networks that were trained without a detector
-    "The detector that belongs to an ensemble; raises PredictError if it is missing or another."
-    wanted, path = read_json(Path(weights) / "ensemble.json").get("detector"), Path(weights) / "detector.onnx"
+    "The detector that belongs to an ensemble; raises PredictError if it is missing or is another one."
+    path = Path(weights) / "detector.onnx"
+    wanted = read_json(Path(weights) / "ensemble.json").get("detector")
     if not wanted:
         return None
     if not path.is_file():
@@ -98,7 +99,7 @@ def detector_of(
 
 # %% [markdown]
 # ## Laterality and view
-# Where a file has no tags for them, a table of the user can have them, like the `test.csv` of a competition.
+# If a file has no tags for them, they are read from a table of the user or from the `test.csv` of a competition.
 
 # %%
 #| export
@@ -147,7 +148,7 @@ def predict_file(
 
 # %% [markdown]
 # ## A folder
-# Two tables are written, `per_image.csv` and `per_breast.csv`. Each row of both says if the weights are for
+# Two tables are written, `per_image.csv` and `per_breast.csv`. Their column `note` marks weights that are for
 # demonstration only.
 
 # %%
@@ -197,7 +198,12 @@ def predict_folder(
     folder, output, weights = Path(folder), Path(output), find_weights("ensemble", weights)
     files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
-    name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
+
+    def name(file: str) -> str:
+        if hash_ids:
+            return short_hash(file)
+        return file.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
+
     items = [
         {"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem),
          "previews": str(output / "previews"), "name": name(f)} for f in files]
@@ -243,7 +249,7 @@ for ax, p in zip(np.atleast_1d(axes), pictures):
 fig.tight_layout()
 
 # %% [markdown]
-# A file that is no image fails alone:
+# A file that is no image is one failed row, and the others are predicted:
 
 # %%
 (Path(folder) / "broken.dcm").write_bytes(b"not a scan")
