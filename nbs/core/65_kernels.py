@@ -16,8 +16,8 @@
 #
 # Kaggle calls a notebook a kernel and takes it with a file of metadata beside it. Much of what can be wrong with that
 # file is accepted without a message and found hours later: a title from which Kaggle makes another address, a folder
-# that the client leaves out. So the metadata are checked here with the rules of Kaggle, and each message has the correct
-# form.
+# that the client leaves out. So the metadata are checked here with the rules of Kaggle, and each message has the form
+# that is correct.
 
 # %%
 #| default_exp core.kernels
