@@ -96,16 +96,18 @@ kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would;
 	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------
-# two halves of about the same length side by side, one thread each: runs of `make reproduce`, and all else
+# two halves of about the same length side by side, one thread each: tests that run stages or `make`, and all else
+RUNS := $(addprefix tests/test_,reproduce.py systems.py contracts.py)
+
 test: nbs/.exported  ## the notebooks' own tests, then pytest
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-runs test-rest
 
 test-runs:
-	@env -u MAKEFLAGS $(PY) -m pytest tests/test_reproduce.py  # it calls make itself
+	@env -u MAKEFLAGS $(PY) -m pytest $(RUNS)  # they call make themselves
 
 test-rest:
 	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n-workers 1
-	@$(PY) -m pytest --ignore tests/test_reproduce.py
+	@$(PY) -m pytest $(addprefix --ignore ,$(RUNS))
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
 	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc
