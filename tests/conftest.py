@@ -12,22 +12,6 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def pytest_sessionfinish(session, exitstatus):
-    session.config.exit_status = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config):
-    """Leave without tearing the interpreter down: with all the native libraries of all tests in one process that has
-    crashed (SIGSEGV in threading._shutdown) after the last test."""
-    if not hasattr(config, "exit_status"):
-        return
-    config.get_terminal_writer().flush()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(config.exit_status)
-
-
 @pytest.fixture(scope="session")
 def real_scans():
     "The folder of real mammograms; a test that asks for it is skipped where it is absent."
