@@ -108,8 +108,8 @@ about
 # Libraries return different containers and signs. The header decides both: the lowest bits are taken, in two's
 # complement when the header is signed. A JPEG 2000 or JPEG-LS frame has a precision of its own, and some machines write
 # a signed header over unsigned data. For the others, the bits above `BitsStored` are no part of the value (PS3.5
-# section 8.1.1). `HighBit` repeats `BitsStored`. Where the two contradict each other and the pixels depend on it, the frame
-# is refused, because one reading would lose its brightest part.
+# section 8.1.1). `HighBit` repeats `BitsStored`. Where the two contradict each other and the pixels depend on it, the
+# frame is refused, because one reading would lose its brightest part.
 
 # %%
 #| export
