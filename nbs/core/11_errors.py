@@ -23,7 +23,7 @@
 # %%
 #| export
 class ProjectError(Exception):
-    "Base class of the errors whose text says what is wrong, where, and what to do."
+    "Base class of the errors whose text names the fault, its place and the remedy."
 
 # %% [markdown]
 # A module derives its own error, so that a caller can catch just that one:

@@ -99,11 +99,11 @@ def read_paths(
     parser.read(settings, encoding="utf-8")
     given = dict(parser["paths"]) if parser.has_section("paths") else {}
     _check_names(set(given), settings)
-    chosen = {
-        n: os.environ.get(f"MAMMO_NB_{n.upper()}", p).replace("{run}", str(Path(run_dir).resolve()))
-        for n, p in given.items()
-    }
-    return Paths(**{n: (settings.parent / Path(p).expanduser()).resolve() for n, p in chosen.items()})
+    chosen = {}
+    for name, path in given.items():
+        text = os.environ.get(f"MAMMO_NB_{name.upper()}", path).replace("{run}", str(Path(run_dir).resolve()))
+        chosen[name] = (settings.parent / Path(text).expanduser()).resolve()
+    return Paths(**chosen)
 
 # %% [markdown]
 # Relative paths start at the folder of the file, not at the working directory:

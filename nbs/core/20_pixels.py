@@ -15,8 +15,8 @@
 # > Chapter 2: from a file to numbers whose meaning is known.
 #
 # A medical image is a header and stored numbers. Each notebook of this chapter takes one step from the bytes of a file
-# to grey levels or Hounsfield units. All of them raise typed errors that name the file, the tag and the remedy. No
-# notebook of it depends on an organ or a competition; a system that needs more tags derives its own header, as
+# to grey levels or Hounsfield units. All of them raise typed errors that name the file, the tag and the remedy. None
+# of them depends on an organ or a competition; a system that needs more tags derives its own header, as
 # [mammograms](../mammo/reading/mammograms.py) do.
 #
 # Read in this order:

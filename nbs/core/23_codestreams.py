@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Codestreams
-# > The description in the first bytes of a compressed frame, and from the output of a decoder to stored values.
+# > The size and precision in the first bytes of a compressed frame, and the stored values of a decoded one.
 #
 # A frame is described twice, by its own first bytes and by the DICOM header, and damaged or careless files contradict
 # themselves. This notebook reads the first description and settles sign and precision, whatever library decodes.
@@ -107,10 +107,9 @@ about
 # ## Stored values
 # Libraries return different containers and signs. The header decides both: the lowest bits are taken, in two's
 # complement when the header is signed. A JPEG 2000 or JPEG-LS frame has a precision of its own, and some machines write
-# a signed header over unsigned data. For the others, what lies above `BitsStored` is no part of the value (PS3.5
-# section
-# 8.1.1). `HighBit` repeats `BitsStored`. Where the two contradict each other and the pixels depend on it, the frame is
-# refused, because one reading would lose its brightest part.
+# a signed header over unsigned data. For the others, the bits above `BitsStored` are no part of the value (PS3.5
+# section 8.1.1). `HighBit` repeats `BitsStored`. Where the two contradict each other and the pixels depend on it, the
+# frame is refused, because one reading would lose its brightest part.
 
 # %%
 #| export

@@ -216,9 +216,9 @@ def _nvimagecodec(frame, coded, header, halvings):
 
 # %% [markdown]
 # ## The table
-# For each compression its decoders, fastest first (`tests/bench/decoders.py` measures the order). A library is missing
-# from a line for a reason: dicomsdl ends the process on a damaged RLE frame, and pylibjpeg returns a picture of a
-# damaged JPEG-LS frame without an error. For JPEG 2000 dicomsdl is as fast as imagecodecs and takes a third more
+# For each compression its decoders, fastest first (`tests/bench/decoders.py` measures the order). Some libraries are
+# left out of a line for a reason: dicomsdl ends the process on a damaged RLE frame, and pylibjpeg returns a picture of
+# a damaged JPEG-LS frame without an error. For JPEG 2000 dicomsdl is as fast as imagecodecs and takes a third more
 # memory.
 
 # %%

@@ -371,7 +371,7 @@ found
 # %% [markdown]
 # ## Errors
 # A page of text, a file cut in half, one without rows, one with a frame of a thousand megapixels, one in a retired
-# compression, and one of several frames: each has its class, its tag and a remedy.
+# compression, and one of several frames: each error has its class, its tag and a remedy.
 
 # %%
 image_bytes = (folder / "JPEG2000Lossless.dcm").read_bytes()

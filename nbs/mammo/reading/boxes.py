@@ -233,10 +233,8 @@ def find_boxes(
         else:
             views.append(frame_view(image, size, settings.scaling))
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
-    return [
-        _in_frame(_chosen(view, f, settings), view, image, settings.faithful)
-        for view, f, image in zip(views, found, images)
-    ]
+    chosen = [_chosen(view, boxes, settings) for view, boxes in zip(views, found)]
+    return [_in_frame(c, view, image, settings.faithful) for c, view, image in zip(chosen, views, images)]
 
 def find_box(
     image: Image,                 # a frame as stored, at any scale

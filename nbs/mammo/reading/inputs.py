@@ -140,11 +140,10 @@ def row_of(
 ) -> dict:       # a row of per_image.csv, without the probability
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
-    return {
-        **_identify(seen.frame.header, item), "rows": seen.frame.header.rows, "columns": seen.frame.header.columns,
-        "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-        "box_source": box.source
-    }
+    header = seen.frame.header
+    return {**_identify(header, item), "rows": header.rows, "columns": header.columns,
+            "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
+            "box_source": box.source}
 
 # %%
 row_of(both[0], {"file": file.name, "row": {"patient_id": "1", "view": "CC"}})

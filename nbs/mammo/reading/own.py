@@ -60,10 +60,8 @@ def own_table(
 
 def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
     "Find the file of each row, relative to the folder. A missing file gets the name that it should have."
-    existing = [
-        p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))
-        if p.suffix.lower() in (*PICTURES, *ENDINGS) and p.is_file()
-    ]
+    pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*PICTURES, *ENDINGS) and p.is_file()]
+    existing = [p.relative_to(folder).as_posix() for p in pictures]
     if "file" in table:
         paths = {p: p for p in existing}
         wanted = [(f,) for f in table["file"].astype(str)]

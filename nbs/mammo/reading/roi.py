@@ -105,8 +105,7 @@ def read_yolo(
         if not (folder / name).exists():
             raise AnnotationError(
                 f"{folder} has no {name}. A set of boxes has classes.txt, train.txt, val.txt and labels/.")
-    classes = (folder / "classes.txt").read_text().split("\n")
-    classes = [name.strip() for name in classes if name.strip()]
+    classes = [name.strip() for name in (folder / "classes.txt").read_text().split("\n") if name.strip()]
     listed = [(line.strip(), split) for split in ("train", "val")
               for line in (folder / f"{split}.txt").read_text().splitlines() if line.strip()]
     rows, problems, seen = [], [], set()
