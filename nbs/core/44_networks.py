@@ -112,7 +112,7 @@ def save_weights(
 def read_state(
     path: Path,                                  # .safetensors, or .pth, .pt, .tar
 ) -> tuple[dict[str, torch.Tensor], dict]:       # state dict on the CPU, metadata ({} if there is none)
-    "Tensors and metadata of a file of weights; runs no code from the file."
+    "Read tensors and metadata of a file of weights, and run no code from it. Raises WeightsError."
     path = Path(path)
     if not path.is_file():
         raise WeightsError(path, "no such file", f"Looked in {path.parent}.")
@@ -176,7 +176,7 @@ def load_state(
     state: dict[str, torch.Tensor],     # name -> tensor
     path: Path | str,                   # named in the error
 ) -> None:
-    "Copy a state dict into a network, all of it or nothing."
+    "Copy a state dict into a network, all of it or nothing. Raises WeightsError."
     own = model.state_dict()
     missing = [n for n in own if n not in state]
     unexpected = [n for n in state if n not in own]
@@ -237,7 +237,7 @@ def lite_name(
 def imagenet_lite_state(
     name: str = "tf_efficientnet_lite0",   # a key of LITE
 ) -> dict[str, torch.Tensor]:              # for 1000 classes and 3 channels; Lite0: 296 tensors
-    "ImageNet weights of a Lite network, from an installed package and without importing it."
+    "Read ImageNet weights of a Lite network from an installed package, without importing it. Raises WeightsError."
     if name not in LITE:
         raise WeightsError(name, "no package with its ImageNet weights is known",
                            f"There are some for {', '.join(LITE)}; for others: weights='imagenet'.")
@@ -293,7 +293,7 @@ def imagenet_state(
     name: str,                  # timm architecture, with or without a tag
     file: Path | str = "",      # the published model.safetensors; "": fetched from the Hugging Face hub, once
 ) -> dict[str, torch.Tensor]:   # for as many classes and channels as were published
-    "The weights that timm publishes for a network."
+    "Read or fetch the weights that timm publishes for a network. Raises WeightsError."
     if file:
         return read_state(Path(file))[0]
     published = timm.get_pretrained_cfg(name)

@@ -130,19 +130,19 @@ def bind_shape(
     got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
     if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
         return f"got {got}"
-    for want, n in zip(tensor.shape, array.shape):
-        if n == 0 or isinstance(want, int) and want != n:
+    for stated, n in zip(tensor.shape, array.shape):
+        if n == 0 or isinstance(stated, int) and stated != n:
             return f"got {got}"
-        if isinstance(want, str) and want.isidentifier():
-            known, where = words.setdefault(want, (n, tensor.name))
-            if known != n:
-                return f"got {got}, where {want} is {n}, and {where} has {known}"
+        if isinstance(stated, str) and stated.isidentifier():
+            bound, source = words.setdefault(stated, (n, tensor.name))
+            if bound != n:
+                return f"got {got}, where {stated} is {n}, and {source} has {bound}"
     return ""
 
 def check_inputs(
     tensors: Sequence[Tensor],                     # what the network takes
     given: np.ndarray | Mapping[str, np.ndarray],  # the array of the only input, or arrays by name
-    label: str,                                    # of the network, named in the error
+    label: str,                                    # name of the network, for the error
 ) -> tuple[dict[str, np.ndarray], dict]:           # arrays by name, contiguous; numbers bound to words
     "Compare all inputs with their descriptions. Raises EngineError if one does not fit."
     named = given if isinstance(given, Mapping) else {tensors[0].name: given}
@@ -161,7 +161,7 @@ def check_outputs(
     tensors: Sequence[Tensor],    # outputs that the JSON lists
     made: dict[str, np.ndarray],  # arrays by name
     words: dict,                  # from `check_inputs`
-    label: str,                   # of the network, named in the error
+    label: str,                   # name of the network, for the error
 ) -> None:
     "Raise EngineError unless the results have the types and shapes that the JSON lists."
     words = dict(words)

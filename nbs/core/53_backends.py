@@ -251,9 +251,9 @@ def process_graph(
 def bright_spots(
     size: tuple[int, int],     # height, width, pixels
     rng: np.random.Generator,  # draws the centres
-    n: int = 24,
+    n: int = 24,               # number of pictures
 ) -> np.ndarray:               # uint8 (n, height, width)
-    "Draw pictures of one bright spot each, of many sizes, on which a drawn network gives results that differ."
+    "Draw pictures of one bright spot each, of many sizes, for which networks with random weights give many results."
     rows, columns = np.mgrid[:size[0], :size[1]]
     spots = [
         np.exp(-((rows - r * size[0])**2 + (columns - c * size[1])**2) / (2 * w**2))

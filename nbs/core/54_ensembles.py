@@ -205,7 +205,7 @@ def export_module(
     outputs: Sequence[Tensor],  # in the order in which the module gives them; their shapes are taken from the graph
     metadata: dict,             # the caller's entries for NAME.json
 ) -> dict:                      # NAME.json
-    "Write any module as NAME.onnx and NAME.json."
+    "Write any module as NAME.onnx and NAME.json. Raises EngineError."
     module.eval()
     place = place_of(module)
     words = list(dict.fromkeys(n for t in inputs for n in t.shape if isinstance(n, str)))
@@ -280,11 +280,11 @@ def register_network(
 @register_network("timm")
 def timm_classifier(
     network: str,                    # timm architecture
-    global_pool: str | None = None,
-    classes: int = 1,
-    channels: int = 3,
+    global_pool: str | None = None,  # timm pooling; None: the architecture's own
+    classes: int = 1,                # number of outputs
+    channels: int = 3,               # of the input
 ) -> nn.Module:                      # (n, channels, height, width) -> (n, classes) logits
-    "A classifier of timm."
+    "Make a classifier of timm."
     return create_network(network, global_pool=global_pool, num_classes=classes, in_chans=channels)
 
 def make_network(

@@ -205,7 +205,7 @@ engine(pictures[:3])
 def probe_pictures(
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:            # uint8 (2, height, width)
-    "Two pictures, each of a wide and a narrow bright disc."
+    "Draw two pictures, each of a wide and a narrow bright disc."
     h, w = size
     rows, columns = np.ogrid[:h, :w]
 
@@ -305,7 +305,8 @@ def export_checked(
         return difference
     path.unlink()
     path.with_suffix(".json").unlink()
-    raise EngineError(f"{path.name} differs from torch by {difference:.2g}, more than {tolerance:.2g}")
+    raise EngineError(f"{path.name} differs from torch by {difference:.2g}, more than {tolerance:.2g}. Export it with "
+                      "the versions of requirements.lock, or raise the tolerance.")
 
 # %%
 gradient = np.broadcast_to(np.linspace(0, 255, size[1]).astype(np.uint8), size)

@@ -90,10 +90,10 @@ class Yolox(YoloxModule):
 
 def create_yolox(
     name: str = "nano",   # nano, tiny, s, m, l or x
-    classes: int = 1,
+    classes: int = 1,     # number of classes
     seed: int = 0,        # of the initial weights
 ) -> Yolox:
-    "A YOLOX network with random weights."
+    "Make a YOLOX network with random weights. Raises ValueError for an unknown name."
     config = YoloxConfig.get_named_config(f"yolox-{name}")
     if config is None:
         raise ValueError(f"no YOLOX {name!r}; there are nano, tiny, s, m, l and x")

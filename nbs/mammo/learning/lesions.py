@@ -15,9 +15,9 @@
 # > A classifier that also predicts where a lesion is.
 #
 # Masks of lesions hold more information than a label for the whole breast. A network that was trained with them also
-# predicts whether each cell of 16 by 16 pixels has a benign or a malignant lesion. Its output is the mean of two logits:
-# the classifier's, which averages over the picture, and that of the cells, in which a lesion of a few cells is not
-# diluted by the breast around it.
+# predicts whether each cell of 16 by 16 pixels has a benign or a malignant lesion. Its output is the mean of two
+# logits: the classifier's, which averages over the picture, and that of the cells, in which a lesion of a few cells is
+# not diluted by the breast around it.
 
 # %%
 #| default_exp mammo.learning.lesions

@@ -83,7 +83,8 @@ axes[1].imshow(lesion_cells(square), cmap="gray");
 # ## Two losses
 # A pointing network has two logits for the label (`judgements`): one from the mean over the picture, as every
 # classifier, and one from its cells, malignant against benign. Both have the label as their target. The cells have the
-# mask as theirs: a cell with a malignant lesion is to be malignant, one with a benign lesion benign, all others neither.
+# mask as theirs: a cell with a malignant lesion is to be malignant, one with a benign lesion benign, and all others
+# neither.
 
 # %%
 #| export
