@@ -101,8 +101,8 @@ def _receive(response, part: Path, note: Path, start: int, name: str) -> int | N
     total = start + int(left) if left else None
     need_space(part.parent, int(left or 0), name)
     write_json(note, {"mark": response.headers.get("ETag") or response.headers.get("Last-Modified") or ""})
-    with open(part, "ab" if start else "wb") as file, tqdm(total=total, initial=start, unit="B", unit_scale=True,
-                                                           desc=name) as bar:
+    progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name)
+    with open(part, "ab" if start else "wb") as file, progress as bar:
         while block := response.read(1 << 20):
             file.write(block)
             bar.update(len(block))
@@ -116,9 +116,10 @@ def download(
 ) -> str:                  # SHA-256 of the file
     """Download a file, or the rest of it. The file is whole or absent. Raises BrokenLine for an interruption and
     FetchError for a wrong file."""
-    path, shown = Path(path), url.partition("?")[0]  # the query may be a signature, which belongs in no message
+    path = Path(path)
+    shown = url.partition("?")[0]  # the query may be a signature, which belongs in no message
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, note = (path.with_name(f".{path.name}.{end}") for end in ("part", "json"))
+    part, note = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.json")
     mark = read_json(note)["mark"] if part.is_file() and note.is_file() else ""
     start = part.stat().st_size if mark else 0
     headers = {"Range": f"bytes={start}-", "If-Range": mark} if start else {}
@@ -156,18 +157,17 @@ def download(
 # The example server on this machine closes the connection after half of the file, once:
 
 # %%
-content, ranges = bytes(i * i % 251 for i in range(size)), []
+content = bytes(i * i % 251 for i in range(size))
+ranges = []   # of the requests
 
 class Unsteady(BaseHTTPRequestHandler):
     def do_GET(self):
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         ranges.append(self.headers.get("Range"))
         self.send_response(206 if start else 200)
-        for name, value in {
-                "Content-Length": len(content) - start, "ETag": '"one"',
-                "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"
-        }.items():
-            self.send_header(name, value)
+        self.send_header("Content-Length", len(content) - start)
+        self.send_header("ETag", '"one"')
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         self.wfile.write(content[start:] if start else content[:len(content) // 2])
     def log_message(self, *arguments):
@@ -231,9 +231,9 @@ def unpack(
         with zipfile.ZipFile(archive) as source:
             members = _members(source, Path(folder))
             todo = [(m, t) for m, t in members if not (t.is_file() and t.stat().st_size == m.file_size)]
-            need_space(folder, total := sum(m.file_size for m, _ in todo), f"unpacking {Path(archive).name}")
-            with tqdm(total=total, unit="B", unit_scale=True, desc=f"unpacking {Path(archive).name}",
-                      disable=not todo) as bar:
+            total, label = sum(m.file_size for m, _ in todo), f"unpacking {Path(archive).name}"
+            need_space(folder, total, label)
+            with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=not todo) as bar:
                 for member, target in todo:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with source.open(member) as stream, open(part, "wb") as file:
@@ -259,11 +259,13 @@ def pack(path, files):
 
 shelf = Path(tempfile.mkdtemp())  # archives as they come
 competition = {
-    "train.csv": b"patient_id,cancer\n", "train_images/1/2.dcm": b"pixels" * 1000, "test_images/3/4.dcm": b"more"
+    "train.csv": b"patient_id,cancer\n",
+    "train_images/1/2.dcm": b"pixels" * 1000,
+    "test_images/3/4.dcm": b"more",
 }
 assert unpack(pack(shelf / "good.zip", competition), folder / "raw", folder) == 3
-assert {str(p.relative_to(folder / "raw")): p.read_bytes() for p in (folder / "raw").rglob("*")
-        if p.is_file()} == competition
+unpacked = [p for p in (folder / "raw").rglob("*") if p.is_file()]
+assert {str(p.relative_to(folder / "raw")): p.read_bytes() for p in unpacked} == competition
 try:
     unpack(pack(shelf / "evil.zip", {"harmless.txt": b"", "../../climbed.txt": b"out"}), folder / "other", folder)
 except FetchError as e:

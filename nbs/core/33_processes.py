@@ -49,8 +49,8 @@ workers = 2    # processes
 # %%
 #| export
 def plain(
-    value,  # a value that the json module does not know
-):          # a value that it knows
+    value,  # a value that the json module cannot write
+):          # a value that it can write
     "Convert numpy scalars, arrays and paths to plain Python values. Raises TypeError for anything else."
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
@@ -100,7 +100,9 @@ class Processes:
     ):
         self.fn, self.workers, self.lost, self.idle = fn, workers, lost, idle
         self.events = events or SimpleQueue()
-        self.held, self.running, self.suspects = deque(), {}, deque()  # running: future -> name, item, alone
+        self.held = deque()      # name, item; started, and waiting for a process
+        self.running = {}        # future -> name, item, alone
+        self.suspects = deque()  # name, item; in progress when a process died
         share = str(max(1, joblib.cpu_count() // max(1, workers)))
         self.env = {name: os.environ.get(name, share) for name in _THREADS}
         self.pool = self._new_pool()
@@ -130,7 +132,8 @@ class Processes:
                     self.pool.shutdown(kill_workers=True)
                     self.pool = self._new_pool()
         else:
-            (future := Future()).set_result(self.fn(item))
+            future = Future()
+            future.set_result(self.fn(item))
         self.running[future] = name, item, alone
         future.add_done_callback(self.events.put)
 
@@ -160,8 +163,10 @@ class Processes:
         try:
             found = name, future.result()
         except TerminatedWorkerError:
-            found = (name, self.lost) if alone else None
-            if not alone:
+            if alone:
+                found = name, self.lost
+            else:
+                found = None
                 self.suspects.append((name, item))
         self._refill()
         return found

@@ -94,9 +94,9 @@ for given in (("dusk", ""), ("dask", "")):
 # %% [markdown]
 # ## Rows
 # When a worker dies, Dask gives its items to other workers. An item that was in progress at four deaths
-# (`distributed.scheduler.allowed-failures` plus one) comes back as `KilledWorker`. It may still be innocent, if a
-# worker has many threads or if many workers die. So such an item is tried once more, with no other item running, before
-# its row becomes an error. Innocent items are rare with one thread per worker.
+# (`distributed.scheduler.allowed-failures` plus one) comes back as `KilledWorker`. It need not be the cause if a worker
+# has many threads or if many workers die. So such an item is tried once more, with no other item running, before its
+# row becomes an error. With one thread per worker this is rare.
 
 # %%
 #| export
@@ -110,7 +110,9 @@ def rows_on_cluster(
     # that cannot be pickled
     from distributed import KilledWorker, as_completed
     # as_completed(with_results=True) would wait for ever for a result that is lost on the way here
-    finished, names, suspects = as_completed(loop=client.loop), {}, []
+    finished = as_completed(loop=client.loop)
+    names = {}     # future -> name of its item
+    suspects = []  # names; the second round starts when the first has filled this list
     try:
         for alone, rest in (False, iter(todo)), (True, iter(suspects)):
             while True:
@@ -120,8 +122,8 @@ def rows_on_cluster(
                         f"no workers at {client.scheduler.address}, waiting for one. Start it with: dask worker "
                         f"{client.scheduler.address} --nthreads 1"
                     )
-                # the second item of a thread waits there
-                for name in islice(rest, max(0, (1 if alone else 2 * max(1, threads)) - len(names))):
+                limit = 1 if alone else 2 * max(1, threads)  # the second item of a thread waits there
+                for name in islice(rest, max(0, limit - len(names))):
                     # pure=False: else an equal call of another run would be taken for this one
                     future = client.submit(as_row, fn, todo[name], pure=False)
                     names[future] = name

@@ -96,9 +96,9 @@ class Watch:
         clock: Callable = time.monotonic,  # function that gives seconds; all processes share its zero
     ):
         self.workers, self.networks, self.clock = max(1, workers), networks, clock
-        self.decodes, self.batches = [], []   # (mode, start, end); (mode, network, images, start, end)
-        # largest number of files in decoding and pictures in the queue or in a network, at one time
-        self.most_held = 0
+        self.decodes = []   # (mode, start, end)
+        self.batches = []   # (mode, network, images, start, end)
+        self.most_held = 0  # largest number of files in decoding and pictures in the queue or in a network, at one time
         self.started = clock()
 
     def choose(self,
@@ -151,7 +151,8 @@ def _decoded(decode: Callable, clock: Callable, job: tuple) -> tuple:
     "Decode one file in a process: row, picture, error, start, end. Every Exception becomes the error."
     started = clock()
     try:
-        row, picture, error = *decode(*job), ""
+        row, picture = decode(*job)
+        error = ""
     except Exception as e:
         row, picture, error = {}, None, f"{type(e).__name__}: {e}"  # the run continues; the reason is in the table
     return row, picture, error, started, clock()
@@ -195,8 +196,8 @@ class _Network:
 # ## The stream
 # One loop in the calling process gives whole groups to free networks, starts decoding while there is room, and waits
 # for the first result. The limit bounds the memory: a file counts from the start of its decoding until it is predicted.
-# The processes (`processes`) are those of every other run over many files, so a codec that crashes affects its own file
-# only. A network that fails would also fail on the next group, so its error ends the run.
+# The processes are those of `map_files` (`33_processes`), so a codec that crashes affects its own file only. A network
+# that fails would also fail on the next group, so its error ends the run.
 
 # %%
 #| export
@@ -204,10 +205,14 @@ class _Stream:
     "The state of a stream; see `flow`."
     def __init__(self, groups: list, networks: list, watch: Watch, processes: Processes, limit: int):
         self.watch, self.processes, self.limit = watch, processes, limit
-        # images that are not finished; those of them in a group that was started; those in decoding or later
-        self.left, self.busy, self.held = sum(map(len, groups)), 0, 0
-        # open: name -> group; rest: names and items of the started group that are not yet decoded
-        self.groups, self.ready, self.idle, self.open, self.rest = iter(groups), deque(), deque(networks), {}, deque()
+        self.left = sum(map(len, groups))  # images that are not finished
+        self.busy = 0                      # those of them in a group that was started
+        self.held = 0                      # those of them in decoding or later
+        self.groups = iter(groups)
+        self.ready = deque()               # groups that are decoded
+        self.idle = deque(networks)
+        self.open = {}                     # name -> group
+        self.rest = deque()                # names and items of the started group that are not yet decoded
 
     def feed(self):
         "Give whole groups to free networks, and start decoding while there is room."
@@ -277,7 +282,8 @@ def flow(
     if groups and limit < max(map(len, groups)):
         raise ValueError(
             f"a stream with limit {limit} never fills a group of {max(map(len, groups))} files. Raise the limit.")
-    events, lost = SimpleQueue(), ({}, None, LOST, None, None)
+    events = SimpleQueue()
+    lost = ({}, None, LOST, None, None)  # as from `_decoded`
     threads = [_Network(k, network, collate, events, watch.clock, workers > 0) for k, network in enumerate(networks)]
     try:
         # the processes may be without work for minutes while a slow network predicts

@@ -14,9 +14,9 @@
 # # Learning
 # > Chapter 4 of core: from a table of labels to a trained network.
 #
-# The chapter knows no system: a system brings data, network, loss and recipe. It is read in the order of its numbers.
+# Nothing here depends on a system: a system brings data, network, loss and recipe. Read in the order of the numbers.
 #
-# - `41_folds` splits patients into folds and refuses a split with a leak.
+# - `41_folds` splits patients into folds. A split with a leak is an error.
 # - `42_metrics` scores predictions: pF1, thresholds, AUC, average precision, bootstrap intervals.
 # - `43_ranks` lets several processes train one network.
 # - `44_networks` makes networks, reads and writes their weights.
@@ -25,4 +25,4 @@
 # - `47_steps` takes one step: optimiser, precision, losses, EMA, checkpoint.
 # - `48_train` is the training loop, `fit`.
 #
-# A reader who wants to train a network of his own reads `45_optimisation` and the last two sections of `48_train`.
+# To train a network of your own, read `45_optimisation` and the last two sections of `48_train`.

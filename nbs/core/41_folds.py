@@ -12,10 +12,11 @@
 
 # %% [markdown]
 # # Folds
-# > A split that keeps a patient whole and the rare class even.
+# > A split that keeps each patient in one fold and the share of the rare class equal.
 #
-# If a patient is on both sides of a split, the score measures memory. The splitter is scikit-learn's. This notebook
-# adds a check that refuses a leak in any fold table, and a table of what the split does not balance.
+# If a patient is on both sides of a split, the score is too high, because the network has memorised this patient. The
+# splitter is scikit-learn's. This notebook adds a check for leaks in any fold table, and a table of what the split does
+# not balance.
 
 # %%
 #| default_exp core.folds
@@ -28,20 +29,17 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mammo_nb.core.errors import ProjectError
 
-# %%
-#| hide
-
 # %% tags=["parameters"]
 patients, seed = 400, 67   # of the random table below
 
 # %%
 #| export
 class LeakageError(ProjectError):
-    "A group that is on both sides of a split; the text names some of them."
+    "Groups that are on both sides of a split; the text names some of them."
 
 def check_folds(
-    table: pd.DataFrame,       # `group` and `fold`
-    group: str = "patient_id",
+    table: pd.DataFrame,       # has the columns `group` and `fold`
+    group: str = "patient_id", # column with the groups
 ):
     "Raise `LeakageError` if a group is in more than one fold."
     count = table.groupby(group)["fold"].nunique()
@@ -52,12 +50,13 @@ def check_folds(
 
 def assign_folds(
     labels: pd.DataFrame,       # one row for each image; the result depends on the order of the rows
-    n_folds: int = 4,
+    n_folds: int = 4,           # number of folds
     seed: int = 67,             # the winner's
-    label: str = "cancer",      # 0 or 1; its share is kept even
-    group: str = "patient_id",  # kept together in one fold
+    label: str = "cancer",      # column of 0 and 1; its mean is about equal in all folds
+    group: str = "patient_id",  # column with the groups, each of which is kept in one fold
 ) -> pd.DataFrame:              # `labels` and `fold`, 0 .. n_folds - 1
-    "Split by scikit-learn's `StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)`, in table order."
+    """Split by scikit-learn's `StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)`, in table order. Raises
+    ValueError if there are fewer groups with the label than folds."""
     carriers = labels.loc[labels[label] == 1, group].nunique()
     if carriers < n_folds:
         raise ValueError(f"{carriers} {group} with {label} = 1 cannot be spread over {n_folds} folds. "

@@ -49,8 +49,10 @@ def join() -> tuple[int, int]:  # rank of this process, and number of processes;
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return distributed.get_rank(), ranks
 
-def from_first(value):  # of the first process; anything that pickles
-    "The value of the first process, in every process; the others wait for it."
+def from_first(
+    value,  # any value that pickles; only the one of the first process is used
+):
+    "Return the value of the first process in every process; the others wait for it."
     if join()[1] == 1:
         return value
     parcel = [value]
@@ -58,9 +60,9 @@ def from_first(value):  # of the first process; anything that pickles
     return parcel[0]
 
 def mean(
-    value: float,
-) -> float:
-    "The mean over the processes."
+    value: float,  # of this process
+) -> float:        # the same in every process
+    "Mean over the processes."
     ranks = join()[1]
     if ranks == 1:
         return value
@@ -77,9 +79,9 @@ assert join() == (0, 1) and from_first({"a": 1}) == {"a": 1} and mean(2.5) == 2.
 # %%
 #| export
 def launch(
-    function,         # of a module
-    arguments: list,  # JSON-able
-    processes: int,   # on this machine, one for each GPU
+    function,         # a function of a module that can be imported
+    arguments: list,  # its arguments, which can be written as JSON
+    processes: int,   # number of processes on this machine, one for each GPU
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
     code = "\n".join([

@@ -16,7 +16,7 @@
 #
 # A network is an architecture plus numbers, and both can be wrong without an error: a pooling layer has no weights, so
 # the wrong one loads, and a pickled checkpoint runs whatever code its author put in. Here the architecture comes from
-# timm, the numbers travel as safetensors with a JSON beside them, and loading is strict.
+# timm, the weights are stored as safetensors with a JSON beside them, and loading is strict.
 
 # %%
 #| default_exp core.networks
@@ -112,7 +112,7 @@ def save_weights(
 def read_state(
     path: Path,                                  # .safetensors, or .pth, .pt, .tar
 ) -> tuple[dict[str, torch.Tensor], dict]:       # state dict on the CPU, metadata ({} if there is none)
-    "Tensors and metadata of a file of weights; runs no code from the file."
+    "Read tensors and metadata of a file of weights, and run no code from it. Raises WeightsError."
     path = Path(path)
     if not path.is_file():
         raise WeightsError(path, "no such file", f"Looked in {path.parent}.")
@@ -125,7 +125,8 @@ def _read_safetensors(path: Path) -> tuple[dict, dict]:
         raise WeightsError(path, f"not a complete safetensors file ({e})", "Copy or download it again.") from e
     sidecar = path.with_suffix(".json")
     metadata = read_json(sidecar) if sidecar.is_file() else {}
-    if metadata.get("sha256", digest := sha256(path)) != digest:
+    digest = sha256(path)
+    if metadata.get("sha256", digest) != digest:
         raise WeightsError(path, f"differs from the checksum in {sidecar.name}",
                            "The two belong to different runs, or the file was damaged: copy both again.")
     return state, metadata
@@ -143,8 +144,9 @@ def _read_pickle(path: Path) -> tuple[dict, dict]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
+        other = named[1] if named else "more"
         raise WeightsError(
-            path, f"refused: it holds {named[1] if named else 'more'} besides tensors, and reading that would run code",
+            path, f"refused: it holds {other} besides tensors, and reading that would run code",
             "Convert it to safetensors where you trust its author: torch.load(weights_only=False), then save_weights."
         ) from e
     except (RuntimeError, EOFError) as e:
@@ -152,17 +154,17 @@ def _read_pickle(path: Path) -> tuple[dict, dict]:
                            "Copy or download it again.") from e
     if not isinstance(content, dict):
         raise WeightsError(path, f"holds a {type(content).__name__}, not a state dict", "Save network.state_dict().")
-    chosen = next((key for key in ("state_dict_ema", "state_dict", "model") if isinstance(content.get(key), dict)),
-                  None)
+    entries = [key for key in ("state_dict_ema", "state_dict", "model") if isinstance(content.get(key), dict)]
+    chosen = entries[0] if entries else ""
     state = content[chosen] if chosen else content
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(path, f"no state dict among its entries {list(content)[:8]}", "Save network.state_dict().")
-    about = {
-        key: np.asarray(content[key]).item() for key in ("arch", "epoch", "metric")
-        if chosen and isinstance(content.get(key), (str, int, float, np.generic))
-    }
+    about = {"entry": chosen}
+    for key in ("arch", "epoch", "metric"):
+        if chosen and isinstance(content.get(key), (str, int, float, np.generic)):
+            about[key] = np.asarray(content[key]).item()
     # networks trained in DataParallel have a prefix
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"entry": chosen or "", **about}
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, about
 
 # %% [markdown]
 # Strict means that every name and every shape has to fit; otherwise the network stays as it was.
@@ -174,9 +176,10 @@ def load_state(
     state: dict[str, torch.Tensor],     # name -> tensor
     path: Path | str,                   # named in the error
 ) -> None:
-    "Copy a state dict into a network, all of it or nothing."
+    "Copy a state dict into a network, all of it or nothing. Raises WeightsError."
     own = model.state_dict()
-    missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
+    missing = [n for n in own if n not in state]
+    unexpected = [n for n in state if n not in own]
     misshaped = [f"{n}: {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
                  for n in own if n in state and state[n].shape != own[n].shape]
     if missing or unexpected or misshaped:
@@ -234,7 +237,7 @@ def lite_name(
 def imagenet_lite_state(
     name: str = "tf_efficientnet_lite0",   # a key of LITE
 ) -> dict[str, torch.Tensor]:              # for 1000 classes and 3 channels; Lite0: 296 tensors
-    "ImageNet weights of a Lite network, from an installed package and without importing it."
+    "Read ImageNet weights of a Lite network from an installed package, without importing it. Raises WeightsError."
     if name not in LITE:
         raise WeightsError(name, "no package with its ImageNet weights is known",
                            f"There are some for {', '.join(LITE)}; for others: weights='imagenet'.")
@@ -254,7 +257,7 @@ def imagenet_lite_state(
     return {lite_name(tensor_name, blocks): tensor for tensor_name, tensor in state.items()}
 
 # %% [markdown]
-# Every name finds its place: nothing is missing or left over, and no shape differs. Two layers of the same shape could
+# Every tensor is assigned: nothing is missing or left over, and no shape differs. Two layers of the same shape could
 # still have been swapped, so the decisive test is whether the network still recognises pictures. scikit-learn comes
 # with two photographs, a pavilion and a flower; ImageNet has no pavilion, but it has a bell cote, a boathouse and a
 # palace. (For the same input, the code base of the weights gives the same logits to the last bit.)
@@ -281,7 +284,7 @@ for ax, photograph, p, i in zip(axes, photographs, top.values.tolist(), top.indi
 assert 698 in top.indices[0].tolist() and top.indices[1, 0] == 985
 
 # %% [markdown]
-# For every other network timm knows where its ImageNet weights are published and downloads them. A machine without
+# For every other network timm lists where its ImageNet weights are published and downloads them. A machine without
 # internet uses a file that was downloaded elsewhere.
 
 # %%
@@ -290,7 +293,7 @@ def imagenet_state(
     name: str,                  # timm architecture, with or without a tag
     file: Path | str = "",      # the published model.safetensors; "": fetched from the Hugging Face hub, once
 ) -> dict[str, torch.Tensor]:   # for as many classes and channels as were published
-    "The weights that timm publishes for a network."
+    "Read or fetch the weights that timm publishes for a network. Raises WeightsError."
     if file:
         return read_state(Path(file))[0]
     published = timm.get_pretrained_cfg(name)
@@ -323,16 +326,17 @@ def create_network(
     num_classes: int = 1,           # outputs (logits)
     global_pool: str | None = None, # timm pooling ('avg', 'max', ...); None = the architecture's own
     drop_rate: float = 0.,          # dropout before the last layer
-    drop_path_rate: float = 0.,     # stochastic depth at the last block, rising linearly
+    drop_path_rate: float = 0.,     # stochastic depth: rate of the last block, to which it rises linearly
     in_chans: int = 3,              # input channels
     seed: int = 0,                  # of everything that starts at random: the head, or all of it
-    freeze: int = 0,                # number of parameters, counted from the input, that are not trained
+    freeze: int = 0,                # number of parameter tensors, counted from the input, that are not trained
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
-    "A timm network; nothing is downloaded unless weights='imagenet'."
+    """Make a timm network; nothing is downloaded unless weights='imagenet'. Raises ValueError for an unknown name and
+    WeightsError for weights that do not fit."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near: {', '.join(near) or 'none'}")
-    # timm drops None; not every network takes these
+    # timm ignores None; not every network accepts these options
     options = {"global_pool": global_pool, "drop_path_rate": drop_path_rate or None}
     kind, _, file = str(weights).partition(":")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
@@ -357,20 +361,22 @@ def create_network(
 
 def _fill_published(model: nn.Module, state: dict, source: str) -> None:
     "Copy published weights, strictly, into a network that may have other classes and channels."
-    conv, head = model.pretrained_cfg["first_conv"] + ".weight", model.pretrained_cfg["classifier"]
+    conv = model.pretrained_cfg["first_conv"] + ".weight"
+    head = model.pretrained_cfg["classifier"]
     own = model.get_submodule(head)
     if conv in state:
         state[conv] = adapt_input_conv(model.state_dict()[conv].shape[1], state[conv])
-    if (published := len(state.get(head + ".bias", own.bias))) != len(own.bias):
-        # timm draws the head of these within 1/sqrt(classes): with one class, logits of 10 and more before the first
-        # step
+    published = len(state.get(head + ".bias", own.bias))
+    if published != len(own.bias):
+        # timm draws the heads of these within 1/sqrt(classes); one class would start with logits of 10 and more
         factor = (len(own.bias) / published) ** 0.5 if isinstance(model, (EfficientNet, MobileNetV3)) else 1.0
-        state[head + ".weight"], state[head + ".bias"] = own.weight.detach() * factor, torch.zeros(len(own.bias))
+        state[head + ".weight"] = own.weight.detach() * factor
+        state[head + ".bias"] = torch.zeros(len(own.bias))
     load_state(model, state, source)
 
 # %%
-network = create_network(architecture, weights="imagenet_lite" if architecture == "tf_efficientnet_lite0" else "none",
-                         drop_rate=0.2).eval()
+weights = "imagenet_lite" if architecture == "tf_efficientnet_lite0" else "none"
+network = create_network(architecture, weights=weights, drop_rate=0.2).eval()
 assert network(torch.zeros(2, 3, *size)).shape == (2, 1)
 with torch.no_grad():
     assert network((inputs - 0.5) / 0.5).abs().max() < 2   # logits of an untrained head
@@ -378,9 +384,13 @@ assert torch.equal(create_network(architecture).conv_stem.weight, create_network
 rows = []
 for name in ("tf_efficientnet_lite0", "resnet18", "convnext_tiny"):
     n = create_network(name)
+    pooled = n if hasattr(n, "global_pool") else n.head
     rows.append({
-        "network": name, "parameters": sum(p.numel() for p in n.parameters()), "tensors": len(n.state_dict()),
-        "mean": n.normalization["mean"], "pooling": (n if hasattr(n, "global_pool") else n.head).global_pool.pool_type
+        "network": name,
+        "parameters": sum(p.numel() for p in n.parameters()),
+        "tensors": len(n.state_dict()),
+        "mean": n.normalization["mean"],
+        "pooling": pooled.global_pool.pool_type,
     })
 assert rows[0]["mean"] == (0.5, 0.5, 0.5) and rows[1]["mean"][0] == 0.485
 pd.DataFrame(rows)
@@ -395,9 +405,9 @@ maximum = create_network(architecture, global_pool="max").eval()
 maximum.load_state_dict(network.state_dict())
 noise = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
-    answers = torch.cat([network(noise), maximum(noise)], 1)
-assert (answers[:, 0] - answers[:, 1]).abs().min() > 1e-3
-pd.DataFrame(answers.numpy().round(3), columns=["average", "maximum"])
+    logits = torch.cat([network(noise), maximum(noise)], 1)
+assert (logits[:, 0] - logits[:, 1]).abs().min() > 1e-3
+pd.DataFrame(logits.numpy().round(3), columns=["average", "maximum"])
 
 # %% [markdown]
 # Horizontal-flip TTA: where a picture and its mirror image have the same label, the mean of both logits is a little
@@ -416,8 +426,8 @@ class Mirrored(nn.Module):
 
 # %%
 with torch.no_grad():
-    assert torch.equal(Mirrored(network)(noise),
-                       Mirrored(network)(noise.flip(-1))) and not torch.equal(network(noise), network(noise.flip(-1)))
+    assert torch.equal(Mirrored(network)(noise), Mirrored(network)(noise.flip(-1)))
+    assert not torch.equal(network(noise), network(noise.flip(-1)))
 
 # %% [markdown]
 # A misspelt name gets suggestions, not a download:
@@ -456,12 +466,14 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "published.pth.tar"
-    torch.save(
-        {
-            "epoch": 8, "state_dict": maximum.state_dict(), "state_dict_ema": {
-                f"module.{k}": v * 2 for k, v in network.state_dict().items()
-            }, "args": argparse.Namespace(lr=3e-3), "metric": np.float64(0.52)
-        }, path)
+    checkpoint = {
+        "epoch": 8,
+        "state_dict": maximum.state_dict(),
+        "state_dict_ema": {f"module.{k}": v * 2 for k, v in network.state_dict().items()},
+        "args": argparse.Namespace(lr=3e-3),
+        "metric": np.float64(0.52),
+    }
+    torch.save(checkpoint, path)
     print(load_weights(again, path))
     assert torch.equal(again.classifier.weight, network.classifier.weight * 2)
     torch.save({"state_dict": network.state_dict(), "args": Path("train")}, path)

@@ -102,7 +102,8 @@ def learning_rate(
     epoch: int,                  # from 0
     step_fraction: float = 0.0,  # share of the epoch that has passed, 0 to 1; ignored by schedules of PER_EPOCH
 ) -> float:
-    "Learning rate of a step: warm-up, then cosine decay (Loshchilov & Hutter 2017) or steps."
+    """Learning rate of a step: warm-up, then cosine decay (Loshchilov & Hutter 2017) or steps. Raises ValueError for an
+    unknown schedule."""
     if config.schedule not in SCHEDULES:
         raise ValueError(f"There is no schedule {config.schedule!r}. Choose one of {', '.join(SCHEDULES)}.")
     t = epoch if config.schedule in PER_EPOCH else epoch + step_fraction
@@ -123,8 +124,8 @@ def learning_rate(
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))
 
 # %% [markdown]
-# By hand: the warm-up starts at `warmup_lr`, half of the cosine is the mean of its ends, and a quadratic warm-up has a
-# quarter of its rise behind it after half of its time.
+# By hand: the warm-up starts at `warmup_lr`, half of the cosine is the mean of its ends, and a quadratic warm-up has
+# risen by a quarter after half of its time.
 
 # %%
 winner = Optimisation(epochs=epochs, batch_size=8, lr=3e-3, min_lr=5e-5, warmup_epochs=4, warmup_lr=3e-5)

@@ -69,7 +69,7 @@ def to_device(
 def to_float(
     value,  # nested outputs of a network, perhaps of 16 bits
 ):          # floating-point tensors as float32, others as they are
-    "Outputs in the precision in which a loss is computed."
+    "Convert outputs to float32, in which a loss is computed."
     return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, value)
 
 # %%
@@ -79,16 +79,16 @@ assert to_float((torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torc
 
 # %% [markdown]
 # ## Sequences
-# The samples of a batch are stacked. Sequences of unequal length cannot be: they are padded to the longest one, and
-# their lengths go with them. A network uses the lengths to leave the padding out, and so does the loss.
+# The samples of a batch are stacked. Sequences of unequal length are padded to the longest one first, and their lengths
+# are part of the batch. Network and loss use the lengths to leave the padding out.
 
 # %%
 #| export
 def pad(
     sequences: list[torch.Tensor],  # (steps, ...), equal in all dimensions but the first
-    value: float = 0.0,             # of the padding
+    value: float = 0.0,             # value of the padding
 ) -> dict[str, torch.Tensor]:       # values (n, longest, ...), lengths int64 (n,)
-    "Sequences of a batch in one tensor, and their lengths."
+    "Pad the sequences of a batch to one tensor, and give their lengths."
     return {
         "values": torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value),
         "lengths": torch.tensor([len(s) for s in sequences]),
@@ -114,7 +114,8 @@ assert step_mask(padded["lengths"], max(lengths)).sum() == sum(lengths)
 # %%
 #| export
 class PadCollate:
-    "A collate function for samples `(inputs, targets)` of dicts: named tensors are padded, the others are stacked."
+    """A collate function for samples `(inputs, targets)` of dicts: named tensors are padded, the others are stacked.
+    Raises ValueError if the samples lack a name."""
     def __init__(
         self,
         **values: float,  # name of a sequence in inputs or targets -> value of its padding

@@ -58,8 +58,9 @@ epochs, seed = 6, 42   # of the small trainings below
 
 # %% [markdown]
 # ## The folder of a training
-# `last.pt` is the checkpoint, written every so many steps and at the end of each epoch. `epoch_N.safetensors` holds the
-# weights after epoch N. `history.csv` has a row for each epoch, and `done.json` says that the training is finished.
+# `last.pt` is the checkpoint, written every `checkpoint_every` steps and at the end of each epoch.
+# `epoch_N.safetensors` holds the weights after epoch N. `history.csv` has a row for each epoch, and `done.json` is
+# written at the end.
 #
 # The folder belongs to one training. `training.json` names it by a key, which is made of the configuration and of what
 # the caller states about data and code. If one of them changes, the folder is emptied and the training starts again.
@@ -67,7 +68,7 @@ epochs, seed = 6, 42   # of the small trainings below
 # %%
 #| export
 def _key(config: Optimisation, identity: dict | None) -> str:
-    "Name of a training: what its result depends on. Number of processes included, loading and saving left out."
+    "Hash of all that the result depends on, also the number of processes; loading and saving are left out."
     content = {k: v for k, v in asdict(config).items() if k not in ("workers", "checkpoint_every")}
     return hashlib.sha256(json.dumps([content, identity, join()[1]], sort_keys=True).encode()).hexdigest()
 
@@ -91,19 +92,20 @@ def _take_folder(folder: Path, key: str) -> dict:
 # as one argument. Its outputs may be nested too, and the loss function gets outputs and targets.
 #
 # On several GPUs each process takes every n-th batch, and the processes average their gradients; the first one
-# validates and writes. TensorBoard finds learning rate, losses and scores in `tensorboard/` (`tensorboard --logdir
-# runs`).
+# validates and writes. Learning rates, losses and scores are in `tensorboard/` (`tensorboard --logdir runs`).
 
 # %%
 #| export
 def _train_epoch(state: Training, data: dict, batches: list, loss, last: Path, label: str, log: SummaryWriter | None):
     "Train from the current batch to the end of the epoch."
-    config, own = state.config, batches[state.rank::state.ranks]
+    config = state.config
+    own = batches[state.rank::state.ranks]
     loader = DataLoader(**data, batch_sampler=own[state.batch:], num_workers=config.workers,
                         pin_memory=state.device.type == "cuda",
-                        generator=torch.Generator().manual_seed(0))  # one of its own: the global one stays untouched
+                        generator=torch.Generator().manual_seed(0))  # the global generator must stay unchanged
     training_mode(state.model)
-    samples, together = [len(b) for b in own], config.accumulate
+    samples = [len(b) for b in own]
+    together = config.accumulate
     steps = -(-len(own) // together)
     with tqdm(total=sum(samples), initial=sum(samples[:state.batch]), unit=" samples", mininterval=1,
               disable=state.rank > 0, desc=f"{label} epoch {state.epoch + 1}/{config.epochs}".strip()) as bar:
@@ -125,7 +127,7 @@ def _train_epoch(state: Training, data: dict, batches: list, loss, last: Path, l
                         log.add_scalar(f"{name}, mean of the epoch so far", value, state.steps)
 
 def _end_epoch(state: Training, validate, folder: Path, log: SummaryWriter | None):
-    "Keep the EMA weights, validate them, and move on to the next epoch."
+    "Save and validate the EMA weights, and set the state to the next epoch."
     row = {"epoch": state.epoch, "lr": learning_rate(state.config, state.epoch)}
     for name, value in state.losses().items():
         row[name] = mean(value)
@@ -140,7 +142,9 @@ def _end_epoch(state: Training, validate, folder: Path, log: SummaryWriter | Non
             log.add_scalar(name, row[name], state.steps)
         write_csv(folder / "history.csv", pd.DataFrame([*state.history, row]))
     state.history.append(from_first(row))
-    state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
+    state.epoch += 1
+    state.batch = 0
+    state.sums = {}
 
 def fit(
     model: nn.Module,            # initial weights; trained in place
@@ -152,12 +156,13 @@ def fit(
     folder: Path,                # gets last.pt, epoch_N.safetensors, history.csv, done.json
     device: torch.device | str | None = None,  # None: a GPU if there is one
     label: str = "",             # shown beside the progress bar
-    identity: dict | None = None,  # which data and code this is; JSON-able
+    identity: dict | None = None,  # describes data and code; can be written as JSON
     on_epoch=None,               # f(epoch), called before each epoch, for what changes with the epochs
     collate=None,                # f(samples) -> (inputs, targets) of a batch; None: torch's, which stacks
 ) -> pd.DataFrame:               # a row for each epoch: epoch, lr, loss, the named losses, the scores of `validate`
     "Train, or continue an interrupted training; the weights at the end are the same."
-    folder, key, (rank, ranks) = Path(folder), _key(config, identity), join()
+    folder, key = Path(folder), _key(config, identity)
+    rank, ranks = join()
     done = from_first({} if rank else _take_folder(folder, key))
     if done:
         return pd.DataFrame(done["history"])
@@ -282,9 +287,10 @@ def series_loss(outputs, targets):
     return {"steps": steps, "whole": 0.5 * F.binary_cross_entropy_with_logits(outputs["whole"], targets["whole"])}
 
 torch.manual_seed(seed)
-history = fit(Reader(), Series(), lambda epoch: [[(i, 0) for i in range(s, s + 8)] for s in range(0, 128, 8)],
-              series_loss, lambda *_: {},
-              Optimisation(epochs=epochs, batch_size=8, accumulate=2, optimizer="adam", lr=2e-2, schedule="step",
-                           step_epochs=3), folder / "series", collate=PadCollate(series=0.0, steps=0.0), label="series")
+config = Optimisation(epochs=epochs, batch_size=8, accumulate=2, optimizer="adam", lr=2e-2, schedule="step",
+                      step_epochs=3)
+batches = [[(i, 0) for i in range(s, s + 8)] for s in range(0, 128, 8)]
+history = fit(Reader(), Series(), lambda epoch: batches, series_loss, lambda *_: {}, config, folder / "series",
+              collate=PadCollate(series=0.0, steps=0.0), label="series")
 assert np.allclose(history["loss"], history["steps"] + history["whole"]) and history["loss"].iloc[-1] < .6
 history.round(4)

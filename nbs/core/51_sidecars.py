@@ -75,19 +75,21 @@ class Tensor:
             raise EngineError(f"The activation of {self.name} is {self.activation!r}: use 'sigmoid', 'softmax' or ''.")
 
     def __str__(self) -> str:
-        dims = ", ".join(map(str, self.shape)) + "," * (len(self.shape) == 1)
-        return f"{self.name}: {self.dtype} ({dims}){' ' + self.layout if self.layout else ''}"
+        dims = ", ".join(map(str, self.shape))
+        if len(self.shape) == 1:
+            dims += ","
+        return f"{self.name}: {self.dtype} ({dims}) {self.layout}".rstrip()
 
     def axis(self,
         letter: str,     # of the layout
     ) -> int | None:     # None if the layout lacks it
-        "The place of an axis."
+        "Index of an axis."
         return self.layout.index(letter) if letter in self.layout else None
 
 def tensor_entry(
     tensor: Tensor,
 ) -> dict:           # what is not stated is left out
-    "An input or output as the JSON has it."
+    "Describe an input or output as it stands in the JSON."
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(tensor).items() if v or k == "shape"}
 
 def read_tensors(
@@ -95,7 +97,7 @@ def read_tensors(
     key: str,        # 'inputs' or 'outputs'
     file: str,       # named in the error
 ) -> tuple[Tensor, ...]:
-    "Inputs or outputs that a JSON lists."
+    "Read the inputs or outputs that a JSON lists. Raises EngineError."
     entries = metadata.get(key)
     if not isinstance(entries, list) or not entries:
         raise EngineError(f"{file} lists no {key}. An older version wrote it: run the stage that wrote it again.")
@@ -108,13 +110,14 @@ def read_tensors(
         raise EngineError(f"{file} describes its {key} wrongly ({e}): write it again with this version.") from e
 
 # %%
-pictures, lengths = Tensor("images", "uint8", ("n", 1, *size), "NCHW"), Tensor("lengths", "int64", ("n",), "N")
+pictures = Tensor("images", "uint8", ("n", 1, *size), "NCHW")
+lengths = Tensor("lengths", "int64", ("n",), "N")
 assert read_tensors({"inputs": [tensor_entry(pictures)]}, "inputs", "example.json") == (pictures,)
 print(pictures, lengths, sep="\n")
 
 # %% [markdown]
-# Arrays are compared with the list before anything computes. OpenVINO would turn float pictures into 8-bit ones
-# without a word and ONNX Runtime would not; with the check all of them refuse with the same sentence.
+# Arrays are compared with the list before the computation. OpenVINO would silently convert float pictures to 8-bit
+# ones, and ONNX Runtime would not. With the check, every package gives the same error.
 
 # %%
 #| export
@@ -127,21 +130,21 @@ def bind_shape(
     got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
     if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
         return f"got {got}"
-    for want, n in zip(tensor.shape, array.shape):
-        if n == 0 or isinstance(want, int) and want != n:
+    for stated, n in zip(tensor.shape, array.shape):
+        if n == 0 or isinstance(stated, int) and stated != n:
             return f"got {got}"
-        if isinstance(want, str) and want.isidentifier():
-            known, where = words.setdefault(want, (n, tensor.name))
-            if known != n:
-                return f"got {got}, where {want} is {n}, and {where} has {known}"
+        if isinstance(stated, str) and stated.isidentifier():
+            bound, source = words.setdefault(stated, (n, tensor.name))
+            if bound != n:
+                return f"got {got}, where {stated} is {n}, and {source} has {bound}"
     return ""
 
 def check_inputs(
     tensors: Sequence[Tensor],                     # what the network takes
     given: np.ndarray | Mapping[str, np.ndarray],  # the array of the only input, or arrays by name
-    label: str,                                    # of the network, named in the error
+    label: str,                                    # name of the network, for the error
 ) -> tuple[dict[str, np.ndarray], dict]:           # arrays by name, contiguous; numbers bound to words
-    "Arrays that fit, or EngineError."
+    "Compare all inputs with their descriptions. Raises EngineError if one does not fit."
     named = given if isinstance(given, Mapping) else {tensors[0].name: given}
     if {*named} != {t.name for t in tensors}:
         got = ", ".join(map(str, named)) if named is given else "one array without a name"
@@ -155,10 +158,10 @@ def check_inputs(
     return {t.name: np.ascontiguousarray(named[t.name]) for t in tensors}, words
 
 def check_outputs(
-    tensors: Sequence[Tensor],    # what the JSON promises
+    tensors: Sequence[Tensor],    # outputs that the JSON lists
     made: dict[str, np.ndarray],  # arrays by name
     words: dict,                  # from `check_inputs`
-    label: str,                   # of the network, named in the error
+    label: str,                   # name of the network, for the error
 ) -> None:
     "Raise EngineError unless the results have the types and shapes that the JSON lists."
     words = dict(words)
@@ -181,7 +184,7 @@ for wrong in (given["images"], {**given, "lengths": np.array([5, 2])}, {**given,
 # %% [markdown]
 # ## Two files
 # Names, types and shapes are read from the graph itself; the caller adds the layout, the activation and the names of
-# the classes. The JSON also holds the graph's checksum, so that halves of different runs are not taken for one engine.
+# the classes. The JSON also holds the graph's checksum, so that files of different runs are not used together.
 # Exporters write comments and source locations into a graph, with folders of the machine. They are removed, and the
 # bytes are put in a fixed order: the same graph is the same file.
 
@@ -191,7 +194,7 @@ def add_entries(
     metadata: dict,  # the caller's entries
     own: dict,       # those that an export makes
 ) -> dict:           # both
-    "Both sets of entries, if no key is in both."
+    "Join both sets of entries. Raises EngineError if a key is in both."
     if taken := sorted({*own} & {*metadata}):
         raise EngineError(f"metadata may not set {', '.join(taken)}: the export sets this itself.")
     return {**metadata, **own}
@@ -210,13 +213,14 @@ def describe_value(
     value: onnx.ValueInfoProto,
     stated: Mapping[str, Tensor] = {},  # name -> layout, activation and classes to be added
 ) -> Tensor:
-    "An input or output of an ONNX graph."
+    "Describe an input or output of an ONNX graph. Raises EngineError."
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise EngineError(f"{value.name} has no shape in the graph: export it with one.")
     shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
     found = Tensor(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
-    if not (more := stated.get(value.name)):
+    more = stated.get(value.name)
+    if not more:
         return found
     if more.dtype != found.dtype:
         raise EngineError(f"{more.name} is stated as {more.dtype}, and the graph has {found.dtype}.")
@@ -238,8 +242,11 @@ def write_graph(
     strip_traces(model)
     content = model.SerializeToString(deterministic=True)
     sidecar = add_entries(metadata, {
-        "format": "onnx", "opset": model.opset_import[0].version, "inputs": [*map(tensor_entry, inputs)],
-        "outputs": [*map(tensor_entry, outputs)], "sha256": hashlib.sha256(content).hexdigest()
+        "format": "onnx",
+        "opset": model.opset_import[0].version,
+        "inputs": [*map(tensor_entry, inputs)],
+        "outputs": [*map(tensor_entry, outputs)],
+        "sha256": hashlib.sha256(content).hexdigest(),
     })
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -249,19 +256,19 @@ def write_graph(
 def carried(
     metadata: dict,  # NAME.json
 ) -> dict:           # the entries that hold for another form of the same network, too
-    "The entries that do not describe the file itself."
+    "Select the entries that do not describe the file itself."
     return {k: v for k, v in metadata.items() if k not in ("format", "opset", "inputs", "outputs", "sha256")}
 
 def sidecar_path(
     path: Path,  # NAME.onnx or NAME.engine
 ) -> Path:       # NAME.json or NAME.engine.json: both kinds may lie in one folder
-    "The JSON beside a graph."
+    "Path of the JSON beside a graph."
     return path.with_suffix(".json" if path.suffix == ".onnx" else path.suffix + ".json")
 
 def read_sidecar(
     path: Path,  # NAME.onnx or NAME.engine
 ) -> dict:       # the JSON beside it
-    "The JSON of a graph, after a check that both files are there and belong together."
+    "Read the JSON of a graph. Raises EngineError unless both files exist and belong together."
     path = Path(path)
     sidecar = sidecar_path(path)
     for needed in (path, sidecar):
@@ -306,9 +313,12 @@ pd.Series(sidecar, name="mean.json").to_frame()
 damaged = bytearray((folder / "again.onnx").read_bytes())
 damaged[-10] ^= 1
 (folder / "again.onnx").write_bytes(damaged)
-for attempt in (lambda: write_graph(model, folder / "other.onnx", {}, [lengths]),
-                lambda: write_graph(model, folder / "other.onnx", {}, [replace(pictures, dtype="float32")]),
-                lambda: read_sidecar(folder / "again.onnx"), lambda: read_sidecar(folder / "none.onnx")):
+for attempt in (
+    lambda: write_graph(model, folder / "other.onnx", {}, [lengths]),
+    lambda: write_graph(model, folder / "other.onnx", {}, [replace(pictures, dtype="float32")]),
+    lambda: read_sidecar(folder / "again.onnx"),
+    lambda: read_sidecar(folder / "none.onnx"),
+):
     try:
         attempt()
     except EngineError as e:

@@ -16,8 +16,8 @@
 #
 # A network that was exported no longer needs torch. ONNX Runtime runs it anywhere, OpenVINO is faster on many CPUs,
 # TensorRT on NVIDIA's GPUs. The choice should change the time and not the results, so all of them are opened in one
-# place, with the settings under which float32 means float32. torch is not loaded here: a process that cuts thousands of
-# pictures starts without it.
+# place, with settings that compute float32 with all of its digits. torch is not imported here, so a process that crops
+# thousands of pictures starts without it.
 
 # %%
 #| default_exp core.backends
@@ -53,8 +53,8 @@ from mammo_nb.core.sidecars import write_graph
 
 # %% [markdown]
 # ## One way to run
-# Whatever computes behind it, a graph takes arrays by name and gives arrays by name; where there is only one, the array
-# alone. Inputs are compared with the JSON before the computation and results after it.
+# With every package a graph takes arrays by name and gives arrays by name; where there is only one, the array alone.
+# Inputs are compared with the JSON before the computation and results after it.
 
 # %%
 #| export
@@ -113,7 +113,6 @@ def _open_onnxruntime(path: Path, metadata: dict, threads: int | None, precision
     if threads:
         options.intra_op_num_threads = threads
     kind, _, number = device.partition(":")
-    # float32 means float32 on a GPU, too
     wanted = {"CUDAExecutionProvider": {"use_tf32": 0, "device_id": number or "0"}, "CPUExecutionProvider": {}}
     if kind == "cpu":
         del wanted["CUDAExecutionProvider"]
@@ -127,8 +126,11 @@ def _open_onnxruntime(path: Path, metadata: dict, threads: int | None, precision
         raise EngineError(f"onnxruntime {runtime.__version__} would run {path.name} with its {got}: pip install "
                           "onnxruntime-gpu in place of onnxruntime, for the CUDA of this machine.")
     names = [o.name for o in session.get_outputs()]
-    return (_runtime_tensors(session.get_inputs()), _runtime_tensors(session.get_outputs()),
-            lambda arrays: dict(zip(names, session.run(names, arrays))))
+
+    def compute(arrays):
+        return dict(zip(names, session.run(names, arrays)))
+
+    return _runtime_tensors(session.get_inputs()), _runtime_tensors(session.get_outputs()), compute
 
 # %% [markdown]
 # **OpenVINO** computes in bfloat16 by default where the processor can, which moves a logit by some thousandths; here
@@ -139,13 +141,12 @@ def _open_onnxruntime(path: Path, metadata: dict, threads: int | None, precision
 # %%
 #| export
 def _openvino_tensors(ports: list, declared: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    "OpenVINO may know one tensor by several names; the one of the JSON is taken if it is among them."
+    "OpenVINO may have several names for one tensor; the one of the JSON is taken if it is among them."
     found = []
     for port in ports:
         names = port.get_names()
-        name = next((t.name for t in declared if t.name in names), next(iter(sorted(names)), "?"))
-        partial = port.partial_shape
-        shape = tuple("?" if n.is_dynamic else n.get_length() for n in partial)
+        name = next((t.name for t in declared if t.name in names), min(names, default="?"))
+        shape = tuple("?" if n.is_dynamic else n.get_length() for n in port.partial_shape)
         found.append(Tensor(name, np.dtype(port.element_type.to_dtype()).name, shape))
     return tuple(found)
 
@@ -173,12 +174,13 @@ def _open_openvino(path: Path, metadata: dict, threads: int | None, precision: s
     def compute(arrays):
         made = compiled([arrays[t.name] for t in inputs])
         return {t.name: made[k] for k, t in enumerate(outputs)}
+
     return inputs, outputs, compute
 
 # %% [markdown]
 # ## Open
-# What the package finds in the file is compared with what the JSON lists. A dimension that the JSON leaves free has to
-# be free in the file, and the other way round for inputs; packages may know less of the outputs.
+# What the package finds in the file is compared with what the JSON lists. A dimension of an input has to be free in
+# both or in neither. Packages may report less about the outputs, so there a free dimension fits any number.
 
 # %%
 #| export
@@ -203,9 +205,10 @@ def _compare(
     for tensor in declared:
         other = by_name.get(tensor.name)
         same = other is not None and other.dtype == tensor.dtype and len(other.shape) == len(tensor.shape)
-        for a, b in zip(tensor.shape, other.shape) if same else ():
-            free = isinstance(a, str), isinstance(b, str)
-            same = same and (a == b or all(free) or not exact and any(free))
+        if same:
+            for a, b in zip(tensor.shape, other.shape):
+                free = isinstance(a, str), isinstance(b, str)
+                same = same and (a == b or all(free) or not exact and any(free))
         if not same or len(found) != len(declared):
             raise EngineError(f"{sidecar_path(path).name} lists {tensor}, and {path.name} has "
                               f"{'; '.join(map(str, found))}. The two do not belong together: export the network "
@@ -214,23 +217,23 @@ def _compare(
 def open_graph(
     path: Path,                  # NAME.onnx or NAME.engine, its JSON beside it
     backend: str = "auto",       # a key of BACKENDS that fits the file; 'auto' = onnxruntime, or what built the engine
-    threads: int | None = None,  # threads on the CPU; None = one a core
+    threads: int | None = None,  # threads on the CPU; None = one for each core
     precision: str = "fp32",     # or, with openvino, 'bf16' where the processor has it; a file in float16 keeps its own
     device: str = "",            # 'cpu', 'cuda' or 'cuda:1'; "": a GPU if the package finds one
 ) -> Graph:
-    "Open a graph with one of the back ends."
+    "Open a graph with one of the back ends. Raises EngineError."
     path = Path(path)
     metadata = read_sidecar(path)
     fits = [name for name, b in BACKENDS.items() if b.suffix == path.suffix and metadata.get("package", name) == name]
     if not fits:
-        raise EngineError(f"{path.name} cannot be run: files are named "
-                          f"{' or '.join(sorted({'NAME' + b.suffix for b in BACKENDS.values()}))}.")
+        names = sorted({"NAME" + b.suffix for b in BACKENDS.values()})
+        raise EngineError(f"{path.name} cannot be run: files are named {' or '.join(names)}.")
     name = fits[0] if backend == "auto" else backend
     if name not in fits:
         raise EngineError(f"No backend {backend!r} for {path.name}: it is 'auto' or {' or '.join(map(repr, fits))}.")
     if precision not in BACKENDS[name].precisions:
-        raise EngineError(
-            f"No precision {precision!r} with {name}: it is {' or '.join(map(repr, BACKENDS[name].precisions))}.")
+        choices = " or ".join(map(repr, BACKENDS[name].precisions))
+        raise EngineError(f"No precision {precision!r} with {name}: it is {choices}.")
     inputs, outputs = _listed(path, metadata, "inputs"), _listed(path, metadata, "outputs")
     found_in, found_out, compute = BACKENDS[name].open(path, metadata, threads, precision, device)
     _compare(inputs, found_in, path, exact=True)
@@ -242,8 +245,21 @@ def process_graph(
     path: str,             # NAME.onnx or NAME.engine
     backend: str = "auto",
 ) -> Graph:
-    "A graph of this process, opened once and on one thread: where work is spread over processes, they share the cores."
+    "Open a graph once in this process, on one thread, since the processes of a run share the cores."
     return open_graph(Path(path), backend, threads=1)
+
+def bright_spots(
+    size: tuple[int, int],     # height, width, pixels
+    rng: np.random.Generator,  # draws the centres
+    n: int = 24,               # number of pictures
+) -> np.ndarray:               # uint8 (n, height, width)
+    "Draw pictures of one bright spot each, of many sizes, for which networks with random weights give many results."
+    rows, columns = np.mgrid[:size[0], :size[1]]
+    spots = [
+        np.exp(-((rows - r * size[0])**2 + (columns - c * size[1])**2) / (2 * w**2))
+        for r, c, w in zip(rng.random(n), rng.random(n), np.geomspace(2, 60, n))
+    ]
+    return (255 * np.stack(spots)).round().astype(np.uint8)
 
 # %% [markdown]
 # The example is written in ONNX's own language. It takes 8-bit pictures and a number of millimetres for each, and has
@@ -264,10 +280,13 @@ model = onnx.parser.parse_model(
     logits = MatMul(means, weights)
     probabilities = Sigmoid(logits)
 }}''')
-for name, values in {
-        "white": 255., "kernels": rng.normal(size=(8, 1, 5, 5)), "more": rng.normal(size=(16, 8, 3, 3)),
-        "weights": rng.normal(size=(16, 2)) / 4
-}.items():
+drawn = {
+    "white": 255.,
+    "kernels": rng.normal(size=(8, 1, 5, 5)),
+    "more": rng.normal(size=(16, 8, 3, 3)),
+    "weights": rng.normal(size=(16, 2)) / 4,
+}
+for name, values in drawn.items():
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values, np.float32), name))
 model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3]), "area"))
 onnx.checker.check_model(model)
@@ -281,12 +300,7 @@ pd.DataFrame([*sidecar["inputs"], *sidecar["outputs"]]).fillna("")
 # Bright spots of many sizes give results that are spread out; pictures with equal results would hide a difference.
 
 # %%
-rows, columns = np.mgrid[:size[0], :size[1]]
-spots = [
-    np.exp(-((rows - r * size[0])**2 + (columns - c * size[1])**2) / (2 * w**2))
-    for r, c, w in zip(rng.random(24), rng.random(24), np.geomspace(2, 60, 24))
-]
-pictures = (255 * np.stack(spots)).round().astype(np.uint8)[:, None]
+pictures = bright_spots(size, rng)[:, None]
 arrays = {"images": pictures, "spacing": np.linspace(.5, 2, 24, dtype=np.float32)[:, None]}
 graph = open_graph(folder / "spots.onnx")
 reference = graph(arrays)["probabilities"]

@@ -52,7 +52,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.backends import open_graph
+from mammo_nb.core.backends import bright_spots, open_graph
 from mammo_nb.core.networks import save_weights
 
 # %% [markdown]
@@ -87,18 +87,20 @@ class Ensemble(nn.Module):
         if wrong := [t for t in outputs if t.axis("F") != 1]:
             raise EngineError(f"{wrong[0]}: the second axis of an ensemble's output is F, the networks.")
         self.models = nn.ModuleList(models).requires_grad_(False)
-        self.inputs, self.outputs, self.scale, self.channels = tuple(inputs), tuple(outputs), scale, channels
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.scale, self.channels = scale, channels
         self.prepared = mean is not None
         self.axis = inputs[0].axis("C")
-        if self.prepared and self.axis is None:
-            raise EngineError(f"{inputs[0]} needs a layout with the axis C, along which mean and std are applied.")
-        for name, values in (("mean", mean), ("std", std)) if self.prepared else ():
+        if self.prepared:
+            if self.axis is None:
+                raise EngineError(f"{inputs[0]} needs a layout with the axis C, along which mean and std are applied.")
             dims = [-1 if k == self.axis else 1 for k in range(len(inputs[0].shape))]
-            self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32).reshape(dims))
+            for name, values in (("mean", mean), ("std", std)):
+                self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32).reshape(dims))
         self.eval()
 
     def preparation(self) -> dict:
-        "What is done to the first input, as the JSON has it; {} if nothing is."
+        "Describe for the JSON what is done to the first input; {} if nothing is."
         if not self.prepared:
             return {}
         return {self.inputs[0].name: {"scale": self.scale, "channels": self.channels,
@@ -113,19 +115,19 @@ class Ensemble(nn.Module):
             if first.shape[self.axis] != self.channels:
                 first = first.expand([self.channels if k == self.axis else -1 for k in range(first.dim())])
             first = (first - self.mean) / self.std
-        answers = [self.in_order(model(first, *others)) for model in self.models]
-        joined = tuple(self.join(t, [a[k] for a in answers]) for k, t in enumerate(self.outputs))
+        results = [self.in_order(model(first, *others)) for model in self.models]
+        joined = tuple(self.join(t, [r[k] for r in results]) for k, t in enumerate(self.outputs))
         return joined if len(joined) > 1 else joined[0]
 
-    def in_order(self, answer) -> Sequence[torch.Tensor]:
-        "What one network gives, in the order of the outputs."
-        if isinstance(answer, Mapping):
-            return [answer[t.name] for t in self.outputs]
-        return [answer] if isinstance(answer, torch.Tensor) else answer
+    def in_order(self, result) -> Sequence[torch.Tensor]:
+        "Bring the results of one network into the order of the outputs."
+        if isinstance(result, Mapping):
+            return [result[t.name] for t in self.outputs]
+        return [result] if isinstance(result, torch.Tensor) else result
 
-    def join(self, output: Tensor, answers: list[torch.Tensor]) -> torch.Tensor:
-        "One output of all networks, with its activation."
-        together = torch.cat(answers, 1) if output.layout == "NF" else torch.stack(answers, 1)
+    def join(self, output: Tensor, results: list[torch.Tensor]) -> torch.Tensor:
+        "Join one output of all networks along the second axis, and apply its activation."
+        together = torch.cat(results, 1) if output.layout == "NF" else torch.stack(results, 1)
         if output.activation == "sigmoid":
             return torch.sigmoid(together.float())
         if output.activation == "softmax":
@@ -135,7 +137,7 @@ class Ensemble(nn.Module):
     def keep(self,
         kept: Sequence[int],  # networks that stay, by number
     ) -> "Ensemble":
-        "A smaller ensemble of the same networks."
+        "Make a smaller ensemble of the same networks."
         options = {"mean": self.mean.flatten(), "std": self.std.flatten()} if self.prepared else {}
         return Ensemble([self.models[k] for k in kept], **options, scale=self.scale, channels=self.channels,
                         inputs=self.inputs, outputs=self.outputs)
@@ -145,20 +147,26 @@ class Ensemble(nn.Module):
                           "core/graphs, or use load_engine(ensemble, precision='fp16').")
 
 # %% [markdown]
-# An untrained network gives 0.5 for everything, and two that give 0.5 agree whatever is wrong with them. So the last
-# layer is drawn wide here, and the pictures are bright spots of many sizes.
+# An untrained network gives 0.5 for everything, so a comparison of two would find no error. So the weights of the last
+# layer are drawn with a large standard deviation here, and the pictures are bright spots of many sizes. The notebooks
+# that follow use the same ensemble.
 
 # %%
-models = [create_network(architecture, seed=k) for k in range(folds)]
-for model in models:
-    torch.nn.init.normal_(model.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(len(models)))
-ensemble = Ensemble(models, **models[0].normalization)
-rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size[0], :size[1]]
-spots = [
-    np.exp(-((rows - r * size[0])**2 + (columns - c * size[1])**2) / (2 * w**2))
-    for r, c, w in zip(rng.random(24), rng.random(24), np.geomspace(2, 60, 24))
-]
-x = torch.from_numpy((255 * np.stack(spots)).round().astype(np.uint8))[:, None]
+#| export
+def drawn_ensemble(
+    architecture: str,  # timm architecture
+    folds: int,         # number of networks
+) -> Ensemble:
+    "Make an ensemble of untrained networks whose probabilities are spread over 0 to 1, for examples and checks."
+    models = [create_network(architecture, seed=k) for k in range(folds)]
+    for model in models:
+        nn.init.normal_(model.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(folds))
+    return Ensemble(models, **models[0].normalization)
+
+# %%
+ensemble = drawn_ensemble(architecture, folds)
+models = ensemble.models
+x = torch.from_numpy(bright_spots(size, np.random.default_rng(0)))[:, None]
 with torch.no_grad():
     probabilities = ensemble(x)
     by_hand = torch.sigmoid(models[1]((x.repeat(1, 3, 1, 1) / 255 - ensemble.mean) / ensemble.std))
@@ -169,8 +177,8 @@ probabilities[:4]
 # %% [markdown]
 # ## One file
 # The example that torch needs for the export is made from the descriptions: a word in a shape stays free in the graph.
-# Into the JSON go the digest of the weights and the versions that made the file; the caller adds entries and cannot
-# set these.
+# The JSON gets the digest of the weights and the versions that made the file. The caller adds entries, but cannot set
+# these.
 
 # %%
 #| export
@@ -187,7 +195,7 @@ def weights_digest(
 def place_of(
     module: nn.Module,
 ) -> torch.device:
-    "Where a module's tensors are; the CPU if it has none."
+    "Device of a module's tensors; the CPU if it has none."
     return next((t.device for t in (*module.buffers(), *module.parameters())), torch.device("cpu"))
 
 def export_module(
@@ -197,37 +205,41 @@ def export_module(
     outputs: Sequence[Tensor],  # in the order in which the module gives them; their shapes are taken from the graph
     metadata: dict,             # the caller's entries for NAME.json
 ) -> dict:                      # NAME.json
-    "Write any module as NAME.onnx and NAME.json."
-    module, place = module.eval(), place_of(module)
+    "Write any module as NAME.onnx and NAME.json. Raises EngineError."
+    module.eval()
+    place = place_of(module)
     words = list(dict.fromkeys(n for t in inputs for n in t.shape if isinstance(n, str)))
     free = {word: torch.export.Dim(word) for word in words}
     numbers = {word: 2 + k for k, word in enumerate(words)}  # a dimension of 1 would be taken for a constant
     example = tuple(torch.ones([numbers.get(n, n) for n in t.shape], dtype=getattr(torch, t.dtype), device=place)
                     for t in inputs)
     dims = tuple({k: free[n] for k, n in enumerate(t.shape) if isinstance(n, str)} for t in inputs)
-    varied = any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+    if any(p.kind == p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values()):
+        dims = (dims,)  # for torch the inputs are one argument then
     precision = str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch.")
     metadata = add_entries(metadata, {
-        "precision": precision, "weights_sha256": weights_digest(module),
-        "versions": {p: version(p) for p in ("torch", "timm", "onnx")}
+        "precision": precision,
+        "weights_sha256": weights_digest(module),
+        "versions": {p: version(p) for p in ("torch", "timm", "onnx")},
     })
-    quiet = logging.getLogger("torch.onnx")
-    level, _ = quiet.level, quiet.setLevel(logging.ERROR)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # the exporter warns of its own code
             program = torch.onnx.export(
                 module, example, dynamo=True, verbose=False, external_data=False, input_names=[t.name for t in inputs],
-                output_names=[t.name for t in outputs], dynamic_shapes=((dims,) if varied else dims) if words else None)
+                output_names=[t.name for t in outputs], dynamic_shapes=dims if words else None)
     finally:
-        quiet.setLevel(level)
+        logger.setLevel(level)
     return write_graph(program.model_proto, path, metadata, [*inputs, *outputs])
 
 def bound(
     tensors: Sequence[Tensor],
     size: Sequence[int],        # for the words depth, height and width, as far as the first tensor has them
 ) -> tuple[Tensor, ...]:
-    "Inputs of a fixed size; other words stay free."
+    "Fix the size of inputs; other words stay free. Raises EngineError."
     words = [w for w in ("depth", "height", "width") if w in tensors[0].shape]
     if len(words) != len(size):
         raise EngineError(f"{tensors[0]} needs a number for each of ({', '.join(words)}), and got {tuple(size)}.")
@@ -268,17 +280,17 @@ def register_network(
 @register_network("timm")
 def timm_classifier(
     network: str,                    # timm architecture
-    global_pool: str | None = None,
-    classes: int = 1,
-    channels: int = 3,
+    global_pool: str | None = None,  # timm pooling; None: the architecture's own
+    classes: int = 1,                # number of outputs
+    channels: int = 3,               # of the input
 ) -> nn.Module:                      # (n, channels, height, width) -> (n, classes) logits
-    "A classifier of timm."
+    "Make a classifier of timm."
     return create_network(network, global_pool=global_pool, num_classes=classes, in_chans=channels)
 
 def make_network(
     about: dict,      # kind, and the arguments of its function
 ) -> nn.Module:       # with random weights
-    "A network of a registered kind."
+    "Make a network of a registered kind. Raises WeightsError."
     arguments = dict(about)
     kind = arguments.pop("kind", None)
     if kind not in NETWORKS:
@@ -302,7 +314,7 @@ for wrong in ({"kind": "tim", "network": "resnet10t"}, {"kind": "timm", "network
         raise AssertionError
 
 # %% [markdown]
-# The digest of the whole shows whether what was built is what was exported.
+# The digest of all weights shows whether the rebuilt ensemble is the one that was exported.
 
 # %%
 #| export
@@ -310,11 +322,12 @@ def rebuild(
     folder: Path,     # has the weights that the JSON names
     metadata: dict,   # NAME.json, with `rebuild`: kind, its arguments, mirrored (horizontal-flip TTA), weights (files)
 ) -> Ensemble:
-    "An ensemble as it was before it was exported."
+    "Make an ensemble as it was before it was exported. Raises EngineError or WeightsError."
     about = dict(metadata.get("rebuild") or {})
     if not about:
         raise EngineError("Its JSON does not state how to build its networks: export it again.")
-    files, mirrored, models = about.pop("weights"), about.pop("mirrored"), []
+    files, mirrored = about.pop("weights"), about.pop("mirrored")
+    models = []
     for file in files:
         model = make_network(about)
         load_weights(model, inside(folder, file))
@@ -342,9 +355,9 @@ else:
 
 # %% [markdown]
 # ## Six classes of a sequence
-# A second kind of network shows the rest. Three channels for each slice of a series and the number of slices go in;
-# six classes for each slice and one for the series come out, of two networks. Shapes are compared as before, with two
-# free dimensions.
+# The second example has several inputs and outputs. Three channels for each slice of a series and the number of slices
+# go in; six classes for each slice and one for the series come out, of two networks. Shapes are compared as before,
+# with two free dimensions.
 
 # %%
 class Series(nn.Module):
@@ -352,8 +365,10 @@ class Series(nn.Module):
     def __init__(self, seed: int):
         super().__init__()
         torch.manual_seed(seed)
-        self.encoder, self.memory = nn.Conv2d(3, 8, 3, 2), nn.LSTM(8, 8, batch_first=True)
-        self.slices, self.whole = nn.Linear(8, 6), nn.Linear(8, 1)
+        self.encoder = nn.Conv2d(3, 8, 3, 2)
+        self.memory = nn.LSTM(8, 8, batch_first=True)
+        self.slices = nn.Linear(8, 6)
+        self.whole = nn.Linear(8, 1)
 
     def forward(self,
         slices: torch.Tensor,   # float (n, length, 3, 16, 16)

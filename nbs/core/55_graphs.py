@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from mammo_nb.core.sidecars import EngineError, carried, read_sidecar, read_tensors, write_graph
+from mammo_nb.core.sidecars import EngineError, carried, read_sidecar, read_tensors, sidecar_path, write_graph
 
 # %%
 #| hide
@@ -42,7 +42,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from mammo_nb.core.backends import open_graph
+from mammo_nb.core.backends import bright_spots, open_graph
 from mammo_nb.core.ensembles import Ensemble, bound, export_module
 from mammo_nb.core.networks import create_network
 
@@ -62,28 +62,10 @@ from mammo_nb.core.networks import create_network
 # %%
 #| export
 PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-KEPT = {
-    "LayerNormalization",
-    "InstanceNormalization",
-    "GroupNormalization",
-    "BatchNormalization",
-    "RMSNormalization",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "GlobalAveragePool",
-    # and all that are called Reduce...
-    "Softmax",
-    "LogSoftmax",
-    "Exp",
-    "Log",
-    "Pow",
-    "Sqrt",
-    "Reciprocal",
-    "CumSum",
-    "Resize",
-    "LSTM",
-    "GRU",
-    "RNN",
+KEPT = {  # in float32, as are all nodes whose name starts with Reduce
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization", "RMSNormalization",
+    "LpNormalization", "MeanVarianceNormalization", "GlobalAveragePool", "Softmax", "LogSoftmax", "Exp", "Log", "Pow",
+    "Sqrt", "Reciprocal", "CumSum", "Resize", "LSTM", "GRU", "RNN"
 }
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -92,7 +74,7 @@ def _constants_to_weights(graph: onnx.GraphProto) -> None:
     for node in [n for n in graph.node if n.op_type == "Constant"]:
         value = next((a for a in node.attribute if a.name in ("value", "value_float", "value_floats")), None)
         if value is None:
-            continue   # of integers, which stay
+            continue   # integers stay
         if value.name == "value":
             tensor = value.t
         else:
@@ -103,7 +85,7 @@ def _constants_to_weights(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    "Types of all tensors; the weights themselves are left out, the inference of shapes would copy them."
+    "Types of all tensors. The weights themselves are left out, because the inference of shapes would copy them."
     weights = [onnx.helper.make_tensor_value_info(i.name, i.data_type, i.dims) for i in model.graph.initializer]
     light = onnx.helper.make_model(
         onnx.helper.make_graph(model.graph.node, "types", [*model.graph.input, *weights], model.graph.output),
@@ -117,10 +99,12 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
 class _Mixer:
     "A graph's nodes one by one, with casts where a tensor is needed in another type than it has."
     def __init__(self, model: onnx.ModelProto):
-        self.types, self.results = _element_types(model), {o.name for o in model.graph.output}
+        self.types = _element_types(model)
+        self.results = {o.name for o in model.graph.output}
         self.weights = {i.name: i for i in model.graph.initializer if i.data_type == _FLOAT}
-        # tensors in float16; (tensor, whether in float16) -> its copy
-        self.half, self.copies, self.nodes = set(), {}, []
+        self.half = set()   # tensors in float16
+        self.copies = {}    # (tensor, whether in float16) -> its copy
+        self.nodes = []     # of the new graph
         # the input, and what is made of it before the first product
         self.picture = {i.name for i in model.graph.input}
 
@@ -144,13 +128,14 @@ class _Mixer:
         return self.copies[name, low]
 
     def add(self, node: onnx.NodeProto) -> None:
-        "Add a node in the type that is right for it."
-        if node.op_type == "Cast":   # takes any type, and names the one that it makes
+        "Add a node, in float16 or in float32."
+        if node.op_type == "Cast":   # takes any type, and has an attribute with the type of its output
             if node.input[0] in self.picture:
                 self.picture |= {*node.output}
             self.nodes.append(node)
             return
-        product, result = node.op_type in PRODUCTS, self.results.intersection(node.output)
+        product = node.op_type in PRODUCTS
+        result = self.results.intersection(node.output)
         if not product and self.picture.intersection(node.input):
             self.picture |= {*node.output}
         if node.op_type == "Conv" and node.input[0] in self.picture:
@@ -175,9 +160,9 @@ def to_mixed(
     if model.functions or any(a.HasField("g") or a.graphs for n in graph.node for a in n.attribute):
         raise EngineError("A graph with functions or branches in it cannot be converted: export it without.")
     _constants_to_weights(graph)
-    mixer, nodes = _Mixer(model), [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
-    for node in nodes:
-        mixer.add(node)
+    mixer = _Mixer(model)
+    for node in graph.node:
+        mixer.add(onnx.NodeProto.FromString(node.SerializeToString()))   # a copy
     used = {n for node in mixer.nodes for n in node.input}
     weights = [i for i in graph.initializer if i.name in used]
     for (name, low), copy in mixer.copies.items():
@@ -190,9 +175,10 @@ def to_mixed(
     _replace(graph, mixer.nodes, weights)
 
 def _replace(graph: onnx.GraphProto, nodes: list, weights: list) -> None:
-    "Replace nodes and weights. The graph's notes on tensors in between are dropped, since they may be wrong now."
+    "Replace nodes and weights. The types of the tensors in between are dropped, since they may be wrong now."
     # copies: nodes and weights may be parts of what is cleared
-    nodes, weights = [n.SerializeToString() for n in nodes], [w.SerializeToString() for w in weights]
+    nodes = [n.SerializeToString() for n in nodes]
+    weights = [w.SerializeToString() for w in weights]
     for field in ("node", "initializer", "value_info"):
         graph.ClearField(field)
     graph.node.extend(onnx.NodeProto.FromString(n) for n in nodes)
@@ -204,18 +190,17 @@ def write_mixed(
     path: Path,        # NAME.onnx in float32, its JSON beside it
     path_mixed: Path,  # such as NAME.fp16.onnx; gets a JSON of its own
 ) -> dict:             # that JSON: as the other, with precision 'mixed'
-    "Convert a graph to mixed precision."
-    metadata, model = read_sidecar(path), onnx.load(path)
+    "Convert a graph to mixed precision. Raises EngineError."
+    path = Path(path)
+    metadata = read_sidecar(path)
+    model = onnx.load(path)
     try:
         to_mixed(model)
     except EngineError as e:
-        raise EngineError(f"{Path(path).name}: {e}") from e
-    stated = [*_listed(path, metadata, "inputs"), *_listed(path, metadata, "outputs")]
-    return write_graph(model, path_mixed, {**carried(metadata), "precision": "mixed",
-                                           "fp32_sha256": metadata["sha256"]}, stated)
-
-def _listed(path: Path, metadata: dict, key: str) -> tuple:
-    return read_tensors(metadata, key, f"{Path(path).stem}.json")
+        raise EngineError(f"{path.name}: {e}") from e
+    stated = [t for key in ("inputs", "outputs") for t in read_tensors(metadata, key, sidecar_path(path).name)]
+    entries = {**carried(metadata), "precision": "mixed", "fp32_sha256": metadata["sha256"]}
+    return write_graph(model, path_mixed, entries, stated)
 
 # %% [markdown]
 # Small ConvNeXts, whose blocks all normalise over their channels. Their probabilities are spread over 0 to 1, so that a
@@ -225,15 +210,11 @@ def _listed(path: Path, metadata: dict, key: str) -> tuple:
 models = [create_network(architecture, seed=k) for k in range(3)]
 for k, model in enumerate(models):
     torch.nn.init.normal_(model.get_classifier().weight, std=.2, generator=torch.Generator().manual_seed(k))
-folder, ensemble = Path(tempfile.mkdtemp()), Ensemble(models, **models[0].normalization)
+ensemble = Ensemble(models, **models[0].normalization)
+folder = Path(tempfile.mkdtemp())
 export_module(ensemble, folder / "ensemble.onnx", bound(ensemble.inputs, size), ensemble.outputs, {})
 sidecar = write_mixed(folder / "ensemble.onnx", folder / "ensemble.fp16.onnx")
-rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size[0], :size[1]]
-spots = [
-    np.exp(-((rows - r * size[0])**2 + (columns - c * size[1])**2) / (2 * w**2))
-    for r, c, w in zip(rng.random(24), rng.random(24), np.geomspace(2, 60, 24))
-]
-pictures = (255 * np.stack(spots)).round().astype(np.uint8)[:, None]
+pictures = bright_spots(size, np.random.default_rng(0))[:, None]
 exact, mixed = (open_graph(folder / f"{name}.onnx")(pictures) for name in ("ensemble", "ensemble.fp16"))
 assert sidecar["precision"] == "mixed" and exact.std() > .1 and 0 < np.abs(mixed - exact).max() < 5e-3
 megabytes = [(folder / f"{name}.onnx").stat().st_size / 1e6 for name in ("ensemble", "ensemble.fp16")]
@@ -267,8 +248,8 @@ plt.title(f"mixed precision, at most {np.abs(mixed - exact).max():.1e}", fontsiz
 
 # %% [markdown]
 # ## Fewer networks
-# The mean of three networks is a little better than that of two, and costs half as much again. Where time is short, an
-# ensemble is cut down: the node that joins the networks takes fewer of them, in each output, and everything that no
+# The mean of three networks is a little better than that of two, and takes 1.5 times as long. Where time is short, an
+# ensemble is reduced: the node that joins the networks takes fewer of them, in each output, and everything that no
 # output needs any more is removed.
 
 # %%
@@ -286,8 +267,9 @@ def keep_columns(
     model: onnx.ModelProto,  # an ensemble: one node joins the networks along the second axis; changed in place
     kept: list[int],         # networks, in the order wanted
 ) -> None:
-    "Leave some networks of an ensemble, without what only the others needed."
-    graph, made = model.graph, {o: n for n in model.graph.node for o in n.output}
+    "Keep some networks of an ensemble, and remove what only the others needed. Raises EngineError."
+    graph = model.graph
+    made = {o: n for n in graph.node for o in n.output}
     for output in graph.output:
         node = _joining_node(made, output.name)
         if not kept or not set(kept) <= set(range(len(node.input))):
@@ -320,7 +302,8 @@ for wrong in ([3], []):
 # Three files of the same networks, and their sizes:
 
 # %%
-pd.DataFrame([{
-    "file": p.name, "networks": open_graph(p)(pictures[:1]).shape[1], "MB": round(p.stat().st_size / 1e6, 1),
-    "nodes": len(onnx.load(p).graph.node)
-} for p in sorted(folder.glob("*.onnx"))])
+rows = []
+for p in sorted(folder.glob("*.onnx")):
+    rows.append({"file": p.name, "networks": open_graph(p)(pictures[:1]).shape[1],
+                 "MB": round(p.stat().st_size / 1e6, 1), "nodes": len(onnx.load(p).graph.node)})
+pd.DataFrame(rows)

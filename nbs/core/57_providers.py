@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Providers
-# > Every way to run an ensemble, tried in order; what is too far from torch is ruled out.
+# > All providers of an ensemble, tried in order; one that is too far from torch is excluded.
 #
 # A submission must not fail because of one package. So the providers of an ensemble are tried in an order, the fast
 # ones first: on a GPU the engines that were built for it, then ONNX Runtime, then torch; on a CPU ONNX Runtime or
@@ -52,8 +52,10 @@ import tempfile
 
 import pandas as pd
 
+from mammo_nb.core.backends import bright_spots
 from mammo_nb.core.engines import export_onnx, parity
-from mammo_nb.core.networks import create_network, save_weights
+from mammo_nb.core.ensembles import drawn_ensemble
+from mammo_nb.core.networks import save_weights
 
 # %% [markdown]
 # ## In order
@@ -75,9 +77,9 @@ def open_provider(
     metadata: dict,        # NAME.json
     provider: str,         # such as 'openvino-bf16', or the file of an engine
     device: str,           # 'cpu', 'cuda', 'cuda:1'
-    threads: int | None,   # on the CPU; None = one a core
+    threads: int | None,   # on the CPU; None = one for each core
 ) -> Engine:
-    "One provider, without a check of what it computes."
+    "Open one provider, without a check of its results."
     backend, _, precision = provider.rpartition("-")
     if backend in ("torch", "compiled"):
         if threads:
@@ -96,9 +98,10 @@ def prove(
     engine: Engine,
 ) -> None:
     "Raise EngineError unless an engine gives for the probe inputs what the networks gave at the export."
-    made, limit, wanted = engine(probe_inputs(engine.inputs)), LIMITS[engine.precision], engine.metadata["probe"]
-    wanted = {k: np.asarray(v) for k, v in wanted.items()} if isinstance(wanted, Mapping) else np.asarray(wanted)
-    difference = largest_difference(made, wanted)
+    probe = engine.metadata["probe"]
+    expected = {k: np.asarray(v) for k, v in probe.items()} if isinstance(probe, Mapping) else np.asarray(probe)
+    limit = LIMITS[engine.precision]
+    difference = largest_difference(engine(probe_inputs(engine.inputs)), expected)
     if not difference <= limit:
         raise EngineError(f"for the probe inputs it differs by {difference:.2g} from the results at the export, more "
                           f"than {limit:g}.")
@@ -109,10 +112,11 @@ def open_ensemble(
     providers: str | Sequence[str] = "auto",  # names to try in this order; 'auto': those of PROVIDERS
     device: str = "auto",           # 'cpu', 'cuda', 'cuda:1'; 'auto': the first GPU, if there is one
     reduced: bool | None = None,    # whether 'auto' may compute in 16 bits; None: on a GPU
-    threads: int | None = None,     # on the CPU; None = one a core
-) -> Engine:                        # its `refused` has what was not taken, and why
-    "An ensemble, by the first provider that works here."
-    folder, refused = Path(folder), []
+    threads: int | None = None,     # on the CPU; None = one for each core
+) -> Engine:                        # its `refused` has the providers that were not taken, and why
+    "Open an ensemble with the first provider that works on this machine. Raises EngineError if none does."
+    folder = Path(folder)
+    refused = []
     try:
         metadata = read_json(folder / f"{name}.json")
     except (OSError, ValueError) as e:
@@ -121,10 +125,12 @@ def open_ensemble(
         raise EngineError(f"{name}.json of {folder} is of an older export: run the stage that wrote it again.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    reduced = device != "cpu" if reduced is None else reduced
-    order = [(p, "cpu" if p.startswith("openvino") else device) for p in providers]
+    if reduced is None:
+        reduced = device != "cpu"
     if providers == "auto":
         order = _auto_order(folder, name, device, reduced)
+    else:
+        order = [(p, "cpu" if p.startswith("openvino") else device) for p in providers]
     for provider, place in order:
         try:
             if reason := metadata.get("refused", {}).get(provider):
@@ -148,25 +154,17 @@ def _auto_order(folder: Path, name: str, device: str, reduced: bool) -> list[tup
     return [(p, d) for p, d in order if reduced or p.endswith(("fp32", ".engine"))]
 
 # %% [markdown]
-# Here is an ensemble as a stage would write it, with its weights. Then its graph is damaged, and torch steps in.
+# Here is an ensemble as a stage would write it, with its weights. Then its graph is damaged, and torch runs it instead.
 
 # %%
-models = [create_network(architecture, seed=k) for k in range(folds)]
-for k, model in enumerate(models):
-    torch.nn.init.normal_(model.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(len(models)))
-ensemble = Ensemble(models, **models[0].normalization)
+ensemble = drawn_ensemble(architecture, folds)
 folder = Path(tempfile.mkdtemp())
-for k, model in enumerate(models):
+for k, model in enumerate(ensemble.models):
     save_weights(model, folder / f"fold_{k}.safetensors", {})
 about = {"kind": "timm", "network": architecture, "mirrored": False,
          "weights": [f"fold_{k}.safetensors" for k in range(folds)]}
 export_onnx(ensemble, folder / "ensemble.onnx", size, {"rebuild": about})
-rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size[0], :size[1]]
-spots = [
-    np.exp(-((rows - r * size[0])**2 + (columns - c * size[1])**2) / (2 * w**2))
-    for r, c, w in zip(rng.random(24), rng.random(24), np.geomspace(2, 60, 24))
-]
-pictures = (255 * np.stack(spots)).round().astype(np.uint8)
+pictures = bright_spots(size, np.random.default_rng(0))
 reference = load_engine(ensemble)(pictures)
 opened = open_ensemble(folder)
 assert parity(opened, load_engine(ensemble), pictures) <= (1e-4 if opened.precision == "fp32" else 5e-2)
@@ -182,22 +180,23 @@ for reason in left.refused:
 
 # %% [markdown]
 # ## The gate
-# Providers are compared with torch on real pictures when the ensemble is written. One that is too far off is noted in
-# the JSON, and is not taken after that.
+# Providers are compared with torch on real pictures when the ensemble is written. One that is beyond its limit is noted
+# in the JSON, and is not taken after that.
 
 # %%
 #| export
 def gate(
     folder: Path,
     name: str,                # NAME.json gets the providers that are not to be taken
-    given: np.ndarray | Mapping[str, np.ndarray],      # inputs of all
+    given: np.ndarray | Mapping[str, np.ndarray],      # inputs of all providers
     reference: np.ndarray | Mapping[str, np.ndarray],  # the results of torch, in float32
     providers: Sequence[str], # such as 'openvino-bf16'
     limits: dict = LIMITS,    # precision -> largest difference of a probability
-    device: str = "cpu",      # that they run on
+    device: str = "cpu",      # device that they run on
 ) -> dict[str, dict]:         # provider -> difference and limit, or why it is unavailable here
     "Compare providers with torch, and note those that are beyond their limit."
-    folder, found = Path(folder), {}
+    folder = Path(folder)
+    found = {}
     metadata = read_json(folder / f"{name}.json")
     for provider in providers:
         try:
@@ -205,7 +204,8 @@ def gate(
         except Exception as e:  # as in `open_ensemble`
             found[provider] = {"unavailable": str(e).strip().splitlines()[0]}
             continue
-        difference, limit = largest_difference(engine(given), reference), limits[engine.precision]
+        difference = largest_difference(engine(given), reference)
+        limit = limits[engine.precision]
         found[provider] = {"difference": difference, "limit": limit, "within": difference <= limit}
     count = len(given) if isinstance(given, np.ndarray) else len(next(iter(given.values())))
     beyond = {
@@ -245,17 +245,23 @@ def write_smaller(
     metadata: dict,        # entries of the JSON that differ
 ) -> dict:                 # the JSON
     "Leave networks out of an exported ensemble."
-    of_all, model, kept = read_sidecar(path), onnx.load(path), list(kept)
+    path, kept = Path(path), list(kept)
+    of_all = read_sidecar(path)
+    model = onnx.load(path)
     keep_columns(model, kept)
-    fewer = lambda probe: [[row[k] for k in kept] for row in probe]
+
+    def fewer(probe: list) -> list:
+        return [[row[k] for k in kept] for row in probe]
+
     probe = of_all["probe"]
     own = {
-        "folds": len(kept), "weights_sha256": weights_digest(ensemble.keep(kept)),
-        "probe": {name: fewer(p) for name, p in probe.items()} if isinstance(probe, Mapping) else fewer(probe)
+        "folds": len(kept),
+        "weights_sha256": weights_digest(ensemble.keep(kept)),
+        "probe": {name: fewer(p) for name, p in probe.items()} if isinstance(probe, Mapping) else fewer(probe),
     }
     if "rebuild" in of_all:
         own["rebuild"] = {**of_all["rebuild"], "weights": [of_all["rebuild"]["weights"][k] for k in kept]}
-    stated = [t for key in ("inputs", "outputs") for t in read_tensors(of_all, key, Path(path).name)]
+    stated = [t for key in ("inputs", "outputs") for t in read_tensors(of_all, key, path.name)]
     return write_graph(model, path_smaller, {**carried(of_all), **own, **metadata}, stated)
 
 def build_engines(
@@ -266,23 +272,24 @@ def build_engines(
     batches: tuple[int, int, int] = (1, 2, 8),   # items at once: fewest, usual, most
     ranges: Mapping[str, tuple[int, int, int]] = {},  # the same for other free dimensions
 ) -> list[dict]:                                 # their JSONs
-    "Engines of an ensemble, in mixed precision."
+    "Build engines of an ensemble, in mixed precision. Raises EngineError."
     folder = Path(folder)
     path, mixed = folder / f"{name}.onnx", folder / f"{name}.fp16.onnx"
     if reason := read_sidecar(path).get("refused", {}).get("onnxruntime-fp16"):
         raise EngineError(f"{name}.fp16.onnx is not good enough to build engines of: {reason}")
     if not mixed.is_file() or read_sidecar(mixed)["fp32_sha256"] != read_sidecar(path)["sha256"]:
         write_mixed(path, mixed)
-    return [
-        build_tensorrt(mixed, folder / f"{name}.{target}.engine", package=package, target=target, batches=batches,
-                       ranges=ranges) for target in targets
-    ]
+    sidecars = []
+    for target in targets:
+        engine = folder / f"{name}.{target}.engine"
+        sidecars.append(build_tensorrt(mixed, engine, package=package, target=target, batches=batches, ranges=ranges))
+    return sidecars
 
 # %%
 smaller = write_smaller(ensemble, folder / "ensemble.onnx", folder / "ensemble_1.onnx", [1], {})
 one = open_ensemble(folder, "ensemble_1", device="cpu")
 assert smaller["folds"] == 1 and np.abs(one(pictures) - reference[:, 1:]).max() <= 1e-4
-gate(folder, "ensemble", pictures, reference, ["onnxruntime-fp16"], {"fp16": 0.05})   # let it in again
+gate(folder, "ensemble", pictures, reference, ["onnxruntime-fp16"], {"fp16": 0.05})   # allow it again
 try:
     print([f"{e['target']}, batches {e['batches']}" for e in build_engines(folder, "ensemble", ["SM75", "SM86"])])
 except EngineError as e:

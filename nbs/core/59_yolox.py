@@ -60,8 +60,8 @@ warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", FutureWarning)
 # %% [markdown]
 # ## The network
 # As the library has it, except that the output is the same in training and in evaluation: the raw values of each cell,
-# before anything is decoded. The loss and the boxes are computed elsewhere. Batch normalisation adds 1e-3, not torch's
-# 1e-5; no file states it, and the boxes are wrong without it.
+# before anything is decoded. The loss and the boxes are computed elsewhere. Batch normalisation adds 1e-3 to the
+# variance, not torch's 1e-5; no file states it, and the boxes are wrong without it.
 
 # %%
 #| export
@@ -78,7 +78,7 @@ class Yolox(YoloxModule):
         return self
 
     def forward(self,
-        x: torch.Tensor,   # float (n, 3, size, size), 0 to 255, neither mean nor deviation removed
+        x: torch.Tensor,   # float (n, 3, size, size), 0 to 255, not normalised
     ) -> torch.Tensor:     # (n, cells, 5 + classes): dx, dy, log w, log h in cells; logits of objectness and classes
         head, levels = self.head, []
         for k, features in enumerate(self.backbone(x)):
@@ -90,10 +90,10 @@ class Yolox(YoloxModule):
 
 def create_yolox(
     name: str = "nano",   # nano, tiny, s, m, l or x
-    classes: int = 1,
+    classes: int = 1,     # number of classes
     seed: int = 0,        # of the initial weights
 ) -> Yolox:
-    "A YOLOX network with random weights."
+    "Make a YOLOX network with random weights. Raises ValueError for an unknown name."
     config = YoloxConfig.get_named_config(f"yolox-{name}")
     if config is None:
         raise ValueError(f"no YOLOX {name!r}; there are nano, tiny, s, m, l and x")
@@ -127,11 +127,12 @@ def _old_constraint(
     strides: torch.Tensor, # (1, cells)
     x: torch.Tensor,       # (1, cells), columns
     y: torch.Tensor,       # (1, cells), rows
-) -> tuple[torch.Tensor, torch.Tensor]:  # bool (cells,) and (boxes, of them)
-    "Candidate cells of YOLOX before August 2022, which the winner's copy is."
+) -> tuple[torch.Tensor, torch.Tensor]:  # bool (cells,), candidates; bool (boxes, candidates), meets both conditions
+    "Candidate cells of YOLOX before August 2022, as in the winner's copy."
     centre = torch.stack([(x[0] + .5) * strides[0], (y[0] + .5) * strides[0]], -1)[None]
     away = (centre - boxes[:, None, :2]).abs()
-    inside, near = (away < boxes[:, None, 2:] / 2).all(-1), (away < 2.5 * strides[0][None, :, None]).all(-1)
+    inside = (away < boxes[:, None, 2:] / 2).all(-1)
+    near = (away < 2.5 * strides[0][None, :, None]).all(-1)
     allowed = inside.any(0) | near.any(0)
     return allowed, (inside & near)[:, allowed]
 
@@ -142,7 +143,8 @@ class YoloxLoss:
         size: int,               # side of the input, pixels
         faithful: bool = False,  # assign boxes as the winner's copy did
     ):
-        self.head, self.l1 = network.head, False
+        self.head = network.head
+        self.l1 = False
         if faithful:
             self.head.get_geometry_constraint = _old_constraint
         self.place, self.stride = (torch.from_numpy(a) for a in cells(size))
@@ -161,14 +163,14 @@ class YoloxLoss:
 # %%
 # the same number as the library gives in its own training mode
 torch.manual_seed(0)
-pictures, targets = torch.rand(2, 3, size, size) * 255, torch.tensor([[[0., 100, 120, 90, 180]],
-                                                                      [[0., 60, 128, 120, 240]]])
+pictures = torch.rand(2, 3, size, size) * 255
+targets = torch.tensor([[[0., 100, 120, 90, 180]], [[0., 60, 128, 120, 240]]])
 for l1 in (False, True):
     ours, theirs = create_yolox().train(), create_yolox().train()
-    loss, theirs.head.use_l1 = YoloxLoss(ours, size), l1
-    loss.l1 = l1
-    assert torch.isclose(loss(ours(pictures), targets),
-                         YoloxModule.forward(theirs, pictures, targets)["total_loss"], rtol=1e-6)
+    loss = YoloxLoss(ours, size)
+    loss.l1 = theirs.head.use_l1 = l1
+    expected = YoloxModule.forward(theirs, pictures, targets)["total_loss"]
+    assert torch.isclose(loss(ours(pictures), targets), expected, rtol=1e-6)
 
 # %% [markdown]
 # ## Files
@@ -197,16 +199,13 @@ def load_yolox(
 folder = Path(tempfile.mkdtemp())
 coco, winner = create_yolox(classes=80, seed=1), create_yolox(seed=2)
 torch.save({"start_epoch": 300, "model": coco.state_dict(), "optimizer": {}}, folder / "yolox_nano.pth")
-torch.save(
-    {
-        "start_epoch": 400, "model": winner.state_dict(), "optimizer": {}, "best_ap": np.float64(.9626),
-        "curr_ap": np.float64(.96)
-    }, folder / "winner.pth")
+scores = {"best_ap": np.float64(.9626), "curr_ap": np.float64(.96)}
+torch.save({"start_epoch": 400, "model": winner.state_dict(), "optimizer": {}, **scores}, folder / "winner.pth")
 load_yolox(network, folder / "winner.pth")
 assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), winner.state_dict().values()))
 load_yolox(network, folder / "yolox_nano.pth", initial=True)
-assert torch.equal(network.backbone.C3_n4.conv1.conv.weight,
-                   coco.backbone.C3_n4.conv1.conv.weight) and network.head.cls_preds[0].weight.shape[0] == 1
+assert torch.equal(network.backbone.C3_n4.conv1.conv.weight, coco.backbone.C3_n4.conv1.conv.weight)
+assert network.head.cls_preds[0].weight.shape[0] == 1
 try:
     load_yolox(network, folder / "yolox_nano.pth")
 except WeightsError as e:
@@ -228,7 +227,7 @@ def grey_stem(
     "A first layer that gives for one channel what `stem` gives for three equal ones."
     stem = copy.deepcopy(stem.conv)
     weight = stem.conv.weight.detach()
-    quarters = weight.unflatten(1, (4, 3)).sum(2)            # the three colours see the same
+    quarters = weight.unflatten(1, (4, 3)).sum(2)            # the three channels are equal
     whole = weight.new_zeros(len(weight), 1, 6, 6)
     for k, (row, column) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
         whole[:, 0, row::2, column::2] = quarters[:, k]
@@ -244,7 +243,8 @@ class DetectorGraph(nn.Module):
         decode: bool = True,  # False: dx, dy, log w, log h as they are
     ):
         super().__init__()
-        self.network, self.decode, self.size = copy.deepcopy(network).eval().requires_grad_(False), decode, size
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decode, self.size = decode, size
         self.inputs = (Tensor("images", "uint8", ("n", 1, size, size), "NCHW"),)
         self.outputs = (Tensor("candidates", "float32", ("n", "cells", 5 + network.head.num_classes), "NLC"),)
         self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
@@ -269,14 +269,13 @@ def export_yolox(
     batch: int | None = None, # a fixed number of pictures; None: any
     decode: bool = True,      # of `DetectorGraph`
 ) -> dict:                    # NAME.json
-    "Write NAME.onnx and NAME.json."
+    "Write NAME.onnx and NAME.json. Raises EngineError."
     if batch is not None and batch < 1:
         raise EngineError(f"a batch has at least one picture, not {batch}")
     graph = DetectorGraph(network, size, decode)
     inputs = [replace(t, shape=(batch or "n", *t.shape[1:])) for t in graph.inputs]
-    return export_module(graph, path, inputs, graph.outputs, {
-        **metadata, "size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes
-    })
+    own = {"size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes}
+    return export_module(graph, path, inputs, graph.outputs, {**metadata, **own})
 
 # %% [markdown]
 # ## What came out
@@ -291,7 +290,10 @@ outputs = {}
 for label, options in {"any number": {}, "one": {"batch": 1}, "not decoded": {"decode": False}}.items():
     export_yolox(network, folder / f"{label}.onnx", size, {}, **options)
     graph = open_graph(folder / f"{label}.onnx")
-    outputs[label] = np.concatenate([graph(s[None]) for s in squares]) if options.get("batch") else graph(squares)
+    if label == "one":
+        outputs[label] = np.concatenate([graph(s[None]) for s in squares])
+    else:
+        outputs[label] = graph(squares)
 outputs["not decoded"] = decode(outputs["not decoded"], size)
 differences = {k: np.abs(v - reference)[..., :4].max() for k, v in outputs.items()}
 assert max(differences.values()) < 0.05 and all(np.abs(v - reference)[..., 4:].max() < 1e-5 for v in outputs.values())

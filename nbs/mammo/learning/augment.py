@@ -64,12 +64,13 @@ def random_crop(
     rng: np.random.Generator,
     area: tuple = (0.5, 1.0),    # share of the area
     ratio: tuple = (0.5, 0.8),   # width / height, log-uniform
-    tries: int = 10,             # then the largest centred rectangle with an allowed ratio
+    tries: int = 10,             # draws; after them the largest centred rectangle with an allowed ratio is taken
 ) -> np.ndarray:                 # uint8, a view of the image
-    "A rectangle cut out (Szegedy et al. 2015, section 6), not resized."
+    "Cut out a rectangle (Szegedy et al. 2015, section 6), without resizing."
     h, w = image.shape
     for _ in range(tries):
-        pixels, proportion = h * w * rng.uniform(*area), np.exp(rng.uniform(*np.log(ratio)))
+        pixels = h * w * rng.uniform(*area)
+        proportion = np.exp(rng.uniform(*np.log(ratio)))
         crop_h, crop_w = round((pixels / proportion) ** 0.5), round((pixels * proportion) ** 0.5)
         if 0 < crop_h <= h and 0 < crop_w <= w:
             top, left = rng.integers(0, h - crop_h + 1), rng.integers(0, w - crop_w + 1)
@@ -99,10 +100,9 @@ assert min(shares) >= .49 and max(shares) <= 1
 assert random_crop(np.zeros((100, 300), np.uint8), np.random.default_rng(0)).shape == (100, 80)
 
 # %%
-sheet([breast, flip_sides(breast, None),
-       flip_ends(breast, None),
-       flip_ends(flip_sides(breast, None), None)], columns=8, title="flips")
-assert (flip_sides(breast, None)[:, 0] == breast[:, -1]).all() and (flip_ends(breast, None)[0] == breast[-1]).all()
+sides, ends = flip_sides(breast, None), flip_ends(breast, None)
+sheet([breast, sides, ends, flip_ends(sides, None)], columns=8, title="flips")
+assert (sides[:, 0] == breast[:, -1]).all() and (ends[0] == breast[-1]).all()
 
 # %% [markdown]
 # ## Fewer pixels
@@ -116,27 +116,30 @@ def downscale(
     rng: np.random.Generator,
     down: int = cv2.INTER_LINEAR,     # interpolation of the way down
     up: int = cv2.INTER_LINEAR,       # and of the way up
-    scale: tuple = (0.75, 0.95),
+    scale: tuple = (0.75, 0.95),      # range of the size of the smaller image, as a share
 ) -> np.ndarray:                      # uint8, same shape
     "Lose detail and keep the size."
     h, w = image.shape
     s = rng.uniform(*scale)
-    return cv2.resize(cv2.resize(image, (max(1, round(w * s)), max(1, round(h * s))), interpolation=down), (w, h),
-                      interpolation=up)
+    small = cv2.resize(image, (max(1, round(w * s)), max(1, round(h * s))), interpolation=down)
+    return cv2.resize(small, (w, h), interpolation=up)
 
 # %%
 around = np.s_[len(breast) // 2 - 60:len(breast) // 2 + 60, 40:160]
 kinds = {
-    "area, linear": (cv2.INTER_AREA, cv2.INTER_LINEAR), "area, Lanczos": (cv2.INTER_AREA, cv2.INTER_LANCZOS4),
-    "linear, linear": (cv2.INTER_LINEAR, cv2.INTER_LINEAR)
+    "area, linear": (cv2.INTER_AREA, cv2.INTER_LINEAR),
+    "area, Lanczos": (cv2.INTER_AREA, cv2.INTER_LANCZOS4),
+    "linear, linear": (cv2.INTER_LINEAR, cv2.INTER_LINEAR),
 }
-detail = lambda picture: cv2.Laplacian(picture[around], cv2.CV_32F).std()
+def detail(picture):
+    return cv2.Laplacian(picture[around], cv2.CV_32F).std()
+
 left = {name: [downscale(breast, np.random.default_rng(i), *k) for i in range(3)] for name, k in kinds.items()}
 sheet([breast[around], *(p[around] for three in left.values() for p in three)], columns=10,
       title=f"a patch, and made small and large again, three draws each: {'; '.join(kinds)}")
-sharpness = pd.Series(
-    {name: np.mean([detail(p) for p in three]) for name, three in left.items()} | {"as it is": detail(breast)},
-    name="standard deviation of the Laplacian")
+deviations = {name: np.mean([detail(p) for p in three]) for name, three in left.items()}
+deviations["as it is"] = detail(breast)
+sharpness = pd.Series(deviations, name="standard deviation of the Laplacian")
 assert sharpness.drop("as it is").max() < sharpness["as it is"]
 sharpness.round(2)
 
@@ -208,8 +211,9 @@ def shift_scale_rotate(
 ) -> np.ndarray:                       # uint8, same shape
     "One affine map (OpenCV, `getRotationMatrix2D`)."
     h, w = image.shape
-    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), rng.uniform(-degrees, degrees),
-                                     1 + rng.uniform(-scale, scale))
+    turn = rng.uniform(-degrees, degrees)
+    size = 1 + rng.uniform(-scale, scale)
+    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), turn, size)
     matrix[:, 2] += rng.uniform(-1, 1, 2) * shift * np.array([w, h])
     return cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
 
@@ -234,8 +238,8 @@ def smooth_noise(
     step = max(1, int(sigma / 4))
     coarse = tuple(-(-n // step) for n in shape)
     noise = rng.uniform(-alpha / step, alpha / step, (*coarse, 2)).astype(np.float32)
-    return cv2.resize(cv2.GaussianBlur(noise, (0, 0), sigma / step), shape[::-1],
-                      interpolation=cv2.INTER_LINEAR).reshape(*shape, 2)
+    smooth = cv2.GaussianBlur(noise, (0, 0), sigma / step)
+    return cv2.resize(smooth, shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*shape, 2)
 
 def elastic(
     image: np.ndarray,        # uint8 (height, width)
@@ -264,7 +268,7 @@ print(f"the winner's displacements have a standard deviation of {displacement.st
 
 # %% [markdown]
 # A hundredth of a pixel: with the winner's numbers the elastic part has no visible effect, and only the affine map is
-# left. A stronger one looks like this:
+# left. Here is a stronger one:
 
 # %%
 show(partial(elastic, alpha=500, alpha_affine=0), "elastic, alpha 500 and no affine map (not in the winner's list)");
@@ -352,17 +356,18 @@ def winner(
     rng: np.random.Generator,
 ) -> np.ndarray:                # uint8, smaller where it was cropped
     "Apply the winner's list."
-    for probability, ways in WINNER:
+    for probability, choices in WINNER:
         if rng.random() >= probability:
             continue
-        weights, transforms = zip(*ways)
-        image = transforms[rng.choice(len(ways), p=np.divide(weights, sum(weights)))](image, rng)
+        weights, transforms = zip(*choices)
+        chosen = rng.choice(len(choices), p=np.divide(weights, sum(weights)))
+        image = transforms[chosen](image, rng)
     return image
 
 # %%
 chance = pd.DataFrame(
-    [{"transform": getattr(f, "func", f).__name__, "share of images": .9 * p * weight / sum(w for w, _ in ways)}
-     for p, ways in WINNER for weight, f in ways])
+    [{"transform": getattr(f, "func", f).__name__, "share of images": .9 * p * weight / sum(w for w, _ in choices)}
+     for p, choices in WINNER for weight, f in choices])
 assert abs(chance["share of images"].sum() - .9 * sum(p for p, _ in WINNER)) < 1e-9
 chance.groupby("transform", sort=False).sum().round(4)
 
@@ -392,35 +397,34 @@ def light(
         image = image[::-1]
     if rng.random() < .5:
         contrast, brightness = 1 + rng.uniform(-.3, .3), rng.uniform(-.1, .1) * 255
-        image = cv2.LUT(np.ascontiguousarray(image),
-                        np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8))
+        levels = np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8)
+        image = cv2.LUT(np.ascontiguousarray(image), levels)
     if rng.random() < .25:
         image = coarse_dropout(image, rng, (1, 3), (.05, .12), (.08, .2))
     return image
 
 def broad(
-    # uint8 (height, width), or (height, width, 2) with a mask behind the image, which is moved along and keeps its
-    # levels
-    image: np.ndarray,
+    image: np.ndarray,            # uint8 (height, width), or (height, width, 2): image and mask, which is moved along
     rng: np.random.Generator,
 ) -> np.ndarray:                  # uint8, same shape
     "Flips, shift, scale, shear, rotation, gamma, brightness and contrast, holes."
     h, w = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-30, 30), np.exp(rng.uniform(np.log(.8),
-                                                                                              np.log(1.25))))
+    turn = rng.uniform(-30, 30)
+    scale = np.exp(rng.uniform(np.log(.8), np.log(1.25)))
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), turn, scale)
     matrix[:, 2] += rng.uniform(-.08, .08, 2) * (w, h)
     shear = rng.uniform(-.1, .1) if rng.random() < .5 else 0.0
-    image = cv2.warpAffine(image, matrix @ [[1, shear, -shear * h / 2], [0, 1, 0], [0, 0, 1]], (w, h),
-                           flags=cv2.INTER_LINEAR, borderValue=0)
+    matrix = matrix @ [[1, shear, -shear * h / 2], [0, 1, 0], [0, 0, 1]]
+    image = cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
     if rng.random() < .5:
         image = image[:, ::-1]
     if rng.random() < .5:
         image = image[::-1]
-    # air stays black
-    levels = 255 * (np.arange(256) / 255)**np.exp(rng.uniform(-.3, .3)) * (1 + rng.uniform(-.25, .25)) + rng.uniform(
-        -25, 25) * (np.arange(256) > 3)
-    grey = cv2.LUT(np.ascontiguousarray(image if image.ndim == 2 else image[..., 0]),
-                   np.clip(levels, 0, 255).astype(np.uint8))
+    gamma = np.exp(rng.uniform(-.3, .3))
+    contrast = 1 + rng.uniform(-.25, .25)
+    brightness = rng.uniform(-25, 25) * (np.arange(256) > 3)   # air stays black
+    levels = np.clip(255 * (np.arange(256) / 255)**gamma * contrast + brightness, 0, 255).astype(np.uint8)
+    grey = cv2.LUT(np.ascontiguousarray(image if image.ndim == 2 else image[..., 0]), levels)
     if rng.random() < .3:
         grey = coarse_dropout(grey, rng, (1, 3), (.04, .12), (.06, .2))
     return grey if image.ndim == 2 else np.dstack([grey, image[..., 1]])
@@ -440,9 +444,7 @@ def none(
     return image
 
 POLICIES = {f.__name__: f for f in (winner, light, broad, baseline, none)}
-# policies for crops in their own size, which are made to fit afterwards; the others come after fitting
-BEFORE_FITTING = ("winner",)
-
+BEFORE_FITTING = ("winner",)   # policies for crops that are not yet resized to fit; the others come after that
 WITH_MASK = ("broad", "none")  # policies that move a mask along
 
 def augment(
@@ -450,7 +452,7 @@ def augment(
     rng: np.random.Generator,
     policy: str,                  # a key of POLICIES
 ) -> np.ndarray:                  # uint8; another shape where the policy crops
-    "Augment one image with the random numbers of the generator."
+    "Augment one image with the random numbers of the generator. Raises ValueError for an unknown policy."
     if policy not in POLICIES:
         raise ValueError(f"No augmentation {policy!r}. There are {', '.join(POLICIES)}.")
     if image.ndim == 3 and policy not in WITH_MASK:
@@ -463,8 +465,8 @@ def augment(
 
 # %%
 for policy in ("winner", "light", "broad", "baseline"):
-    many = [augment(breast, np.random.default_rng([seed, i]), policy) if policy in BEFORE_FITTING else
-            augment(fit_resize(breast, 512, 256), np.random.default_rng([seed, i]), policy) for i in range(24)]
+    image = breast if policy in BEFORE_FITTING else fit_resize(breast, 512, 256)
+    many = [augment(image, np.random.default_rng([seed, i]), policy) for i in range(24)]
     sheet([fit_resize(m, 512, 256) for m in many], title=policy)
 assert all((augment(breast, np.random.default_rng(3), p) == augment(breast, np.random.default_rng(3), p)).all()
            for p in POLICIES)

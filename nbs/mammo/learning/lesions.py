@@ -14,10 +14,10 @@
 # # Lesions
 # > A classifier that also predicts where a lesion is.
 #
-# Masks of lesions tell more than a label for the whole breast. A network that was trained with them predicts a lesion
-# for each cell of 16 by 16 pixels, benign and malignant apart, besides the label. Its judgement is the mean of two: the
-# classifier's, which averages over the picture, and that of the cells, in which a lesion of a few cells is not diluted
-# by the breast around it.
+# Masks of lesions hold more information than a label for the whole breast. A network that was trained with them also
+# predicts whether each cell of 16 by 16 pixels has a benign or a malignant lesion. Its output is the mean of two
+# logits: the classifier's, which averages over the picture, and that of the cells, in which a lesion of a few cells is
+# not diluted by the breast around it.
 
 # %%
 #| default_exp mammo.learning.lesions
@@ -42,36 +42,36 @@ from mammo_nb.core.ensembles import make_network
 
 # %% [markdown]
 # The cells come from the feature map that has 1/16 of the picture's height and width, through one convolution. Over the
-# cells the two kinds of lesion are compared by a log-sum-exp, a smooth maximum. In training both judgements and all
-# cells are given, each with a loss of its own.
+# cells the two kinds of lesion are compared by a log-sum-exp, a smooth maximum. In training the output holds both
+# logits (`judgements`) and all cells, each with a loss of its own.
 
 # %%
 #| export
 CELL = 16  # pixels, height and width of a cell
 
 class Pointing(nn.Module):
-    "A classifier that also predicts in which cells a benign and in which a malignant lesion is, and judges by both."
+    "A classifier that also predicts which cells have a benign or a malignant lesion; its logit is the mean of both."
     def __init__(self,
         classifier: nn.Module,  # of timm, with .normalization and a feature map at 1/16 of the size
     ):
         super().__init__()
         self.index, channels = next(
             (i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
-        self.classifier, self.where, self.normalization = classifier, nn.Conv2d(channels, 2,
-                                                                                1), classifier.normalization
-        nn.init.zeros_(self.where.weight)        # at first: hardly anywhere
-        nn.init.constant_(self.where.bias, -4.)
+        self.classifier = classifier
+        self.where = nn.Conv2d(channels, 2, 1)
+        self.normalization = classifier.normalization
+        nn.init.zeros_(self.where.weight)
+        nn.init.constant_(self.where.bias, -4.)  # at first every cell has a probability of 0.018
 
     def forward(self,
         x: torch.Tensor,   # (n, 3, height, width)
     ) -> torch.Tensor | dict[str, torch.Tensor]:  # (n, 1) logits; in training judgements (n, 2), cells (n, 2, cells)
-        features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
-        cells = self.where(cells).flatten(2)
+        features, (fine,) = self.classifier.forward_intermediates(x, indices=[self.index])
+        cells = self.where(fine).flatten(2)
         benign, malignant = cells.unbind(1)
-        judged = torch.cat([
-            self.classifier.forward_head(features),
-            malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
-        ], 1)
+        by_picture = self.classifier.forward_head(features)
+        by_cells = malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
+        judged = torch.cat([by_picture, by_cells], 1)
         return {"judgements": judged, "cells": cells} if self.training else judged.mean(1, keepdim=True)
 
 # %% [markdown]
@@ -84,7 +84,7 @@ def pointing_classifier(
     network: str,                    # timm architecture
     global_pool: str | None = None,
 ) -> Pointing:
-    "The network of the recipes with `lesion_weight`."
+    "Make the network of the recipes with `lesion_weight`."
     return Pointing(create_network(network, global_pool=global_pool))
 
 # %%
@@ -99,8 +99,8 @@ assert outputs["cells"].shape == (4, 2, (size[0] // CELL) * (size[1] // CELL))
 
 # %% [markdown]
 # ## What came out
-# A picture with one malignant cell, among more and more cells without a lesion. The mean over the cells soon forgets
-# it, the log-sum-exp does not:
+# A picture with one malignant cell, among more and more cells without a lesion. In the mean over the cells it soon
+# disappears, in the log-sum-exp it does not:
 
 # %%
 rows = []

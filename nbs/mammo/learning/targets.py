@@ -38,7 +38,7 @@ soft_positive = 0.1  # of the example below
 # %% [markdown]
 # ## The label
 # A target a little below 1, and with label smoothing a little above 0, keeps the network from being certain about
-# labels that are not.
+# labels that may be wrong.
 
 # %%
 #| export
@@ -47,7 +47,7 @@ def soft_targets(
     soft_positive: float,          # subtracted from the target of a positive
     label_smoothing: float = 0.0,  # share that is spread over both classes (Szegedy et al. 2016, section 7)
 ) -> np.ndarray:                   # float32, one for each image
-    "Targets of the classifier."
+    "Make the targets of the classifier."
     return cancer.astype(np.float32) * (1 - soft_positive) * (1 - label_smoothing) + label_smoothing / 2
 
 # %%
@@ -56,15 +56,15 @@ assert np.allclose(soft_targets(np.array([0, 1]), 0, .1), [.05, .95])
 
 # %% [markdown]
 # ## The cells
-# A label for an image tells little about half a thousand pixels of lesion among sixty thousand of breast. The mask is
-# given to the network in cells of 16 pixels: 1 where a part of a lesion is.
+# A label for an image holds little information about half a thousand pixels of lesion among sixty thousand of breast.
+# The target is the mask in cells of 16 by 16 pixels: 1 where a part of a lesion is.
 
 # %%
 #| export
 def lesion_cells(
     mask: np.ndarray,    # uint8 (height, width), multiples of CELL; lesions white
 ) -> np.ndarray:         # float32 (height / CELL, width / CELL), 1 where a lesion is
-    "Cells that a lesion reaches into."
+    "Find the cells that a lesion reaches into. Raises ValueError for other sizes."
     h, w = mask.shape
     if h % CELL or w % CELL:
         raise ValueError(f"Masks are learnt in cells of {CELL} pixels, and the network's input has {h} x {w}. "
@@ -81,9 +81,10 @@ axes[1].imshow(lesion_cells(square), cmap="gray");
 
 # %% [markdown]
 # ## Two losses
-# A pointing network judges twice: by the mean over the picture, as every classifier, and by its cells, malignant
-# against benign. Both judgements have the label as their target. The cells have the mask as theirs: a cell with a
-# malignant lesion is to be malignant, one with a benign lesion benign, and all others neither.
+# A pointing network has two logits for the label (`judgements`): one from the mean over the picture, as every
+# classifier, and one from its cells, malignant against benign. Both have the label as their target. The cells have the
+# mask as theirs: a cell with a malignant lesion is to be malignant, one with a benign lesion benign, and all others
+# neither.
 
 # %%
 #| export
