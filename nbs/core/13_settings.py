@@ -58,8 +58,8 @@ class Paths:
     runs: Path          # one folder per run
 
 # %% [markdown]
-# The file is searched from the working directory upwards, as git does. So a notebook in `nbs/mammo/` and a command at
-# the root of the checkout use the same file.
+# The file is searched from the working directory upwards, as git does. So a notebook in a folder below `nbs/` and a
+# command at the root of the checkout use the same file.
 
 # %%
 #| export

@@ -16,8 +16,7 @@
 #
 # A medical image is a header and stored numbers. Each notebook of this chapter takes one step from the bytes of a file
 # to grey levels or Hounsfield units. All of them raise typed errors that name the file, the tag and the remedy. None
-# of them depends on an organ or a competition; a system that needs more tags derives its own header, as
-# [mammograms](../mammo/reading/mammograms.py) do.
+# of them depends on an organ or a competition; a system that needs more tags derives its own header.
 #
 # Read in this order:
 #

@@ -90,7 +90,7 @@ for wrong in (Optimisation(epochs=0), Optimisation(optimizer="adams")):
 # - `timm`, which the winner's classifiers used, changes once an epoch: a linear warm-up, then a cosine. The cosine is
 #   counted from epoch 0, so it has already begun when the warm-up ends.
 # - `yolox` changes with every step: a quadratic warm-up, then a cosine that starts at its end.
-# - `cosine`, which the baseline used, changes with every step and may restart.
+# - `cosine` changes with every step and may restart.
 # - `step` changes once an epoch: torch's `StepLR`, after a linear warm-up.
 
 # %%

@@ -204,4 +204,4 @@ def rehearse(
     return work / "submission.csv"
 
 # %% [markdown]
-# `make kaggle-rehearse SYSTEM=mammo WEIGHTS=runs/demo/weights` runs it in full. It takes about a minute.
+# `make kaggle-rehearse WEIGHTS=runs/demo/weights` runs it in full. It takes about a minute.
