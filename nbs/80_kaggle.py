@@ -27,8 +27,7 @@ from pathlib import Path
 
 import typer
 
-from mammo_nb.core.settings import read_run_settings
-from mammo_nb.core.systems import find_system
+from mammo_nb.core.systems import default_system, find_system
 
 # %%
 #| hide
@@ -41,11 +40,11 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 # %%
 #| export
 _OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[kaggle]"]
-_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: of settings.ini")
+_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: see there")
 
 def _chosen(name: str):
-    "A system by its name, or the one that settings.ini names."
-    return find_system(name or read_run_settings()["system"])
+    "A system by its name, or the default."
+    return find_system(name) if name else default_system()
 
 @app.command("kaggle-wheels")
 def kaggle_wheels(

@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 # ---
+
 # %% [markdown]
 # # Command line
 # > One registry of commands; each is a Python function that a notebook can call as well.
@@ -30,8 +31,7 @@ import typer
 
 from mammo_nb import kaggle
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.settings import read_run_settings
-from mammo_nb.core.systems import find_system, system_names
+from mammo_nb.core.systems import default_system, find_system, system_names
 
 # %%
 #| hide
@@ -41,11 +41,11 @@ from typer.testing import CliRunner
 #| export
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="mammo_nb: winning medical-imaging solutions, on your own scans.")
-_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: of settings.ini")
+_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: see there")
 
 def _system(name: str):
-    "A system by its name, or the one that settings.ini names."
-    return find_system(name or read_run_settings()["system"])
+    "A system by its name, or the default."
+    return find_system(name) if name else default_system()
 
 # %% [markdown]
 # ## On your own scans
@@ -147,7 +147,7 @@ def reproduce(
     from mammo_nb.core.stages import reproduce as run_stages
     chosen = _system(system)
     parts = [recipe]
-    if chosen.name != read_run_settings()["system"]:
+    if not chosen.default:
         parts.insert(0, chosen.name)
     if mode and mode != chosen.recipe(recipe).mode:
         parts.append(mode)
@@ -171,7 +171,7 @@ def systems(names: bool = typer.Option(False, help="names only")):
         return
     for name in system_names():
         each = find_system(name)
-        print(f"{name}: {each.title}")
+        print(f"{name}: {each.title}{' (default)' if each.default else ''}")
         print(*[f"  RECIPE={key:24} {r.about}" for key, r in each.recipes.items()], sep="\n")
         print(*[f"  MODE={key:26} {m.about}" for key, m in each.modes.items()], sep="\n")
 

@@ -133,25 +133,3 @@ try:
     read_paths(settings=folder / "settings.ini")
 except SettingsError as e:
     print(e)
-
-# %% [markdown]
-# ## The default system
-# The section `[run]` names the system that a command uses when none is given.
-
-# %%
-#| export
-def read_run_settings(
-    settings: Path | None = None,  # a settings.ini; None: the nearest one
-) -> dict[str, str]:               # {"system": name}
-    "Read `[run]`. The environment variable `MAMMO_NB_SYSTEM` overrides the file. Raises SettingsError."
-    settings = Path(settings or find_settings()).resolve()
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read(settings, encoding="utf-8")
-    system = os.environ.get("MAMMO_NB_SYSTEM") or parser.get("run", "system", fallback="")
-    if not system:
-        raise SettingsError(f"{settings} names no system. Add a section [run] with a line such as `system = mammo`.")
-    return {"system": system}
-
-# %%
-(folder / "settings.ini").write_text("[run]\nsystem = toy\n")
-assert read_run_settings(folder / "settings.ini") == {"system": "toy"}

@@ -115,6 +115,7 @@ class System:
     competition: str = ""           # slug at Kaggle
     weights: tuple[str, ...] = ()   # files that a prediction needs
     commands: str = ""              # module of the system with a typer `app`; "": no commands of its own
+    default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
 
     def __post_init__(self):
@@ -283,6 +284,10 @@ def find_system(
     if name not in system_names():
         raise DeclarationError(f"There is no system {name!r}. There are {', '.join(system_names())}.")
     return importlib.import_module(f"mammo_nb.{name}.system").system
+
+def default_system() -> System:
+    "The system that is meant where none is named: the one that declares itself the default."
+    return next(system for system in map(find_system, system_names()) if system.default)
 
 # %%
 #| hide

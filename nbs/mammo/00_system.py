@@ -132,6 +132,7 @@ system = System(
     recipes=RECIPES,
     failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
     competition="rsna-breast-cancer-detection",
+    default=True,
     weights=ENSEMBLE + DETECTOR,
     commands="tools.commands",
     predict="tools.predict",

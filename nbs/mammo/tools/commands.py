@@ -9,6 +9,7 @@
 #     language: python
 #     name: python3
 # ---
+
 # %% [markdown]
 # # Commands
 # > What mammography adds to `mammo-nb`: check a data set, crop, make a detector, fetch data and weights.
