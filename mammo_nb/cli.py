@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'predict', 'series', 'submit', 'reproduce', 'systems', 'main']
 
-# %% ../nbs/90_cli.ipynb #0493a929
+# %% ../nbs/90_cli.ipynb #125ffba3
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,25 +14,24 @@ import typer
 
 from . import kaggle
 from .core.errors import ProjectError
-from .core.settings import read_run_settings
-from .core.systems import find_system, system_names
+from .core.systems import default_system, find_system, system_names
 
-# %% ../nbs/90_cli.ipynb #2ada1256
+# %% ../nbs/90_cli.ipynb #a45f8bca
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="mammo_nb: winning medical-imaging solutions, on your own scans.")
-_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: of settings.ini")
+_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: see there")
 
 def _system(name: str):
-    "A system by its name, or the one that settings.ini names."
-    return find_system(name or read_run_settings()["system"])
+    "A system by its name, or the default."
+    return find_system(name) if name else default_system()
 
-# %% ../nbs/90_cli.ipynb #a4284253
+# %% ../nbs/90_cli.ipynb #bf72e6da
 @app.command()
 def predict(
     folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number of patients"),
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
     weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
-    table: Path = typer.Option(None, help="CSV with image_id or file (and patient_id), for files that do not say"),
+    table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
@@ -48,13 +47,13 @@ def predict(
     failed = tool.print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #b5108f1a
+# %% ../nbs/90_cli.ipynb #094c1f98
 @app.command()
 def series(
-        folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any number of patients and series"),
-        output: Path = typer.Option(..., "--output", "-o", help="slices.csv and series.csv go here"),
-        allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
-        workers: int = typer.Option(0, help="processes; 0: one a core"),
+    folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any number of patients and series"),
+    output: Path = typer.Option(..., "--output", "-o", help="slices.csv and series.csv go here"),
+    allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
+    workers: int = typer.Option(0, help="processes; 0: one a core"),
 ):
     "Put the slices of CT or MR series in the order of the patient, and name every file that is in none."
     from mammo_nb.core.series import print_series, write_series
@@ -62,7 +61,7 @@ def series(
     failed = print_series(slices, table, output)
     raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #bc91730b
+# %% ../nbs/90_cli.ipynb #dc01f59d
 @app.command()
 def submit(
     competition: Path = typer.Argument(
@@ -87,13 +86,12 @@ def submit(
     from mammo_nb.core.submission import find_submission
     from mammo_nb.core.submit import submit, summary
     submit(find_submission(_system(system).name), competition, weights, output, budget=budget, flip=flip,
-           workers=workers or None,
-           pngs=pngs, backend=backend)
+           workers=workers or None, pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
     print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")
     raise typer.Exit(int(report["predicted"] < report["items"] and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #15b52217
+# %% ../nbs/90_cli.ipynb #2ff6b6f6
 @app.command()
 def reproduce(
     system: str = _SYSTEM,
@@ -111,9 +109,12 @@ def reproduce(
     from mammo_nb.core.stages import failures
     from mammo_nb.core.stages import reproduce as run_stages
     chosen = _system(system)
-    parts = [chosen.name if chosen.name != read_run_settings()["system"] else "", recipe,
-             mode if mode != chosen.recipe(recipe).mode else ""]
-    folder = read_paths().runs / (run or "-".join(filter(None, parts)))
+    parts = [recipe]
+    if not chosen.default:
+        parts.insert(0, chosen.name)
+    if mode and mode != chosen.recipe(recipe).mode:
+        parts.append(mode)
+    folder = read_paths().runs / (run or "-".join(parts))
     this = Run.create(folder, chosen, recipe, mode or None, weights, parse_overrides(settings))
     run_stages(this)
     made = [f for f in ("submission.csv", "report.html", "manifest.json") if (folder / f).exists()]
@@ -133,7 +134,7 @@ def systems(names: bool = typer.Option(False, help="names only")):
         return
     for name in system_names():
         each = find_system(name)
-        print(f"{name}: {each.title}")
+        print(f"{name}: {each.title}{' (default)' if each.default else ''}")
         print(*[f"  RECIPE={key:24} {r.about}" for key, r in each.recipes.items()], sep="\n")
         print(*[f"  MODE={key:26} {m.about}" for key, m in each.modes.items()], sep="\n")
 

@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['app', 'kaggle_wheels', 'kaggle_weights', 'kaggle_kernel', 'kaggle_push', 'kaggle_rehearse']
 
-# %% ../nbs/80_kaggle.ipynb #6bcf9745
+# %% ../nbs/80_kaggle.ipynb #cc5b8b3f
 import sys
 from pathlib import Path
 
 import typer
 
-from .core.settings import read_run_settings
-from .core.systems import find_system
+from .core.systems import default_system, find_system
 
 # %% ../nbs/80_kaggle.ipynb #0257796a
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-# %% ../nbs/80_kaggle.ipynb #0cdb6322
+# %% ../nbs/80_kaggle.ipynb #34866ed1
 _OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[kaggle]"]
-_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: of settings.ini")
+_SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: see there")
 
 def _chosen(name: str):
-    "A system by its name, or the one that settings.ini names."
-    return find_system(name or read_run_settings()["system"])
+    "A system by its name, or the default."
+    return find_system(name) if name else default_system()
 
 @app.command("kaggle-wheels")
 def kaggle_wheels(
@@ -62,8 +61,8 @@ def kaggle_weights(
     "Gather networks, engines and a manifest with their system and their digests."
     name = _chosen(system).name
     found, manifest = _gathered(name, weights, _OUTBOX / "weights")
-    for name, about in manifest["files"].items():
-        print(f"{about['bytes'] / 1e6:8.2f} MB  {name}")
+    for file, about in manifest["files"].items():
+        print(f"{about['bytes'] / 1e6:8.2f} MB  {file}")
     total = sum(about["bytes"] for about in manifest["files"].values())
     print(f"{total / 1e6:8.2f} MB  of {name} from {found} in {_OUTBOX / 'weights'}")
 

@@ -17,10 +17,10 @@ from ..core.runs import Run
 from ..mammo.datasets import per_breast, read_table
 from ..mammo.select import best_epochs, plateau, summarise
 
-# %% ../../nbs/baseline/03_select.ipynb #823dd3b7
+# %% ../../nbs/baseline/03_select.ipynb #19b8e572
 def summarise_fold(
     oof: pd.DataFrame,  # predictions of the fold, one row for each image
-) -> dict:              # JSON-able, as mammo's selection
+) -> dict:              # values for JSON, with the keys of mammo's selection
     "Scores per breast, and the best threshold of 0, 0.05 ... 0.95."
     breasts = per_breast(oof)
     threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)

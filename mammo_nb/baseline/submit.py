@@ -26,10 +26,10 @@ from ..mammo.crops import crop_path
 from ..mammo.datasets import competition
 from ..mammo.submit import submission as mammo
 
-# %% ../../nbs/baseline/05_submit.ipynb #5f9893c8
+# %% ../../nbs/baseline/05_submit.ipynb #30f3f562
 def prepare_item(
     item: dict,  # folder, file, row; settings of `prepare`; pngs: folder where inputs are kept, or ""
-    mode: Mode,  # not used: all modes have the same input
+    mode: Mode,  # not used, because all modes have the same input
 ) -> tuple[dict, np.ndarray]:  # row without probability; uint8 (height, width)
     "Read an image file as a row and the network's input."
     cv2.setNumThreads(1)  # the processes share the cores already

@@ -15,33 +15,34 @@ from ..mammo.recipes import Datasets, Folds, Phantom
 from ..mammo.system import results, source_images, test_set
 from ..mammo.system import system as mammo
 
-# %% ../../nbs/baseline/00_system.ipynb #64c34f55
+# %% ../../nbs/baseline/00_system.ipynb #a559591e
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
-    height: int = 256           # of the stored pictures and of the network's input, pixels
-    width: int = 128            # half of it
+    height: int = bounded(256, low=1)        # of the stored pictures and of the network's input, pixels
+    width: int = bounded(128, low=1)         # half of the height, pixels
 
 @dataclass(frozen=True)
 class Train:
     "One network on one fold; the defaults are what two cores train in two minutes."
     network: str = "tf_efficientnet_lite0"   # a timm name
-    weights: str = "imagenet_lite"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
-    fold: int = bounded(0, low=0)            # held back
+    weights: str = "imagenet_lite"           # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
+    fold: int = bounded(0, low=0)            # number of the fold that is held back
     # a cosine that restarts; 16 bits where the device has them: float16 on a T4, as in the original, else bfloat16
     loop: Optimisation = Optimisation(epochs=6, batch_size=26, optimizer="adamw", lr=5e-4, min_lr=0.0,
                                       schedule="cosine", restart_epochs=3, weight_decay=1e-2, checkpoint_every=20)
     positive_weight: float = bounded(3.0, low=0)  # a positive is this many times as likely to be drawn as a negative
-    pos_weight: float = bounded(2.0, low=0)       # and weighs this many times as much in the loss
-    freeze: int = bounded(30, low=0)         # so many named parameters, from the first, stay as they are
-    augment: str = "baseline"                # a policy of mammo/learning/augment; this one mirrors every second image
+    pos_weight: float = bounded(2.0, low=0)       # weight of a positive in the loss; that of a negative is 1
+    freeze: int = bounded(30, low=0)         # number of parameters, from the first layer on, that are not trained
+    # a policy of mammo/learning/augment; baseline mirrors every second image
+    augment: str = bounded("baseline", choices=("winner", "light", "broad", "baseline", "none"))
     dud_pf1: float = bounded(0.05, low=0, high=1)  # a training is stopped if its pF1 is below this
-    dud_epochs: int = bounded(2, low=1)            # after so many epochs
+    dud_epochs: int = bounded(2, low=1)            # after this number of epochs or later
 
 @dataclass(frozen=True)
 class Engines:
     "The network as a graph."
-    tolerance: float = 1e-4     # largest allowed difference of a probability against torch
+    tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
 # %% ../../nbs/baseline/00_system.ipynb #f860a639
 _TINY = mammo.recipe("tiny")

@@ -27,14 +27,14 @@ from ..mammo.datasets import per_breast, read_table
 from ..mammo.recipes import Train as Classifier
 from ..mammo.train import BreastCrops, initial_weights, predict_probabilities
 
-# %% ../../nbs/baseline/02_train.ipynb #2fcd6bcc
+# %% ../../nbs/baseline/02_train.ipynb #c2210eb5
 def weighted_batches(
     cancer: np.ndarray,      # 0 or 1 for each image
     batch_size: int,
     positive_weight: float,  # of a positive; a negative has the weight 1
     seed: int,
 ):                           # f(epoch) -> batches of (index, seed)
-    "Batches from `WeightedRandomSampler`, with replacement; the last one may be smaller."
+    "Batches from `WeightedRandomSampler`, the last one may be smaller; raises ValueError if a class is missing."
     if not 0 < cancer.sum() < len(cancer):
         raise ValueError(f"Training needs images of both classes, and the training set has {int(cancer.sum())} "
                          f"positives among {len(cancer)} images. Choose another fold or data set.")
@@ -48,29 +48,29 @@ def weighted_batches(
         return [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
     return batches
 
-# %% ../../nbs/baseline/02_train.ipynb #96c25842
+# %% ../../nbs/baseline/02_train.ipynb #566a769a
 def pictures(
     table: pd.DataFrame,     # patient_id, image_id, cancer
     images: Path,            # cleaned_images/
     size: tuple[int, int],   # height, width of the pictures
     normalization: dict,     # mean and std of the network, on the scale 0..1
     augment: str,            # a policy of mammo/learning/augment
-) -> BreastCrops:            # `dataset[(index, seed)]`, seed -1 for pictures as they are
+) -> BreastCrops:            # `dataset[(index, seed)]`; seed -1 gives pictures without augmentation
     "Prepared pictures and their labels, 0 and 1."
     plain = Classifier(height=size[0], width=size[1], soft_positive=0.0, label_smoothing=0.0, augmentation=1.0,
                        augment=augment)
     return BreastCrops(table, images, plain, normalization)
 
-# %% ../../nbs/baseline/02_train.ipynb #6b9e9438
+# %% ../../nbs/baseline/02_train.ipynb #c47f2cae
 def build_network(
     settings: Train,             # network, freeze
     weights: str = "none",       # initial weights, as `create_network` takes them
-    seed: int = 0,               # of the last layer, and of everything without initial weights
+    seed: int = 0,               # of the layers without initial weights, such as the last one
 ) -> nn.Module:                  # one logit for each image
     "The classifier of a recipe, its first parameters frozen."
     return create_network(settings.network, weights=weights, seed=seed, freeze=settings.freeze)
 
-# %% ../../nbs/baseline/02_train.ipynb #1d6d474e
+# %% ../../nbs/baseline/02_train.ipynb #701580ac
 THRESHOLDS = np.arange(20) / 20  # 0, 0.05 ... 0.95
 
 def train_fold(
@@ -79,9 +79,9 @@ def train_fold(
     folder: Path,          # checkpoints/fold_<fold>/
     settings: Train,
     size: tuple[int, int],  # height, width of the pictures
-    identity: dict,        # which data and code this is; another training in the folder is removed
+    identity: dict,        # digests of data and code; a training with others in the folder is removed
 ) -> pd.DataFrame:         # history: a row for each epoch
-    "Train on the other folds, and predict the one that is held back after each epoch."
+    "Train on the other folds and predict the held-back one after each epoch; raises RecipeError for an unknown fold."
     loop = settings.loop
     held, rest = table[table["fold"] == settings.fold], table[table["fold"] != settings.fold]
     if held.empty:
@@ -112,17 +112,18 @@ def train_fold(
     return fit(model, train_set, batches, loss, validate, loop, folder, label=f"fold {settings.fold}",
                identity=identity)
 
-# %% ../../nbs/baseline/02_train.ipynb #3117e42c
+# %% ../../nbs/baseline/02_train.ipynb #c848c4ee
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:                   # history of the fold
     "folds.csv and the pictures -> checkpoints/fold_*/ and checkpoints/history.csv."
-    settings, reads = run.section("train"), ("folds.csv", "processed/crops.csv")
+    settings = run.section("train")
     with run.stage("train"):
-        table, folder = read_table(run.path("folds.csv"), ["fold"]), run.path("checkpoints/")
+        table = read_table(run.path("folds.csv"), ["fold"])
+        folder = run.path("checkpoints/")
         identity = {
             "recipe": asdict(settings),
-            "reads": [sha256(run.path(r)) for r in reads],
+            "reads": [sha256(run.path(r)) for r in ("folds.csv", "processed/crops.csv")],
             "code": run.code("train"),
         }
         prepared = run.recorded("prepare")

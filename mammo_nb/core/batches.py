@@ -25,7 +25,7 @@ def map_tensors(
         return type(value)(map_tensors(function, inner) for inner in value)
     return value
 
-# %% ../../nbs/core/46_batches.ipynb #ea71c5b0
+# %% ../../nbs/core/46_batches.ipynb #57cfb994
 def to_device(
     value,                 # nested inputs or targets
     device: torch.device,
@@ -39,15 +39,15 @@ def to_device(
 def to_float(
     value,  # nested outputs of a network, perhaps of 16 bits
 ):          # floating-point tensors as float32, others as they are
-    "Outputs in the precision in which a loss is computed."
+    "Convert outputs to float32, in which a loss is computed."
     return map_tensors(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, value)
 
-# %% ../../nbs/core/46_batches.ipynb #c62f50a6
+# %% ../../nbs/core/46_batches.ipynb #11e956e6
 def pad(
     sequences: list[torch.Tensor],  # (steps, ...), equal in all dimensions but the first
-    value: float = 0.0,             # of the padding
+    value: float = 0.0,             # value of the padding
 ) -> dict[str, torch.Tensor]:       # values (n, longest, ...), lengths int64 (n,)
-    "Sequences of a batch in one tensor, and their lengths."
+    "Pad the sequences of a batch to one tensor, and give their lengths."
     return {
         "values": torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value),
         "lengths": torch.tensor([len(s) for s in sequences]),
@@ -60,9 +60,10 @@ def step_mask(
     "Mask of the steps that belong to the sequences."
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
-# %% ../../nbs/core/46_batches.ipynb #c372cb56
+# %% ../../nbs/core/46_batches.ipynb #58ec3a42
 class PadCollate:
-    "A collate function for samples `(inputs, targets)` of dicts: named tensors are padded, the others are stacked."
+    """A collate function for samples `(inputs, targets)` of dicts: named tensors are padded, the others are stacked.
+    Raises ValueError if the samples lack a name."""
     def __init__(
         self,
         **values: float,  # name of a sequence in inputs or targets -> value of its padding

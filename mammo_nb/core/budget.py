@@ -158,7 +158,7 @@ class Pace(Watch):
         passes = {name: _per_second(self._pass(name), self.networks) for name in self._passes}
         return {"decoding": sizes, "network, one pass": passes}
 
-# %% ../../nbs/core/61_budget.ipynb #22ad6482
+# %% ../../nbs/core/61_budget.ipynb #e8d54aea
 class Planner(Pace):
     "Chooses the mode of each group so that everything ends in time."
     def __init__(self,
@@ -173,7 +173,9 @@ class Planner(Pace):
         show: Callable = tqdm.write,     # prints a line when the plan changes
     ):
         super().__init__(modes, workers, networks, clock)
-        self.started, self.group, self.show, self.log = clock() if started is None else started, group, show, []
+        self.started = clock() if started is None else started
+        self.group, self.show = group, show
+        self.log = []                    # a dict for each change of the plan
         self._short = False              # whether it is known that items will remain
         self._patience = 3 * networks    # batches before a better mode is tried
         self.aim = self.last = self.until = None  # end of the plan, of the last group, of everything

@@ -56,7 +56,7 @@ def connect_cluster(
             "scheduler` is running and that this is the address it has printed."
         ) from e
 
-# %% ../../nbs/core/34_cluster.ipynb #5adc03a6
+# %% ../../nbs/core/34_cluster.ipynb #3dfb5f00
 def rows_on_cluster(
     client,      # distributed.Client
     fn,          # item -> row
@@ -67,7 +67,9 @@ def rows_on_cluster(
     # that cannot be pickled
     from distributed import KilledWorker, as_completed
     # as_completed(with_results=True) would wait for ever for a result that is lost on the way here
-    finished, names, suspects = as_completed(loop=client.loop), {}, []
+    finished = as_completed(loop=client.loop)
+    names = {}     # future -> name of its item
+    suspects = []  # names; the second round starts when the first has filled this list
     try:
         for alone, rest in (False, iter(todo)), (True, iter(suspects)):
             while True:
@@ -77,8 +79,8 @@ def rows_on_cluster(
                         f"no workers at {client.scheduler.address}, waiting for one. Start it with: dask worker "
                         f"{client.scheduler.address} --nthreads 1"
                     )
-                # the second item of a thread waits there
-                for name in islice(rest, max(0, (1 if alone else 2 * max(1, threads)) - len(names))):
+                limit = 1 if alone else 2 * max(1, threads)  # the second item of a thread waits there
+                for name in islice(rest, max(0, limit - len(names))):
                     # pure=False: else an equal call of another run would be taken for this one
                     future = client.submit(as_row, fn, todo[name], pure=False)
                     names[future] = name

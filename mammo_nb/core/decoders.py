@@ -23,7 +23,7 @@ from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 from .codestreams import (HIGH_THROUGHPUT, JPEG_2000, JPEG_LS, LOSSLESS_JPEG, LOSSY, MARKERS, Codestream,
                                        read_codestream, stored_values)
 
-# %% ../../nbs/core/24_decoders.ipynb #57a2e5e7
+# %% ../../nbs/core/24_decoders.ipynb #dd6a32f5
 def _imagecodecs(frame, coded, header, halvings):
     import imagecodecs
     if header.syntax in JPEG_2000:
@@ -68,7 +68,7 @@ def _pillow(frame, coded, header, halvings):
     from PIL import Image
     with Image.open(io.BytesIO(frame)) as image:
         image.reduce = halvings
-        # it rounds; the codec rounds up
+        # Pillow rounds the reduced size; the codec rounds it up
         image._size = tuple(-(-side // 2**halvings) * 2**halvings for side in image.size)
         image.load()
         values = np.asarray(image)
@@ -81,7 +81,7 @@ def _pillow(frame, coded, header, halvings):
 def _dicomsdl(frame, coded, header, halvings):
     import dicomsdl
     dicomsdl.set_loglevel(dicomsdl.LogLevel.DISABLE)  # what it would log is in its exception
-    # else slope and intercept are applied
+    # without storedvalue, dicomsdl applies slope and intercept
     return dicomsdl.open_memory(_wrapped(frame, header)).pixelData(0, storedvalue=True)
 
 def _wrapped(frame, header):
@@ -93,16 +93,21 @@ def _wrapped(frame, header):
     ds.Rows, ds.Columns, ds.SamplesPerPixel = header.rows, header.columns, 1
     ds.PhotometricInterpretation = "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = header.bits_allocated, header.bits_stored, header.bits_stored - 1
-    ds.PixelRepresentation, ds.PixelData = int(header.signed), encapsulate([frame])
-    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    ds.PixelRepresentation = int(header.signed)
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
     file = io.BytesIO()
     ds.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
-# %% ../../nbs/core/24_decoders.ipynb #8a68b26c
+# %% ../../nbs/core/24_decoders.ipynb #cb0e0d89
 def _gdcm(frame, coded, header, halvings):
     bits = coded.precision if coded else header.bits_stored
-    container = header.bits_allocated if header.syntax in LOSSLESS_JPEG else 8 if bits <= 8 else 16
+    if header.syntax in LOSSLESS_JPEG:
+        container = header.bits_allocated
+    else:
+        container = 8 if bits <= 8 else 16
     signed = coded.signed if header.syntax in JPEG_2000 else header.signed
     numbers = header.rows, header.columns, container, bits, int(signed)
     code = "from mammo_nb.core.decoders import gdcm_child; gdcm_child()"
@@ -116,9 +121,11 @@ def _gdcm(frame, coded, header, halvings):
 def gdcm_child():
     "Decode the frame on standard input to standard output: the process that `_gdcm` starts."
     import gdcm
-    syntax, (rows, columns, container, bits, signed) = sys.argv[1], map(int, sys.argv[2:])
+    syntax = sys.argv[1]
+    rows, columns, container, bits, signed = map(int, sys.argv[2:])
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    element, image = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010)), gdcm.Image()
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    image = gdcm.Image()
     fragment.SetByteStringValue(sys.stdin.buffer.read())
     fragments.AddFragment(fragment)
     element.SetValue(fragments.__ref__())
@@ -194,7 +201,7 @@ def decoders_for(
     "The installed decoders of a compression."
     return tuple(name for name in (REDUCED if halvings else ORDER).get(syntax, ()) if installed(name))
 
-# %% ../../nbs/core/24_decoders.ipynb #3cc91c3b
+# %% ../../nbs/core/24_decoders.ipynb #c9d93e83
 class NoDecoder(Exception):
     "No installed library decodes this compression."
 class Refused(ValueError):
@@ -234,7 +241,7 @@ def most_halvings(
     "How often a decoder here can halve the frame while decoding it."
     if not decoders_for(header.syntax, 1):
         return 0
-    coded = read_codestream(frame)  # a frame without end is decoded in full, where what is missing is noticed
+    coded = read_codestream(frame)  # without its end marker a frame is decoded in full, to find what is missing
     return min(2, coded.levels) if coded and coded.complete else 0
 
 def decode(
@@ -242,15 +249,16 @@ def decode(
     header,             # anything with .syntax, .rows, .columns, .bits_allocated, .bits_stored, .high_bit and .signed
     halvings: int = 0,  # 1: half, 2: a quarter of the rows and columns, rounded up
 ) -> tuple[np.ndarray, str]:  # (rows, columns) stored values; the decoder
-    "Decode one frame with the fastest decoder that can be trusted."
+    "Decode one frame with the fastest decoder that can be trusted; raises NoDecoder, Refused."
     names = decoders_for(header.syntax, halvings)
     if not names:
         raise NoDecoder(f"no decoder for {header.syntax.name}")
-    coded, shape = _inspect(frame, header), tuple(-(-side // 2**halvings) for side in (header.rows, header.columns))
+    coded = _inspect(frame, header)
+    shape = tuple(-(-side // 2**halvings) for side in (header.rows, header.columns))
     refusals, answers = [], []
     for name in names:
-        first = None if DECODERS[name].proven else _checked.get((name, header.syntax))
-        if first is False:
+        agreed = None if DECODERS[name].proven else _checked.get((name, header.syntax))
+        if agreed is False:
             continue
         try:
             pixels = stored_values(DECODERS[name].decode(frame, coded, header, halvings), header, coded)
@@ -259,11 +267,11 @@ def decode(
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except ImportError:
-            continue  # installed and does not load: the same as absent, which says nothing about the frame
+            continue  # a library that does not load counts as absent; the frame may be sound
         except BaseException as e:  # kept for the message; a panic in a codec written in Rust is not an Exception
             refusals.append(f"{name}: {(str(e).strip().splitlines() or [type(e).__name__])[-1][:120]}")
             continue
-        trusted = not refusals and (DECODERS[name].proven or first)
+        trusted = not refusals and (DECODERS[name].proven or agreed)
         for other, others in answers:
             if (same := _agree(pixels, others, header.syntax)) or trusted:
                 _checked[other, header.syntax] = same

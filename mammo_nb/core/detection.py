@@ -12,13 +12,13 @@ import io
 import cv2
 import numpy as np
 
-# %% ../../nbs/core/58_detection.ipynb #ce6538b0
+# %% ../../nbs/core/58_detection.ipynb #3a0c0063
 PAD = 114  # YOLOX's grey
 
 def letterbox(
     picture: np.ndarray,  # uint8 (rows, columns)
     size: int,            # side of the square, pixels
-) -> tuple[np.ndarray, float]:  # uint8 (size, size); and its pixels per pixel of the picture
+) -> tuple[np.ndarray, float]:  # uint8 (size, size); scale, pixels of the square per pixel of the picture
     "Fit a picture into the top left corner of a square (YOLOX's preproc): bilinear, sides rounded down to pixels."
     rows, columns = picture.shape
     ratio = min(size / rows, size / columns)
@@ -32,19 +32,19 @@ def letterbox(
 def unletterbox(
     boxes: np.ndarray,   # (n, 4) x0, y0, x1, y1 in the square
     ratio: float,        # from `letterbox`
-    rows: int,           # of the picture
-    columns: int,
+    rows: int,           # height of the picture, pixels
+    columns: int,        # width of the picture, pixels
 ) -> np.ndarray:         # float64 (n, 4), in the picture
     "Map boxes from the square to pixels of the picture, clipped at its edges."
     return np.clip(np.asarray(boxes, float).reshape(-1, 4) / ratio, 0, (columns, rows, columns, rows))
 
-# %% ../../nbs/core/58_detection.ipynb #ae90cf5b
+# %% ../../nbs/core/58_detection.ipynb #4b05e01c
 STRIDES = (8, 16, 32)
 
 def cells(
     size: int,   # side of the square, pixels, a multiple of 32
 ) -> tuple[np.ndarray, np.ndarray]:  # float32 (cells, 2) column and row of each; (cells, 1) its side in pixels
-    "The cells of the three grids, row by row, finest first: 3549 for 416."
+    "List the cells of the three grids, row by row, finest first: 3549 for 416. Raises ValueError."
     if size % STRIDES[-1]:
         raise ValueError(f"a detector's input must be a multiple of {STRIDES[-1]} pixels, got {size}")
     places = [np.stack(np.meshgrid(np.arange(size // s), np.arange(size // s)), -1).reshape(-1, 2) for s in STRIDES]
@@ -59,11 +59,11 @@ def decode(
     place, side = cells(size)
     return np.concatenate([(raw[..., :2] + place) * side, np.exp(raw[..., 2:4]) * side, raw[..., 4:]], -1)
 
-# %% ../../nbs/core/58_detection.ipynb #c14ff9a3
+# %% ../../nbs/core/58_detection.ipynb #b3940b01
 def corners(
     boxes: np.ndarray,  # (..., 4) cx, cy, w, h
 ) -> np.ndarray:        # (..., 4) x0, y0, x1, y1
-    "From centre and sides to corners."
+    "Convert boxes from centre and sides to corners."
     half = boxes[..., 2:4] / 2
     return np.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], -1)
 
@@ -74,7 +74,10 @@ def iou(
     "Intersection over union of every box with every other."
     a, b = np.asarray(a, float).reshape(-1, 1, 4), np.asarray(b, float).reshape(1, -1, 4)
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    area = lambda box: (box[..., 2:] - box[..., :2]).clip(0).prod(-1)
+
+    def area(box: np.ndarray) -> np.ndarray:
+        return (box[..., 2:] - box[..., :2]).clip(0).prod(-1)
+
     both = sides.clip(0).prod(-1)
     either = area(a) + area(b) - both
     return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
@@ -84,8 +87,9 @@ def nms(
     scores: np.ndarray,  # (n,)
     overlap: float,      # IoU above which the one with the lower score is removed
 ) -> np.ndarray:         # indices of those that are kept, highest score first
-    "Greedy non-maximum suppression; of equal scores the first wins."
-    left, kept = np.argsort(-np.asarray(scores), kind="stable"), []
+    "Greedy non-maximum suppression; of equal scores the first is kept."
+    left = np.argsort(-np.asarray(scores), kind="stable")
+    kept = []
     while len(left):
         kept.append(left[0])
         left = left[1:][iou(boxes[left[:1]], boxes[left[1:]])[0] <= overlap]
@@ -94,16 +98,16 @@ def nms(
 def candidates(
     output: np.ndarray,  # (cells, 6) decoded: cx, cy, w, h, objectness, class probability
     confidence: float,   # smallest objectness times probability
-    overlap: float,      # of `nms`
-) -> tuple[np.ndarray, np.ndarray]:  # float64 (n, 4) x0, y0, x1, y1 in the square; scores (n,), falling
-    "The boxes of one picture."
+    overlap: float,      # IoU, as in `nms`
+) -> tuple[np.ndarray, np.ndarray]:  # float64 (n, 4) x0, y0, x1, y1 in the square; scores (n,), highest first
+    "Select the boxes of one picture."
     scores = output[:, 4] * output[:, 5]
     sure = scores >= confidence
     boxes, scores = corners(output[sure].astype(float)), scores[sure]
     kept = nms(boxes, scores, overlap)
     return boxes[kept], scores[kept]
 
-# %% ../../nbs/core/58_detection.ipynb #65d6e4d4
+# %% ../../nbs/core/58_detection.ipynb #05eab7e6
 def coco_score(
     truth: dict,   # COCO instances: images, annotations, categories
     found: list,   # dicts of image_id, category_id, bbox [x, y, width, height], score
@@ -113,7 +117,7 @@ def coco_score(
     from pycocotools.cocoeval import COCOeval
     if not found:
         return {"ap": 0.0, "ap50": 0.0}
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports by printing
+    with contextlib.redirect_stdout(io.StringIO()):  # the library prints tables
         known = COCO()
         known.dataset = truth
         known.createIndex()

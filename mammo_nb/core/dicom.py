@@ -37,15 +37,16 @@ def read_header(
     with opened(path, kind) as (ds, header, _):
         return frame_header(ds, header, 0)
 
-# %% ../../nbs/core/26_dicom.ipynb #458ab020
-# not compressed
+# %% ../../nbs/core/26_dicom.ipynb #68f8d693
+# transfer syntaxes without compression
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 class _Exact:
-    "A file of which a short read is an EOFError, raised before memory is allocated."
+    "A file whose short reads raise EOFError before memory is allocated."
     def __init__(self, f: BinaryIO):
         self.f, self.seek, self.tell = f, f.seek, f.tell
-        here, self.size = f.tell(), f.seek(0, io.SEEK_END)
+        here = f.tell()
+        self.size = f.seek(0, io.SEEK_END)
         f.seek(here)
 
     def read(self, n: int) -> bytes:
@@ -89,7 +90,7 @@ def _native_values(
     order = ">" if header.syntax == ExplicitVRBigEndian else "<"
     return np.frombuffer(data, f"{order}u{header.bits_allocated // 8}").reshape(shape)
 
-# %% ../../nbs/core/26_dicom.ipynb #03765a22
+# %% ../../nbs/core/26_dicom.ipynb #b673aeca
 @dataclass(frozen=True)
 class Image:
     "Stored values with their header."
@@ -108,7 +109,7 @@ class Frame:
     def decode(self,
         scale: float = 1.0,  # pixels that are needed a side, per pixel of the frame; above 0
     ) -> Image:              # of that scale or, where the compression has none so small, a larger one
-        "Stored values, in no higher resolution than is needed."
+        "Stored values, in no higher resolution than is needed; raises CorruptPixels."
         header, path = self.header, self.header.path
         if not header.syntax:
             return Image(header, decode_picture(self.data, path), "pillow")
@@ -126,7 +127,7 @@ class Frame:
 
 def _check_frame(
     header: Header,
-    frame: int | None,  # asked for
+    frame: int | None,  # the requested index, from 0; None: the only one
 ):
     "Raise a typed error for a frame that is not grey, has no decoder, or does not exist."
     path = header.path

@@ -6,7 +6,7 @@
 __all__ = ['Engine', 'load_engine', 'process_engine', 'largest_difference', 'parity', 'probe_pictures', 'probe_inputs',
            'export_onnx', 'export_checked']
 
-# %% ../../nbs/core/56_engines.ipynb #53569d4e
+# %% ../../nbs/core/56_engines.ipynb #7b7974a2
 import copy
 import os
 import shutil
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from .backends import Graph, open_graph, process_graph
+from .batches import to_float
 from .ensembles import Ensemble, bound, export_module, place_of
 from .sidecars import EngineError, Tensor, add_entries
 
@@ -48,17 +50,17 @@ class Engine(Graph):
             named = {**named, first.name: np.expand_dims(x, channel)}
         return super().__call__(named)
 
-# %% ../../nbs/core/56_engines.ipynb #03c01dcc
+# %% ../../nbs/core/56_engines.ipynb #f3475aa4
 _HALVES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def load_engine(
     source: Path | nn.Module,     # NAME.onnx or NAME.engine with its JSON beside it, or an Ensemble
     backend: str = "auto",        # of an Ensemble 'torch' or 'compiled'; of a file as in `open_graph`
-    threads: int | None = None,   # threads on the CPU for a file; None = one a core
+    threads: int | None = None,   # threads on the CPU for a file; None = one for each core
     precision: str = "fp32",      # of an Ensemble also 'bf16' and, on a GPU, 'fp16', of which a copy is made
     device: str = "",             # 'cpu', 'cuda', 'cuda:1'; "": where the module is; for a file as in `open_graph`
 ) -> Engine:
-    "An engine from a file or from a network in memory."
+    "Make an engine from a file or from a network in memory. Raises EngineError."
     if not isinstance(source, nn.Module):
         return _from_graph(open_graph(source, backend, threads, precision, device))
     if backend not in ("auto", "torch", "compiled"):
@@ -74,7 +76,7 @@ def _need_compiler() -> None:
                           "it, or name another in the variable CXX.")
 
 def _in_half(ensemble: nn.Module, half: torch.dtype) -> nn.Module:
-    "A copy whose products are in 16 bits; converted once, instead of at each call."
+    "Make a copy whose products are in 16 bits, so that weights are converted once instead of at each call."
     ensemble = copy.deepcopy(ensemble)
     for module in ensemble.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
@@ -82,7 +84,8 @@ def _in_half(ensemble: nn.Module, half: torch.dtype) -> nn.Module:
     return ensemble
 
 def _from_module(ensemble: nn.Module, compiled: bool, precision: str, device: str) -> Engine:
-    place, half = torch.device(device) if device else place_of(ensemble), _HALVES[precision]
+    place = torch.device(device) if device else place_of(ensemble)
+    half = _HALVES[precision]
     if precision == "fp16" and place.type == "cpu":
         raise EngineError("float16 is for GPUs; on a CPU use precision 'bf16'.")
     if compiled and place.type == "cpu":
@@ -91,13 +94,13 @@ def _from_module(ensemble: nn.Module, compiled: bool, precision: str, device: st
         ensemble = _in_half(ensemble, half)
     if device:
         ensemble = ensemble.to(place)
-    flat = all(p.dim() < 5 for p in ensemble.parameters())   # the order of memory below is one of pictures
+    flat = all(p.dim() < 5 for p in ensemble.parameters())   # channels_last is for tensors of four axes
     if flat and (half or compiled or place.type == "cuda"):
         ensemble = ensemble.to(memory_format=torch.channels_last)
     run = torch.compile(ensemble) if compiled else ensemble
     exact = nullcontext
     if place.type == "cuda":   # convolutions would multiply with 10 bits of mantissa (TF32)
-        exact = lambda: torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+        exact = partial(torch.backends.cudnn.flags, enabled=True, benchmark=True, allow_tf32=False)
     inputs, outputs = ensemble.inputs, ensemble.outputs
 
     def compute(arrays):
@@ -105,7 +108,8 @@ def _from_module(ensemble: nn.Module, compiled: bool, precision: str, device: st
         with torch.inference_mode(), torch.autocast(place.type, half, enabled=half is not None), exact():
             made = run(*given)
         made = made if isinstance(made, tuple) else (made,)
-        return {t.name: (y.float() if y.is_floating_point() else y).cpu().numpy() for t, y in zip(outputs, made)}
+        return {t.name: to_float(y).cpu().numpy() for t, y in zip(outputs, made)}
+
     name = "compiled" if compiled else "torch"
     return Engine(name, Path(name), {}, inputs, outputs, compute, precision, str(place))
 
@@ -119,8 +123,7 @@ def process_engine(
     path: str,              # NAME.onnx or NAME.engine
     backend: str = "auto",  # as in load_engine
 ) -> Engine:
-    """An engine of this process, opened once and on one thread: where work is spread over processes, they share the
-    cores."""
+    "Open an engine once in this process, on one thread, since the processes of a run share the cores."
     return _from_graph(process_graph(path, backend))
 
 def largest_difference(
@@ -137,27 +140,33 @@ def parity(
     b: Graph,
     given: np.ndarray | Mapping[str, np.ndarray],  # what both take
 ) -> float:                                        # largest absolute difference of a probability
-    "How far two engines, or two graphs, are apart on the same inputs."
+    "The largest difference between two engines, or two graphs, on the same inputs."
     return largest_difference(a(given), b(given))
 
-# %% ../../nbs/core/56_engines.ipynb #4c1fb15a
+# %% ../../nbs/core/56_engines.ipynb #a67c8e3b
 def probe_pictures(
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:            # uint8 (2, height, width)
-    "Two pictures, each of a wide and a narrow bright disc."
-    (h, w), away = size, lambda a, b: (rows - h * a // 8)**2 + (columns - w * b // 8)**2
+    "Draw two pictures, each of a wide and a narrow bright disc."
+    h, w = size
     rows, columns = np.ogrid[:h, :w]
-    disc = lambda a, b, radius: np.maximum(160 - 160 * away(a, b) // radius**2, 0)
-    return np.stack(
-        [np.minimum(disc(3 + k, 2, w // 2 + 1) + disc(5, 2 + k, w // 8 + 1), 255) for k in range(2)]).astype(np.uint8)
+
+    def disc(a: int, b: int, radius: int) -> np.ndarray:  # centre in eighths of height and width
+        squared = (rows - h * a // 8)**2 + (columns - w * b // 8)**2
+        return np.maximum(160 - 160 * squared // radius**2, 0)
+
+    pictures = [np.minimum(disc(3 + k, 2, w // 2 + 1) + disc(5, 2 + k, w // 8 + 1), 255) for k in range(2)]
+    return np.stack(pictures).astype(np.uint8)
 
 def probe_inputs(
     inputs: Sequence[Tensor],   # what an ensemble takes, of fixed size
 ) -> dict[str, np.ndarray]:     # of two items; other free dimensions are 8
-    "Pictures (each shifted against the one before), a ramp for other numbers, and lengths for an integer per item."
-    given, long = {}, 8
+    "Make pictures (each shifted against the one before), a ramp for other numbers, lengths for an integer per item."
+    given = {}
+    free = {"n": 2}   # items; other free dimensions are 8
+    long = 8          # places of the sequence that came last
     for tensor in inputs:
-        shape = [n if isinstance(n, int) else 2 if n == "n" else 8 for n in tensor.shape]
+        shape = [n if isinstance(n, int) else free.get(n, 8) for n in tensor.shape]
         if tensor.layout == "N" and tensor.dtype.startswith("int"):
             given[tensor.name] = (long - np.arange(shape[0])).astype(tensor.dtype)
             continue
@@ -185,12 +194,14 @@ def export_onnx(
     "Write an ensemble as NAME.onnx and NAME.json, each complete or not at all."
     inputs = bound(ensemble.inputs, size)
     made = load_engine(ensemble)(probe_inputs(inputs))
-    rounded = {name: y.astype(float).round(6).tolist() for name, y in made.items()} if isinstance(
-        made, Mapping) else made.astype(float).round(6).tolist()
-    own = {"size": list(size), "folds": len(ensemble.models), "preparation": ensemble.preparation(), "probe": rounded}
+    if isinstance(made, Mapping):
+        probe = {name: y.astype(float).round(6).tolist() for name, y in made.items()}
+    else:
+        probe = made.astype(float).round(6).tolist()
+    own = {"size": list(size), "folds": len(ensemble.models), "preparation": ensemble.preparation(), "probe": probe}
     return export_module(ensemble, path, inputs, ensemble.outputs, add_entries(metadata, own))
 
-# %% ../../nbs/core/56_engines.ipynb #251a9a2b
+# %% ../../nbs/core/56_engines.ipynb #a518fc62
 def export_checked(
     ensemble: Ensemble,
     path: Path,               # NAME.onnx
@@ -200,8 +211,10 @@ def export_checked(
 ) -> float:                   # largest difference there is
     """Write an ensemble as NAME.onnx and NAME.json if the file gives what torch gives, else leave none and raise
     EngineError."""
-    path, first = Path(path), ensemble.inputs[0]
+    path = Path(path)
+    first = ensemble.inputs[0]
     shape = (given[first.name] if isinstance(given, Mapping) else given).shape
+    # the axis of the only channel may be left out
     words = [n for k, n in enumerate(first.shape) if len(shape) == len(first.shape) or k != first.axis("C")]
     size = [n for n, word in zip(shape, words) if word in ("depth", "height", "width")]
     export_onnx(ensemble, path, size, metadata)
@@ -210,4 +223,5 @@ def export_checked(
         return difference
     path.unlink()
     path.with_suffix(".json").unlink()
-    raise EngineError(f"{path.name} differs from torch by {difference:.2g}, more than {tolerance:.2g}")
+    raise EngineError(f"{path.name} differs from torch by {difference:.2g}, more than {tolerance:.2g}. Export it with "
+                      "the versions of requirements.lock, or raise the tolerance.")

@@ -5,6 +5,6 @@
 # %% auto #0
 __all__ = ['ProjectError']
 
-# %% ../../nbs/core/11_errors.ipynb #cd4cab40
+# %% ../../nbs/core/11_errors.ipynb #497db7e5
 class ProjectError(Exception):
-    "Base class of the errors whose text says what is wrong, where, and what to do."
+    "Base class of the errors whose text names the fault, its place and the remedy."

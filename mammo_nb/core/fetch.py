@@ -42,7 +42,7 @@ def need_space(
             "name a folder on another disk in settings.ini."
         )
 
-# %% ../../nbs/core/31_fetch.ipynb #ee28a2df
+# %% ../../nbs/core/31_fetch.ipynb #df0b7888
 def _receive(response, part: Path, note: Path, start: int, name: str) -> int | None:
     "Write a response to the partial file. Gives the size of the whole file if the server has stated it."
     if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
@@ -54,8 +54,8 @@ def _receive(response, part: Path, note: Path, start: int, name: str) -> int | N
     total = start + int(left) if left else None
     need_space(part.parent, int(left or 0), name)
     write_json(note, {"mark": response.headers.get("ETag") or response.headers.get("Last-Modified") or ""})
-    with open(part, "ab" if start else "wb") as file, tqdm(total=total, initial=start, unit="B", unit_scale=True,
-                                                           desc=name) as bar:
+    progress = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name)
+    with open(part, "ab" if start else "wb") as file, progress as bar:
         while block := response.read(1 << 20):
             file.write(block)
             bar.update(len(block))
@@ -69,9 +69,10 @@ def download(
 ) -> str:                  # SHA-256 of the file
     """Download a file, or the rest of it. The file is whole or absent. Raises BrokenLine for an interruption and
     FetchError for a wrong file."""
-    path, shown = Path(path), url.partition("?")[0]  # the query may be a signature, which belongs in no message
+    path = Path(path)
+    shown = url.partition("?")[0]  # the query may be a signature, which belongs in no message
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, note = (path.with_name(f".{path.name}.{end}") for end in ("part", "json"))
+    part, note = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.json")
     mark = read_json(note)["mark"] if part.is_file() and note.is_file() else ""
     start = part.stat().st_size if mark else 0
     headers = {"Range": f"bytes={start}-", "If-Range": mark} if start else {}
@@ -105,7 +106,7 @@ def download(
     os.replace(part, path)
     return found
 
-# %% ../../nbs/core/31_fetch.ipynb #554927fd
+# %% ../../nbs/core/31_fetch.ipynb #bac91957
 def _members(archive: zipfile.ZipFile, folder: Path) -> list[tuple[zipfile.ZipInfo, Path]]:
     "List the files of an archive with their targets. Raises FetchError if a name leaves the folder."
     files = [m for m in archive.infolist() if not m.is_dir()]
@@ -129,9 +130,9 @@ def unpack(
         with zipfile.ZipFile(archive) as source:
             members = _members(source, Path(folder))
             todo = [(m, t) for m, t in members if not (t.is_file() and t.stat().st_size == m.file_size)]
-            need_space(folder, total := sum(m.file_size for m, _ in todo), f"unpacking {Path(archive).name}")
-            with tqdm(total=total, unit="B", unit_scale=True, desc=f"unpacking {Path(archive).name}",
-                      disable=not todo) as bar:
+            total, label = sum(m.file_size for m, _ in todo), f"unpacking {Path(archive).name}"
+            need_space(folder, total, label)
+            with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=not todo) as bar:
                 for member, target in todo:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with source.open(member) as stream, open(part, "wb") as file:

@@ -52,7 +52,7 @@ def inside(
         raise PathError(f"{name!r} is no path below a folder. Correct the table that names it.")
     return Path(root) / name
 
-# %% ../../nbs/core/12_files.ipynb #3a6ba8ca
+# %% ../../nbs/core/12_files.ipynb #6e3afedf
 def write_text(
     path: Path | str,  # the file to write
     text: str,         # encoded as UTF-8
@@ -63,7 +63,7 @@ def write_text(
 
 def write_json(
     path: Path | str,  # the file to write
-    content,           # a value that the json module knows
+    content,           # a value that the json module can write
 ):
     "Write a JSON file."
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -136,7 +136,7 @@ def stacks_of(
             stacks.append([s])
     return sorted(stacks, key=len, reverse=True)
 
-# %% ../../nbs/core/36_geometry.ipynb #4062db3d
+# %% ../../nbs/core/36_geometry.ipynb #488fcc31
 BY_LOCATION = "no usable ImagePositionPatient (0020,0032); ordered by SliceLocation, positions are relative"
 BY_NUMBER = ("no usable ImagePositionPatient (0020,0032) and no SliceLocation; ordered by InstanceNumber, position_mm "
              "assumes the steps of the header")
@@ -145,7 +145,7 @@ NO_PLACE = "no usable ImagePositionPatient (0020,0032); its place among the othe
 def acquired(
     s: Slice,
 ) -> tuple:
-    "The order in which slices were acquired, as far as the header tells."
+    "The order in which slices were acquired, as far as the header has it."
     known = (s.acquisition_number, s.acquisition_time, s.instance_number)
     return tuple(math.inf if v is None else v for v in known) + (s.frame, s.file)
 

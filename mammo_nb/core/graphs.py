@@ -5,38 +5,20 @@
 # %% auto #0
 __all__ = ['PRODUCTS', 'KEPT', 'to_mixed', 'write_mixed', 'keep_columns']
 
-# %% ../../nbs/core/55_graphs.ipynb #f223f998
+# %% ../../nbs/core/55_graphs.ipynb #90ee1b46
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from .sidecars import EngineError, carried, read_sidecar, read_tensors, write_graph
+from .sidecars import EngineError, carried, read_sidecar, read_tensors, sidecar_path, write_graph
 
-# %% ../../nbs/core/55_graphs.ipynb #df9cdaf9
+# %% ../../nbs/core/55_graphs.ipynb #91b96e28
 PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-KEPT = {
-    "LayerNormalization",
-    "InstanceNormalization",
-    "GroupNormalization",
-    "BatchNormalization",
-    "RMSNormalization",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "GlobalAveragePool",
-    # and all that are called Reduce...
-    "Softmax",
-    "LogSoftmax",
-    "Exp",
-    "Log",
-    "Pow",
-    "Sqrt",
-    "Reciprocal",
-    "CumSum",
-    "Resize",
-    "LSTM",
-    "GRU",
-    "RNN",
+KEPT = {  # in float32, as are all nodes whose name starts with Reduce
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization", "RMSNormalization",
+    "LpNormalization", "MeanVarianceNormalization", "GlobalAveragePool", "Softmax", "LogSoftmax", "Exp", "Log", "Pow",
+    "Sqrt", "Reciprocal", "CumSum", "Resize", "LSTM", "GRU", "RNN"
 }
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -45,7 +27,7 @@ def _constants_to_weights(graph: onnx.GraphProto) -> None:
     for node in [n for n in graph.node if n.op_type == "Constant"]:
         value = next((a for a in node.attribute if a.name in ("value", "value_float", "value_floats")), None)
         if value is None:
-            continue   # of integers, which stay
+            continue   # integers stay
         if value.name == "value":
             tensor = value.t
         else:
@@ -56,7 +38,7 @@ def _constants_to_weights(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    "Types of all tensors; the weights themselves are left out, the inference of shapes would copy them."
+    "Types of all tensors. The weights themselves are left out, because the inference of shapes would copy them."
     weights = [onnx.helper.make_tensor_value_info(i.name, i.data_type, i.dims) for i in model.graph.initializer]
     light = onnx.helper.make_model(
         onnx.helper.make_graph(model.graph.node, "types", [*model.graph.input, *weights], model.graph.output),
@@ -70,10 +52,12 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
 class _Mixer:
     "A graph's nodes one by one, with casts where a tensor is needed in another type than it has."
     def __init__(self, model: onnx.ModelProto):
-        self.types, self.results = _element_types(model), {o.name for o in model.graph.output}
+        self.types = _element_types(model)
+        self.results = {o.name for o in model.graph.output}
         self.weights = {i.name: i for i in model.graph.initializer if i.data_type == _FLOAT}
-        # tensors in float16; (tensor, whether in float16) -> its copy
-        self.half, self.copies, self.nodes = set(), {}, []
+        self.half = set()   # tensors in float16
+        self.copies = {}    # (tensor, whether in float16) -> its copy
+        self.nodes = []     # of the new graph
         # the input, and what is made of it before the first product
         self.picture = {i.name for i in model.graph.input}
 
@@ -97,13 +81,14 @@ class _Mixer:
         return self.copies[name, low]
 
     def add(self, node: onnx.NodeProto) -> None:
-        "Add a node in the type that is right for it."
-        if node.op_type == "Cast":   # takes any type, and names the one that it makes
+        "Add a node, in float16 or in float32."
+        if node.op_type == "Cast":   # takes any type, and has an attribute with the type of its output
             if node.input[0] in self.picture:
                 self.picture |= {*node.output}
             self.nodes.append(node)
             return
-        product, result = node.op_type in PRODUCTS, self.results.intersection(node.output)
+        product = node.op_type in PRODUCTS
+        result = self.results.intersection(node.output)
         if not product and self.picture.intersection(node.input):
             self.picture |= {*node.output}
         if node.op_type == "Conv" and node.input[0] in self.picture:
@@ -128,9 +113,9 @@ def to_mixed(
     if model.functions or any(a.HasField("g") or a.graphs for n in graph.node for a in n.attribute):
         raise EngineError("A graph with functions or branches in it cannot be converted: export it without.")
     _constants_to_weights(graph)
-    mixer, nodes = _Mixer(model), [onnx.NodeProto.FromString(n.SerializeToString()) for n in graph.node]
-    for node in nodes:
-        mixer.add(node)
+    mixer = _Mixer(model)
+    for node in graph.node:
+        mixer.add(onnx.NodeProto.FromString(node.SerializeToString()))   # a copy
     used = {n for node in mixer.nodes for n in node.input}
     weights = [i for i in graph.initializer if i.name in used]
     for (name, low), copy in mixer.copies.items():
@@ -143,33 +128,33 @@ def to_mixed(
     _replace(graph, mixer.nodes, weights)
 
 def _replace(graph: onnx.GraphProto, nodes: list, weights: list) -> None:
-    "Replace nodes and weights. The graph's notes on tensors in between are dropped, since they may be wrong now."
+    "Replace nodes and weights. The types of the tensors in between are dropped, since they may be wrong now."
     # copies: nodes and weights may be parts of what is cleared
-    nodes, weights = [n.SerializeToString() for n in nodes], [w.SerializeToString() for w in weights]
+    nodes = [n.SerializeToString() for n in nodes]
+    weights = [w.SerializeToString() for w in weights]
     for field in ("node", "initializer", "value_info"):
         graph.ClearField(field)
     graph.node.extend(onnx.NodeProto.FromString(n) for n in nodes)
     graph.initializer.extend(onnx.TensorProto.FromString(w) for w in weights)
 
-# %% ../../nbs/core/55_graphs.ipynb #e693d391
+# %% ../../nbs/core/55_graphs.ipynb #ad7a6f20
 def write_mixed(
     path: Path,        # NAME.onnx in float32, its JSON beside it
     path_mixed: Path,  # such as NAME.fp16.onnx; gets a JSON of its own
 ) -> dict:             # that JSON: as the other, with precision 'mixed'
-    "Convert a graph to mixed precision."
-    metadata, model = read_sidecar(path), onnx.load(path)
+    "Convert a graph to mixed precision. Raises EngineError."
+    path = Path(path)
+    metadata = read_sidecar(path)
+    model = onnx.load(path)
     try:
         to_mixed(model)
     except EngineError as e:
-        raise EngineError(f"{Path(path).name}: {e}") from e
-    stated = [*_listed(path, metadata, "inputs"), *_listed(path, metadata, "outputs")]
-    return write_graph(model, path_mixed, {**carried(metadata), "precision": "mixed",
-                                           "fp32_sha256": metadata["sha256"]}, stated)
+        raise EngineError(f"{path.name}: {e}") from e
+    stated = [t for key in ("inputs", "outputs") for t in read_tensors(metadata, key, sidecar_path(path).name)]
+    entries = {**carried(metadata), "precision": "mixed", "fp32_sha256": metadata["sha256"]}
+    return write_graph(model, path_mixed, entries, stated)
 
-def _listed(path: Path, metadata: dict, key: str) -> tuple:
-    return read_tensors(metadata, key, f"{Path(path).stem}.json")
-
-# %% ../../nbs/core/55_graphs.ipynb #a2d13076
+# %% ../../nbs/core/55_graphs.ipynb #8232e4bd
 def _joining_node(made: dict[str, onnx.NodeProto], output: str) -> onnx.NodeProto:
     "The node that joins the results of the networks into one output."
     node = made.get(output)
@@ -183,8 +168,9 @@ def keep_columns(
     model: onnx.ModelProto,  # an ensemble: one node joins the networks along the second axis; changed in place
     kept: list[int],         # networks, in the order wanted
 ) -> None:
-    "Leave some networks of an ensemble, without what only the others needed."
-    graph, made = model.graph, {o: n for n in model.graph.node for o in n.output}
+    "Keep some networks of an ensemble, and remove what only the others needed. Raises EngineError."
+    graph = model.graph
+    made = {o: n for n in graph.node for o in n.output}
     for output in graph.output:
         node = _joining_node(made, output.name)
         if not kept or not set(kept) <= set(range(len(node.input))):

@@ -22,7 +22,7 @@ from pydicom.uid import UID
 
 from .errors import ProjectError
 
-# %% ../../nbs/core/21_headers.ipynb #0a6f967e
+# %% ../../nbs/core/21_headers.ipynb #7ccfdfe9
 class DicomError(ProjectError):
     "A file that cannot be used; `str()` gives file name, problem, tag and remedy."
     def __init__(self,
@@ -31,7 +31,7 @@ class DicomError(ProjectError):
         tag: str = "",    # tag concerned, 'Keyword gggg,eeee', '' when it is not one tag
         remedy: str = "", # what to do about it
     ):
-        super().__init__(path, problem, tag, remedy)  # all of them, so that it survives pickling between processes
+        super().__init__(path, problem, tag, remedy)  # pickling passes these to the copy in another process
         self.path, self.problem, self.tag, self.remedy = Path(path), problem, tag, remedy
 
     def __str__(self):
@@ -54,7 +54,7 @@ class CorruptPixels(DicomError):
 class MultiFrame(DicomError):
     "The file has several frames and the caller named none, or one that does not exist."
 
-# %% ../../nbs/core/21_headers.ipynb #7ee64db8
+# %% ../../nbs/core/21_headers.ipynb #e063af45
 def tag_name(
     keyword: str,  # 'Rows'
 ) -> str:          # 'Rows 0028,0010'
@@ -70,8 +70,8 @@ def typed_errors(
     keyword: str = "", # tag concerned
     remedy: str = "",  # what to do
 ):
-    """Turn whatever is raised inside into one typed error. pydicom's warnings and log are muted, because they quote the
-    patient's data."""
+    """Turn any exception inside the block into one typed error. pydicom's warnings and log are muted, because they
+    quote the patient's data."""
     log = logging.getLogger("pydicom")
     level = log.level
     try:
@@ -88,7 +88,7 @@ def typed_errors(
     finally:
         log.setLevel(level)
 
-# %% ../../nbs/core/21_headers.ipynb #79405752
+# %% ../../nbs/core/21_headers.ipynb #e9d20d40
 @dataclass(frozen=True)
 class Header:
     "The tags of one image, or of one frame of a multi-frame file, as plain values; None where a number is absent."
@@ -127,7 +127,7 @@ class Header:
     padding: tuple[int, int] | None = None  # lowest and highest stored value of pixels that are no image
     windows: tuple[tuple[float, float], ...] = ()  # (center, width); nan for what is no number
     voi_function: str = "LINEAR"            # 'LINEAR' (also when absent), 'LINEAR_EXACT', 'SIGMOID'
-    has_voi_lut: bool = False               # a VOI LUT Sequence is there
+    has_voi_lut: bool = False               # the header has a VOI LUT Sequence
     burned_in: str = ""                     # BurnedInAnnotation: 'YES', 'NO' or ''
 
     @classmethod
@@ -222,11 +222,11 @@ def windows_of(
     pairs = zip_longest(decimals_of(ds, "WindowCenter"), decimals_of(ds, "WindowWidth"), fillvalue=math.nan)
     return tuple(pairs)
 
-# %% ../../nbs/core/21_headers.ipynb #bd94a0a4
+# %% ../../nbs/core/21_headers.ipynb #fc242816
 def seconds_of(
     ds: pydicom.Dataset,  # header, or an item of a sequence
-) -> float | None:        # since midnight
-    "AcquisitionDateTime (0008,002A), AcquisitionTime (0008,0032), else ContentTime (0008,0033), PS3.5 6.2."
+) -> float | None:        # seconds since midnight
+    "AcquisitionDateTime (0008,002A) or that of the frame, AcquisitionTime (0008,0032), else ContentTime (0008,0033)."
     for keyword, start in (("AcquisitionDateTime", 8), ("FrameAcquisitionDateTime", 8), ("AcquisitionTime", 0),
                            ("ContentTime", 0)):
         digits = text_of(ds, keyword)[start:].replace(":", "")
@@ -245,15 +245,16 @@ def _padding(
     limit = number_of(ds, "PixelPaddingRangeLimit", int)
     return (value, value) if limit is None else (min(value, limit), max(value, limit))
 
-# %% ../../nbs/core/21_headers.ipynb #8279570b
-MAX_SIDE, MAX_BYTES = 30_000, 2**30  # of one frame: pixels a side, bytes; far beyond any detector, well within memory
+# %% ../../nbs/core/21_headers.ipynb #1c4998e4
+MAX_SIDE = 30_000  # pixels a side, far more than any detector has
+MAX_BYTES = 2**30  # of one decoded frame, far less than the memory
 
 def header_of(
     ds: pydicom.Dataset,  # parsed
     path: Path,           # the file
     kind: type = Header,  # Header or a class derived from it
 ) -> Header:
-    "The checked header of a parsed file."
+    "The checked header of a parsed file; raises NotImage, MissingTag, BadHeader."
     with typed_errors(BadHeader, path, "the header cannot be understood", "", "Correct the file or leave it out."):
         object_class = UID(text_of(ds, "SOPClassUID") or text_of(ds.file_meta, "MediaStorageSOPClassUID"))
         if "Rows" not in ds and object_class and "Image" not in object_class.name:

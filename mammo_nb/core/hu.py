@@ -30,7 +30,7 @@ def padding_mask(
     low, high = np.array(header.padding, np.int64).astype(pixels.dtype)  # 63536 is -2000 in int16, and the reverse
     return (pixels >= low) & (pixels <= high)
 
-# %% ../../nbs/core/29_hu.ipynb #f36b2955
+# %% ../../nbs/core/29_hu.ipynb #f8d4f3d3
 OFFSET = 1024  # stored values for 0 HU when the intercept is lost
 
 def wraps(
@@ -48,7 +48,7 @@ def wraps(
     return negative
 
 def has_offset(
-    values: np.ndarray,  # (rows, columns) of a CT, rescaled as the header says
+    values: np.ndarray,  # of a CT slice, any shape, with the header's slope and intercept applied
 ) -> bool | None:        # None: the slice holds too little air or tissue to decide
     "Whether values are HU + 1024: air near 0 and soft tissue near 1024, with little in between."
     count = lambda low, high: float(((values >= low) & (values < high)).mean())
@@ -59,7 +59,7 @@ def has_offset(
         return None
     return tissue > 2 * between and tissue > bone
 
-# %% ../../nbs/core/29_hu.ipynb #79083a9f
+# %% ../../nbs/core/29_hu.ipynb #9b8558fe
 NO_RESCALE = "no RescaleSlope and RescaleIntercept; stored values are taken as HU"
 SHIFTED = "values are HU + 1024 under intercept 0; corrected"
 SIGN_LOST = "negative values under an unsigned header; corrected"
@@ -76,9 +76,10 @@ def to_hu(
     image: Image,                # stored values and header of a CT slice, or of any image with a rescale
     offset: bool | None = None,  # whether 1024 must be subtracted; None: decided from the values
 ) -> Hounsfield:
-    "Stored values as HU: sign, slope, intercept, padding and offset (PS3.3 C.11.1.1.2)."
+    "Stored values as HU: sign, slope, intercept, padding and offset (PS3.3 C.11.1.1.2); raises BadHeader for slope 0."
     header, pixels, notes = image.header, image.pixels, []
-    slope, intercept = (1.0 if header.slope is None else header.slope), (header.intercept or 0.0)
+    slope = 1.0 if header.slope is None else header.slope
+    intercept = header.intercept or 0.0
     if slope == 0:
         raise BadHeader(header.path, "a slope of 0 makes all values equal", tag_name("RescaleSlope"),
                         "Correct the tag or leave the file out.")

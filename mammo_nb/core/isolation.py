@@ -93,9 +93,9 @@ def make_environment(
     write_text(next(folder.glob("lib/python3*/site-packages")) / "image.pth", f"{packages}\n")
     return _register(folder)
 
-# %% ../../nbs/core/67_isolation.ipynb #cc9412b3
+# %% ../../nbs/core/67_isolation.ipynb #a37eab66
 def _version_of(python: str) -> str:
-    "Such as 3.12; \"none\" if there is no such program."
+    "The version of a Python, such as 3.12; none if there is no such program."
     if not shutil.which(python):
         return "none"
     code = "import sys; print('{}.{}'.format(*sys.version_info))"

@@ -58,10 +58,11 @@ def connect():  # a signed-in KaggleApi that downloads with `fetch.download`
         raise FetchError(CREDENTIALS) from None
     return api
 
-# %% ../../nbs/core/32_kaggle.ipynb #4af5dc1f
+# %% ../../nbs/core/32_kaggle.ipynb #8625fb36
 def _page(source: str) -> str:
     "Give the address of the page of a competition or a data set."
-    return f"https://www.kaggle.com/{'datasets' if '/' in source else 'competitions'}/{source}"
+    kind = "datasets" if "/" in source else "competitions"
+    return f"https://www.kaggle.com/{kind}/{source}"
 
 def _meaning(source: str, status: int) -> str:
     "Explain a refusal and what to do; an empty string for an unknown status."
@@ -160,7 +161,7 @@ def _insist(source: str, incoming: Path, call: Callable) -> Path:
             time.sleep(PAUSES[stuck - 1] if stuck else 0)
     return arrived()
 
-# %% ../../nbs/core/32_kaggle.ipynb #1308c874
+# %% ../../nbs/core/32_kaggle.ipynb #3468e7ec
 def fetch_competition(
     api,             # from `connect`
     source: str,     # name of the competition in the address of its page
@@ -170,7 +171,9 @@ def fetch_competition(
     "Fetch and unpack a competition, or the rest of it. Raises FetchError."
     folder = Path(folder)
     with _staging(folder) as staging:
-        archive, listing, incoming = staging / f"{source}.zip", staging / "files.json", staging / "incoming"
+        archive = staging / f"{source}.zip"
+        listing = staging / "files.json"
+        incoming = staging / "incoming"
         if not listing.is_file():
             write_json(listing, list_files(api, source))
         wanted = read_json(listing)
@@ -205,8 +208,8 @@ def fetch_files(
         todo = [n for n in names if not (folder / n).is_file()]
         need_space(folder, sum(listed[n] for n in todo), source)
         for name in todo:
-            arrived = _insist(source, staging / f"incoming {name}",
-                              partial(api.with_retry(api.dataset_download_file), source, name))
+            call = partial(api.with_retry(api.dataset_download_file), source, name)
+            arrived = _insist(source, staging / f"incoming {name}", call)
             if arrived.name == f"{name}.zip":
                 unpack(arrived, arrived.parent, staging)  # Kaggle compresses some files for the transfer
             whole = arrived.parent / name

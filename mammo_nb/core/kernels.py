@@ -56,7 +56,7 @@ def _read(path: Path) -> dict:
         raise KernelError(f"{path} must have one object in braces.")
     return content
 
-# %% ../../nbs/core/65_kernels.ipynb #5d1da359
+# %% ../../nbs/core/65_kernels.ipynb #3373e556
 MOST_BYTES, MOST_FILES, MOST_CODE = 100e9, 1000, 1_000_000   # of a data set, in a data set, of a notebook
 SHAPES = ("NvidiaTeslaT4", "")                                # two T4, or no accelerator
 SCANS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".zip", ".csv")
@@ -77,10 +77,8 @@ def _names(about: dict, what: str, shortest: int) -> list[str]:
     if "{user}" in str(ref):
         return [f"id is {ref!r}: the user's name is filled in by make kaggle-push; send the folder that it writes."]
     if not _bare(ref):
-        return [
-            f"id is {ref!r}: it must be user/slug, the slug of lower-case letters, digits and single hyphens, without "
-            "address or version."
-        ]
+        return [f"id is {ref!r}: it must be user/slug, the slug of lower-case letters, digits and single hyphens, "
+                "without address or version."]
     slug, problems = ref.partition("/")[2], []
     for name, text in (("title", title), ("slug", slug)):
         if not shortest <= len(text) <= 50:
@@ -89,12 +87,11 @@ def _names(about: dict, what: str, shortest: int) -> list[str]:
         problems.append(
             f"title {title!r} makes the address {slugify(title)!r}, and the id has {slug!r}: Kaggle would make another "
             f"{what} than the one that is named. Write the title {slug.replace('-', ' ')!r}, or the id "
-            f"{ref.partition('/')[0]}/{slugify(title)}."
-        )
+            f"{ref.partition('/')[0]}/{slugify(title)}.")
     return problems
 
 def _is_scan(path: Path) -> bool:
-    "Whether a file looks like data of patients."
+    "Whether a file seems to be data of patients."
     with open(path, "rb") as file:
         return path.suffix.lower() in SCANS or file.read(132)[128:] == b"DICM"
 

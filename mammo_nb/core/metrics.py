@@ -38,7 +38,7 @@ def pfbeta(
     y, p = _checked(labels, probabilities)
     return float(_fbeta((y * p).sum(), y.sum(), p.sum(), beta))
 
-# %% ../../nbs/core/42_metrics.ipynb #08cfe866
+# %% ../../nbs/core/42_metrics.ipynb #8e142fa6
 GRID = np.arange(100) / 100
 
 def threshold_curve(
@@ -49,11 +49,13 @@ def threshold_curve(
     "F1, precision and recall of the decisions `probability > threshold`, for every threshold."
     y, p = _checked(labels, probabilities)
     thresholds = np.asarray(thresholds, dtype=float)
+
     def above(values: np.ndarray) -> np.ndarray:
         return (len(values) - np.searchsorted(np.sort(values), thresholds, side="right")).astype(float)
 
     def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
     called, hit, positives = above(p), above(p[y == 1]), y.sum()
     return pd.DataFrame({"threshold": thresholds, "score": _fbeta(hit, positives, called, 1.0),
                          "precision": divide(hit, called), "recall": divide(hit, np.full_like(hit, positives))})
@@ -69,13 +71,19 @@ def best_threshold(
     row = best.loc[(best["threshold"] - 0.5).abs().idxmin()]
     return float(row["threshold"]), float(row["score"])
 
-# %% ../../nbs/core/42_metrics.ipynb #d504f509
-def auc(labels, probabilities) -> float:
+# %% ../../nbs/core/42_metrics.ipynb #943c026a
+def auc(
+    labels,         # (n,) 0 or 1
+    probabilities,  # (n,)
+) -> float:         # 0 to 1
     "Area under the ROC curve; nan if there is only one class."
     y, p = _checked(labels, probabilities)
     return float(roc_auc_score(y, p)) if 0 < y.sum() < len(y) else float("nan")
 
-def average_precision(labels, probabilities) -> float:
+def average_precision(
+    labels,         # (n,) 0 or 1
+    probabilities,  # (n,)
+) -> float:         # 0 to 1
     "Area under the precision-recall curve as a step function; nan without a positive."
     y, p = _checked(labels, probabilities)
     return float(average_precision_score(y, p)) if y.sum() else float("nan")
@@ -84,10 +92,10 @@ def bootstrap_interval(
     metric,              # f(labels, probabilities) -> float
     labels,              # (n,)
     probabilities,       # (n,)
-    groups,              # (n,) what is drawn: patients
+    groups,              # (n,) groups, such as patients, which are drawn with replacement
     n: int = 1000,       # draws
     seed: int = 0,
-    level: float = 0.95,
+    level: float = 0.95, # share of the draws that lie in the interval
 ) -> tuple[float, float]:  # nan, nan if no draw gave a number
     "Percentile bootstrap interval over groups (Efron & Tibshirani 1993); draws whose metric is nan are left out."
     y, p = _checked(labels, probabilities)

@@ -62,11 +62,11 @@ def save_weights(
     write_json(path.with_suffix(".json"), {**metadata, "sha256": digest, "tensors": len(state)})
     return digest
 
-# %% ../../nbs/core/44_networks.ipynb #6eafcac2
+# %% ../../nbs/core/44_networks.ipynb #dfb9134b
 def read_state(
     path: Path,                                  # .safetensors, or .pth, .pt, .tar
 ) -> tuple[dict[str, torch.Tensor], dict]:       # state dict on the CPU, metadata ({} if there is none)
-    "Tensors and metadata of a file of weights; runs no code from the file."
+    "Read tensors and metadata of a file of weights, and run no code from it. Raises WeightsError."
     path = Path(path)
     if not path.is_file():
         raise WeightsError(path, "no such file", f"Looked in {path.parent}.")
@@ -79,7 +79,8 @@ def _read_safetensors(path: Path) -> tuple[dict, dict]:
         raise WeightsError(path, f"not a complete safetensors file ({e})", "Copy or download it again.") from e
     sidecar = path.with_suffix(".json")
     metadata = read_json(sidecar) if sidecar.is_file() else {}
-    if metadata.get("sha256", digest := sha256(path)) != digest:
+    digest = sha256(path)
+    if metadata.get("sha256", digest) != digest:
         raise WeightsError(path, f"differs from the checksum in {sidecar.name}",
                            "The two belong to different runs, or the file was damaged: copy both again.")
     return state, metadata
@@ -97,8 +98,9 @@ def _read_pickle(path: Path) -> tuple[dict, dict]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
+        other = named[1] if named else "more"
         raise WeightsError(
-            path, f"refused: it holds {named[1] if named else 'more'} besides tensors, and reading that would run code",
+            path, f"refused: it holds {other} besides tensors, and reading that would run code",
             "Convert it to safetensors where you trust its author: torch.load(weights_only=False), then save_weights."
         ) from e
     except (RuntimeError, EOFError) as e:
@@ -106,27 +108,28 @@ def _read_pickle(path: Path) -> tuple[dict, dict]:
                            "Copy or download it again.") from e
     if not isinstance(content, dict):
         raise WeightsError(path, f"holds a {type(content).__name__}, not a state dict", "Save network.state_dict().")
-    chosen = next((key for key in ("state_dict_ema", "state_dict", "model") if isinstance(content.get(key), dict)),
-                  None)
+    entries = [key for key in ("state_dict_ema", "state_dict", "model") if isinstance(content.get(key), dict)]
+    chosen = entries[0] if entries else ""
     state = content[chosen] if chosen else content
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(path, f"no state dict among its entries {list(content)[:8]}", "Save network.state_dict().")
-    about = {
-        key: np.asarray(content[key]).item() for key in ("arch", "epoch", "metric")
-        if chosen and isinstance(content.get(key), (str, int, float, np.generic))
-    }
+    about = {"entry": chosen}
+    for key in ("arch", "epoch", "metric"):
+        if chosen and isinstance(content.get(key), (str, int, float, np.generic)):
+            about[key] = np.asarray(content[key]).item()
     # networks trained in DataParallel have a prefix
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, {"entry": chosen or "", **about}
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}, about
 
-# %% ../../nbs/core/44_networks.ipynb #e71569c6
+# %% ../../nbs/core/44_networks.ipynb #5bcac397
 def load_state(
     model: nn.Module,                   # network to be filled
     state: dict[str, torch.Tensor],     # name -> tensor
     path: Path | str,                   # named in the error
 ) -> None:
-    "Copy a state dict into a network, all of it or nothing."
+    "Copy a state dict into a network, all of it or nothing. Raises WeightsError."
     own = model.state_dict()
-    missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
+    missing = [n for n in own if n not in state]
+    unexpected = [n for n in state if n not in own]
     misshaped = [f"{n}: {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
                  for n in own if n in state and state[n].shape != own[n].shape]
     if missing or unexpected or misshaped:
@@ -173,11 +176,11 @@ def lite_name(
         layers = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     return f"blocks.{stage}.{block}.{layers[layer]}.{rest}"
 
-# %% ../../nbs/core/44_networks.ipynb #9f27e2ca
+# %% ../../nbs/core/44_networks.ipynb #c6dac0d8
 def imagenet_lite_state(
     name: str = "tf_efficientnet_lite0",   # a key of LITE
 ) -> dict[str, torch.Tensor]:              # for 1000 classes and 3 channels; Lite0: 296 tensors
-    "ImageNet weights of a Lite network, from an installed package and without importing it."
+    "Read ImageNet weights of a Lite network from an installed package, without importing it. Raises WeightsError."
     if name not in LITE:
         raise WeightsError(name, "no package with its ImageNet weights is known",
                            f"There are some for {', '.join(LITE)}; for others: weights='imagenet'.")
@@ -196,12 +199,12 @@ def imagenet_lite_state(
     state, _ = read_state(found[0])
     return {lite_name(tensor_name, blocks): tensor for tensor_name, tensor in state.items()}
 
-# %% ../../nbs/core/44_networks.ipynb #734b8463
+# %% ../../nbs/core/44_networks.ipynb #62a8227b
 def imagenet_state(
     name: str,                  # timm architecture, with or without a tag
     file: Path | str = "",      # the published model.safetensors; "": fetched from the Hugging Face hub, once
 ) -> dict[str, torch.Tensor]:   # for as many classes and channels as were published
-    "The weights that timm publishes for a network."
+    "Read or fetch the weights that timm publishes for a network. Raises WeightsError."
     if file:
         return read_state(Path(file))[0]
     published = timm.get_pretrained_cfg(name)
@@ -217,7 +220,7 @@ def imagenet_state(
         raise WeightsError(name, f"its ImageNet weights could not be fetched ({type(e).__name__})",
                            f"Download {source} and give its path: weights='imagenet:PATH'.") from e
 
-# %% ../../nbs/core/44_networks.ipynb #f428e21d
+# %% ../../nbs/core/44_networks.ipynb #5e4ad1e7
 def create_network(
     name: str,                      # timm architecture, with or without a tag
     *,
@@ -226,16 +229,17 @@ def create_network(
     num_classes: int = 1,           # outputs (logits)
     global_pool: str | None = None, # timm pooling ('avg', 'max', ...); None = the architecture's own
     drop_rate: float = 0.,          # dropout before the last layer
-    drop_path_rate: float = 0.,     # stochastic depth at the last block, rising linearly
+    drop_path_rate: float = 0.,     # stochastic depth: rate of the last block, to which it rises linearly
     in_chans: int = 3,              # input channels
     seed: int = 0,                  # of everything that starts at random: the head, or all of it
-    freeze: int = 0,                # number of parameters, counted from the input, that are not trained
+    freeze: int = 0,                # number of parameter tensors, counted from the input, that are not trained
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
-    "A timm network; nothing is downloaded unless weights='imagenet'."
+    """Make a timm network; nothing is downloaded unless weights='imagenet'. Raises ValueError for an unknown name and
+    WeightsError for weights that do not fit."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near: {', '.join(near) or 'none'}")
-    # timm drops None; not every network takes these
+    # timm ignores None; not every network accepts these options
     options = {"global_pool": global_pool, "drop_path_rate": drop_path_rate or None}
     kind, _, file = str(weights).partition(":")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
@@ -260,15 +264,17 @@ def create_network(
 
 def _fill_published(model: nn.Module, state: dict, source: str) -> None:
     "Copy published weights, strictly, into a network that may have other classes and channels."
-    conv, head = model.pretrained_cfg["first_conv"] + ".weight", model.pretrained_cfg["classifier"]
+    conv = model.pretrained_cfg["first_conv"] + ".weight"
+    head = model.pretrained_cfg["classifier"]
     own = model.get_submodule(head)
     if conv in state:
         state[conv] = adapt_input_conv(model.state_dict()[conv].shape[1], state[conv])
-    if (published := len(state.get(head + ".bias", own.bias))) != len(own.bias):
-        # timm draws the head of these within 1/sqrt(classes): with one class, logits of 10 and more before the first
-        # step
+    published = len(state.get(head + ".bias", own.bias))
+    if published != len(own.bias):
+        # timm draws the heads of these within 1/sqrt(classes); one class would start with logits of 10 and more
         factor = (len(own.bias) / published) ** 0.5 if isinstance(model, (EfficientNet, MobileNetV3)) else 1.0
-        state[head + ".weight"], state[head + ".bias"] = own.weight.detach() * factor, torch.zeros(len(own.bias))
+        state[head + ".weight"] = own.weight.detach() * factor
+        state[head + ".bias"] = torch.zeros(len(own.bias))
     load_state(model, state, source)
 
 # %% ../../nbs/core/44_networks.ipynb #239d7717

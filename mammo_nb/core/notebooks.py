@@ -55,7 +55,7 @@ def from_percent(
         {"kernelspec": kernel, "mammo_nb": {"source": _digest(text), "cells": _cells_digest(nb)}})
     return nb
 
-# %% ../../nbs/core/14_notebooks.ipynb #5c4d535e
+# %% ../../nbs/core/14_notebooks.ipynb #fa9ec565
 def _sources(root: Path) -> list[Path]:
     "List all notebook sources of a checkout, in reading order."
     return sorted(p for p in (Path(root) / "nbs").rglob("*.py")
@@ -66,15 +66,15 @@ def _was_edited(nb) -> bool:
     return _cells_digest(nb) != nb.metadata.get("mammo_nb", {}).get("cells")
 
 def _build_one(source: Path) -> bool:
-    "Build the .ipynb of a source unless it is up to date. Gives True if the file was written."
-    text, target = source.read_text(encoding="utf-8"), source.with_suffix(".ipynb")
+    "Build the .ipynb of a source unless it is up to date. Returns True if the file was written."
+    text = source.read_text(encoding="utf-8")
+    target = source.with_suffix(".ipynb")
     if target.exists():
         old = nbformat.read(target, as_version=4)
         if _was_edited(old):
             raise NotebookConflict(
-                f"{target} was edited in Jupyter. `make sync` copies the edit to {source.name}; delete the .ipynb to "
-                "discard it."
-            )
+                f"{target} was edited in Jupyter. `make sync` copies the edit to {source.name}; "
+                "delete the .ipynb to discard it.")
         if old.metadata["mammo_nb"]["source"] == _digest(text):
             return False  # the file keeps its outputs
     write_text(target, nbformat.writes(from_percent(text)))
@@ -94,7 +94,7 @@ def build(
             stray.unlink()
     return [s.with_suffix(".ipynb") for s in sources if _build_one(s)]
 
-# %% ../../nbs/core/14_notebooks.ipynb #e18cfafd
+# %% ../../nbs/core/14_notebooks.ipynb #7ef8953a
 _header = re.compile(r"\A# ---\n(?:#.*\n)*?# ---\n")
 
 def to_percent(
@@ -120,7 +120,8 @@ def sync(
         target = source.with_suffix(".ipynb")
         if not target.exists():
             continue
-        nb, text = nbformat.read(target, as_version=4), source.read_text(encoding="utf-8")
+        nb = nbformat.read(target, as_version=4)
+        text = source.read_text(encoding="utf-8")
         if not _was_edited(nb):
             continue
         if nb.metadata["mammo_nb"]["source"] != _digest(text):
@@ -135,9 +136,8 @@ def sync(
         taken.append(source)
     if conflicts:
         raise NotebookConflict(
-            f"Edited in Jupyter and in the .py: {', '.join(map(str, conflicts))}. Keep one of the two: delete the "
-            ".ipynb, or `git checkout` the .py; then `make sync`."
-        )
+            f"Edited in Jupyter and in the .py: {', '.join(map(str, conflicts))}. "
+            "Keep one of the two: delete the .ipynb, or `git checkout` the .py; then `make sync`.")
     return taken
 
 # %% ../../nbs/core/14_notebooks.ipynb #7fd2ea37

@@ -43,7 +43,7 @@ class Optimisation:
     workers: int = bounded(0, low=0)            # data-loading processes
     checkpoint_every: int = bounded(200, low=1)  # steps of the optimiser between two checkpoints within an epoch
 
-# %% ../../nbs/core/45_optimisation.ipynb #60109008
+# %% ../../nbs/core/45_optimisation.ipynb #06344708
 PER_EPOCH = ("timm", "step")  # schedules whose learning rate changes once an epoch
 
 def learning_rate(
@@ -51,7 +51,8 @@ def learning_rate(
     epoch: int,                  # from 0
     step_fraction: float = 0.0,  # share of the epoch that has passed, 0 to 1; ignored by schedules of PER_EPOCH
 ) -> float:
-    "Learning rate of a step: warm-up, then cosine decay (Loshchilov & Hutter 2017) or steps."
+    """Learning rate of a step: warm-up, then cosine decay (Loshchilov & Hutter 2017) or steps. Raises ValueError for an
+    unknown schedule."""
     if config.schedule not in SCHEDULES:
         raise ValueError(f"There is no schedule {config.schedule!r}. Choose one of {', '.join(SCHEDULES)}.")
     t = epoch if config.schedule in PER_EPOCH else epoch + step_fraction

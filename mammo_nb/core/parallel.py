@@ -18,17 +18,19 @@ from tqdm import tqdm
 from .cluster import connect_cluster, rows_on_cluster
 from .processes import plain, rows_in_processes
 
-# %% ../../nbs/core/35_parallel.ipynb #fddbe326
+# %% ../../nbs/core/35_parallel.ipynb #d84862d4
 class Journal:
     "Finished rows on disk: a first line with the parameters, then one line per row."
     def __init__(self,
         path: Path,  # file of the journal
         params,      # what the rows depend on besides their items; can be written as JSON
     ):
-        # rows: hash of the item -> row
-        self.rows, head = {}, json.dumps({"params": params}, sort_keys=True, default=plain)
-        kept, lines = len(head) + 1, path.read_bytes().split(b"\n") if path.exists() else [b""]
-        if same := lines[0] == head.encode():
+        self.rows = {}        # hash of the item -> row
+        head = json.dumps({"params": params}, sort_keys=True, default=plain)
+        kept = len(head) + 1  # bytes of complete lines
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        same = lines[0] == head.encode() and len(lines) > 1
+        if same:
             for line in lines[1:-1]:  # the text after the last line feed is incomplete
                 try:
                     entry = json.loads(line)
@@ -36,8 +38,8 @@ class Journal:
                 except (ValueError, TypeError, KeyError):
                     break  # damaged: this row and all rows after it are computed again
                 kept += len(line) + 1
-        self.file = path.open("r+b" if same and len(lines) > 1 else "wb")
-        if not (same and len(lines) > 1):
+        self.file = path.open("r+b" if same else "wb")
+        if not same:
             self._write(head)
         self.file.seek(kept)
         self.file.truncate()
@@ -57,7 +59,7 @@ class Journal:
         self._write(f'{{"item": "{item}", "row": {row}}}')
         self.rows[item] = json.loads(row)
 
-# %% ../../nbs/core/35_parallel.ipynb #38ce2383
+# %% ../../nbs/core/35_parallel.ipynb #01abe7c1
 UNREACHED = "NotReached: the time ended before this item was started. Repeat the call to continue with it"
 
 def collect(
@@ -113,16 +115,14 @@ def map_files(
     label: str = "",       # text beside the progress bar; "": the name of the table
     backend: str = "loky", # "loky": processes of this machine; "dask": a cluster
     scheduler: str = "",   # for "dask": address of the scheduler, such as tcp://10.0.0.5:8786
-# the key, the columns of the rows and `error` ("" or "Class: message"), in the order of `items`; read the CSV file with
-# keep_default_na=False
-) -> pd.DataFrame:
+) -> pd.DataFrame:         # in the order of `items`: key, columns of the rows, `error` ("" or "Class: message")
     """Apply a function to every item and write a table with one row per item. Continues where an interrupted run
-    stopped. Raises BackendError if the cluster is not available."""
+    stopped. Read the CSV file with keep_default_na=False. Raises BackendError if the cluster is not available."""
     with connect_cluster(backend, scheduler) as client:  # before the journal is touched
         def rows_of(hashed, done):
             todo = {name: item for name, item in hashed.items() if name not in done}
             if client:
                 return rows_on_cluster(client, fn, todo)
-            several = max(1, min(workers or joblib.cpu_count(), len(todo)))
-            return rows_in_processes(fn, todo, several if several > 1 else 0)
+            processes = max(1, min(workers or joblib.cpu_count(), len(todo)))
+            return rows_in_processes(fn, todo, processes if processes > 1 else 0)
         return collect(rows_of, items, table=table, key=key, params=params, label=label)

@@ -62,7 +62,7 @@ def _parse(
             ds.file_meta.TransferSyntaxUID = _guess_syntax(ds, f, path)
     return ds, f
 
-# %% ../../nbs/core/25_parsing.ipynb #804780fe
+# %% ../../nbs/core/25_parsing.ipynb #251e7b0b
 UNDEFINED = 0xFFFFFFFF  # length of compressed pixels, PS3.5 A.4
 
 def pixel_length(
@@ -72,7 +72,8 @@ def pixel_length(
 ) -> tuple[int, bytes]:  # bytes, or UNDEFINED; and the VR
     "Read tag, length and VR of Pixel Data (7FE0,0010), PS3.5 section 7.1."
     implicit, little = ds.original_encoding
-    order, head = "<" if little else ">", f.read(8)
+    order = "<" if little else ">"
+    head = f.read(8)
     if head[:4] != struct.pack(f"{order}HH", 0x7FE0, 0x0010):
         raise MissingTag(path, "no pixels", tag_name("PixelData"), "Only images can be read.")
     if head[4:6] in (b"OB", b"OW", b"UN"):
@@ -94,7 +95,9 @@ def _guess_syntax(
         raise MissingTag(path, "compressed pixels without the name of the compression", tag_name("TransferSyntaxUID"),
                          "Export the file again.")
     implicit, little = ds.original_encoding
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 @contextmanager
 def opened(
@@ -113,7 +116,7 @@ def opened(
         ds, f = _parse(path, file)
         yield ds, header_of(ds, path, kind), f
 
-# %% ../../nbs/core/25_parsing.ipynb #0bb7ae34
+# %% ../../nbs/core/25_parsing.ipynb #a0c402be
 def frame_header(
     ds: pydicom.Dataset,  # parsed
     header: Header,       # of the file, from `header_of`
@@ -127,7 +130,7 @@ def frame_header(
     with typed_errors(BadHeader, header.path, f"the functional groups of frame {index + 1} cannot be understood",
                       "PerFrameFunctionalGroupsSequence", "Export the file again."):
         items = {}
-        for group in reversed(groups):  # what a frame says itself comes last and wins
+        for group in reversed(groups):  # the frame's own group comes last and overrides the shared one
             for element in group:
                 if element.VR == "SQ" and element.value:
                     items[element.keyword] = element.value[0]

@@ -14,12 +14,12 @@ import numpy as np
 
 from .files import replacing
 
-# %% ../../nbs/core/28_pictures.ipynb #18b73de4
+# %% ../../nbs/core/28_pictures.ipynb #e9013a3c
 def shrink(
     pixels: np.ndarray,  # (rows, columns) uint8, uint16, int16 or floats
-    rows: int,           # of the result
-    columns: int,
-) -> np.ndarray:         # same dtype; larger than `pixels` where the numbers are
+    rows: int,           # of the result, pixels
+    columns: int,        # of the result, pixels
+) -> np.ndarray:         # same dtype; enlarged if `rows` and `columns` are larger
     "Resize to (rows, columns): halve by means of four pixels, then interpolate."
     while pixels.shape[0] >= 2 * rows and pixels.shape[1] >= 2 * columns:
         even = pixels[:pixels.shape[0] // 2 * 2, :pixels.shape[1] // 2 * 2]
@@ -28,18 +28,18 @@ def shrink(
         return pixels
     return cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
-# %% ../../nbs/core/28_pictures.ipynb #4bd41cb2
+# %% ../../nbs/core/28_pictures.ipynb #5336f8c7
 def fit_resize(
     grey: np.ndarray,  # uint8 (rows, columns)
     height: int,       # of the result, pixels
-    width: int,
+    width: int,        # of the result, pixels
 ) -> np.ndarray:       # uint8 (height, width)
     "Resize to fit, keep the proportions, pad with black on both sides."
     ratio = min(height / grey.shape[0], width / grey.shape[1])
     h, w = max(1, round(grey.shape[0] * ratio)), max(1, round(grey.shape[1] * ratio))
     top, left = (height - h) // 2, (width - w) // 2
-    return cv2.copyMakeBorder(shrink(grey, h, w), top, height - h - top, left, width - w - left, cv2.BORDER_CONSTANT,
-                              value=0)
+    bottom, right = height - h - top, width - w - left
+    return cv2.copyMakeBorder(shrink(grey, h, w), top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
 
 # %% ../../nbs/core/28_pictures.ipynb #7472e5bf
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1,
@@ -56,11 +56,11 @@ def write_png(
         temporary.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
-# %% ../../nbs/core/28_pictures.ipynb #b52bb68c
+# %% ../../nbs/core/28_pictures.ipynb #56ebcfb5
 def sheet(
     pictures: list,            # (rows, columns) each; uint8 as it is, others from their lowest to their highest value
     boxes: list | None = None, # x0, y0, x1, y1 of each, pixels
-    columns: int = 12,
+    columns: int = 12,         # pictures in a row
     title: str = "",
 ):                             # a matplotlib figure
     "Pictures side by side."
@@ -70,7 +70,8 @@ def sheet(
     for ax in axes.flat:
         ax.axis("off")
     for i, (ax, p) in enumerate(zip(axes.flat, pictures)):
-        ax.imshow(p, cmap="gray", **({"vmin": 0, "vmax": 255} if p.dtype == np.uint8 else {}))
+        limits = {"vmin": 0, "vmax": 255} if p.dtype == np.uint8 else {}
+        ax.imshow(p, cmap="gray", **limits)
         if boxes:
             x0, y0, x1, y1 = boxes[i]
             ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="orange", lw=0.8))

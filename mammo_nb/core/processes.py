@@ -19,10 +19,10 @@ import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
-# %% ../../nbs/core/33_processes.ipynb #38eb30d2
+# %% ../../nbs/core/33_processes.ipynb #df8c4b8e
 def plain(
-    value,  # a value that the json module does not know
-):          # a value that it knows
+    value,  # a value that the json module cannot write
+):          # a value that it can write
     "Convert numpy scalars, arrays and paths to plain Python values. Raises TypeError for anything else."
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
@@ -40,7 +40,7 @@ def as_row(
     except Exception as e:
         return json.dumps({"error": f"{type(e).__name__}: {e}"})  # the run continues; the reason is in the table
 
-# %% ../../nbs/core/33_processes.ipynb #1aead86c
+# %% ../../nbs/core/33_processes.ipynb #6b09c723
 LOST = ("WorkerLost: the process ended without an error message, and again when it worked on this item alone. "
         "Check for a lack of memory, or a crash in a codec")
 
@@ -59,7 +59,9 @@ class Processes:
     ):
         self.fn, self.workers, self.lost, self.idle = fn, workers, lost, idle
         self.events = events or SimpleQueue()
-        self.held, self.running, self.suspects = deque(), {}, deque()  # running: future -> name, item, alone
+        self.held = deque()      # name, item; started, and waiting for a process
+        self.running = {}        # future -> name, item, alone
+        self.suspects = deque()  # name, item; in progress when a process died
         share = str(max(1, joblib.cpu_count() // max(1, workers)))
         self.env = {name: os.environ.get(name, share) for name in _THREADS}
         self.pool = self._new_pool()
@@ -89,7 +91,8 @@ class Processes:
                     self.pool.shutdown(kill_workers=True)
                     self.pool = self._new_pool()
         else:
-            (future := Future()).set_result(self.fn(item))
+            future = Future()
+            future.set_result(self.fn(item))
         self.running[future] = name, item, alone
         future.add_done_callback(self.events.put)
 
@@ -119,8 +122,10 @@ class Processes:
         try:
             found = name, future.result()
         except TerminatedWorkerError:
-            found = (name, self.lost) if alone else None
-            if not alone:
+            if alone:
+                found = name, self.lost
+            else:
+                found = None
                 self.suspects.append((name, item))
         self._refill()
         return found

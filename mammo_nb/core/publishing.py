@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['user_of', 'publish_dataset', 'push_kernel']
 
-# %% ../../nbs/core/66_publishing.ipynb #2ca80c98
+# %% ../../nbs/core/66_publishing.ipynb #a18669ae
 import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from .kaggle import CREDENTIALS
 from .files import read_json
+from .kaggle import CREDENTIALS
 from .kernels import DATASET, KERNEL, KernelError, check_metadata
 
-# %% ../../nbs/core/66_publishing.ipynb #b442efea
+# %% ../../nbs/core/66_publishing.ipynb #bd835371
 @contextmanager
 def _explained(what: str):
     "Turn the refusals of Kaggle into KernelError."
@@ -38,7 +38,7 @@ def _explained(what: str):
         raise KernelError(f"{what}: {e}") from None
 
 def user_of(
-    api,      # from `core.fetch.connect`
+    api,      # from `core.kaggle.connect`
 ) -> str:     # name of the user at Kaggle
     "The user whose credentials these are."
     user = api.get_config_value(api.CONFIG_NAME_USER)
@@ -58,7 +58,7 @@ def _version(api, ref: str) -> tuple[int, str]:
     return int(answer["current_version_number"] or 0), answer["status"]
 
 def publish_dataset(
-    api,                    # from `core.fetch.connect`
+    api,                    # from `core.kaggle.connect`
     folder: Path,           # with dataset-metadata.json
     notes: str,             # description of the version
     pause: float = 10.,     # seconds between two requests
@@ -66,21 +66,24 @@ def publish_dataset(
 ) -> int:                   # the version
     "Make a private data set or a new version of it, and wait until it is ready; raises KernelError."
     check_metadata(folder)
-    ref, upload = read_json(Path(folder) / DATASET)["id"], api._upload_blob
-    def insist(path, *given, **named):
+    ref = read_json(Path(folder) / DATASET)["id"]
+    upload = api._upload_blob
+
+    def upload_or_raise(path, *given, **named):
         token = upload(path, *given, **named)
         if not token:
-            raise KernelError(
-                f"{Path(path).name} did not reach Kaggle, so no version of {ref} was made. Run again: finished "
-                "uploads are not repeated."
-            )
+            raise KernelError(f"{Path(path).name} did not reach Kaggle, so no version of {ref} was made. Run again: "
+                              "finished uploads are not repeated.")
         return token
+
     with _explained(ref):
         before, _ = _version(api, ref)
-        api._upload_blob = insist
+        api._upload_blob = upload_or_raise
         try:
-            answer = api.dataset_create_version(str(folder), notes, quiet=True) if before else api.dataset_create_new(
-                str(folder), quiet=True)
+            if before:
+                answer = api.dataset_create_version(str(folder), notes, quiet=True)
+            else:
+                answer = api.dataset_create_new(str(folder), quiet=True)
         finally:
             api._upload_blob = upload
         if answer.error:
@@ -106,7 +109,7 @@ def _readable(log: str) -> str:
         return log
 
 def push_kernel(
-    api,                        # from `core.fetch.connect`
+    api,                        # from `core.kaggle.connect`
     folder: Path,               # with kernel-metadata.json
     pause: float = 30.,         # seconds between two requests
     patience: float = 12 * 3600., # seconds until it must have ended
@@ -114,7 +117,8 @@ def push_kernel(
 ) -> str:                       # its address
     "Push a kernel and wait until it has run; prints its log and raises KernelError if it fails."
     check_metadata(folder)
-    ref, last = read_json(Path(folder) / KERNEL)["id"], ""
+    ref = read_json(Path(folder) / KERNEL)["id"]
+    last = ""
     with _explained(ref):
         answer = api.kernels_push(str(folder))
         if answer.error:
@@ -136,10 +140,8 @@ def push_kernel(
                 return answer.url
             if state in ("error", "cancel_requested", "cancel_acknowledged"):
                 print("\n".join(_readable(api.kernels_logs(ref)).splitlines()[-shown:]), flush=True)
-                raise KernelError(
-                    f"{ref} ended with "
-                    f"{state.replace('_', ' ')}{': ' + status.failure_message if status.failure_message else ''}. The "
-                    f"end of its log is above, all of it at {answer.url}."
-                )
+                reason = f": {status.failure_message}" if status.failure_message else ""
+                raise KernelError(f"{ref} ended with {state.replace('_', ' ')}{reason}. The end of its log is above, "
+                                  f"all of it at {answer.url}.")
             time.sleep(pause)
     raise KernelError(f"{ref} has not ended after {patience / 3600:.0f} hours: see {answer.url}.")

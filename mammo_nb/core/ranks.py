@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-# %% ../../nbs/core/43_ranks.ipynb #fe773dc0
+# %% ../../nbs/core/43_ranks.ipynb #c18cd907
 PATIENCE = timedelta(hours=6)  # the other processes wait while the first one validates
 
 def join() -> tuple[int, int]:  # rank of this process, and number of processes; 0, 1 when alone
@@ -29,8 +29,10 @@ def join() -> tuple[int, int]:  # rank of this process, and number of processes;
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return distributed.get_rank(), ranks
 
-def from_first(value):  # of the first process; anything that pickles
-    "The value of the first process, in every process; the others wait for it."
+def from_first(
+    value,  # any value that pickles; only the one of the first process is used
+):
+    "Return the value of the first process in every process; the others wait for it."
     if join()[1] == 1:
         return value
     parcel = [value]
@@ -38,9 +40,9 @@ def from_first(value):  # of the first process; anything that pickles
     return parcel[0]
 
 def mean(
-    value: float,
-) -> float:
-    "The mean over the processes."
+    value: float,  # of this process
+) -> float:        # the same in every process
+    "Mean over the processes."
     ranks = join()[1]
     if ranks == 1:
         return value
@@ -48,11 +50,11 @@ def mean(
     distributed.all_reduce(total)
     return total.item() / ranks
 
-# %% ../../nbs/core/43_ranks.ipynb #c694128c
+# %% ../../nbs/core/43_ranks.ipynb #c3e0e724
 def launch(
-    function,         # of a module
-    arguments: list,  # JSON-able
-    processes: int,   # on this machine, one for each GPU
+    function,         # a function of a module that can be imported
+    arguments: list,  # its arguments, which can be written as JSON
+    processes: int,   # number of processes on this machine, one for each GPU
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
     code = "\n".join([

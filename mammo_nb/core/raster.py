@@ -28,12 +28,12 @@ def is_picture(
     with open(path, "rb") as f:
         return f.read(132)[128:] != b"DICM"
 
-# %% ../../nbs/core/22_raster.ipynb #b2c7d5b0
+# %% ../../nbs/core/22_raster.ipynb #4fde89e7
 # mode of Pillow -> bits of a grey value
 MODES = {"L": 8, "LA": 8, "P": 8, "1": 8, "RGB": 8, "RGBA": 8, "I;16": 16, "I;16B": 16}
 
 def _opened(data: bytes, path: Path) -> Image.Image:
-    "Parsed, not decoded."
+    "Parse a picture without decoding it; raises NotDicom, BadHeader."
     with typed_errors(NotDicom, path, "the picture does not parse", "", REMEDY):
         try:
             picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
@@ -49,14 +49,14 @@ def picture_header(
     data: bytes | None = None,  # of the file, if it has been read
     kind: type = Header,        # Header or a class derived from it
 ) -> Header:
-    "Size and bits of a picture; all that would stand in tags is empty."
+    "Size and bits of a picture; the fields of all other tags are empty."
     picture = _opened(path.read_bytes() if data is None else data, path)
     bits = MODES[picture.mode]
     return kind(path=path, syntax=UID(""), syntax_name=picture.format, rows=picture.height, columns=picture.width,
                 frames=1, bits_allocated=bits, bits_stored=bits, high_bit=bits - 1, signed=False, samples=1,
                 photometric="MONOCHROME2", image_id=path.stem)
 
-# %% ../../nbs/core/22_raster.ipynb #17ee9647
+# %% ../../nbs/core/22_raster.ipynb #8eb1862e
 def decode_picture(
     data: bytes,     # of the file
     path: Path,
@@ -82,4 +82,6 @@ def is_whole(
     data: bytes,  # of the file
 ) -> bool:
     "Whether a PNG or JPEG has its end mark."
-    return b"IEND" in data[-16:] if data.startswith(b"\x89PNG") else data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-16:]
+    return data.rstrip(b"\0").endswith(b"\xff\xd9")

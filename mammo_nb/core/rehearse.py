@@ -25,9 +25,9 @@ from .kernels import prepare
 from .submission import Submission, read_submission
 from .wheels import read_pins
 
-# %% ../../nbs/core/68_rehearse.ipynb #0209097b
+# %% ../../nbs/core/68_rehearse.ipynb #d676769d
 class RehearsalError(ProjectError):
-    "The submission would fail at Kaggle; the text says where."
+    "The submission would fail at Kaggle; the text has the place and the reason."
 
 # %% ../../nbs/core/68_rehearse.ipynb #293a37f9
 def _id_problems(ours: pd.DataFrame, wanted: pd.DataFrame) -> list[str]:

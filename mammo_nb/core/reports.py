@@ -38,7 +38,7 @@ def submission_line(
     return (f"`submission.csv`: {report['rows']} rows from {report['items']} {report['item']}, {report['failed']} of "
             "which failed")
 
-# %% ../../nbs/core/69_reports.ipynb #b4a398f0
+# %% ../../nbs/core/69_reports.ipynb #718ca133
 def plot_history(
     axis: plt.Axes,
     history: pd.DataFrame,  # fold, epoch, loss
@@ -65,11 +65,11 @@ def plot_probabilities(
     axis.legend(fontsize=8)
 
 def extremes(
-    table: pd.DataFrame,  # a row an item
+    table: pd.DataFrame,  # one row per item, with a column `probability`
     label: str,           # column with 0 or 1
     count: int = 4,       # items of each kind
 ) -> pd.DataFrame:        # the rows with a column `kind`: found, missed, suspected, passed
-    "The items that were predicted best and worst of each label; the table must have a column `probability`."
+    "The items of each label with the best and the worst predictions."
     table = table.sort_values("probability")
     positive, negative = table[table[label] == 1], table[table[label] == 0]
     kinds = {"found": positive.tail(count), "missed": positive.head(count),
@@ -77,7 +77,7 @@ def extremes(
     return pd.concat([rows.assign(kind=kind) for kind, rows in kinds.items()])
 
 def show_pictures(
-    rows: pd.DataFrame,    # a row a picture, such as from `extremes`
+    rows: pd.DataFrame,    # one row per picture, such as from `extremes`
     load: Callable,        # row -> uint8 (height, width)
     title: Callable,       # row -> title of the picture
     columns: int = 8,      # pictures side by side

@@ -22,7 +22,7 @@ from .hu import OFFSET, SHIFTED, to_hu
 from .parallel import map_files
 from .volumes import Volume, arrange
 
-# %% ../../nbs/core/38_series.ipynb #dc811911
+# %% ../../nbs/core/38_series.ipynb #87899358
 NO_DICOM = "no DICOM file"
 NO_SLICE = {  # beginning of a SOP class UID -> what such an object is
     "1.2.840.10008.5.1.4.1.1.66": "a segmentation, registration or raw data",
@@ -61,7 +61,8 @@ def _measured(
     found = Slice.of(frame.header, file, frame.index + 1 if frame.header.frames > 1 else 0)
     hounsfield = to_hu(frame.decode())
     values = hounsfield.values
-    found.mean, found.offset = round(float(values.mean(dtype=np.float64)), 3), hounsfield.offset
+    found.mean = round(float(values.mean(dtype=np.float64)), 3)
+    found.offset = hounsfield.offset
     found.notes = list(hounsfield.notes)
     if values.min() < values.max():
         found.digest = hashlib.sha1(np.ascontiguousarray(values)).hexdigest()[:16]
@@ -88,7 +89,7 @@ def read_slices(
         raise
     return {"slices": slices, "note": ""}
 
-# %% ../../nbs/core/38_series.ipynb #9f76d2f8
+# %% ../../nbs/core/38_series.ipynb #ab67cd6e
 def _files(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
@@ -103,26 +104,27 @@ def _files(
 def _tuples(
     fields: dict,  # of a slice, as JSON holds them
 ) -> Slice:
-    "A slice that comes back from another process."
+    "Rebuild a slice from its fields."
     return Slice(**{name: tuple(v) if isinstance(v, list) and name != "notes" else v for name, v in fields.items()})
 
 def _settle_offset(
     volume: Volume,
 ):
-    "Correct slices that could not show an offset by themselves as most others of their volume."
+    "Correct slices that cannot show an offset by themselves, if most others of their volume have it."
     shifted = [s for s in volume.slices if s.offset]
     if not shifted or len(shifted) < sum(s.offset is False for s in volume.slices):
         return
     for s in volume.slices:
         if not s.offset:
-            s.mean, s.offset = round(s.mean - OFFSET, 3), True
+            s.mean = round(s.mean - OFFSET, 3)
+            s.offset = True
             s.notes.append(SHIFTED)
 
 def read_series(
     folder: Path | str,          # searched to any depth
-    output: Path | str,          # the journal of the reading stands here meanwhile
+    output: Path | str,          # keeps the journal until all files are read
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
-) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice or None, error, note of all that is in none
+) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
     folder, output = Path(folder), Path(output)
     if not folder.is_dir():
@@ -150,7 +152,7 @@ def read_series(
              for s in left]
     return volumes, pd.DataFrame(rest, columns=["file", "frame", "slice", "error", "note"])
 
-# %% ../../nbs/core/38_series.ipynb #9c16428d
+# %% ../../nbs/core/38_series.ipynb #b101a8bb
 SLICES = ["patient_id", "study", "series", "image_id", "file", "frame", "position_mm", "gap_mm", "rows", "columns",
           "mean_hu", "error", "note"]
 SERIES = ["patient_id", "study", "series", "files", "slices", "rows", "columns", "spacing_mm", "row_spacing_mm",
@@ -214,9 +216,12 @@ def print_series(
     series: pd.DataFrame,
     output: Path | str,
 ) -> int:                 # files that failed
-    "Print a line for each series, then what is in none."
+    "Print a line for each series, then the files that are in none."
     for v in series.itertuples():
-        spacing = f"every {v.spacing_mm} mm" if v.spacing_mm != "" else "unevenly spaced" if v.slices > 1 else "alone"
+        if v.spacing_mm != "":
+            spacing = f"every {v.spacing_mm} mm"
+        else:
+            spacing = "unevenly spaced" if v.slices > 1 else "alone"
         note = f" ({v.note})" if v.note else ""
         print(f"{v.series}: {v.slices} {v.plane} slices of {v.rows} x {v.columns}, {spacing}{note}")
     others = slices[slices["position_mm"] == ""]

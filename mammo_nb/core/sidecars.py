@@ -22,7 +22,7 @@ from .files import read_json, replacing, sha256, write_json
 class EngineError(ProjectError):
     "A graph or an engine that cannot be made, read or fed, with the remedy."
 
-# %% ../../nbs/core/51_sidecars.ipynb #e23ff31d
+# %% ../../nbs/core/51_sidecars.ipynb #a728d804
 @dataclass(frozen=True)
 class Tensor:
     "One input or output of a graph."
@@ -41,19 +41,21 @@ class Tensor:
             raise EngineError(f"The activation of {self.name} is {self.activation!r}: use 'sigmoid', 'softmax' or ''.")
 
     def __str__(self) -> str:
-        dims = ", ".join(map(str, self.shape)) + "," * (len(self.shape) == 1)
-        return f"{self.name}: {self.dtype} ({dims}){' ' + self.layout if self.layout else ''}"
+        dims = ", ".join(map(str, self.shape))
+        if len(self.shape) == 1:
+            dims += ","
+        return f"{self.name}: {self.dtype} ({dims}) {self.layout}".rstrip()
 
     def axis(self,
         letter: str,     # of the layout
     ) -> int | None:     # None if the layout lacks it
-        "The place of an axis."
+        "Index of an axis."
         return self.layout.index(letter) if letter in self.layout else None
 
 def tensor_entry(
     tensor: Tensor,
 ) -> dict:           # what is not stated is left out
-    "An input or output as the JSON has it."
+    "Describe an input or output as it stands in the JSON."
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(tensor).items() if v or k == "shape"}
 
 def read_tensors(
@@ -61,7 +63,7 @@ def read_tensors(
     key: str,        # 'inputs' or 'outputs'
     file: str,       # named in the error
 ) -> tuple[Tensor, ...]:
-    "Inputs or outputs that a JSON lists."
+    "Read the inputs or outputs that a JSON lists. Raises EngineError."
     entries = metadata.get(key)
     if not isinstance(entries, list) or not entries:
         raise EngineError(f"{file} lists no {key}. An older version wrote it: run the stage that wrote it again.")
@@ -73,7 +75,7 @@ def read_tensors(
     except (TypeError, AttributeError) as e:
         raise EngineError(f"{file} describes its {key} wrongly ({e}): write it again with this version.") from e
 
-# %% ../../nbs/core/51_sidecars.ipynb #5017bb7e
+# %% ../../nbs/core/51_sidecars.ipynb #81f57db8
 def bind_shape(
     tensor: Tensor,
     array: np.ndarray,
@@ -83,21 +85,21 @@ def bind_shape(
     got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
     if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
         return f"got {got}"
-    for want, n in zip(tensor.shape, array.shape):
-        if n == 0 or isinstance(want, int) and want != n:
+    for stated, n in zip(tensor.shape, array.shape):
+        if n == 0 or isinstance(stated, int) and stated != n:
             return f"got {got}"
-        if isinstance(want, str) and want.isidentifier():
-            known, where = words.setdefault(want, (n, tensor.name))
-            if known != n:
-                return f"got {got}, where {want} is {n}, and {where} has {known}"
+        if isinstance(stated, str) and stated.isidentifier():
+            bound, source = words.setdefault(stated, (n, tensor.name))
+            if bound != n:
+                return f"got {got}, where {stated} is {n}, and {source} has {bound}"
     return ""
 
 def check_inputs(
     tensors: Sequence[Tensor],                     # what the network takes
     given: np.ndarray | Mapping[str, np.ndarray],  # the array of the only input, or arrays by name
-    label: str,                                    # of the network, named in the error
+    label: str,                                    # name of the network, for the error
 ) -> tuple[dict[str, np.ndarray], dict]:           # arrays by name, contiguous; numbers bound to words
-    "Arrays that fit, or EngineError."
+    "Compare all inputs with their descriptions. Raises EngineError if one does not fit."
     named = given if isinstance(given, Mapping) else {tensors[0].name: given}
     if {*named} != {t.name for t in tensors}:
         got = ", ".join(map(str, named)) if named is given else "one array without a name"
@@ -111,10 +113,10 @@ def check_inputs(
     return {t.name: np.ascontiguousarray(named[t.name]) for t in tensors}, words
 
 def check_outputs(
-    tensors: Sequence[Tensor],    # what the JSON promises
+    tensors: Sequence[Tensor],    # outputs that the JSON lists
     made: dict[str, np.ndarray],  # arrays by name
     words: dict,                  # from `check_inputs`
-    label: str,                   # of the network, named in the error
+    label: str,                   # name of the network, for the error
 ) -> None:
     "Raise EngineError unless the results have the types and shapes that the JSON lists."
     words = dict(words)
@@ -122,12 +124,12 @@ def check_outputs(
         if problem := bind_shape(tensor, made.get(tensor.name), words):
             raise EngineError(f"{label} should give {tensor}; {problem}. Export the network again.")
 
-# %% ../../nbs/core/51_sidecars.ipynb #8af0f5c5
+# %% ../../nbs/core/51_sidecars.ipynb #f7711744
 def add_entries(
     metadata: dict,  # the caller's entries
     own: dict,       # those that an export makes
 ) -> dict:           # both
-    "Both sets of entries, if no key is in both."
+    "Join both sets of entries. Raises EngineError if a key is in both."
     if taken := sorted({*own} & {*metadata}):
         raise EngineError(f"metadata may not set {', '.join(taken)}: the export sets this itself.")
     return {**metadata, **own}
@@ -146,13 +148,14 @@ def describe_value(
     value: onnx.ValueInfoProto,
     stated: Mapping[str, Tensor] = {},  # name -> layout, activation and classes to be added
 ) -> Tensor:
-    "An input or output of an ONNX graph."
+    "Describe an input or output of an ONNX graph. Raises EngineError."
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise EngineError(f"{value.name} has no shape in the graph: export it with one.")
     shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
     found = Tensor(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
-    if not (more := stated.get(value.name)):
+    more = stated.get(value.name)
+    if not more:
         return found
     if more.dtype != found.dtype:
         raise EngineError(f"{more.name} is stated as {more.dtype}, and the graph has {found.dtype}.")
@@ -174,8 +177,11 @@ def write_graph(
     strip_traces(model)
     content = model.SerializeToString(deterministic=True)
     sidecar = add_entries(metadata, {
-        "format": "onnx", "opset": model.opset_import[0].version, "inputs": [*map(tensor_entry, inputs)],
-        "outputs": [*map(tensor_entry, outputs)], "sha256": hashlib.sha256(content).hexdigest()
+        "format": "onnx",
+        "opset": model.opset_import[0].version,
+        "inputs": [*map(tensor_entry, inputs)],
+        "outputs": [*map(tensor_entry, outputs)],
+        "sha256": hashlib.sha256(content).hexdigest(),
     })
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -185,19 +191,19 @@ def write_graph(
 def carried(
     metadata: dict,  # NAME.json
 ) -> dict:           # the entries that hold for another form of the same network, too
-    "The entries that do not describe the file itself."
+    "Select the entries that do not describe the file itself."
     return {k: v for k, v in metadata.items() if k not in ("format", "opset", "inputs", "outputs", "sha256")}
 
 def sidecar_path(
     path: Path,  # NAME.onnx or NAME.engine
 ) -> Path:       # NAME.json or NAME.engine.json: both kinds may lie in one folder
-    "The JSON beside a graph."
+    "Path of the JSON beside a graph."
     return path.with_suffix(".json" if path.suffix == ".onnx" else path.suffix + ".json")
 
 def read_sidecar(
     path: Path,  # NAME.onnx or NAME.engine
 ) -> dict:       # the JSON beside it
-    "The JSON of a graph, after a check that both files are there and belong together."
+    "Read the JSON of a graph. Raises EngineError unless both files exist and belong together."
     path = Path(path)
     sidecar = sidecar_path(path)
     for needed in (path, sidecar):

@@ -21,7 +21,7 @@ from .runs import Run, StageError, find_files, read_manifest
 from .settings import Paths, read_paths
 from .systems import Stage
 
-# %% ../../nbs/core/18_stages.ipynb #82979919
+# %% ../../nbs/core/18_stages.ipynb #37fa821c
 def code_digest(
     path: Path,  # a module, or a notebook source in percent format
 ) -> str:        # sha256 of its syntax tree
@@ -37,7 +37,9 @@ def _imported(path: Path, root: Path) -> set[Path]:
             names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = list(path.relative_to(root).parts[:-node.level]) if node.level else []
-            names = [".".join(base + [node.module] if node.module else base)]
+            if node.module:
+                base.append(node.module)
+            names = [".".join(base)]
             names += [f"{names[0]}.{a.name}" for a in node.names]
         else:
             continue
@@ -56,7 +58,7 @@ def modules_of(
         todo += new
     return sorted(seen)
 
-# %% ../../nbs/core/18_stages.ipynb #a79df85a
+# %% ../../nbs/core/18_stages.ipynb #8ed3a32e
 def _declares(module: Path) -> bool:
     "Whether a module is a system's declaration."
     return module.stem in ("recipes", "system") and module.parent.name != "core"
@@ -68,7 +70,8 @@ def stage_inputs(
     before: Path | None,   # inputs file of the stage before; None for the first
 ) -> dict:                 # JSON-able
     "Everything that decides whether a stage must run again."
-    section, source = run.section(stage.name), stage.source(root)
+    section = run.section(stage.name)
+    source = stage.source(root)
     modules = [m for m in modules_of(source, root) if not _declares(m)]
     return {
         "notebook": code_digest(source), "modules": {str(m.relative_to(root)): code_digest(m) for m in modules},
@@ -97,23 +100,29 @@ def refresh_inputs(
     target = Path(target)
     old = read_json(target) if target.exists() else None
     inputs = json.loads(json.dumps(inputs))  # as it comes back from a file
-    why = ["first run"] if old is None else [k for k in inputs if old.get(k) != inputs[k]] + list(files)
+    if old is None:
+        why = ["first run"]
+    else:
+        why = [k for k in inputs if old.get(k) != inputs[k]] + list(files)
     if why:
         write_json(target, inputs)
     return why
 
-# %% ../../nbs/core/18_stages.ipynb #11076558
+# %% ../../nbs/core/18_stages.ipynb #a6325c69
 def parameter_names(
     source: Path,  # notebook source
 ) -> set[str]:
     "Names assigned in the cell tagged `parameters`."
     from jupytext import reads
     cells = reads(Path(source).read_text(encoding="utf-8"), fmt="py:percent").cells
-    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
-    return {
-        t.id for s in tagged for n in ast.parse(s).body if isinstance(n, ast.Assign) for target in n.targets
-        for t in ast.walk(target) if isinstance(t, ast.Name)
-    }
+    names = set()
+    for cell in cells:
+        if "parameters" not in cell.metadata.get("tags", []):
+            continue
+        for node in ast.parse(cell.source).body:
+            if isinstance(node, ast.Assign):
+                names |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return names
 
 def execute(
     source: Path,        # notebook source; the .ipynb beside it is what runs
@@ -125,39 +134,38 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
     source, output = Path(source), Path(output)
-    running, failed = output.with_name(f".{output.name}"), output.with_suffix(".failed.ipynb")
+    running = output.with_name(f".{output.name}")
+    failed = output.with_suffix(".failed.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     accepted = parameter_names(source)
+    parameters = {name: value for name, value in parameters.items() if name in accepted}
     try:
-        # files that only this user can open, where a port could be listened to
+        # only this user can open these sockets; a port would be open to every user
         with tempfile.TemporaryDirectory() as sockets:
             papermill.execute_notebook(
-                source.with_suffix(".ipynb"), running, {k: v for k, v in parameters.items() if k in accepted},
-                kernel_name="python3", cwd=str(source.parent), progress_bar=False, coalesce_streams=True,
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}), stdout_file=sys.stdout,
-                stderr_file=sys.stderr)
+                source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
+                progress_bar=False, coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr,
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
     except papermill.PapermillExecutionError as e:
         os.replace(running, failed)
         trace = "\n".join(e.traceback[-12:]) if isinstance(e.traceback, list) else str(e.traceback)
         raise StageError(
-            f"{trace}\n{source.name}, cell {e.cell_index}: {e.ename}: {e.evalue}\nThe notebook up to that cell: "
-            f"{failed}"
-        ) from None
+            f"{trace}\n{source.name}, cell {e.cell_index}: {e.ename}: {e.evalue}\n"
+            f"The notebook up to that cell: {failed}") from None
     except DeadKernelError:
         raise StageError(
-            f"{source.name}: its process was ended from outside, most often for lack of memory; run again to go on "
-            "where it stopped"
-        ) from None
+            f"{source.name}: its process was ended from outside, most often for lack of memory. "
+            "Run it again to continue where it stopped.") from None
     os.replace(running, output)
     failed.unlink(missing_ok=True)
 
-# %% ../../nbs/core/18_stages.ipynb #601b1f19
+# %% ../../nbs/core/18_stages.ipynb #e34eb1c4
 def _report(run: Run, notebook: Path):
     "The last notebook without its code, as report.html."
     import nbformat
     from nbconvert import HTMLExporter
-    html, _ = HTMLExporter(exclude_input=True).from_notebook_node(nbformat.read(notebook, as_version=4),
-                                                                  {"metadata": {"name": run.folder.name}})
+    title = {"metadata": {"name": run.folder.name}}
+    html, _ = HTMLExporter(exclude_input=True).from_notebook_node(nbformat.read(notebook, as_version=4), title)
     write_text(run.folder / "report.html", html)
 
 def reproduce(
@@ -165,10 +173,13 @@ def reproduce(
     root: Path = Path("."),   # the checkout; its notebooks are built
 ) -> list[str]:               # the stages that ran
     "Run every stage of a run that has to run; raises `StageError` at the first that fails."
-    ran, before, plan = [], None, run.plan
+    ran = []
+    before = None
+    plan = run.plan
     for number, stage in enumerate(plan, start=1):
         label = run.system.label(stage.name)
-        inputs, notebook = run.folder / "inputs" / f"{label}.json", run.folder / f"{label}.ipynb"
+        inputs = run.folder / "inputs" / f"{label}.json"
+        notebook = run.folder / f"{label}.ipynb"
         why = refresh_inputs(inputs, stage_inputs(run, stage, root, before), changed_files(run, stage.name))
         before = inputs
         if not why and notebook.exists() and notebook.stat().st_mtime_ns >= inputs.stat().st_mtime_ns:

@@ -26,7 +26,7 @@ from .files import replacing
 from .optimisation import OPTIMIZERS, Optimisation
 from .ranks import join
 
-# %% ../../nbs/core/47_steps.ipynb #7e467104
+# %% ../../nbs/core/47_steps.ipynb #50c0036e
 def seed_everything(
     seed: int,
     deterministic: bool = True,  # refuse operations whose results may differ between two runs
@@ -36,11 +36,12 @@ def seed_everything(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with a fixed workspace
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable with a fixed workspace only
     torch.use_deterministic_algorithms(deterministic)
     # a debugging aid that costs a write of every new tensor
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
 
 def _batch_seed(seed: int, batch: int, rank: int) -> int:
     "Seed of the dropout of a batch; it differs between the processes of one training."
@@ -68,12 +69,12 @@ def update_ema(
     for name in state.keys() - set(moving):
         average[name].copy_(state[name])
 
-# %% ../../nbs/core/47_steps.ipynb #15d97c58
+# %% ../../nbs/core/47_steps.ipynb #04fa8db1
 def make_optimizer(
     model: nn.Module,
     config: Optimisation,
 ) -> torch.optim.Optimizer:
-    "SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters have no weight decay."
+    "Make SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters have no weight decay."
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
               {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
@@ -119,7 +120,7 @@ def loss_terms(
     first, *others = value.values()
     return {"loss": sum(others, first), **value}
 
-# %% ../../nbs/core/47_steps.ipynb #6233d26c
+# %% ../../nbs/core/47_steps.ipynb #929c7720
 class CheckpointError(ProjectError):
     "A checkpoint that cannot be read."
 
@@ -148,12 +149,13 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()} if config.ema_decay else None
         self.epoch = self.batch = self.all_batches = self.steps = 0  # batch counts within the epoch, the others do not
-        self.sums, self.history = {}, []                             # sums of the losses of this epoch's batches
+        self.sums = {}     # name -> sum of this loss over the batches of the epoch
+        self.history = []  # a row for each finished epoch
 
     _numbers = ("epoch", "batch", "all_batches", "steps", "sums", "history")
 
     def save(self, path: Path):
-        "Write the checkpoint; of several processes, the first does."
+        "Write the checkpoint, in the first process only."
         if self.rank:
             return
         state = {
@@ -167,7 +169,7 @@ class Training:
             torch.save(state, temporary)
 
     def resume(self, path: Path) -> bool:
-        "Continue from a checkpoint; False if there is none."
+        "Continue from a checkpoint; False if there is none. Raises CheckpointError if it is damaged."
         if not path.exists():
             return False
         try:
@@ -196,10 +198,11 @@ class Training:
         inputs,              # nested, given to the network as one argument
         targets,             # nested, given to the loss
         loss,                # f(outputs, targets) -> scalar tensor or name -> scalar tensor
-        share: float = 1.0,  # of the samples of the step that are in this batch
-        last: bool = True,   # of the batches of the step
+        share: float = 1.0,  # part of the step's samples that are in this batch, 0 to 1
+        last: bool = True,   # whether this is the last batch of the step
     ):
-        "Add the gradient of a batch, and take the step with its last batch."
+        """Add the gradient of a batch, and take the step after its last batch. Raises DivergedError if the loss is not
+        finite."""
         torch.manual_seed(_batch_seed(self.config.seed, self.all_batches, self.rank))
         alone = self.network.no_sync() if self.ranks > 1 and not last else nullcontext()
         with alone:  # several processes exchange their gradients once a step

@@ -39,7 +39,7 @@ class _Group:
     pictures: dict = field(default_factory=dict)  # name -> picture
     rows: dict = field(default_factory=dict)      # name -> row, without the prediction
 
-# %% ../../nbs/core/39_stream.ipynb #077a3d2c
+# %% ../../nbs/core/39_stream.ipynb #1b2cb4e2
 class Watch:
     "Times of a stream: when each file was decoded and each batch predicted."
     def __init__(self,
@@ -48,9 +48,9 @@ class Watch:
         clock: Callable = time.monotonic,  # function that gives seconds; all processes share its zero
     ):
         self.workers, self.networks, self.clock = max(1, workers), networks, clock
-        self.decodes, self.batches = [], []   # (mode, start, end); (mode, network, images, start, end)
-        # largest number of files in decoding and pictures in the queue or in a network, at one time
-        self.most_held = 0
+        self.decodes = []   # (mode, start, end)
+        self.batches = []   # (mode, network, images, start, end)
+        self.most_held = 0  # largest number of files in decoding and pictures in the queue or in a network, at one time
         self.started = clock()
 
     def choose(self,
@@ -84,12 +84,13 @@ class Watch:
             "network": share([b[3:] for b in self.batches], self.networks)
         }
 
-# %% ../../nbs/core/39_stream.ipynb #aed973eb
+# %% ../../nbs/core/39_stream.ipynb #416d5233
 def _decoded(decode: Callable, clock: Callable, job: tuple) -> tuple:
     "Decode one file in a process: row, picture, error, start, end. Every Exception becomes the error."
     started = clock()
     try:
-        row, picture, error = *decode(*job), ""
+        row, picture = decode(*job)
+        error = ""
     except Exception as e:
         row, picture, error = {}, None, f"{type(e).__name__}: {e}"  # the run continues; the reason is in the table
     return row, picture, error, started, clock()
@@ -129,15 +130,19 @@ class _Network:
         if self.inbox:
             self.inbox.put(None)
 
-# %% ../../nbs/core/39_stream.ipynb #20d690a9
+# %% ../../nbs/core/39_stream.ipynb #e574e27d
 class _Stream:
     "The state of a stream; see `flow`."
     def __init__(self, groups: list, networks: list, watch: Watch, processes: Processes, limit: int):
         self.watch, self.processes, self.limit = watch, processes, limit
-        # images that are not finished; those of them in a group that was started; those in decoding or later
-        self.left, self.busy, self.held = sum(map(len, groups)), 0, 0
-        # open: name -> group; rest: names and items of the started group that are not yet decoded
-        self.groups, self.ready, self.idle, self.open, self.rest = iter(groups), deque(), deque(networks), {}, deque()
+        self.left = sum(map(len, groups))  # images that are not finished
+        self.busy = 0                      # those of them in a group that was started
+        self.held = 0                      # those of them in decoding or later
+        self.groups = iter(groups)
+        self.ready = deque()               # groups that are decoded
+        self.idle = deque(networks)
+        self.open = {}                     # name -> group
+        self.rest = deque()                # names and items of the started group that are not yet decoded
 
     def feed(self):
         "Give whole groups to free networks, and start decoding while there is room."
@@ -207,7 +212,8 @@ def flow(
     if groups and limit < max(map(len, groups)):
         raise ValueError(
             f"a stream with limit {limit} never fills a group of {max(map(len, groups))} files. Raise the limit.")
-    events, lost = SimpleQueue(), ({}, None, LOST, None, None)
+    events = SimpleQueue()
+    lost = ({}, None, LOST, None, None)  # as from `_decoded`
     threads = [_Network(k, network, collate, events, watch.clock, workers > 0) for k, network in enumerate(networks)]
     try:
         # the processes may be without work for minutes while a slow network predicts

@@ -30,14 +30,14 @@ class SubmissionError(ProjectError):
 class MissingWeights(ProjectError):
     "No folder with the weights of a system."
 
-# %% ../../nbs/core/62_submission.ipynb #57facb30
+# %% ../../nbs/core/62_submission.ipynb #97ab9995
 @dataclass(frozen=True)
 class ItemSet:
     "The test set of a competition, compared with its sample_submission.csv."
     sample: pd.DataFrame   # sample_submission.csv
     items: pd.DataFrame    # a row for each item and group; column `file` and columns for the system's own functions
     group: str             # name of the column of `items` that names the group
-    groups: list           # the groups that the sample asks about; some may have no item
+    groups: list           # the groups of the sample; some may have no item
     differences: dict      # where the tables disagree: description -> count or list of ids
 
     def turns(self) -> pd.DataFrame:  # one row for each item, in the order of prediction

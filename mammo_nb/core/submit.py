@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['devices', 'Network', 'batch_size', 'Output', 'submit_items', 'submit', 'submit_stage', 'summary']
 
-# %% ../../nbs/core/63_submit.ipynb #78044b3d
+# %% ../../nbs/core/63_submit.ipynb #0f900cb4
 import shutil
 import signal
 import threading
@@ -26,7 +26,7 @@ from .files import read_json, replacing, write_csv, write_json
 from .parallel import UNREACHED, collect
 from .runs import Run
 from .stream import flow, grouped
-from .submission import Submission, SubmissionError, ItemSet, find_weights
+from .submission import ItemSet, Submission, SubmissionError, find_weights
 
 # %% ../../nbs/core/63_submit.ipynb #7c8738b4
 def devices() -> list[str]:  # such as cuda:0; cpu without a GPU
@@ -75,7 +75,7 @@ def batch_size(
     "The batch that an engine was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/core/63_submit.ipynb #c89cadd6
+# %% ../../nbs/core/63_submit.ipynb #0dc289ad
 @dataclass(frozen=True)
 class Output:
     "The files of a submission."
@@ -137,10 +137,13 @@ class _Pass:
         return self.test.items.assign(**columns)
 
     def rows(self, planner: Planner, batch: int, workers: int, write: Callable, hashed: dict, done: dict):
-        "Predict what is not done yet; yields (hash, row) as `collect` wants them."
+        "Predict the items that are not done yet; yields (hash, row), as `collect` takes them."
         tenth = -(-len(hashed) // 10)
         files = {h: item["file"] for h, item in hashed.items()}
-        save = lambda: write(self.decide(self.known({files[h]: row for h, row in done.items() if h in files})))
+
+        def save():
+            write(self.decide(self.known({files[h]: row for h, row in done.items() if h in files})))
+
         groups = grouped(hashed, {h: item for h, item in hashed.items() if h not in done}, batch)
         stream = flow(groups, self.submission.prepare, self.networks, planner, workers=workers,
                       limit=2 * workers + 2 * batch * len(self.networks), until=planner.until,
@@ -193,15 +196,16 @@ def submit_items(
         write_csv(output.table, table)
         decided = work.decide(work.known(found.set_index("file").to_dict("index")))
         write_csv(output.submission, decided)
-        write_json(output.report, _report(work, table, planner, {"processes": workers, "batch": batch,
-                                                                 "budget_seconds": seconds}))
+        settings = {"processes": workers, "batch": batch, "budget_seconds": seconds}
+        write_json(output.report, _report(work, table, planner, settings))
     return decided
 
 def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) -> dict:
     "The content of submit.json."
     submission, test, engine = work.submission, work.test, work.networks[0].engine
     items = table.drop_duplicates("file")
-    reached, spent = items["error"] != UNREACHED, planner.clock() - planner.started
+    reached = items["error"] != UNREACHED
+    spent = planner.clock() - planner.started
     predicted = items[submission.columns[0]].notna()
     known = set(test.items[test.group][table[submission.columns[0]].notna().to_numpy()])
     used, best = items["network"].value_counts(), str(planner.modes[0])

@@ -17,29 +17,29 @@ import numpy as np
 from .files import replacing, sha256, write_json
 from .sidecars import EngineError, Tensor, read_sidecar, read_tensors, sidecar_path
 
-# %% ../../nbs/core/52_tensorrt.ipynb #c28b658c
+# %% ../../nbs/core/52_tensorrt.ipynb #c7974d6f
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # module -> what to install
-TAKEN = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")  # types of inputs that TensorRT knows
+TAKEN = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")  # types of inputs that TensorRT accepts
 
 def load_package(
     module: str,             # such as 'tensorrt_rtx'
     install: str,            # what pip calls it
 ) -> ModuleType:
-    "An optional package, or EngineError that names what to install."
+    "Import an optional package. Raises EngineError that names what to install."
     try:
         return import_module(module)
     except (ImportError, OSError) as e:
         raise EngineError(f"{module} cannot be loaded ({e}): pip install {install}") from e
 
 def gpu_target(
-    device: str = "cuda",  # or such as 'cuda:1'
+    device: str = "cuda",  # 'cuda', 'cuda:1' and so on
 ) -> str | None:           # None if torch finds no GPU
-    "A GPU of this machine by compute capability, such as 'SM75'."
+    "Compute capability of a GPU of this machine, such as 'SM75'."
     import torch  # slow to load, and not needed by the other back ends
     return "SM{}{}".format(*torch.cuda.get_device_capability(device)) if torch.cuda.is_available() else None
 
 def make_logger(trt: ModuleType):
-    "A logger that keeps errors for the exception that follows, and prints nothing."
+    "Make a logger that keeps errors for the exception that follows, and prints nothing."
     class Logger(trt.ILogger):
         def __init__(self):
             super().__init__()
@@ -61,12 +61,13 @@ def choose_target(
     package: str,
     target: str | None,  # as in `build_tensorrt`
 ) -> str:
-    "The kind of GPU to build for, or EngineError with those that there are."
+    "Choose the kind of GPU to build for. Raises EngineError that lists the available ones."
     ahead = ahead_targets(trt)
     if target is not None and target not in ahead:
         raise EngineError(f"{package} {trt.__version__} has no target {target!r}: it is "
                           f"{', '.join([*ahead, 'or None'])}, which is the GPU of this machine.")
-    if found := target or gpu_target():
+    found = target or gpu_target()
+    if found:
         return found
     name = f", or name a target: {', '.join(ahead)}" if ahead else ""
     raise EngineError(f"torch finds no GPU to build for. Build on the machine that has it{name}.")
@@ -100,7 +101,7 @@ def build_tensorrt(
     # the same for other words, such as the length of a sequence
     ranges: Mapping[str, tuple[int, int, int]] = {},
 ) -> dict:                                      # NAME.engine.json
-    "Compile a graph for a kind of GPU."
+    "Compile a graph for a kind of GPU. Raises EngineError."
     path_onnx, path_engine = Path(path_onnx), Path(path_engine)
     if path_engine.suffix != ".engine" or package not in PACKAGES:
         raise EngineError(f"{path_engine.name} by {package!r}: an engine is named NAME.engine and built by "
@@ -113,22 +114,23 @@ def build_tensorrt(
     ranges = word_ranges(inputs, batches, ranges)
     trt = load_package(package, PACKAGES[package])
     chosen = choose_target(trt, package, target)
-    logger, failed = make_logger(trt), f"{path_onnx.name} cannot be built for {chosen} by {package} {trt.__version__}"
+    failed = f"{path_onnx.name} cannot be built for {chosen} by {package} {trt.__version__}"
+    logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(path_onnx.read_bytes()):
         raise EngineError(f"{failed}: {'; '.join(parser.get_error(k).desc() for k in range(parser.num_errors))}")
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+    config.clear_flag(trt.BuilderFlag.TF32)  # it has 10 bits of mantissa instead of 23
     if ahead_targets(trt):
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, target or "CURRENT"), 0)
     if ranges:
         profile = builder.create_optimization_profile()
         for tensor in inputs:
-            profile.set_shape(tensor.name, *(tuple(ranges[n][k] if isinstance(n, str) else n for n in tensor.shape)
-                                             for k in range(3)))
+            shapes = [tuple(ranges[n][k] if isinstance(n, str) else n for n in tensor.shape) for k in range(3)]
+            profile.set_shape(tensor.name, *shapes)
         config.add_optimization_profile(profile)
     content = builder.build_serialized_network(network, config)
     if content is None:
@@ -139,22 +141,26 @@ def build_tensorrt(
         temporary.write_bytes(content)
     items = inputs[0].shape[0]
     sidecar = {
-        **{k: v for k, v in metadata.items() if k not in ("format", "opset", "sha256")}, "format": "tensorrt",
-        "package": package, "version": trt.__version__, "target": chosen,
+        **{k: v for k, v in metadata.items() if k not in ("format", "opset", "sha256")},
+        "format": "tensorrt",
+        "package": package,
+        "version": trt.__version__,
+        "target": chosen,
         "batches": list(ranges["n"]) if items == "n" else [items] * 3,
-        "ranges": {word: list(numbers) for word, numbers in ranges.items()}, "onnx_sha256": metadata["sha256"],
-        "sha256": sha256(path_engine)
+        "ranges": {word: list(numbers) for word, numbers in ranges.items()},
+        "onnx_sha256": metadata["sha256"],
+        "sha256": sha256(path_engine),
     }
     write_json(sidecar_path(path_engine), sidecar)
     return sidecar
 
-# %% ../../nbs/core/52_tensorrt.ipynb #c6a24015
+# %% ../../nbs/core/52_tensorrt.ipynb #df05c878
 def check_target(
     path: Path,       # NAME.engine
     metadata: dict,   # NAME.engine.json
     device: str,      # 'cpu', 'cuda', 'cuda:1' or ""
 ) -> ModuleType:      # the package that built it
-    "Whether an engine can run here: its package, that package's version, and the GPU."
+    "Check the package of an engine, its version and the GPU. Raises EngineError if the engine cannot run here."
     package, built = metadata["package"], metadata["version"]
     trt = load_package(package, PACKAGES[package])
     if trt.__version__ != built:
@@ -172,7 +178,8 @@ class _Context:
     "An engine on the GPU, for one portion at a time."
     def __init__(self, path: Path, metadata: dict, trt: ModuleType, device: str):
         import torch
-        self.path, self.metadata, self.logger = path, metadata, make_logger(trt)
+        self.path, self.metadata = path, metadata
+        self.logger = make_logger(trt)
         self.gpu = torch.device(device or "cuda")
         with torch.cuda.device(self.gpu):
             self.runtime = trt.Runtime(self.logger)
@@ -188,6 +195,7 @@ class _Context:
         self.types = {n: np.dtype(trt.nptype(self.engine.get_tensor_dtype(n))).name for n in names}
 
     def found(self, names: list[str]) -> tuple[Tensor, ...]:
+        "Describe tensors as the engine has them."
         shapes = {n: tuple(self.engine.get_tensor_shape(n)) for n in names}
         return tuple(Tensor(n, self.types[n], tuple("?" if d == -1 else d for d in shapes[n])) for n in names)
 
@@ -219,10 +227,11 @@ def open_tensorrt(
     precision: str,       # not used: an engine keeps the types of its graph
     device: str,          # 'cuda', 'cuda:1' or "", the first GPU
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Callable]:  # inputs, outputs, arrays by name -> arrays by name
-    "Open an engine on a GPU."
+    "Open an engine on a GPU. Raises EngineError."
     context = _Context(path, metadata, check_target(path, metadata, device), device)
     inputs = read_tensors(metadata, "inputs", sidecar_path(path).name)
-    split, most = [t.name for t in inputs if t.shape[0] == "n"], metadata["batches"][2]
+    split = [t.name for t in inputs if t.shape[0] == "n"]
+    most = metadata["batches"][2]
 
     def compute(arrays):
         if not split:
@@ -231,4 +240,5 @@ def open_tensorrt(
         portions = [context({n: a[k:k + most] if n in split else a for n, a in arrays.items()})
                     for k in range(0, count, most)]
         return {name: np.concatenate([p[name] for p in portions]) for name in context.given}
+
     return context.found(context.taken), context.found(context.given), compute

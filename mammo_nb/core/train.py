@@ -25,9 +25,9 @@ from .optimisation import Optimisation, learning_rate
 from .ranks import from_first, join, mean
 from .steps import Training, seed_everything, training_mode
 
-# %% ../../nbs/core/48_train.ipynb #accb24d9
+# %% ../../nbs/core/48_train.ipynb #fb68c3a6
 def _key(config: Optimisation, identity: dict | None) -> str:
-    "Name of a training: what its result depends on. Number of processes included, loading and saving left out."
+    "Hash of all that the result depends on, also the number of processes; loading and saving are left out."
     content = {k: v for k, v in asdict(config).items() if k not in ("workers", "checkpoint_every")}
     return hashlib.sha256(json.dumps([content, identity, join()[1]], sort_keys=True).encode()).hexdigest()
 
@@ -45,15 +45,17 @@ def _take_folder(folder: Path, key: str) -> dict:
     write_json(owner, key)
     return read_json(folder / "done.json") if (folder / "done.json").exists() else {}
 
-# %% ../../nbs/core/48_train.ipynb #4dd6c020
+# %% ../../nbs/core/48_train.ipynb #4cc49633
 def _train_epoch(state: Training, data: dict, batches: list, loss, last: Path, label: str, log: SummaryWriter | None):
     "Train from the current batch to the end of the epoch."
-    config, own = state.config, batches[state.rank::state.ranks]
+    config = state.config
+    own = batches[state.rank::state.ranks]
     loader = DataLoader(**data, batch_sampler=own[state.batch:], num_workers=config.workers,
                         pin_memory=state.device.type == "cuda",
-                        generator=torch.Generator().manual_seed(0))  # one of its own: the global one stays untouched
+                        generator=torch.Generator().manual_seed(0))  # the global generator must stay unchanged
     training_mode(state.model)
-    samples, together = [len(b) for b in own], config.accumulate
+    samples = [len(b) for b in own]
+    together = config.accumulate
     steps = -(-len(own) // together)
     with tqdm(total=sum(samples), initial=sum(samples[:state.batch]), unit=" samples", mininterval=1,
               disable=state.rank > 0, desc=f"{label} epoch {state.epoch + 1}/{config.epochs}".strip()) as bar:
@@ -75,7 +77,7 @@ def _train_epoch(state: Training, data: dict, batches: list, loss, last: Path, l
                         log.add_scalar(f"{name}, mean of the epoch so far", value, state.steps)
 
 def _end_epoch(state: Training, validate, folder: Path, log: SummaryWriter | None):
-    "Keep the EMA weights, validate them, and move on to the next epoch."
+    "Save and validate the EMA weights, and set the state to the next epoch."
     row = {"epoch": state.epoch, "lr": learning_rate(state.config, state.epoch)}
     for name, value in state.losses().items():
         row[name] = mean(value)
@@ -90,7 +92,9 @@ def _end_epoch(state: Training, validate, folder: Path, log: SummaryWriter | Non
             log.add_scalar(name, row[name], state.steps)
         write_csv(folder / "history.csv", pd.DataFrame([*state.history, row]))
     state.history.append(from_first(row))
-    state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
+    state.epoch += 1
+    state.batch = 0
+    state.sums = {}
 
 def fit(
     model: nn.Module,            # initial weights; trained in place
@@ -102,12 +106,13 @@ def fit(
     folder: Path,                # gets last.pt, epoch_N.safetensors, history.csv, done.json
     device: torch.device | str | None = None,  # None: a GPU if there is one
     label: str = "",             # shown beside the progress bar
-    identity: dict | None = None,  # which data and code this is; JSON-able
+    identity: dict | None = None,  # describes data and code; can be written as JSON
     on_epoch=None,               # f(epoch), called before each epoch, for what changes with the epochs
     collate=None,                # f(samples) -> (inputs, targets) of a batch; None: torch's, which stacks
 ) -> pd.DataFrame:               # a row for each epoch: epoch, lr, loss, the named losses, the scores of `validate`
     "Train, or continue an interrupted training; the weights at the end are the same."
-    folder, key, (rank, ranks) = Path(folder), _key(config, identity), join()
+    folder, key = Path(folder), _key(config, identity)
+    rank, ranks = join()
     done = from_first({} if rank else _take_folder(folder, key))
     if done:
         return pd.DataFrame(done["history"])

@@ -187,7 +187,7 @@ def interleaved(
             return list(sets.values())
     return [slices]
 
-# %% ../../nbs/core/37_volumes.ipynb #d40b3136
+# %% ../../nbs/core/37_volumes.ipynb #527353c5
 LOCALIZER = "a localizer, no slice of a volume; left out"
 
 def _difference(
@@ -210,11 +210,14 @@ def _volumes_of(
         s.notes.append(LOCALIZER)
     rest = [s for s in series if not is_localizer(s)]
     fill_orientation(rest)
-    volumes, stacks = [], stacks_of(rest)
+    volumes = []
+    stacks = stacks_of(rest)
     for number, stack in enumerate(stacks):  # the first is the largest
         places = places_of(stack)
-        left += [s for s, p in zip(stack, places) if np.isnan(p)]
-        stack, places = [s for s, p in zip(stack, places) if p == p], places[places == places]
+        unknown = np.isnan(places)
+        left += [s for s, lost in zip(stack, unknown) if lost]
+        stack = [s for s, lost in zip(stack, unknown) if not lost]
+        places = places[~unknown]
         groups = []
         for indices in place_groups(places):
             kept, copies = without_copies([stack[i] for i in indices])
@@ -254,7 +257,8 @@ def arrange(
         parts, others = _volumes_of(series)
         left += others
         for part in parts:
-            members, places = [s for s, _ in part], np.array([p for _, p in part])
+            members = [s for s, _ in part]
+            places = np.array([p for _, p in part])
             name = members[0].series or f"{members[0].study}/number-{members[0].series_number}"
             names[name] += 1
             spacing, notes, whole = spacing_of(places)

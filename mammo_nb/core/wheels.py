@@ -104,7 +104,7 @@ def read_wheel(
     return Wheel(Path(path), str(name), str(version), tuple(map(Requirement, about.get_all("Requires-Dist", []))),
                  about.get("Requires-Python", ""), frozenset(tags))
 
-# %% ../../nbs/core/64_wheels.ipynb #6def2740
+# %% ../../nbs/core/64_wheels.ipynb #80043b72
 def needed(
     requires: Iterable[Requirement],
     extras: Iterable[str],             # extras that are installed
@@ -128,15 +128,12 @@ def _follow(todo: list, offered: dict, marked: dict) -> list[str]:
         found = offered.get(name)
         version = found.version if isinstance(found, Wheel) else found
         if version is None:
-            problems.append(
-                f"{by} needs {wanted}, which neither the folder nor the image has: add it to lock.txt (mammo-nb "
-                "kaggle-wheels --lock)."
-            )
+            problems.append(f"{by} needs {wanted}, which neither the folder nor the image has: add it to lock.txt "
+                            "(mammo-nb kaggle-wheels --lock).")
         elif not wanted.specifier.contains(version, prereleases=True):
-            problems.append(
-                f"{by} needs {wanted}, and {'the folder' if isinstance(found, Wheel) else 'the image'} has {version}: "
-                f"bring another version of {name} or of {by}."
-            )
+            place = "the folder" if isinstance(found, Wheel) else "the image"
+            problems.append(f"{by} needs {wanted}, and {place} has {version}: bring another version of {name} or of "
+                            f"{by}.")
         if not isinstance(found, Wheel):
             continue
         todo += [(r, f"{found.name} {found.version}") for r in needed(found.requires, wanted.extras, marked)]
@@ -152,24 +149,20 @@ def closure_problems(
     accepted, problems = _tags(python), []
     for w in wheels:
         if not w.tags & accepted:
-            problems.append(
-                f"{w.path.name} is not for CPython {python} on Linux x86_64 with glibc 2.{GLIBC}: make the folder "
-                "again."
-            )
+            problems.append(f"{w.path.name} is not for CPython {python} on Linux x86_64 with glibc 2.{GLIBC}: make the "
+                            "folder again.")
         if not SpecifierSet(w.python).contains(f"{python}.0"):
             problems.append(
                 f"{w.path.name} wants Python {w.python}, the image has {python}: pin an older version in lock.txt.")
         if sum(o.name == w.name for o in wheels) > 1:
             problems.append(f"{w.path.name} is not the only {w.name} in the folder: make it anew, from an empty one.")
         if w.name in image:
-            problems.append(
-                f"{w.path.name} would replace {w.name} {image[w.name]} of the image: leave the wheel out, or take the "
-                "package out of image.txt."
-            )
+            problems.append(f"{w.path.name} would replace {w.name} {image[w.name]} of the image: leave the wheel out, "
+                            "or take the package out of image.txt.")
     offered = {**{n: v for n, v in image.items() if n != "python"}, **{w.name: w for w in wheels}}
     return problems + _follow([(Requirement(r), "the notebook") for r in roots], offered, environment_of(python))
 
-# %% ../../nbs/core/64_wheels.ipynb #9b3980f0
+# %% ../../nbs/core/64_wheels.ipynb #07349586
 def _pip(*arguments, cwd: Path | None = None):
     "Run pip; raises WheelError with its last two lines."
     done = subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)], cwd=cwd,
@@ -238,10 +231,10 @@ def write_lock(
     note: str,          # its first line
 ):
     "Write names, versions and digests in pip's format."
-    write_text(path,
-               f"# {note}\n" + "".join(f"{name}=={version} --hash=sha256:{digest}\n" for name, version, digest in rows))
+    lines = [f"{name}=={version} --hash=sha256:{digest}\n" for name, version, digest in rows]
+    write_text(path, f"# {note}\n" + "".join(lines))
 
-# %% ../../nbs/core/64_wheels.ipynb #5940115c
+# %% ../../nbs/core/64_wheels.ipynb #5534a66f
 def download_wheels(
     lock: Path,           # lock.txt
     folder: Path,         # wheels go here
@@ -289,5 +282,5 @@ def print_wheels(
     "Print the size of each wheel and their sum."
     for w in wheels:
         print(f"{w.path.stat().st_size / 1e6:8.2f} MB  {w.path.name}")
-    print(
-        f"{sum(w.path.stat().st_size for w in wheels) / 1e6:8.2f} MB  {len(wheels)} wheels in {wheels[0].path.parent}")
+    total = sum(w.path.stat().st_size for w in wheels)
+    print(f"{total / 1e6:8.2f} MB  {len(wheels)} wheels in {wheels[0].path.parent}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import ProjectError
 
-# %% ../../nbs/core/27_windows.ipynb #296a7fa8
+# %% ../../nbs/core/27_windows.ipynb #1c8eb4f2
 class WindowError(ProjectError, ValueError):
     "A window that cannot be applied; the message names tag and remedy."
 
@@ -29,8 +29,8 @@ def _check(
     if not math.isfinite(center):
         raise WindowError(f"WindowCenter (0028,1050) is {center}, no finite number. {REMEDY}")
     if not math.isfinite(width) or width <= 0 or width < smallest:
-        raise WindowError(
-            f"WindowWidth (0028,1051) is {width}; {function} needs {f'>= {smallest}' if smallest else '> 0'}. {REMEDY}")
+        allowed = f">= {smallest}" if smallest else "> 0"
+        raise WindowError(f"WindowWidth (0028,1051) is {width}; {function} needs {allowed}. {REMEDY}")
 
 # %% ../../nbs/core/27_windows.ipynb #4e292ba5
 def _float(
@@ -156,7 +156,7 @@ def apply_window(
     "One of the header's windows, or the whole range when it has none."
     return _look_up(x, _window(x, windows, function, which))
 
-# %% ../../nbs/core/27_windows.ipynb #56e78eed
+# %% ../../nbs/core/27_windows.ipynb #27c9196f
 def to_grey(
     pixels: np.ndarray,  # stored values, any shape
     header_like,         # anything with .windows, .voi_function and .photometric
@@ -167,5 +167,7 @@ def to_grey(
     inverted = header_like.photometric == "MONOCHROME1"
     def level(x):
         grey = window(x)
-        return ((1 - grey if inverted else grey) * 255 + 1e-4).astype(np.uint8)
+        if inverted:
+            grey = 1 - grey
+        return (grey * 255 + 1e-4).astype(np.uint8)
     return _look_up(pixels, level)

@@ -25,7 +25,7 @@ from .sidecars import EngineError, Tensor
 # the library's loss calls autocast by an old name, once a frame
 warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", FutureWarning)
 
-# %% ../../nbs/core/59_yolox.ipynb #7b50f8c6
+# %% ../../nbs/core/59_yolox.ipynb #af1f610d
 class Yolox(YoloxModule):
     "YOLOX with the raw values of the cells as output, in training and in evaluation."
     frozen_norm = False   # True: batch normalisation keeps its running statistics in training, too
@@ -39,7 +39,7 @@ class Yolox(YoloxModule):
         return self
 
     def forward(self,
-        x: torch.Tensor,   # float (n, 3, size, size), 0 to 255, neither mean nor deviation removed
+        x: torch.Tensor,   # float (n, 3, size, size), 0 to 255, not normalised
     ) -> torch.Tensor:     # (n, cells, 5 + classes): dx, dy, log w, log h in cells; logits of objectness and classes
         head, levels = self.head, []
         for k, features in enumerate(self.backbone(x)):
@@ -51,10 +51,10 @@ class Yolox(YoloxModule):
 
 def create_yolox(
     name: str = "nano",   # nano, tiny, s, m, l or x
-    classes: int = 1,
+    classes: int = 1,     # number of classes
     seed: int = 0,        # of the initial weights
 ) -> Yolox:
-    "A YOLOX network with random weights."
+    "Make a YOLOX network with random weights. Raises ValueError for an unknown name."
     config = YoloxConfig.get_named_config(f"yolox-{name}")
     if config is None:
         raise ValueError(f"no YOLOX {name!r}; there are nano, tiny, s, m, l and x")
@@ -64,17 +64,18 @@ def create_yolox(
         made = config.get_model()
     return Yolox(made.backbone, made.head)
 
-# %% ../../nbs/core/59_yolox.ipynb #23a69634
+# %% ../../nbs/core/59_yolox.ipynb #ef15c76e
 def _old_constraint(
     boxes: torch.Tensor,   # (boxes, 4) cx, cy, w, h
     strides: torch.Tensor, # (1, cells)
     x: torch.Tensor,       # (1, cells), columns
     y: torch.Tensor,       # (1, cells), rows
-) -> tuple[torch.Tensor, torch.Tensor]:  # bool (cells,) and (boxes, of them)
-    "Candidate cells of YOLOX before August 2022, which the winner's copy is."
+) -> tuple[torch.Tensor, torch.Tensor]:  # bool (cells,), candidates; bool (boxes, candidates), meets both conditions
+    "Candidate cells of YOLOX before August 2022, as in the winner's copy."
     centre = torch.stack([(x[0] + .5) * strides[0], (y[0] + .5) * strides[0]], -1)[None]
     away = (centre - boxes[:, None, :2]).abs()
-    inside, near = (away < boxes[:, None, 2:] / 2).all(-1), (away < 2.5 * strides[0][None, :, None]).all(-1)
+    inside = (away < boxes[:, None, 2:] / 2).all(-1)
+    near = (away < 2.5 * strides[0][None, :, None]).all(-1)
     allowed = inside.any(0) | near.any(0)
     return allowed, (inside & near)[:, allowed]
 
@@ -85,7 +86,8 @@ class YoloxLoss:
         size: int,               # side of the input, pixels
         faithful: bool = False,  # assign boxes as the winner's copy did
     ):
-        self.head, self.l1 = network.head, False
+        self.head = network.head
+        self.l1 = False
         if faithful:
             self.head.get_geometry_constraint = _old_constraint
         self.place, self.stride = (torch.from_numpy(a) for a in cells(size))
@@ -117,14 +119,14 @@ def load_yolox(
     load_state(network, state, path)
     return metadata
 
-# %% ../../nbs/core/59_yolox.ipynb #0f8aca4d
+# %% ../../nbs/core/59_yolox.ipynb #95061cee
 def grey_stem(
     stem: nn.Module,   # YOLOX's Focus: four quarters of the pixels as channels, convolution 3x3, normalisation, SiLU
 ) -> nn.Module:        # the same for one channel, float (n, 1, size, size)
     "A first layer that gives for one channel what `stem` gives for three equal ones."
     stem = copy.deepcopy(stem.conv)
     weight = stem.conv.weight.detach()
-    quarters = weight.unflatten(1, (4, 3)).sum(2)            # the three colours see the same
+    quarters = weight.unflatten(1, (4, 3)).sum(2)            # the three channels are equal
     whole = weight.new_zeros(len(weight), 1, 6, 6)
     for k, (row, column) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
         whole[:, 0, row::2, column::2] = quarters[:, k]
@@ -140,7 +142,8 @@ class DetectorGraph(nn.Module):
         decode: bool = True,  # False: dx, dy, log w, log h as they are
     ):
         super().__init__()
-        self.network, self.decode, self.size = copy.deepcopy(network).eval().requires_grad_(False), decode, size
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decode, self.size = decode, size
         self.inputs = (Tensor("images", "uint8", ("n", 1, size, size), "NCHW"),)
         self.outputs = (Tensor("candidates", "float32", ("n", "cells", 5 + network.head.num_classes), "NLC"),)
         self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
@@ -165,11 +168,10 @@ def export_yolox(
     batch: int | None = None, # a fixed number of pictures; None: any
     decode: bool = True,      # of `DetectorGraph`
 ) -> dict:                    # NAME.json
-    "Write NAME.onnx and NAME.json."
+    "Write NAME.onnx and NAME.json. Raises EngineError."
     if batch is not None and batch < 1:
         raise EngineError(f"a batch has at least one picture, not {batch}")
     graph = DetectorGraph(network, size, decode)
     inputs = [replace(t, shape=(batch or "n", *t.shape[1:])) for t in graph.inputs]
-    return export_module(graph, path, inputs, graph.outputs, {
-        **metadata, "size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes
-    })
+    own = {"size": size, "decoded": decode, "batch": batch or "any", "classes": network.head.num_classes}
+    return export_module(graph, path, inputs, graph.outputs, {**metadata, **own})

@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #bd05a2ec
+# %% ../../nbs/mammo/04_crops.ipynb #cc362778
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,9 +25,9 @@ from ..core.parallel import map_files
 from ..core.pictures import fit_resize, shrink, write_png
 from ..core.runs import Run
 from ..core.windows import WindowError, percentile, to_grey
+from .datasets import DatasetError, read_table, root_of
 from .reading import faithful
 from .reading.boxes import Box, find_box, open_detector
-from .datasets import DatasetError, read_table, root_of
 from .recipes import Crops
 
 # %% ../../nbs/mammo/04_crops.ipynb #a102c353
@@ -77,7 +77,7 @@ def crop(
         return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
     return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
 
-# %% ../../nbs/mammo/04_crops.ipynb #ef5ac914
+# %% ../../nbs/mammo/04_crops.ipynb #76743701
 @dataclass(frozen=True)
 class Breast:
     "A breast cut out of its frame."
@@ -89,15 +89,15 @@ class Breast:
 def cut_breast(
     frame: Frame,               # the encoded frame of a file
     settings: Crops = Crops(),  # with `faithful`, the full frame is decoded, and the grey levels are the winner's
-    graph: Graph | None = None, # the detector; None: Otsu's threshold
+    graph: Graph | None = None,  # the detector; None: Otsu's threshold
 ) -> Breast:
     "Decode a frame, find the breast, cut it out and apply the window. Raises DicomError, WindowError."
     settings = replace(settings, scaling=scaling_of(frame.header, settings))
     if settings.faithful:
         image = frame.decode()
         box = find_box(image, settings, graph)
-        return Breast(image, box, faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling),
-                      settings.scaling)
+        grey = faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling)
+        return Breast(image, box, grey, settings.scaling)
     view_size = graph.metadata["size"] if graph else settings.box_size
     image = frame.decode(min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
@@ -198,7 +198,7 @@ def crop_file(
         "seconds": round(time.perf_counter() - started, 3)
     }
 
-# %% ../../nbs/mammo/04_crops.ipynb #c20c3e7a
+# %% ../../nbs/mammo/04_crops.ipynb #e252f8ff
 def crop_files(
     # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, and scaling,
     # which replaces that of the settings unless it is empty
@@ -224,11 +224,11 @@ def crop_files(
     scaled = files["scaling"].fillna("") if "scaling" in files else [""] * len(files)
     masks = files["mask"].fillna("") if "mask" in files else ""
     rows = files[["file", "patient_id", "image_id"]].assign(mask=masks).to_dict("records")
+    roots = [folder[dataset] for dataset in files["dataset"]] if several else [folder] * len(files)
     items = []
-    for row, dataset, scaling in zip(rows, files["dataset"] if several else scaled, scaled):
-        root = Path(folder[dataset] if several else folder).resolve()
+    for row, root, scaling in zip(rows, roots, scaled):
         chosen = replace(settings, scaling=scaling or settings.scaling)
-        items.append({**row, "folder": str(root), "settings": asdict(chosen), **place})
+        items.append({**row, "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, table=output / "crops_seconds.csv",
                      params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
@@ -240,7 +240,7 @@ def crop_files(
     write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
     return work
 
-# %% ../../nbs/mammo/04_crops.ipynb #5319188d
+# %% ../../nbs/mammo/04_crops.ipynb #bb38e57b
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
     output: Path,             # as in `crop_files`
@@ -251,11 +251,9 @@ def crop_folder(
 ) -> pd.DataFrame:            # as from `crop_files`
     "Crop every file of a folder. Raises DatasetError if two files would have a crop of the same name."
     found, _ = find_files(folder, besides=output)
-    names = pd.Series(
-        [Path(f).with_suffix("").as_posix() for f in found]).map(lambda n: quote(n, safe="/ ()+,=").split("/"))
-    files = pd.DataFrame({
-        "file": found, "patient_id": ["@".join(n[:-1]) or "unknown" for n in names], "image_id": [n[-1] for n in names]
-    })
+    names = [quote(Path(f).with_suffix("").as_posix(), safe="/ ()+,=").split("/") for f in found]
+    patients = ["@".join(n[:-1]) or "unknown" for n in names]
+    files = pd.DataFrame({"file": found, "patient_id": patients, "image_id": [n[-1] for n in names]})
     if (twice := files.duplicated(["patient_id", "image_id"])).any():
         raise DatasetError(
             f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one of them.")

@@ -6,18 +6,18 @@
 __all__ = ['unify', 'per_breast', 'place_of', 'competition', 'root_of', 'read_set', 'combine', 'set_names', 'published',
            'set_folders', 'run_stage']
 
-# %% ../../nbs/mammo/02_datasets.ipynb #261c6c54
+# %% ../../nbs/mammo/02_datasets.ipynb #899f1869
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.files import write_csv
-from ..core.settings import read_paths
 from ..core.runs import Run
+from ..core.settings import read_paths
 from .reading.labels import KEPT, REQUIRED, DatasetError, read_table
 from .reading.sources import BREAST, how_to_get, label_table, source_of
 
-# %% ../../nbs/mammo/02_datasets.ipynb #f376ad3d
+# %% ../../nbs/mammo/02_datasets.ipynb #7b28aaf7
 def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
     "Raise DatasetError with the number of bad rows and the first of them."
     if bad.any():
@@ -29,8 +29,7 @@ def _refuse(table: pd.DataFrame, bad: pd.Series, what: str):
 def unify(
     raw: pd.DataFrame,      # from a reader, or with the columns of a competition's train.csv
     agree: tuple = BREAST,  # images with equal values in these columns must have the same label; (): none
-# REQUIRED, those of KEPT that are known, `file` (by default that of a competition), and `mask` if there is any
-) -> pd.DataFrame:
+) -> pd.DataFrame:         # REQUIRED, known columns of KEPT, `file` (default: as in a competition), `mask` if known
     "Make the unified table: checked, with ids as text, in the order of the source. Raises DatasetError."
     for c in ("patient_id", "image_id"):
         bad = ~raw[c].fillna("").str.fullmatch(r"[^/\\\x00]+") | raw[c].isin([".", ".."])
@@ -61,7 +60,7 @@ def per_breast(
         wanted["cancer"] = ("cancer", "max")
     return predictions.groupby(["patient_id", "laterality"], sort=False).agg(**wanted).reset_index()
 
-# %% ../../nbs/mammo/02_datasets.ipynb #ef3dc452
+# %% ../../nbs/mammo/02_datasets.ipynb #95cf4264
 def place_of(
     name: str,    # name of a data set, or "phantom"
 ) -> str:         # name for `locate`, such as "raw/vindr"
@@ -90,11 +89,11 @@ def root_of(
     run: Run,
     name: str,      # in the column `dataset` of the unified table
 ) -> Path:          # what its column `file` is relative to
-    "A competition of the run has its own root; other files begin with the name of their set."
+    "Folder from which the files of a set are named: its own for a drawn competition, else the one above it."
     place = run.path(place_of(name))
     return place if name == "phantom" else place.parent
 
-# %% ../../nbs/mammo/02_datasets.ipynb #c37e2033
+# %% ../../nbs/mammo/02_datasets.ipynb #95d96c61
 def read_set(
     name: str,               # name of a data set
     folder: Path,            # folder of the set
@@ -122,10 +121,10 @@ def combine(
     bad = table.groupby("patient_id")["dataset"].transform("nunique") > 1
     _refuse(table, bad, "a patient_id that is in two data sets; give one of them a prefix")
     kept = [c for c in KEPT if c in table]
-    mask = [c for c in ("mask",) if c in table]
+    mask = ["mask"] if "mask" in table else []
     return table[[*REQUIRED, *kept, "file", "dataset", "scaling", *mask]]
 
-# %% ../../nbs/mammo/02_datasets.ipynb #360b60c6
+# %% ../../nbs/mammo/02_datasets.ipynb #1c3c06f7
 def set_names(
     run: Run,
 ) -> list[str]:   # the set that is split into folds first; phantom for the synthetic competition
@@ -156,11 +155,14 @@ def run_stage(
     run: Run,
 ) -> pd.DataFrame:  # the unified table, as later stages read it
     "The published tables of the recipe's sets -> processed/cleaned_label.csv."
-    names, target = set_names(run), run.path("processed/cleaned_label.csv")
+    names = set_names(run)
+    target = run.path("processed/cleaned_label.csv")
     with run.stage("datasets"):
         tables = [read_set(name, run.path(place_of(name)), validated=name == names[0]) for name in names]
         for name, table in zip(names, tables):
-            for column in {"file", "mask"} & set(table.columns) if name != "phantom" else ():
+            if name == "phantom":
+                continue
+            for column in {"file", "mask"} & set(table.columns):
                 table[column] = f"{name}/" + table[column]
         write_csv(target, combine(tables))
     return read_table(target, REQUIRED)

@@ -31,9 +31,9 @@ from .reading.boxes import detect
 from .reading.roi import to_coco
 from .recipes import Detector
 
-# %% ../../nbs/mammo/03_detector.ipynb #7503b53e
+# %% ../../nbs/mammo/03_detector.ipynb #0a21ac7e
 def make_frames(
-    run: Run,            # folder of the run
+    run: Run,
     settings: Detector,
     workers: int | None = None,  # processes; None: one for each core
 ) -> tuple[pd.DataFrame, Path]:  # roi.COLUMNS and the folder of the set
@@ -46,7 +46,7 @@ def make_frames(
     raw = run.path(f"raw/{run.section('datasets').name}")
     return prepare_frames(raw.parent / settings.annotations, raw, folder, settings, workers), folder
 
-# %% ../../nbs/mammo/03_detector.ipynb #7a53d908
+# %% ../../nbs/mammo/03_detector.ipynb #477af7a5
 class Frames(Dataset):
     "Frames as squares, with their boxes: `dataset[(index, seed)]`, mirrored for half of the seeds, not for -1."
     def __init__(
@@ -69,7 +69,8 @@ class Frames(Dataset):
         box = self.shares[index] * ([*picture.shape[::-1]] * 2)
         if seed >= 0 and np.random.default_rng(seed).random() < .5:
             picture = np.ascontiguousarray(picture[:, ::-1])
-            box = (picture.shape[1] - box)[[2, 1, 0, 3]] * (1, 0, 1, 0) + box * (0, 1, 0, 1)
+            x0, y0, x1, y1 = box
+            box = np.array([picture.shape[1] - x1, y0, picture.shape[1] - x0, y1])
         square, ratio = letterbox(picture, self.size)
         return square, box * ratio
 
@@ -78,7 +79,7 @@ class Frames(Dataset):
         target = [[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]]
         return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor(target, dtype=torch.float32)
 
-# %% ../../nbs/mammo/03_detector.ipynb #ba7ca7ca
+# %% ../../nbs/mammo/03_detector.ipynb #55851f27
 def frame_batches(
     count: int,         # frames
     batch_size: int,
@@ -159,6 +160,7 @@ def train_detector(
 
     def validate(model: Yolox, epoch: int) -> dict:
         return coco_score(*found_in(held, views, torch_graph(model, settings.size)))
+
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
@@ -168,14 +170,14 @@ def train_detector(
     finally:
         torch.set_num_threads(threads)
 
-# %% ../../nbs/mammo/03_detector.ipynb #91d8cc52
+# %% ../../nbs/mammo/03_detector.ipynb #d6b69906
 FILES = ["detector.onnx", "detector.json"]
 
 def export_detector(
     network: Yolox,
     path: Path,              # detector.onnx; detector.json beside it
     size: int,               # side of the input, pixels
-    metadata: dict,
+    metadata: dict,          # entries of detector.json
     squares: np.ndarray,     # uint8 (n, 1, size, size) to compare on
     tolerance: float,        # pixels
 ) -> float:                  # largest difference of a side of the boxes with the highest confidence, pixels
@@ -197,7 +199,8 @@ def convert_detector(
     size: int = 416,    # side of the input, pixels
 ) -> float:             # largest difference of a side from torch, in the boxes with the highest confidence, pixels
     "Convert a published checkpoint."
-    network, folder = create_yolox(), Path(folder)
+    folder = Path(folder)
+    network = create_yolox()
     load_yolox(network, checkpoint)
     about = {"network": "yolox-nano", "source": Path(checkpoint).name, "demonstration": False}
     save_weights(network, folder / "yolox.safetensors", about)
@@ -205,7 +208,7 @@ def convert_detector(
     return export_detector(network, folder / "detector.onnx", size, about, squares, Detector.tolerance)
 
 def keep_detector(
-    run: Run,   # its mode keeps a trained detector
+    run: Run,   # a run of the mode partial
 ) -> dict:      # detector.json
     "Copy a trained detector into the run instead of training one."
     source, target = run.weights, run.path("weights/")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXTERNAL', 'split', 'spread', 'expectations', 'run_stage']
 
-# %% ../../nbs/mammo/05_folds.ipynb #b632a857
+# %% ../../nbs/mammo/05_folds.ipynb #50ee86fb
 import pandas as pd
 
 from ..core.files import write_csv
@@ -13,11 +13,11 @@ from ..core.folds import assign_folds, balance, check_folds
 from ..core.runs import Run
 from .datasets import REQUIRED, read_table
 
-# %% ../../nbs/mammo/05_folds.ipynb #25548dbc
+# %% ../../nbs/mammo/05_folds.ipynb #559293a3
 EXTERNAL = -1  # fold of the rows that are in every training and in no validation
 
 def split(
-    labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, whichever others follow
+    labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, the others are external
     n_folds: int = 4,
     seed: int = 67,        # the winner's
 ) -> pd.DataFrame:         # `labels` and `fold`, 0 .. n_folds - 1, or EXTERNAL
@@ -28,34 +28,32 @@ def split(
     check_folds(table)
     return table
 
-# %% ../../nbs/mammo/05_folds.ipynb #ab4cdb7e
+# %% ../../nbs/mammo/05_folds.ipynb #1b88d0a4
 def spread(
     table: pd.DataFrame,  # folds.csv
-) -> pd.DataFrame:        # a row a column and value, a column a fold: shares of its images; of age the mean
+) -> pd.DataFrame:        # a row for each column and value, a column for each fold: shares of images; the mean age
     "How cancer, site, machine, age, density and implants are spread over the folds."
-    parts = [
-        balance(
-            table,
-            [c for c in ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality") if c in table])
-    ]
+    columns = ("cancer", "site_id", "machine_id", "density", "implant", "view", "laterality")
+    parts = [balance(table, [c for c in columns if c in table])]
     if "age" in table:
         parts.append(table.groupby("fold")["age"].mean().round(1).to_frame(("age", "mean")).T)
     return pd.concat(parts).rename_axis(index=["column", "value"])
 
 def expectations(
     table: pd.DataFrame,  # folds.csv
-) -> pd.DataFrame:        # fold, expected, found, holds; empty where the set says neither
+) -> pd.DataFrame:        # fold, expected, found, holds; empty for a set without ages and implants
     """The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 %
     have an implant."""
     rows, patients = [], table[table["fold"] != EXTERNAL].drop_duplicates("patient_id")
     for fold, part in patients.groupby("fold"):
         if {"site_id", "age"} <= set(part):
             one, two = (part.loc[part["site_id"].astype(str) == site, "age"].mean() for site in "12")
-            rows.append(
-                (fold, "mean age of site 1 is less than that of site 2", f"{one:.1f}, {two:.1f}", bool(one < two)))
+            expected = "mean age of site 1 is less than that of site 2"
+            rows.append((fold, expected, f"{one:.1f}, {two:.1f}", bool(one < two)))
         if "implant" in part:
-            rows.append((fold, "1 to 2 % of the patients have an implant", f"{part['implant'].mean():.2%}",
-                         bool(0.01 <= part["implant"].mean() <= 0.02)))
+            share = part["implant"].mean()
+            expected = "1 to 2 % of the patients have an implant"
+            rows.append((fold, expected, f"{share:.2%}", bool(0.01 <= share <= 0.02)))
     return pd.DataFrame(rows, columns=["fold", "expected", "found", "holds"])
 
 # %% ../../nbs/mammo/05_folds.ipynb #c4d80a2d

@@ -57,7 +57,7 @@ def add_marks(
     np.maximum(pixels, letters * np.float32(rng.uniform(0.8, 0.97) / 255), out=pixels)
     return True
 
-# %% ../../nbs/mammo/01_phantom.ipynb #0ed2df5a
+# %% ../../nbs/mammo/01_phantom.ipynb #dbc477a7
 def shared_out(
     rng: np.random.Generator,
     count: int,       # number of items to draw
@@ -126,7 +126,7 @@ def plan(
     order = rng.permutation(patients)
     sick = set(order[:round(prevalence * patients)].tolist())
     implants = set(order[patients - round(0.015 * patients):].tolist()) - sick
-    # ids look as in the real set; even and odd ones keep the splits apart
+    # ids in the range of the real ones; odd in train and even in test, so that no id is in both
     ids = np.sort(rng.choice(32000, patients, replace=False)) * 2 + entropy[1] + 3
     images = [
         image for i in range(patients)
@@ -176,7 +176,7 @@ def make_image(
         mask = cv2.imread(str(truth), cv2.IMREAD_GRAYSCALE)
     return mask_box(mask > 0), [(kind, mask_box(mask == grey)) for kind, grey in KINDS.items() if (mask == grey).any()]
 
-# %% ../../nbs/mammo/01_phantom.ipynb #4952c039
+# %% ../../nbs/mammo/01_phantom.ipynb #c6376419
 class CompetitionError(ProjectError):
     "The folder already holds a competition with other parameters."
 
@@ -194,11 +194,11 @@ def make_competition(
 ) -> pd.DataFrame:                # one row per image: the columns of the tables, split, lesion, file and box
     "Write a competition. Finished images of an interrupted call are kept. Raises CompetitionError."
     root = Path(root)
-    about = json.dumps(
-        {
-            "patients": patients, "test_patients": test_patients, "frame": list(frame), "prevalence": prevalence,
-            "seed": seed, "conspicuity": conspicuity, "identity": identity
-        }, indent=1)
+    parameters = {
+        "patients": patients, "test_patients": test_patients, "frame": list(frame), "prevalence": prevalence,
+        "seed": seed, "conspicuity": conspicuity, "identity": identity,
+    }
+    about = json.dumps(parameters, indent=1)
     note = root / "truth" / "parameters.json"
     if note.exists() and note.read_text() != about:
         raise CompetitionError(

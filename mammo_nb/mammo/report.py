@@ -16,10 +16,10 @@ from .crops import crop_path
 from .datasets import read_table
 from .tools.predict import DEMONSTRATION
 
-# %% ../../nbs/mammo/10_report.ipynb #7d1afacd
+# %% ../../nbs/mammo/10_report.ipynb #c622316f
 def test_score(
     run: Run,   # a run on a synthetic competition
-) -> dict:           # auc and pf1 per breast of the submission, breasts, cancers; empty where there are no labels
+) -> dict:      # auc and pf1 per breast of the submission, breasts, cancers; empty where there are no labels
     "Score the submission against the labels of the phantoms."
     truth = run.path("competition/truth/test_labels.csv")
     if not truth.exists():
@@ -35,8 +35,8 @@ def test_score(
     }
 
 def result_lines(
-    run: Run,   # a run
-) -> list[str]:      # Markdown
+    run: Run,
+) -> list[str]:  # Markdown
     "The scores of a synthetic test set and the state of the submission, where the run has them."
     lines, score = [], test_score(run)
     if score:
@@ -50,12 +50,15 @@ def result_lines(
             lines.append(f"*{DEMONSTRATION}*: these weights were trained on drawn breasts only")
     return lines
 
-# %% ../../nbs/mammo/10_report.ipynb #fdbf9f01
+# %% ../../nbs/mammo/10_report.ipynb #32748eb2
 def show_extremes(
     run: Run,   # a run that has trained
 ):
     "Show four images each of those found, missed, suspected and passed, with their probabilities out of fold."
     folder = run.path("processed/cleaned_images")
     rows = extremes(read_table(run.path("oof.csv"), ["probability"]), "cancer")
-    load = lambda row: cv2.imread(str(crop_path(folder, row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE)
+
+    def load(row):
+        return cv2.imread(str(crop_path(folder, row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE)
+
     show_pictures(rows, load, lambda row: f"{row.kind}: {row.probability:.2f}")

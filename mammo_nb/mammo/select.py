@@ -26,13 +26,12 @@ def best_epochs(
     ordered = history.sort_values(["fold", metric, "auc", "epoch"], ascending=[True, False, False, True])
     return ordered.groupby("fold").head(candidates).reset_index(drop=True)
 
-# %% ../../nbs/mammo/07_select.ipynb #c31ad2b6
+# %% ../../nbs/mammo/07_select.ipynb #8492ba7e
 def combinations(
     ranked: pd.DataFrame,   # fold, epoch: candidates, from `best_epochs`
-    breasts: dict,          # (fold, epoch) -> cancer, probability; one row a breast
+    breasts: dict,          # (fold, epoch) -> cancer, probability; one row for each breast
     metric: str = "pf1",    # pf1 or auc
-    # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, and of equal ones the one whose epochs rank higher
-) -> pd.DataFrame:
+) -> pd.DataFrame:          # fold_0, fold_1, ... (epochs), pf1, threshold, auc; best first, ties in order of `ranked`
     "Scores over all breasts of every combination of one epoch of each fold."
     folds, rows = sorted(ranked["fold"].unique()), []
     for epochs in product(*(ranked.loc[ranked["fold"] == k, "epoch"] for k in folds)):
@@ -42,7 +41,7 @@ def combinations(
         rows.append(row | {"pf1": pf1, "threshold": threshold, "auc": auc(pooled["cancer"], pooled["probability"])})
     return pd.DataFrame(rows).sort_values([metric, "auc"], ascending=False, kind="stable", ignore_index=True)
 
-# %% ../../nbs/mammo/07_select.ipynb #014084ce
+# %% ../../nbs/mammo/07_select.ipynb #c30fde62
 def plateau(
     curve: pd.DataFrame,   # threshold, score
     best: float,           # the chosen threshold
@@ -60,7 +59,7 @@ def plateau(
 
 def summarise(
     oof: pd.DataFrame,  # out-of-fold predictions, one row for each image
-) -> dict:              # JSON-able
+) -> dict:              # values for JSON
     "Scores per breast of out-of-fold predictions, and the threshold they give."
     breasts = per_breast(oof)
     labels, probabilities = breasts["cancer"], breasts["probability"]
@@ -77,7 +76,7 @@ def summarise(
         "cancers": int(labels.sum()),
     }
 
-# %% ../../nbs/mammo/07_select.ipynb #23cc9fc6
+# %% ../../nbs/mammo/07_select.ipynb #3f2ecc8d
 def run_stage(
     run: Run,
 ) -> dict:                           # selection.json
@@ -87,8 +86,10 @@ def run_stage(
     with run.stage("select"):
         history = read_table(checkpoints / "history.csv", ["fold", "epoch", settings.metric])
         ranked = best_epochs(history, settings.metric, settings.candidates)
-        predictions = {(r.fold, r.epoch): read_table(checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv",
-                                                     ["probability"]) for r in ranked.itertuples()}
+        predictions = {}
+        for r in ranked.itertuples():
+            path = checkpoints / f"fold_{r.fold}" / f"pred_{r.epoch}.csv"
+            predictions[r.fold, r.epoch] = read_table(path, ["probability"])
         tried = combinations(ranked, {k: per_breast(p) for k, p in predictions.items()}, settings.metric)
         write_csv(run.path("combinations.csv"), tried)
         chosen = ranked[[tried.loc[0, f"fold_{r.fold}"] == r.epoch for r in ranked.itertuples()]]

@@ -25,11 +25,11 @@ from .system import system
 from .tools.hidden import hidden_test
 from .tools.predict import DEMONSTRATION, PER_IMAGE, detector_of
 
-# %% ../../nbs/mammo/09_submit.ipynb #cff2bc1d
+# %% ../../nbs/mammo/09_submit.ipynb #ecf693f0
 def to_submission(
     predictions: pd.DataFrame,  # prediction_id, probability (missing where an image failed); one row an image
     sample: pd.DataFrame,       # prediction_id, cancer
-    threshold: float,           # a breast is positive if its mean probability is above
+    threshold: float,           # a breast is positive if its mean probability is above it
 ) -> pd.DataFrame:              # as the sample, `cancer` 0 or 1; a breast without any prediction gets 0
     "Decide for each breast of the sample, in the order of the sample; raises DatasetError for other breasts."
     mean = predictions.groupby("prediction_id")["probability"].mean()

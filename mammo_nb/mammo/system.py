@@ -6,11 +6,11 @@
 __all__ = ['DETECTOR', 'ENSEMBLE', 'system', 'published_tables', 'source_images', 'drawn_boxes', 'trains_detector',
            'detector_training', 'lesion_masks', 'test_set', 'submitted_weights', 'results']
 
-# %% ../../nbs/mammo/00_system.ipynb #d9cc3b04
+# %% ../../nbs/mammo/00_system.ipynb #67b35f44
 from ..core.systems import Mode, Stage, System
-from .recipes import (RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train)
+from .recipes import RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train
 
-# %% ../../nbs/mammo/00_system.ipynb #81616b63
+# %% ../../nbs/mammo/00_system.ipynb #6e321704
 DETECTOR = ("detector.onnx", "detector.json")
 ENSEMBLE = ("ensemble.onnx", "ensemble.json")
 
@@ -27,10 +27,12 @@ def source_images(run) -> list[str]:
 def drawn_boxes(run) -> list[str]:
     "boxes that people have drawn, and their frames, where the recipe names some"
     named = run.section("detector").annotations
-    return [f"raw/{named}/", f"raw/{run.section('datasets').name}/"] if named and trains_detector(run) else []
+    if not named or not trains_detector(run):
+        return []
+    return [f"raw/{named}/", f"raw/{run.section('datasets').name}/"]
 
 def trains_detector(run) -> bool:
-    "Whether the breast detector is trained and not kept."
+    "Whether the run trains its breast detector."
     return run.mode != "partial"
 
 def detector_training(run) -> list[str]:
@@ -56,7 +58,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/mammo/00_system.ipynb #bb78afcc
+# %% ../../nbs/mammo/00_system.ipynb #57f566c4
 _TRAINED = ("datasets", "detector", "crops", "folds", "train", "select", "engines")
 
 system = System(
@@ -96,6 +98,7 @@ system = System(
     recipes=RECIPES,
     failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
     competition="rsna-breast-cancer-detection",
+    default=True,
     weights=ENSEMBLE + DETECTOR,
     commands="tools.commands",
     predict="tools.predict",

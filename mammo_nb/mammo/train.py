@@ -93,11 +93,11 @@ class BreastCrops(Dataset):
             target = {"label": target, "cells": torch.from_numpy(lesion_cells(picture[..., 1])).flatten()}
         return (image - self.mean) / self.std, target
 
-# %% ../../nbs/mammo/06_train.ipynb #8b60f1a6
+# %% ../../nbs/mammo/06_train.ipynb #04d95bc1
 def initial_weights(
-    weights: str,   # a word that `create_network` knows, or a file; {fold} in it stands for the number
+    weights: str,   # a word that `create_network` accepts, or a file; {fold} in it stands for the number
     fold: int,
-    folder: Path,   # `locate` finds the file from this folder
+    folder: Path,   # folder from which `locate` finds the file
 ) -> str:           # the word, or the full path of the file
     "Initial weights of the network of a fold."
     if weights in ("none", "imagenet", "imagenet_lite"):
@@ -107,8 +107,8 @@ def initial_weights(
 
 def build_network(
     settings: Train,          # network, global_pool, drop rates, lesion_weight
-    weights: str = "none",    # initial weights
-    seed: int = 0,            # of the layers that the initial weights do not have: the last one
+    weights: str = "none",    # initial weights, as `create_network` takes them
+    seed: int = 0,            # of the layers without initial weights, such as the last one
 ) -> nn.Module:               # one logit for each image
     "The classifier of a recipe."
     classifier = create_network(settings.network, weights=weights, num_classes=1, global_pool=settings.global_pool,
@@ -130,20 +130,21 @@ def predict_probabilities(
     workers: int = 0,         # data-loading processes
 ) -> np.ndarray:              # float32, one for each image
     "Probabilities of the images without augmentation."
-    device, count = next(model.parameters()).device, len(dataset)
+    device = next(model.parameters()).device
+    count = len(dataset)
     batches = [[(i, -1) for i in range(s, min(s + batch_size, count))] for s in range(0, count, batch_size)]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers)
     with torch.inference_mode():
         return np.concatenate([torch.sigmoid(model(x.to(device)).float()).flatten().cpu().numpy() for x, _ in loader])
 
-# %% ../../nbs/mammo/06_train.ipynb #509a77bc
+# %% ../../nbs/mammo/06_train.ipynb #5a8d18da
 def train_fold(
     table: pd.DataFrame,   # folds.csv
     fold: int,             # held back
     images: Path,          # cleaned_images/
     folder: Path,          # checkpoints/fold_<fold>/
     settings: Train,
-    identity: dict,        # which data and code this is; another training in the folder is removed
+    identity: dict,        # digests of data and code; a training with others in the folder is removed
 ) -> pd.DataFrame:         # history: a row for each epoch
     """Train on the other folds and predict this one after each epoch. A training that comes before it is in
     checkpoints/fold_<fold>/before/."""
@@ -208,15 +209,17 @@ def settings_of(
                               "The networks of an ensemble must be alike; set the field equal in all of them.")
     return dict(zip(folds, settings.by_fold))
 
-# %% ../../nbs/mammo/06_train.ipynb #95c9b1e0
+# %% ../../nbs/mammo/06_train.ipynb #27f32bad
 def train_folds(
-    folder: str,       # of the run; a rank of torchrun gets it as text
+    folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
 ):
     "folds.csv and the crops -> checkpoints/fold_*/; finished folds are not trained again."
     run = Run.open(folder, overrides)
-    settings, reads = run.section("train"), [run.path("folds.csv"), run.path("processed/crops.csv")]
-    table, checkpoints = read_table(reads[0], ["fold"]), run.path("checkpoints/")
+    settings = run.section("train")
+    reads = [run.path("folds.csv"), run.path("processed/crops.csv")]
+    table = read_table(reads[0], ["fold"])
+    checkpoints = run.path("checkpoints/")
     identity = {"reads": [sha256(r) for r in reads], "code": run.code("train")}
     own = settings_of(settings, chosen_folds("", table))
     for k in chosen_folds(settings.folds, table):

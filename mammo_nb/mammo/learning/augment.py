@@ -13,18 +13,19 @@ from functools import partial
 import cv2
 import numpy as np
 
-# %% ../../../nbs/mammo/learning/augment.ipynb #60a0090c
+# %% ../../../nbs/mammo/learning/augment.ipynb #785e2b6b
 def random_crop(
     image: np.ndarray,           # uint8 (height, width)
     rng: np.random.Generator,
     area: tuple = (0.5, 1.0),    # share of the area
     ratio: tuple = (0.5, 0.8),   # width / height, log-uniform
-    tries: int = 10,             # then the largest centred rectangle with an allowed ratio
+    tries: int = 10,             # draws; after them the largest centred rectangle with an allowed ratio is taken
 ) -> np.ndarray:                 # uint8, a view of the image
-    "A rectangle cut out (Szegedy et al. 2015, section 6), not resized."
+    "Cut out a rectangle (Szegedy et al. 2015, section 6), without resizing."
     h, w = image.shape
     for _ in range(tries):
-        pixels, proportion = h * w * rng.uniform(*area), np.exp(rng.uniform(*np.log(ratio)))
+        pixels = h * w * rng.uniform(*area)
+        proportion = np.exp(rng.uniform(*np.log(ratio)))
         crop_h, crop_w = round((pixels / proportion) ** 0.5), round((pixels * proportion) ** 0.5)
         if 0 < crop_h <= h and 0 < crop_w <= w:
             top, left = rng.integers(0, h - crop_h + 1), rng.integers(0, w - crop_w + 1)
@@ -47,19 +48,19 @@ def flip_ends(
     "Exchange top and bottom."
     return cv2.flip(image, 0)
 
-# %% ../../../nbs/mammo/learning/augment.ipynb #94e6390a
+# %% ../../../nbs/mammo/learning/augment.ipynb #2e2da6dc
 def downscale(
     image: np.ndarray,                # uint8 (height, width)
     rng: np.random.Generator,
     down: int = cv2.INTER_LINEAR,     # interpolation of the way down
     up: int = cv2.INTER_LINEAR,       # and of the way up
-    scale: tuple = (0.75, 0.95),
+    scale: tuple = (0.75, 0.95),      # range of the size of the smaller image, as a share
 ) -> np.ndarray:                      # uint8, same shape
     "Lose detail and keep the size."
     h, w = image.shape
     s = rng.uniform(*scale)
-    return cv2.resize(cv2.resize(image, (max(1, round(w * s)), max(1, round(h * s))), interpolation=down), (w, h),
-                      interpolation=up)
+    small = cv2.resize(image, (max(1, round(w * s)), max(1, round(h * s))), interpolation=down)
+    return cv2.resize(small, (w, h), interpolation=up)
 
 # %% ../../../nbs/mammo/learning/augment.ipynb #66d67a01
 def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -91,7 +92,7 @@ def brightness_contrast(
     "Scale and shift the grey levels."
     return _look_up(image, np.arange(256) * (1 + rng.uniform(*contrast)) + 255 * rng.uniform(*brightness))
 
-# %% ../../../nbs/mammo/learning/augment.ipynb #902a8fd3
+# %% ../../../nbs/mammo/learning/augment.ipynb #2dcb4610
 def shift_scale_rotate(
     image: np.ndarray,                 # uint8 (height, width)
     rng: np.random.Generator,
@@ -101,12 +102,13 @@ def shift_scale_rotate(
 ) -> np.ndarray:                       # uint8, same shape
     "One affine map (OpenCV, `getRotationMatrix2D`)."
     h, w = image.shape
-    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), rng.uniform(-degrees, degrees),
-                                     1 + rng.uniform(-scale, scale))
+    turn = rng.uniform(-degrees, degrees)
+    size = 1 + rng.uniform(-scale, scale)
+    matrix = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), turn, size)
     matrix[:, 2] += rng.uniform(-1, 1, 2) * shift * np.array([w, h])
     return cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
 
-# %% ../../../nbs/mammo/learning/augment.ipynb #c2cd1268
+# %% ../../../nbs/mammo/learning/augment.ipynb #6b5d90b9
 def smooth_noise(
     rng: np.random.Generator,
     shape: tuple,         # height, width
@@ -117,8 +119,8 @@ def smooth_noise(
     step = max(1, int(sigma / 4))
     coarse = tuple(-(-n // step) for n in shape)
     noise = rng.uniform(-alpha / step, alpha / step, (*coarse, 2)).astype(np.float32)
-    return cv2.resize(cv2.GaussianBlur(noise, (0, 0), sigma / step), shape[::-1],
-                      interpolation=cv2.INTER_LINEAR).reshape(*shape, 2)
+    smooth = cv2.GaussianBlur(noise, (0, 0), sigma / step)
+    return cv2.resize(smooth, shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*shape, 2)
 
 def elastic(
     image: np.ndarray,        # uint8 (height, width)
@@ -174,7 +176,7 @@ def coarse_dropout(
         image[top:top + hole_h, left:left + hole_w] = 0
     return image
 
-# %% ../../../nbs/mammo/learning/augment.ipynb #4b27a665
+# %% ../../../nbs/mammo/learning/augment.ipynb #38e44163
 WINNER = (  # probability of the step, its transforms with their weights (facts, section 4)
     (0.4, ((1, random_crop),)),
     (0.5, ((1, flip_sides),)),
@@ -192,14 +194,15 @@ def winner(
     rng: np.random.Generator,
 ) -> np.ndarray:                # uint8, smaller where it was cropped
     "Apply the winner's list."
-    for probability, ways in WINNER:
+    for probability, choices in WINNER:
         if rng.random() >= probability:
             continue
-        weights, transforms = zip(*ways)
-        image = transforms[rng.choice(len(ways), p=np.divide(weights, sum(weights)))](image, rng)
+        weights, transforms = zip(*choices)
+        chosen = rng.choice(len(choices), p=np.divide(weights, sum(weights)))
+        image = transforms[chosen](image, rng)
     return image
 
-# %% ../../../nbs/mammo/learning/augment.ipynb #38341d2c
+# %% ../../../nbs/mammo/learning/augment.ipynb #1f99b794
 def light(
     image: np.ndarray,            # uint8 (height, width)
     rng: np.random.Generator,
@@ -219,35 +222,34 @@ def light(
         image = image[::-1]
     if rng.random() < .5:
         contrast, brightness = 1 + rng.uniform(-.3, .3), rng.uniform(-.1, .1) * 255
-        image = cv2.LUT(np.ascontiguousarray(image),
-                        np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8))
+        levels = np.clip(np.arange(256) * contrast + brightness, 0, 255).astype(np.uint8)
+        image = cv2.LUT(np.ascontiguousarray(image), levels)
     if rng.random() < .25:
         image = coarse_dropout(image, rng, (1, 3), (.05, .12), (.08, .2))
     return image
 
 def broad(
-    # uint8 (height, width), or (height, width, 2) with a mask behind the image, which is moved along and keeps its
-    # levels
-    image: np.ndarray,
+    image: np.ndarray,            # uint8 (height, width), or (height, width, 2): image and mask, which is moved along
     rng: np.random.Generator,
 ) -> np.ndarray:                  # uint8, same shape
     "Flips, shift, scale, shear, rotation, gamma, brightness and contrast, holes."
     h, w = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-30, 30), np.exp(rng.uniform(np.log(.8),
-                                                                                              np.log(1.25))))
+    turn = rng.uniform(-30, 30)
+    scale = np.exp(rng.uniform(np.log(.8), np.log(1.25)))
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), turn, scale)
     matrix[:, 2] += rng.uniform(-.08, .08, 2) * (w, h)
     shear = rng.uniform(-.1, .1) if rng.random() < .5 else 0.0
-    image = cv2.warpAffine(image, matrix @ [[1, shear, -shear * h / 2], [0, 1, 0], [0, 0, 1]], (w, h),
-                           flags=cv2.INTER_LINEAR, borderValue=0)
+    matrix = matrix @ [[1, shear, -shear * h / 2], [0, 1, 0], [0, 0, 1]]
+    image = cv2.warpAffine(image, matrix, (w, h), flags=cv2.INTER_LINEAR, borderValue=0)
     if rng.random() < .5:
         image = image[:, ::-1]
     if rng.random() < .5:
         image = image[::-1]
-    # air stays black
-    levels = 255 * (np.arange(256) / 255)**np.exp(rng.uniform(-.3, .3)) * (1 + rng.uniform(-.25, .25)) + rng.uniform(
-        -25, 25) * (np.arange(256) > 3)
-    grey = cv2.LUT(np.ascontiguousarray(image if image.ndim == 2 else image[..., 0]),
-                   np.clip(levels, 0, 255).astype(np.uint8))
+    gamma = np.exp(rng.uniform(-.3, .3))
+    contrast = 1 + rng.uniform(-.25, .25)
+    brightness = rng.uniform(-25, 25) * (np.arange(256) > 3)   # air stays black
+    levels = np.clip(255 * (np.arange(256) / 255)**gamma * contrast + brightness, 0, 255).astype(np.uint8)
+    grey = cv2.LUT(np.ascontiguousarray(image if image.ndim == 2 else image[..., 0]), levels)
     if rng.random() < .3:
         grey = coarse_dropout(grey, rng, (1, 3), (.04, .12), (.06, .2))
     return grey if image.ndim == 2 else np.dstack([grey, image[..., 1]])
@@ -267,9 +269,7 @@ def none(
     return image
 
 POLICIES = {f.__name__: f for f in (winner, light, broad, baseline, none)}
-# policies for crops in their own size, which are made to fit afterwards; the others come after fitting
-BEFORE_FITTING = ("winner",)
-
+BEFORE_FITTING = ("winner",)   # policies for crops that are not yet resized to fit; the others come after that
 WITH_MASK = ("broad", "none")  # policies that move a mask along
 
 def augment(
@@ -277,7 +277,7 @@ def augment(
     rng: np.random.Generator,
     policy: str,                  # a key of POLICIES
 ) -> np.ndarray:                  # uint8; another shape where the policy crops
-    "Augment one image with the random numbers of the generator."
+    "Augment one image with the random numbers of the generator. Raises ValueError for an unknown policy."
     if policy not in POLICIES:
         raise ValueError(f"No augmentation {policy!r}. There are {', '.join(POLICIES)}.")
     if image.ndim == 3 and policy not in WITH_MASK:

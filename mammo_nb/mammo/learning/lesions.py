@@ -12,39 +12,39 @@ from torch import nn
 from ...core.ensembles import register_network
 from ...core.networks import create_network
 
-# %% ../../../nbs/mammo/learning/lesions.ipynb #8513834d
+# %% ../../../nbs/mammo/learning/lesions.ipynb #35c3b39d
 CELL = 16  # pixels, height and width of a cell
 
 class Pointing(nn.Module):
-    "A classifier that also predicts in which cells a benign and in which a malignant lesion is, and judges by both."
+    "A classifier that also predicts which cells have a benign or a malignant lesion; its logit is the mean of both."
     def __init__(self,
         classifier: nn.Module,  # of timm, with .normalization and a feature map at 1/16 of the size
     ):
         super().__init__()
         self.index, channels = next(
             (i, f["num_chs"]) for i, f in enumerate(classifier.feature_info) if f["reduction"] == CELL)
-        self.classifier, self.where, self.normalization = classifier, nn.Conv2d(channels, 2,
-                                                                                1), classifier.normalization
-        nn.init.zeros_(self.where.weight)        # at first: hardly anywhere
-        nn.init.constant_(self.where.bias, -4.)
+        self.classifier = classifier
+        self.where = nn.Conv2d(channels, 2, 1)
+        self.normalization = classifier.normalization
+        nn.init.zeros_(self.where.weight)
+        nn.init.constant_(self.where.bias, -4.)  # at first every cell has a probability of 0.018
 
     def forward(self,
         x: torch.Tensor,   # (n, 3, height, width)
     ) -> torch.Tensor | dict[str, torch.Tensor]:  # (n, 1) logits; in training judgements (n, 2), cells (n, 2, cells)
-        features, (cells,) = self.classifier.forward_intermediates(x, indices=[self.index])
-        cells = self.where(cells).flatten(2)
+        features, (fine,) = self.classifier.forward_intermediates(x, indices=[self.index])
+        cells = self.where(fine).flatten(2)
         benign, malignant = cells.unbind(1)
-        judged = torch.cat([
-            self.classifier.forward_head(features),
-            malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
-        ], 1)
+        by_picture = self.classifier.forward_head(features)
+        by_cells = malignant.logsumexp(1, keepdim=True) - benign.logsumexp(1, keepdim=True)
+        judged = torch.cat([by_picture, by_cells], 1)
         return {"judgements": judged, "cells": cells} if self.training else judged.mean(1, keepdim=True)
 
-# %% ../../../nbs/mammo/learning/lesions.ipynb #dbcc0725
+# %% ../../../nbs/mammo/learning/lesions.ipynb #e17a99aa
 @register_network("mammo.pointing")
 def pointing_classifier(
     network: str,                    # timm architecture
     global_pool: str | None = None,
 ) -> Pointing:
-    "The network of the recipes with `lesion_weight`."
+    "Make the network of the recipes with `lesion_weight`."
     return Pointing(create_network(network, global_pool=global_pool))

@@ -8,7 +8,7 @@ __all__ = ['one_positive_batches']
 # %% ../../../nbs/mammo/learning/sampler.ipynb #e86eb6ca
 import numpy as np
 
-# %% ../../../nbs/mammo/learning/sampler.ipynb #2332fe26
+# %% ../../../nbs/mammo/learning/sampler.ipynb #d2a1c145
 def _shuffled(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
     "Elements `start` to `start + count` of an endless sequence of shuffled copies."
     n = len(positives)
@@ -20,10 +20,11 @@ def one_positive_batches(
     cancer: np.ndarray,  # 0 or 1 for each image
     batch_size: int,     # of one process
     ratio: float,        # positives per negative; a batch has at least one positive
-    seed: int,
-    ranks: int = 1,      # processes that share the batches
+    seed: int,           # of order and augmentation
+    ranks: int = 1,      # number of processes that share the batches
 ):                       # f(epoch) -> batches of (index, seed); their number is a multiple of `ranks`
-    "Sampler with at least one positive in each batch and each negative once in an epoch (facts, section 4)."
+    """Sampler with at least one positive in each batch and each negative once in an epoch (facts, section 4). Raises
+    ValueError if a class is missing or the negatives are too few."""
     negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
     if not len(positives) or not len(negatives):
         raise ValueError(f"Training needs images of both classes, and the training set has {len(positives)} positives "
@@ -40,4 +41,5 @@ def one_positive_batches(
         rows = [np.concatenate([chosen[b * each:(b + 1) * each], part])
                 for b, part in enumerate(np.array_split(order, count))]
         return [[(int(i), int(s)) for i, s in zip(row, seeds[b])] for b, row in enumerate(rows)]
+
     return batches

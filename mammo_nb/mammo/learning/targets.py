@@ -12,20 +12,20 @@ from torch.nn import functional as F
 
 from .lesions import CELL
 
-# %% ../../../nbs/mammo/learning/targets.ipynb #da29e8db
+# %% ../../../nbs/mammo/learning/targets.ipynb #fdb30394
 def soft_targets(
     cancer: np.ndarray,            # 0 or 1 for each image
     soft_positive: float,          # subtracted from the target of a positive
     label_smoothing: float = 0.0,  # share that is spread over both classes (Szegedy et al. 2016, section 7)
 ) -> np.ndarray:                   # float32, one for each image
-    "Targets of the classifier."
+    "Make the targets of the classifier."
     return cancer.astype(np.float32) * (1 - soft_positive) * (1 - label_smoothing) + label_smoothing / 2
 
-# %% ../../../nbs/mammo/learning/targets.ipynb #ba1580ed
+# %% ../../../nbs/mammo/learning/targets.ipynb #edb969a0
 def lesion_cells(
     mask: np.ndarray,    # uint8 (height, width), multiples of CELL; lesions white
 ) -> np.ndarray:         # float32 (height / CELL, width / CELL), 1 where a lesion is
-    "Cells that a lesion reaches into."
+    "Find the cells that a lesion reaches into. Raises ValueError for other sizes."
     h, w = mask.shape
     if h % CELL or w % CELL:
         raise ValueError(f"Masks are learnt in cells of {CELL} pixels, and the network's input has {h} x {w}. "

@@ -22,13 +22,14 @@ from .boxes import frame_view
 from .roi import apart, read_yolo, write_yolo
 from ..recipes import Detector
 
-# %% ../../../nbs/mammo/reading/annotations.ipynb #900c8376
+# %% ../../../nbs/mammo/reading/annotations.ipynb #9ad904b1
 def view_file(
     item: dict,  # file and folder of the competition; target: PNG; size in pixels; faithful
 ) -> dict:       # rows and columns of the frame
-    "Write one frame as the detector sees it."
+    "Write one frame as the detector's input."
     cv2.setNumThreads(1)
-    frame, size = read_frame(inside(item["folder"], item["file"])), item["size"]
+    frame = read_frame(inside(item["folder"], item["file"]))
+    size = item["size"]
     rows, columns = frame.header.rows, frame.header.columns
     if item["faithful"]:
         image = frame.decode()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_view', 'otsu_box', 'open_detector', 'detect', 'find_detector', 'Box', 'find_boxes', 'find_box']
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #b0187469
+# %% ../../../nbs/mammo/reading/boxes.ipynb #622d47c4
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from ...core.backends import EngineError, Graph, process_graph
 from ...core.detection import candidates, letterbox, unletterbox
 from ...core.dicom import Image
 from ...core.pictures import shrink
-from ...core.settings import SettingsError
 from ...core.runs import find_trained
+from ...core.settings import SettingsError
 from ...core.windows import minmax, percentile
 from . import faithful
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #f2134f0d
+# %% ../../../nbs/mammo/reading/boxes.ipynb #5b4497bf
 def frame_view(
     image: Image,     # a frame as stored, at any scale
     size: int = 416,  # longest side of the result, in pixels
@@ -33,10 +33,14 @@ def frame_view(
     rows, columns = image.pixels.shape
     scale = min(1.0, size / max(rows, columns))
     small = shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    if scaling != "window" and small.dtype == np.uint8:
+        return small
     if scaling != "window":
-        return small if small.dtype == np.uint8 else (percentile(small, 0, 99) * 255).astype(np.uint8)
+        return (percentile(small, 0, 99) * 255).astype(np.uint8)
     grey = minmax(small)
-    return ((1 - grey if image.header.photometric == "MONOCHROME1" else grey) * 255).astype(np.uint8)
+    if image.header.photometric == "MONOCHROME1":
+        grey = 1 - grey
+    return (grey * 255).astype(np.uint8)
 
 # %% ../../../nbs/mammo/reading/boxes.ipynb #6c5a6d2d
 def otsu_box(
@@ -58,7 +62,7 @@ def otsu_box(
     x, y, w, h = cv2.boundingRect(largest)
     return x, y, x + w, y + h
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #9d06c519
+# %% ../../../nbs/mammo/reading/boxes.ipynb #4b26a451
 def open_detector(
     path: Path,              # detector.onnx, with detector.json beside it
     backend: str = "auto",   # as for `open_graph`
@@ -67,9 +71,8 @@ def open_detector(
     graph = process_graph(str(path), backend)
     if not graph.metadata.get("decoded") or graph.metadata.get("classes") != 1:
         raise EngineError(
-            f"{graph.path.name} is no detector of one class that gives boxes in pixels. Make one with `mammo-nb "
-            "detector`."
-        )
+            f"{graph.path.name} is no detector of one class that gives boxes in pixels. "
+            "Make one with `mammo-nb detector`.")
     return graph
 
 def detect(
@@ -77,8 +80,7 @@ def detect(
     graph: Graph,                 # from `open_detector`
     confidence: float = 0.5,      # smallest confidence; the default is the winner's
     overlap: float = 0.9,         # IoU above which the box with the lower score is removed; the default is the winner's
-# for each view: boxes (n, 4) x0, y0, x1, y1 in its pixels, and scores (n,) in descending order
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[tuple[np.ndarray, np.ndarray]]:  # per view: boxes (n, 4) in its pixels, scores (n,) in descending order
     "Predict all boxes of some views, in one batch."
     size = graph.metadata["size"]
     squares, ratios = zip(*(letterbox(view, size) for view in views))
@@ -86,7 +88,7 @@ def detect(
     return [(unletterbox(boxes, ratio, *view.shape), scores)
             for (boxes, scores), ratio, view in zip(found, ratios, views)]
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #a5374b34
+# %% ../../../nbs/mammo/reading/boxes.ipynb #2f2af797
 def find_detector(
     named: str = "",   # detector.onnx, a folder with this file, or "otsu"; "": search for a detector
 ) -> Path | None:      # detector.onnx; None: Otsu's threshold
@@ -98,13 +100,13 @@ def find_detector(
     try:
         folder = find_trained(["detector.onnx", "detector.json"], named)
     except SettingsError:
-        folder = None  # the program does not run in a checkout
+        folder = None  # outside of a checkout there is no settings.ini
     if named and not folder:
         raise EngineError(
             f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #6c4a4f25
+# %% ../../../nbs/mammo/reading/boxes.ipynb #69297300
 @dataclass(frozen=True)
 class Box:
     "A box in frame pixels, half-open: rows y0 to y1 - 1, columns x0 to x1 - 1."
@@ -140,8 +142,7 @@ def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image, cut_off: boo
 
 def find_boxes(
     images: Sequence[Image],      # frames as stored, at any scale
-    # confidence, overlap, min_area, scaling; with `faithful`, the view and the rounding are the winner's
-    settings: Crops = Crops(),
+    settings: Crops = Crops(),    # with `faithful`, the view and the rounding are the winner's
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> list[Box]:                   # one box per frame, in frame pixels; its source is "full frame" if none was found
     "Find the breast in each frame."
@@ -154,10 +155,8 @@ def find_boxes(
         else:
             views.append(frame_view(image, size, settings.scaling))
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
-    return [
-        _in_frame(_chosen(view, f, settings), view, image, settings.faithful)
-        for view, f, image in zip(views, found, images)
-    ]
+    chosen = [_chosen(view, boxes, settings) for view, boxes in zip(views, found)]
+    return [_in_frame(c, view, image, settings.faithful) for c, view, image in zip(chosen, views, images)]
 
 def find_box(
     image: Image,                 # a frame as stored, at any scale

@@ -21,7 +21,7 @@ def as_cast(
     # a view of uint16 wraps as well, and needs no memory
     return pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels.astype(np.int16)
 
-# %% ../../../nbs/mammo/reading/faithful.ipynb #4e71da1d
+# %% ../../../nbs/mammo/reading/faithful.ipynb #2fca7458
 def _range(x: np.ndarray, low: float, high: float) -> np.ndarray:
     "Scale two limits to 0 and 255. Works in place, because a frame of floats needs twice the memory."
     if not high > low:
@@ -47,7 +47,8 @@ def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.n
         return np.divide(255, x, out=x)
     if function not in ("LINEAR", "LINEAR_EXACT"):
         raise WindowError(f"VOILUTFunction (0028,1056) is {function!r}. Known are LINEAR, LINEAR_EXACT and SIGMOID.")
-    shift = np.float32(function == "LINEAR")  # ((x - (c - .5)) / (w - 1) + .5) 255, or without .5 and 1
+    # LINEAR: ((x - (c - 0.5)) / (w - 1) + 0.5) * 255; LINEAR_EXACT: ((x - c) / w + 0.5) * 255
+    shift = np.float32(1 if function == "LINEAR" else 0)
     x -= center - shift / 2
     x /= width - shift
     x += np.float32(0.5)
@@ -66,7 +67,7 @@ def grey_floats(
     scaling: str,        # "window", or "percentile": (x - min) / (p99 - 1 - min)
     limits: tuple | None = None,  # black and white of the whole crop, if `pixels` are some of its rows
 ) -> np.ndarray:         # float32 from 0 to 255, same shape
-    "Apply window or percentile, then invert MONOCHROME1 (facts, section 3). Raises WindowError."
+    "Apply window or percentile, then invert MONOCHROME1. Raises WindowError."
     x = pixels.astype(np.float32)
     if scaling == "percentile":
         return _range(x, *(limits or _limits(pixels, scaling)))  # never inverted
@@ -82,12 +83,13 @@ def grey_levels(
     scaling: str,        # as in `grey_floats`
 ) -> np.ndarray:         # uint8, same shape
     "Compute the grey levels of training, truncated to whole numbers. Works on 256 rows at a time, to save memory."
-    limits, levels = _limits(pixels, scaling), np.empty(pixels.shape, np.uint8)
+    limits = _limits(pixels, scaling)
+    levels = np.empty(pixels.shape, np.uint8)
     for start in range(0, len(pixels), 256):
         levels[start:start + 256] = grey_floats(pixels[start:start + 256], header, scaling, limits)
     return levels
 
-# %% ../../../nbs/mammo/reading/faithful.ipynb #319b91c8
+# %% ../../../nbs/mammo/reading/faithful.ipynb #ac6a86cc
 def _bilinear(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     "Resize as OpenCV's INTER_LINEAR does, in float32: pixel centres, four neighbours, no smoothing."
     def neighbours(have: int, wanted: int):
@@ -104,7 +106,7 @@ def detector_view(
     scaling: str,        # as in `grey_floats`
     size: int = 416,     # longest side, in pixels
 ) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), without padding; view pixels per frame pixel
-    "Make the input of the winner's detector (facts, sections 2 and 3)."
+    "Make the input of the winner's detector."
     ratio = min(size / pixels.shape[0], size / pixels.shape[1])
     # resizing and scaling are both linear; resizing first avoids a whole frame of floats
     small = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio))

@@ -21,7 +21,7 @@ from .boxes import open_detector
 from .mammograms import Mammogram, read_frame
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #2713fd8e
+# %% ../../../nbs/mammo/reading/inputs.ipynb #8deaa11b
 def network_input(
     breast: Breast,          # from `cut_breast`
     settings: Crops,         # with `faithful`, the crop is resized before it is truncated to whole grey levels
@@ -38,7 +38,8 @@ def fit_to(
     size: tuple[int, int],   # height, width of an input that is smaller than that of the training, in pixels
 ) -> Crops:                  # settings whose crops, and the pictures decoded for them, are not larger than this
     "Adapt the settings to a network with a smaller input."
-    height, width = min(settings.height or size[0], size[0]), min(settings.width or size[1], size[1])
+    height = min(settings.height or size[0], size[0])
+    width = min(settings.width or size[1], size[1])
     return replace(settings, height=height, width=width)
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ def see(
     breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
     return Seen(frame, breast, network_input(breast, settings, size))
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #310652b0
+# %% ../../../nbs/mammo/reading/inputs.ipynb #d2d41567
 def _identify(header: Mammogram, item: dict) -> dict:
     "Find patient_id, image_id, laterality and view of one file."
-    row, path = item.get("row") or {}, Path(item["file"])
+    row = item.get("row") or {}
+    path = Path(item["file"])
     return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",
             "image_id": row.get("image_id") or header.image_id or path.stem,
             "laterality": header.laterality or row.get("laterality") or "unknown",
@@ -75,17 +77,15 @@ def row_of(
 ) -> dict:       # a row of per_image.csv, without the probability
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
-    return {
-        **_identify(seen.frame.header, item), "rows": seen.frame.header.rows, "columns": seen.frame.header.columns,
-        "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-        "box_source": box.source
-    }
+    header = seen.frame.header
+    return {**_identify(header, item), "rows": header.rows, "columns": header.columns,
+            "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
+            "box_source": box.source}
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #fcdb28d9
+# %% ../../../nbs/mammo/reading/inputs.ipynb #593e1bf7
 def see_item(
-    # folder, file, row, settings, detector; size, that of the training's input; pngs, a folder for PNG files or ""
-    item: dict,
-    mode,                    # object with `size`: height and width of the network's input, in pixels
+    item: dict,    # folder, file, row, settings, detector; size of the training's input; pngs: a folder or ""
+    mode,          # object with `size`: height and width of the network's input, in pixels
 ) -> tuple[dict, np.ndarray]:  # row without probability; uint8 (height, width)
     "Make a row and a picture from a file."
     settings = Crops(**item["settings"])

@@ -20,7 +20,7 @@ KEPT = ["site_id", "age", "density", "BIRADS", "machine_id", "implant"]  # colum
 class DatasetError(ProjectError):
     "A table cannot be used. The text names the file, the place and the reason."
 
-# %% ../../../nbs/mammo/reading/labels.ipynb #e7c70298
+# %% ../../../nbs/mammo/reading/labels.ipynb #e5927017
 def read_table(
     path: Path,        # a CSV file
     required: list,    # names of columns that must exist
@@ -31,7 +31,7 @@ def read_table(
         raise DatasetError(
             f"{path} does not exist. A competition goes below `raw` of settings.ini, in the layout of the README.")
     texts = "patient_id", "image_id", "prediction_id", "site_id", "machine_id", "dataset", "scaling", "error"
-    table = pd.read_csv(path, dtype={c: str for c in texts}, keep_default_na=True)
+    table = pd.read_csv(path, dtype={c: str for c in texts})
     missing = [c for c in required if c not in table]
     if missing:
         raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
@@ -41,7 +41,7 @@ def read_table(
             raise DatasetError(f"{path.name}, row {bad.idxmax() + 2}: {c} {table[c][bad.idxmax()]!r} is no file name.")
     return table
 
-# %% ../../../nbs/mammo/reading/labels.ipynb #9d0d349f
+# %% ../../../nbs/mammo/reading/labels.ipynb #0677a81f
 def read_labels(
     folder: Path,      # folder of the data set
     names: tuple,      # possible names of the table, CSV or Excel; the first that exists is read
@@ -73,8 +73,7 @@ def known(
     if (odd := labels[column][~labels[column].isin(list(meanings))]).size:
         raise DatasetError(
             f"{len(odd)} rows have a {column} that is unknown, such as {odd.iloc[0]!r} in row {odd.index[0] + 2}. "
-            f"The known ones are {', '.join(map(repr, meanings))}."
-        )
+            f"The known ones are {', '.join(map(repr, meanings))}.")
     return labels[column].map(meanings)
 
 def number(

@@ -30,12 +30,12 @@ def view_of(
     codes = [text_of(item, "CodeValue") for item in ds.get("ViewCodeSequence") or []]
     return next((VIEWS[code] for code in codes if code in VIEWS), "")
 
-# %% ../../../nbs/mammo/reading/mammograms.ipynb #540e48db
+# %% ../../../nbs/mammo/reading/mammograms.ipynb #154730ba
 def laterality_of(
     ds: pydicom.Dataset,  # header
     view: str,            # 'MLO', ...
 ) -> tuple[str, str]:     # 'L', 'R' or '', and the keyword it was taken from
-    "ImageLaterality, FrameLaterality, Laterality, else PatientOrientation (PS3.3 C.7.6.1.1.1) of an oblique view."
+    "The side: ImageLaterality, FrameLaterality, Laterality, else PatientOrientation (PS3.3 C.7.6.1.1.1)."
     if (side := text_of(ds, "ImageLaterality")) in ("L", "R"):
         return side, "ImageLaterality"
     for shared in ds.get("SharedFunctionalGroupsSequence") or []:

@@ -14,7 +14,7 @@ from ...core.dicom import ENDINGS
 from ...core.raster import PICTURES
 from .labels import KEPT, REQUIRED, DatasetError, known, read_table, side
 
-# %% ../../../nbs/mammo/reading/own.ipynb #92297e85
+# %% ../../../nbs/mammo/reading/own.ipynb #0906197b
 PLACES = ("", "img", "images", "train_images")  # folders that are tried first
 MASKS = ("mask", "masks")                       # folders of drawn lesions, under the names of the pictures
 
@@ -32,12 +32,11 @@ def own_table(
 
 def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
     "Find the file of each row, relative to the folder. A missing file gets the name that it should have."
-    existing = [
-        p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))
-        if p.suffix.lower() in (*PICTURES, *ENDINGS) and p.is_file()
-    ]
+    pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*PICTURES, *ENDINGS) and p.is_file()]
+    existing = [p.relative_to(folder).as_posix() for p in pictures]
     if "file" in table:
-        paths, wanted = {p: p for p in existing}, [(f,) for f in table["file"].astype(str)]
+        paths = {p: p for p in existing}
+        wanted = [(f,) for f in table["file"].astype(str)]
     else:
         paths = {p.rpartition(".")[0]: p for p in reversed(existing)}
         wanted = [(f"{p}/{i}", i) for p, i in zip(table["patient_id"], table["image_id"])]
@@ -57,9 +56,8 @@ def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
     usual = [place for place in PLACES if place in found]
     if not found:
         raise DatasetError(
-            f"None of the {len(table)} images of the table is in {folder} or in a folder of it. The first one should "
-            f"be {wanted[0][-1]}."
-        )
+            f"None of the {len(table)} images of the table is in {folder} or in a folder of it. "
+            f"The first one should be {wanted[0][-1]}.")
     if not usual and len(found) > 1:
         raise DatasetError(
             f"The images of the table could be those in {' or in '.join(found)}. Rename the right folder to images.")

@@ -44,12 +44,11 @@ def read_vindr(
             found["age"] = found["image_id"].map(years)
     return found
 
-# %% ../../../nbs/mammo/reading/published.ipynb #d5e331de
+# %% ../../../nbs/mammo/reading/published.ipynb #4d3b2c3f
 MINIDDSM_TABLES = ("Data-MoreThanTwoMasks/Data-MoreThanTwoMasks.xlsx",)
 
 def read_miniddsm(
-    # Data-MoreThanTwoMasks/Data-MoreThanTwoMasks.xlsx, MINI-DDSM-Complete-PNG-16/{Status}/{number}/{fileName}
-    folder: Path,
+    folder: Path,     # MINIDDSM_TABLES, MINI-DDSM-Complete-PNG-16/{Status}/{number}/{fileName}
 ) -> pd.DataFrame:
     """Read MiniDDSM. Positive: the Status of the patient is Cancer, and Tumour_Contour is longer than 5 characters on
     any image of that side. Ids have `_` where the original has `|`, which is not safe in a file name."""
@@ -57,9 +56,8 @@ def read_miniddsm(
     parts = table["fileName"].str.extract(r"^([^_./\\]+_([^_./\\]+)[^./\\]*)\.[^/\\]+$")
     if (bad := parts[0].isna()).any():
         raise DatasetError(
-            f"fileName {table['fileName'][bad.idxmax()]!r} in row {bad.idxmax() + 2} is not of the form "
-            "A_1234_1.LEFT_CC.png."
-        )
+            f"fileName {table['fileName'][bad.idxmax()]!r} in row {bad.idxmax() + 2} "
+            "is not of the form A_1234_1.LEFT_CC.png.")
     contour = (table["Tumour_Contour"].str.len() > 5).groupby([parts[0], table["Side"]]).transform("any")
     ill = known(table, "Status", {"Normal": 0, "Benign": 0, "Cancer": 1})
     found = pd.DataFrame({
@@ -73,7 +71,7 @@ def read_miniddsm(
         found["density"] = table["Density"].map(dict(zip("01234", "AABCD")))
     return found
 
-# %% ../../../nbs/mammo/reading/published.ipynb #b263b93b
+# %% ../../../nbs/mammo/reading/published.ipynb #9253ef0f
 CMMD_TABLES = ("label.csv", "CMMD_clinicaldata_revision.xlsx")
 
 def _only_folder(folder: Path) -> Path:
@@ -98,9 +96,8 @@ def _cmmd_images(root: Path) -> pd.DataFrame:
                              path.relative_to(root).as_posix()))
     if broken:
         raise DatasetError(
-            f"{len(broken)} files have no readable header, which gives side and view: {'; '.join(broken[:3])}. Fetch "
-            "them again."
-        )
+            f"{len(broken)} files have no readable header, which gives side and view: {'; '.join(broken[:3])}. "
+            "Fetch them again.")
     if not rows:
         raise DatasetError(f"{root} has no images CMMD/{{ID1}}/{{date}}/{{series}}/1-N.dcm.")
     return pd.DataFrame(rows, columns=["patient_id", "image_id", "laterality", "view", "file"])
@@ -125,13 +122,12 @@ def read_cmmd(
     age = number(table["Age"]).groupby(table["ID1"]).first()
     return found.assign(cancer=found["cancer"].fillna(0).astype(int), age=found["patient_id"].map(age))
 
-# %% ../../../nbs/mammo/reading/published.ipynb #02d2c672
+# %% ../../../nbs/mammo/reading/published.ipynb #c957b5fd
 CDD_TABLES = ("Radiology manual annotations.xlsx",)
 CDD_PATHOLOGY = "Pathology Classification/ Follow up"
 
 def read_cddcesm(
-    # Radiology manual annotations.xlsx with a sheet `all`, Low energy images of CDD-CESM/{Image_name}.jpg
-    folder: Path,
+    folder: Path,     # CDD_TABLES with a sheet `all`, Low energy images of CDD-CESM/{Image_name}.jpg
 ) -> pd.DataFrame:
     """Read the images of CDD-CESM with Type DM. Positive: Pathology Classification/ Follow up of the image is
     Malignant. Patient, side and view are parts of the image's name."""
@@ -140,9 +136,8 @@ def read_cddcesm(
     parts = table["Image_name"].str.extract(r"^(P\d+)_([LR])_DM_(CC|MLO)[^/\\]*$")
     if (bad := parts[0].isna()).any():
         raise DatasetError(
-            f"Image_name {table['Image_name'][bad.idxmax()]!r} in row {bad.idxmax() + 2} is not of the form "
-            "P39_R_DM_CC."
-        )
+            f"Image_name {table['Image_name'][bad.idxmax()]!r} in row {bad.idxmax() + 2} "
+            "is not of the form P39_R_DM_CC.")
     found = pd.DataFrame({
         "patient_id": parts[0], "image_id": table["Image_name"].str.replace("DM_", "", regex=False),
         "laterality": parts[1], "view": parts[2],

@@ -14,7 +14,7 @@ import pandas as pd
 from ...core.errors import ProjectError
 from ...core.files import write_json, write_text
 
-# %% ../../../nbs/mammo/reading/roi.ipynb #8a7879d9
+# %% ../../../nbs/mammo/reading/roi.ipynb #3a2caa3b
 COLUMNS = ["image", "patient_id", "image_id", "split", "cx", "cy", "w", "h"]  # the last four are shares of the picture
 
 class AnnotationError(ProjectError):
@@ -32,7 +32,7 @@ def _box(
         numbers = []
     if len(numbers) != 5 or not all(map(math.isfinite, numbers)):
         return None, f"a line that is no box: {line!r:.60}"
-    kind, (cx, cy, w, h) = numbers[0], numbers[1:]
+    kind, cx, cy, w, h = numbers
     if kind not in range(len(classes)):
         return None, f"class {words[0]}, there are {len(classes)}"
     if w <= 0 or h <= 0:
@@ -65,8 +65,7 @@ def read_yolo(
         if not (folder / name).exists():
             raise AnnotationError(
                 f"{folder} has no {name}. A set of boxes has classes.txt, train.txt, val.txt and labels/.")
-    classes = (folder / "classes.txt").read_text().split("\n")
-    classes = [name.strip() for name in classes if name.strip()]
+    classes = [name.strip() for name in (folder / "classes.txt").read_text().split("\n") if name.strip()]
     listed = [(line.strip(), split) for split in ("train", "val")
               for line in (folder / f"{split}.txt").read_text().splitlines() if line.strip()]
     rows, problems, seen = [], [], set()
@@ -105,7 +104,7 @@ def apart(
     "Move patients who are in both splits to train."
     return boxes if faithful else boxes.assign(split=boxes["split"].mask(shared(boxes), "train"))
 
-# %% ../../../nbs/mammo/reading/roi.ipynb #60703b5b
+# %% ../../../nbs/mammo/reading/roi.ipynb #7320713b
 def write_yolo(
     folder: Path,         # gets classes.txt, train.txt, val.txt and labels/
     boxes: pd.DataFrame,  # COLUMNS
@@ -115,8 +114,8 @@ def write_yolo(
     folder = Path(folder)
     write_text(folder / "classes.txt", "\n".join(classes) + "\n")
     for split in ("train", "val"):
-        write_text(folder / f"{split}.txt", "".join(
-            f"{image}\n" for image in boxes.loc[boxes["split"] == split, "image"]))
+        images = boxes.loc[boxes["split"] == split, "image"]
+        write_text(folder / f"{split}.txt", "".join(f"{image}\n" for image in images))
     for row in boxes.itertuples():
         write_text(folder / "labels" / f"{Path(row.image).stem}.txt",
                    f"0 {row.cx:.6f} {row.cy:.6f} {row.w:.6f} {row.h:.6f}\n")

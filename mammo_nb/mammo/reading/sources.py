@@ -17,7 +17,7 @@ from .own import own_table, read_own
 from .published import (CDD_TABLES, CMMD_TABLES, MINIDDSM_TABLES, read_bmcd, read_cddcesm,
                                               read_cmmd, read_miniddsm, read_rsna, read_vindr)
 
-# %% ../../../nbs/mammo/reading/sources.ipynb #26018a3c
+# %% ../../../nbs/mammo/reading/sources.ipynb #f94a57a9
 BREAST = ("patient_id", "laterality")
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Source:
     url: str
     accept: str              # the terms that have to be accepted
     layout: str              # the files below its folder
-    # window, percentile or none (8 bits are used unchanged); "": DICOM by window, 16 bits by percentile, 8 bits by none
-    scaling: str
+    scaling: str             # window, percentile or none; "": window for DICOM, percentile for 16 bits, none for 8
     agree: tuple = BREAST    # images with equal values in these columns must have the same label; (): none
     patients: int | None = None   # published number of patients, after the rule
     images: int | None = None     # published number of images, after the rule
@@ -112,6 +111,7 @@ def totals(
     table: pd.DataFrame,  # the table of its reader
 ) -> pd.DataFrame:        # what, found, published (missing if no number is published)
     "Count patients, images and positive images, beside the published numbers."
-    source, found = source_of(name), [table["patient_id"].nunique(), len(table), int(table["cancer"].sum())]
+    source = source_of(name)
+    found = [table["patient_id"].nunique(), len(table), int(table["cancer"].sum())]
     published = pd.array([source.patients, source.images, source.positives], "Int64")
     return pd.DataFrame({"what": ["patients", "images", "positive images"], "found": found, "published": published})

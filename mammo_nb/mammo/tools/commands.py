@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #19cbb3b7
+# %% ../../../nbs/mammo/tools/commands.ipynb #463740f0
 def _size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -23,95 +23,94 @@ def _size(
     return (int(height), int(width)) if text else (0, 0)
 
 @app.command()
-def check(folder: Path = typer.Argument(
-    None, help="a competition, or any folder with mammograms"
-), dataset: str = typer.Option(
-    "", help=
-    "instead of a folder: vindr, miniddsm, cmmd, cddcesm, bmcd, rsna-breast-cancer-detection, or a folder of your own "
-    "below raw or samples of settings.ini"
-), table: Path = typer.Option(None,
-                              help="CSV that names the files; default: train.csv and test.csv of the competition"),
-          output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
-          sample: int = typer.Option(32, min=0, help="how many files are decoded, and timed for the estimate"),
-          everything: bool = typer.Option(False, "--all", help="decode every file"), size: str = typer.Option(
-              "", help="HEIGHTxWIDTH of the crops that are estimated; default: as the detector made them"),
-          workers: int = typer.Option(0, help="processes; 0: one a core"),
-          ):
-    "Is a data set whole? Missing, doubled and unreadable files, wrong sides, time and disk that cropping will need."
+def check(
+    folder: Path = typer.Argument(None, help="a competition, or any folder with mammograms"),
+    dataset: str = typer.Option(
+        "", help="instead of a folder: vindr, miniddsm, cmmd, cddcesm, bmcd, rsna-breast-cancer-detection, or a folder "
+        "of your own below raw or samples of settings.ini"),
+    table: Path = typer.Option(
+        None, help="CSV that names the files; default: train.csv and test.csv of the competition"),
+    output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
+    sample: int = typer.Option(32, min=0, help="how many files are decoded, and timed for the estimate"),
+    everything: bool = typer.Option(False, "--all", help="decode every file"),
+    size: str = typer.Option(
+        "", help="HEIGHTxWIDTH of the crops that are estimated; default: as the detector made them"),
+    workers: int = typer.Option(0, help="processes; 0: one a core"),
+):
+    "Check a data set: missing, repeated and unreadable files, wrong sides, time and disk that cropping will need."
     from mammo_nb.core.files import write_csv
-    from mammo_nb.mammo.tools.check import check_dataset, check_folder, print_check
     from mammo_nb.mammo.recipes import Crops
+    from mammo_nb.mammo.tools.check import check_dataset, check_folder, print_check
     height, width = _size(size)
     if bool(folder) == bool(dataset):
         raise typer.BadParameter("name a folder, or a data set with --dataset")
     if dataset and table:
         raise typer.BadParameter("a data set has its own table; leave --table out")
-    how = {
-        "sample": sample, "everything": everything, "settings": Crops(height=height, width=width),
-        "workers": workers or None
-    }
+    how = {"sample": sample, "everything": everything, "settings": Crops(height=height, width=width),
+           "workers": workers or None}
     found = check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
     if output:
         write_csv(output, found)
     raise typer.Exit(print_check(found))
 
 @app.command()
-def crops(folder: Path = typer.Argument(
-    ..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat"
-), output: Path = typer.Option(
-    ..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"
-), size: str = typer.Option(
-    "", help="HEIGHTxWIDTH that a crop is made to fit into, as 2048x1024; default: as the detector made it"
-), detector: str = typer.Option(
-    "",
-    help="detector.onnx or a folder with one, or otsu; default: assets/trained, then the newest finished run, then otsu"
-), previews: bool = typer.Option(False,
-                                 help="write previews/ too: each frame with its box"), faithful: bool = typer.Option(
-                                     False,
-                                     help="the winner's preparation to the bit"), allow_errors: bool = typer.Option(
-                                         False, help="exit with 0 even if files failed"), workers: int = typer.Option(
-                                             0, help="processes; 0: one a core"), backend: str = typer.Option(
-                                                 "loky", help="loky: processes of this machine; dask: a cluster"),
-          scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
-          ):
-    "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run goes on where it was."
-    from mammo_nb.mammo.reading.boxes import find_detector
+def crops(
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat"),
+    output: Path = typer.Option(
+        ..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"),
+    size: str = typer.Option(
+        "", help="HEIGHTxWIDTH that a crop is made to fit into, as 2048x1024; default: as the detector made it"),
+    detector: str = typer.Option(
+        "", help="detector.onnx or a folder with one, or otsu; default: assets/trained, then the newest finished run, "
+        "then otsu"),
+    previews: bool = typer.Option(False, help="write previews/ too: each frame with its box"),
+    faithful: bool = typer.Option(False, help="the winner's preparation to the bit"),
+    allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
+    workers: int = typer.Option(0, help="processes; 0: one a core"),
+    backend: str = typer.Option("loky", help="loky: processes of this machine; dask: a cluster"),
+    scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
+):
+    "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run continues where it stopped."
     from mammo_nb.mammo.crops import crop_folder
+    from mammo_nb.mammo.reading.boxes import find_detector
     from mammo_nb.mammo.recipes import Crops
     height, width = _size(size)
     if faithful and size:
         raise typer.BadParameter("the winner's crops have the size of the detector; leave --size out")
-    finds = find_detector(detector)
-    print(f"breasts are found by {finds or 'Otsu, no detector'}")
-    table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), finds, previews,
+    graph = find_detector(detector)
+    print(f"breasts are found by {graph or 'Otsu, no detector'}")
+    table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews,
                         workers=workers or None, backend=backend, scheduler=scheduler)
     failed = table.loc[table["error"] != "", ["file", "error"]]
     for row in failed.head(20).itertuples():
         print(f"failed {row.file}: {row.error}")
-    print(f"{len(table) - len(failed)} of {len(table)} files cropped -> {output}"
-          + f"; {len(failed)} failed, see {output / 'crop_errors.csv'}" * bool(len(failed)))
+    line = f"{len(table) - len(failed)} of {len(table)} files cropped -> {output}"
+    if len(failed):
+        line += f"; {len(failed)} failed, see {output / 'crop_errors.csv'}"
+    print(line)
     raise typer.Exit(int(bool(len(failed)) and not allow_errors))
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #fce6be8d
+# %% ../../../nbs/mammo/tools/commands.ipynb #5bc8c89e
 @app.command()
-def detector(checkpoint: Path = typer.Argument(
-    ..., help="YOLOX-nano of one class: the winner's yolox_nano_416_roi_torch.pth, your own, or a .safetensors"),
-             output: Path = typer.Option(Path("assets/trained"), "--output", "-o",
-                                         help="detector.onnx, detector.json and yolox.safetensors go here"),
-             size: int = typer.Option(416, help="side of its input, pixels, a multiple of 32"),
-             ):
+def detector(
+    checkpoint: Path = typer.Argument(
+        ..., help="YOLOX-nano of one class: the winner's yolox_nano_416_roi_torch.pth, your own, or a .safetensors"),
+    output: Path = typer.Option(
+        Path("assets/trained"), "--output", "-o", help="detector.onnx, detector.json and yolox.safetensors go here"),
+    size: int = typer.Option(416, help="side of its input, pixels, a multiple of 32"),
+):
     "Make a breast detector from a YOLOX checkpoint."
     from mammo_nb.mammo.detector import convert_detector
     difference = convert_detector(checkpoint, output, size)
     print(f"{output}/detector.onnx, at most {difference:.1g} pixels from torch")
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #af684968
+# %% ../../../nbs/mammo/tools/commands.ipynb #2162ddbb
 @app.command()
 def data(
-    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: which have a folder"),
+    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: list which have a folder"),
 ):
-    """Fetch the competition from Kaggle (rsna), or say how to get another data set; then look whether it is whole. A
-    stopped run goes on where it was."""
+    """Fetch the competition from Kaggle (rsna), or print how to get another data set; then check if it is complete. A
+    stopped download continues where it stopped."""
     from mammo_nb.core.settings import read_paths
     from mammo_nb.mammo.tools.fetch import SETS, fetch_set, print_set
     raw = read_paths().raw
@@ -124,17 +123,13 @@ def data(
 def weights(
     output: Path = typer.Option(None, "--output", "-o", help="folder for the weights; default: assets/trained"),
 ):
-    "Fetch the winner's published weights from Kaggle and make of them a folder for --weights and MODE=trained."
+    "Fetch the winner's published weights from Kaggle and convert them to a folder for --weights and MODE=trained."
     from mammo_nb.core.settings import read_paths
     from mammo_nb.mammo.tools.fetch import fetch_weights
     output = output or read_paths().assets / "trained"
     differences = fetch_weights(output)
     if differences:
-        print(
-            f"detector.onnx at most {differences['detector']:.1g} pixels, ensemble.onnx at most "
-            f"{differences['ensemble']:.1g} from torch"
-        )
-    print(
-        f"the winner's weights are in {output}: mammo-nb predict --weights {output}, or make reproduce MODE=trained "
-        f"WEIGHTS={output}"
-    )
+        print(f"detector.onnx at most {differences['detector']:.1g} pixels, ensemble.onnx at most "
+              f"{differences['ensemble']:.1g} from torch")
+    print(f"the winner's weights are in {output}: mammo-nb predict --weights {output}, or make reproduce MODE=trained "
+          f"WEIGHTS={output}")

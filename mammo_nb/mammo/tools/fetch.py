@@ -27,7 +27,7 @@ from ..reading.labels import DatasetError
 from ..reading.sources import READERS, how_to_get, totals
 from ..recipes import Crops, Engines
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #d34f1dcf
+# %% ../../../nbs/mammo/tools/fetch.ipynb #78770e37
 COMPETITION = "rsna-breast-cancer-detection"   # the only set that a program may fetch
 BYTES = 315_000_000_000                        # size of its unpacked files, in bytes
 # short name -> folder below raw
@@ -37,19 +37,19 @@ def set_name(
     name: str,   # a key of SETS, or the name of the folder
 ) -> str:        # a key of READERS
     "Give the full name of a published data set. Raises FetchError for an unknown name."
-    if name not in {**SETS, COMPETITION: ""}:
+    if name not in (*SETS, COMPETITION):
         raise FetchError(f"Unknown data set {name!r}. Choose one of {', '.join(SETS)}.")
     return SETS.get(name, name)
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #fd985269
+# %% ../../../nbs/mammo/tools/fetch.ipynb #e9157b83
 def check_set(
     name: str,   # as for `set_name`
     raw: Path,   # `raw` of settings.ini
-# set; folder; found: a table from `totals`, None if the labels cannot be read; problems: a list, empty for a whole set
-) -> dict:
+) -> dict:      # set; folder; found, from `totals`, None for unreadable labels; problems, empty for a complete set
     "Check whether a data set is complete."
     name = set_name(name)
-    folder, problems, found = Path(raw) / name, [], None
+    folder = Path(raw) / name
+    problems, found = [], None
     if (folder / STAGING).exists():
         problems.append("the download is not finished")
     try:
@@ -115,7 +115,7 @@ def convert_classifier(
     })
     return model
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #ac22fa75
+# %% ../../../nbs/mammo/tools/fetch.ipynb #7b469b1f
 def drawn_pictures(
     size: tuple[int, int],  # height, width
     count: int = 2,         # number of pictures
@@ -123,11 +123,11 @@ def drawn_pictures(
     "Draw bright half discs with spots, on which two forms of a network are compared."
     rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size[0], :size[1]].astype(np.float32)
     disc = np.clip(1.2 - np.hypot((rows / size[0] - .5) * 2.2, columns / size[1] * 1.2), 0, 1)
-    spots = [
-        sum(
-            np.exp(-((rows - r * size[0])**2 + (columns - c * size[1] * .6)**2) / (2 * (w * size[1])**2))
-            for r, c, w in zip(rng.random(6), rng.random(6), rng.uniform(.01, .1, 6))) for _ in range(count)
-    ]
+
+    def spot(r: float, c: float, w: float) -> np.ndarray:
+        return np.exp(-((rows - r * size[0])**2 + (columns - c * size[1] * .6)**2) / (2 * (w * size[1])**2))
+
+    spots = [sum(map(spot, rng.random(6), rng.random(6), rng.uniform(.01, .1, 6))) for _ in range(count)]
     noise = rng.normal(0, .03, (count, *size))
     return np.clip(255 * (disc * .6 + disc * np.stack(spots) * .5 + noise * (disc > 0)), 0, 255).astype(np.uint8)
 
@@ -185,7 +185,7 @@ def convert_weights(
     ]
     return {"detector": detector, "ensemble": build_ensemble(models, folder, size, network)}
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #3daff4ca
+# %% ../../../nbs/mammo/tools/fetch.ipynb #615da91b
 COCO = {
     "name": "yolox_nano.pth",
     "url": "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/yolox_nano.pth",
@@ -221,7 +221,8 @@ def fetch_weights(
             f"{folder} has {', '.join(others)} of another origin. Move these files away, or name another folder with "
             "--output."
         )
-    differences, wanted = {}, [*CLASSIFIERS, DETECTOR]
+    differences = {}
+    wanted = [*CLASSIFIERS, DETECTOR]
     if ours != MADE:
         if not all((folder / name).is_file() for name in wanted):
             fetch_files(api or connect(), PUBLISHED, wanted, folder)

@@ -29,14 +29,15 @@ from ..recipes import Crops
 class PredictError(ProjectError):
     "Weights that nothing can be predicted with."
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #dea6d2fe
+# %% ../../../nbs/mammo/tools/predict.ipynb #cf721894
 DEMONSTRATION = "demonstration weights, not for clinical use"
 
 def detector_of(
     weights: Path,   # a folder with ensemble.onnx
 ) -> Path | None:    # its detector.onnx; None for networks that were trained without a detector
-    "The detector that belongs to an ensemble; raises PredictError if it is missing or another."
-    wanted, path = read_json(Path(weights) / "ensemble.json").get("detector"), Path(weights) / "detector.onnx"
+    "The detector that belongs to an ensemble; raises PredictError if it is missing or is another one."
+    path = Path(weights) / "detector.onnx"
+    wanted = read_json(Path(weights) / "ensemble.json").get("detector")
     if not wanted:
         return None
     if not path.is_file():
@@ -90,7 +91,7 @@ def predict_file(
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": round(probability, 6)}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #38afc5f4
+# %% ../../../nbs/mammo/tools/predict.ipynb #f6ed9365
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -136,7 +137,12 @@ def predict_folder(
     folder, output, weights = Path(folder), Path(output), find_weights("ensemble", weights)
     files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
-    name = lambda f: short_hash(f) if hash_ids else f.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
+
+    def name(file: str) -> str:
+        if hash_ids:
+            return short_hash(file)
+        return file.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
+
     items = [
         {"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem),
          "previews": str(output / "previews"), "name": name(f)} for f in files]
