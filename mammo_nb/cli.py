@@ -91,7 +91,7 @@ def submit(
     print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")
     raise typer.Exit(int(report["predicted"] < report["items"] and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #2ff6b6f6
+# %% ../nbs/90_cli.ipynb #2031613c
 @app.command()
 def reproduce(
     system: str = _SYSTEM,
@@ -114,7 +114,10 @@ def reproduce(
         parts.insert(0, chosen.name)
     if mode and mode != chosen.recipe(recipe).mode:
         parts.append(mode)
-    folder = read_paths().runs / (run or "-".join(parts))
+    name = run or "-".join(parts)
+    if Path(name).name != name:
+        raise typer.BadParameter(f"RUN={name} must be the name of one folder, without / or ..")
+    folder = read_paths().runs / name
     this = Run.create(folder, chosen, recipe, mode or None, weights, parse_overrides(settings))
     run_stages(this)
     made = [f for f in ("submission.csv", "report.html", "manifest.json") if (folder / f).exists()]
@@ -138,7 +141,7 @@ def systems(names: bool = typer.Option(False, help="names only")):
         print(*[f"  RECIPE={key:24} {r.about}" for key, r in each.recipes.items()], sep="\n")
         print(*[f"  MODE={key:26} {m.about}" for key, m in each.modes.items()], sep="\n")
 
-# %% ../nbs/90_cli.ipynb #3c21eded
+# %% ../nbs/90_cli.ipynb #5efa47c2
 def _add_commands(commands: typer.Typer):
     "Add the commands of another registry; raises `ValueError` for a name that is taken."
     taken = {c.name or c.callback.__name__ for c in app.registered_commands}
@@ -149,8 +152,13 @@ def _add_commands(commands: typer.Typer):
 
 _add_commands(kaggle.app)
 for _name in system_names():
-    if find_system(_name).commands:
-        _add_commands(import_module(f"mammo_nb.{_name}.{find_system(_name).commands}").app)
+    try:
+        _module = find_system(_name).commands
+    except ProjectError as e:  # a system that is being written must not stop the others
+        print(f"The system {_name} is left out: {e}", file=sys.stderr)
+    else:
+        if _module:
+            _add_commands(import_module(f"mammo_nb.{_name}.{_module}").app)
 
 # %% ../nbs/90_cli.ipynb #25c3cd53
 def main():

@@ -16,7 +16,7 @@ from .core.systems import default_system, find_system
 # %% ../nbs/80_kaggle.ipynb #0257796a
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-# %% ../nbs/80_kaggle.ipynb #34866ed1
+# %% ../nbs/80_kaggle.ipynb #91733f7c
 _OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[kaggle]"]
 _SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: see there")
 
@@ -135,7 +135,7 @@ def kaggle_rehearse(
     """Run the submission as Kaggle would: wheels only, no network, read-only inputs, a hidden test set; then check the
     file as the scorer does."""
     from mammo_nb.core.rehearse import FLAT, NESTED, rehearse
-    from mammo_nb.core.runs import practice
+    from mammo_nb.core.practice import practice
     from mammo_nb.core.wheels import make_wheels, print_wheels, python_of, read_pins
     chosen = _chosen(system)
     if weights is None:

@@ -157,7 +157,7 @@ def kaggle_rehearse(
     """Run the submission as Kaggle would: wheels only, no network, read-only inputs, a hidden test set; then check the
     file as the scorer does."""
     from mammo_nb.core.rehearse import FLAT, NESTED, rehearse
-    from mammo_nb.core.runs import practice
+    from mammo_nb.core.practice import practice
     from mammo_nb.core.wheels import make_wheels, print_wheels, python_of, read_pins
     chosen = _chosen(system)
     if weights is None:

@@ -151,7 +151,10 @@ def reproduce(
         parts.insert(0, chosen.name)
     if mode and mode != chosen.recipe(recipe).mode:
         parts.append(mode)
-    folder = read_paths().runs / (run or "-".join(parts))
+    name = run or "-".join(parts)
+    if Path(name).name != name:
+        raise typer.BadParameter(f"RUN={name} must be the name of one folder, without / or ..")
+    folder = read_paths().runs / name
     this = Run.create(folder, chosen, recipe, mode or None, weights, parse_overrides(settings))
     run_stages(this)
     made = [f for f in ("submission.csv", "report.html", "manifest.json") if (folder / f).exists()]
@@ -191,8 +194,13 @@ def _add_commands(commands: typer.Typer):
 
 _add_commands(kaggle.app)
 for _name in system_names():
-    if find_system(_name).commands:
-        _add_commands(import_module(f"mammo_nb.{_name}.{find_system(_name).commands}").app)
+    try:
+        _module = find_system(_name).commands
+    except ProjectError as e:  # a system that is being written must not stop the others
+        print(f"The system {_name} is left out: {e}", file=sys.stderr)
+    else:
+        if _module:
+            _add_commands(import_module(f"mammo_nb.{_name}.{_module}").app)
 
 # %% [markdown]
 # ## Entry

@@ -121,3 +121,32 @@ def test_a_declaration_that_contradicts_itself_is_an_error(changes, message):
 def test_a_section_outside_its_range_is_an_error_in_a_declaration_too():
     with pytest.raises(RecipeError, match="demo.count.seed must be at least 0, got -1"):
         replace(SYSTEM, recipes={"demo": Recipe("x", Count(seed=-1))})
+
+
+def test_a_folder_belongs_to_one_recipe(tmp_path):
+    Run.create(tmp_path, SYSTEM, "demo")
+    with pytest.raises(StageError, match="is a run of toy demo, not of toy real"):
+        Run.create(tmp_path, SYSTEM, "real")
+    assert Run.create(tmp_path, SYSTEM, "demo", overrides={"count.seed": 2}).section("count") == Count(2)
+
+
+@pytest.mark.parametrize("name, text", [("run.json", ""), ("run.json", "["), ("run.json", "[]"), ("run.json", "{}"),
+                                        ("manifest.json", "{"), ("manifest.json", "[]")])
+def test_a_damaged_file_of_a_run_is_named_with_the_remedy(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr("mammo_nb.core.runs.find_system", {"toy": SYSTEM}.get)
+    Run.create(tmp_path, SYSTEM)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(StageError, match=f"{name} (is damaged|has no mode)|starts the run again|stages run again"):
+        Run.open(tmp_path).recorded("count")
+
+
+def test_weights_for_a_mode_that_uses_none_are_an_error(tmp_path):
+    with pytest.raises(StageError, match="Mode full uses no trained weights.*trained"):
+        Run.create(tmp_path, SYSTEM, weights=tmp_path)
+
+
+def test_a_text_in_the_place_of_a_tuple_is_an_error():
+    with pytest.raises(DeclarationError, match="reads must be a tuple"):
+        Stage("count", reads="a.csv")
+    with pytest.raises(DeclarationError, match="skips drow, which is no stage"):
+        replace(SYSTEM, recipes={"demo": Recipe("x", skips=("drow",))})

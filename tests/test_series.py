@@ -458,3 +458,14 @@ def test_a_real_head(tmp_path):
     volume = read_volume(DATA / "ct/head_ge_28", slices)
     assert volume.min() == -1000 or volume.min() >= -1024  # the padding of -1500 is air
     assert 25 < np.median(volume[15][200:300, 200:300]) < 45  # brain
+
+
+def test_links_that_lead_to_no_file_have_rows_of_their_own(tmp_path):
+    names = stack(tmp_path / "in", n=3)
+    (tmp_path / "elsewhere").mkdir()
+    for name, target in (("broken.dcm", tmp_path / "nowhere"), ("folder", tmp_path / "elsewhere")):
+        (tmp_path / "in" / name).symlink_to(target)
+    slices, _ = run(tmp_path / "in", tmp_path)
+    assert volumes(slices) == [names]
+    errors = slices.set_index("file")["error"]
+    assert "No such file" in errors["broken.dcm"] and "Is a directory" in errors["folder"]

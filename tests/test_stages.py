@@ -42,6 +42,8 @@ def test_changed_and_lost_files_are_named(run):
     run.path("a.csv").write_text("other")
     run.path("b.csv").unlink()
     assert changed_files(run, "double") == ["b.csv is gone", "a.csv changed"]
+    run.path("b.csv").write_text("edited")  # a result that somebody has changed is made again
+    assert changed_files(run, "double") == ["a.csv changed", "b.csv changed"]
 
 
 def test_text_and_comments_are_no_code(tmp_path):

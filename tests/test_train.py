@@ -411,7 +411,7 @@ def test_tensorboard_has_every_named_loss(tmp_path):
     assert [e.value for e in events.Scalars("share")] == pytest.approx(history["share"].tolist(), rel=1e-6)
 
 
-@pytest.mark.parametrize("terms, scores, text", [({"loss": 1}, {}, "none named loss"), ({}, {}, "at least one"), ({
+@pytest.mark.parametrize("terms, scores, text", [({"loss": 1}, {}, "none that is named loss"), ({}, {}, "at least one"), ({
     "label": 1}, {"label": .5}, "validate returned label")])
 def test_names_of_losses_and_scores_are_distinct(tmp_path, terms, scores, text):
     def loss(outputs, targets):

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['replacing', 'sha256', 'PathError', 'inside', 'write_text', 'write_json', 'read_json', 'write_csv']
 
-# %% ../../nbs/core/12_files.ipynb #227650a9
+# %% ../../nbs/core/12_files.ipynb #249ffbdc
 import hashlib
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Iterator
+
+from .errors import ProjectError
 
 # %% ../../nbs/core/12_files.ipynb #de82de85
 @contextmanager
@@ -38,8 +40,8 @@ def sha256(
             digest.update(block)
     return digest.hexdigest()
 
-# %% ../../nbs/core/12_files.ipynb #01436e3c
-class PathError(ValueError):
+# %% ../../nbs/core/12_files.ipynb #4a33340c
+class PathError(ProjectError, ValueError):
     "A name in a table or a header leads out of its folder."
 
 def inside(

@@ -6,8 +6,9 @@
 __all__ = ['NO_DICOM', 'NO_SLICE', 'CAPTURE', 'SLICES', 'SERIES', 'read_slices', 'read_series', 'tables_of', 'write_series',
            'print_series', 'read_volume']
 
-# %% ../../nbs/core/38_series.ipynb #79bacf96
+# %% ../../nbs/core/38_series.ipynb #59b44280
 import hashlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -89,17 +90,20 @@ def read_slices(
         raise
     return {"slices": slices, "note": ""}
 
-# %% ../../nbs/core/38_series.ipynb #ab67cd6e
+# %% ../../nbs/core/38_series.ipynb #d3c61992
 def _files(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
 ) -> list[str]:
-    "Every file of a folder to any depth, relative to it, sorted."
-    out = besides.resolve()
-    inside = lambda path: out == path.resolve() or out in path.resolve().parents
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not (out != folder.resolve() and inside(p)))
-    own = {"slices.csv", "series.csv", "files.csv.journal", "files.csv"} if out == folder.resolve() else set()
-    return [p.relative_to(folder).as_posix() for p in paths if p.parent != folder or p.name not in own]
+    "Every file of a folder to any depth, relative to it, sorted; a link that leads to no file is among them."
+    out, root = besides.resolve(), folder.resolve()
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink())
+    if out == root:
+        own = {"slices.csv", "series.csv", "files.csv.journal", "files.csv"}
+        paths = [p for p in paths if p.parent != folder or p.name not in own]
+    else:
+        paths = [p for p in paths if not Path(os.path.realpath(p)).is_relative_to(out)]
+    return [p.relative_to(folder).as_posix() for p in paths]
 
 def _tuples(
     fields: dict,  # of a slice, as JSON holds them
@@ -132,8 +136,11 @@ def read_series(
     files = _files(folder, output)
     if not files:
         raise NotDicom(folder, "no files in it", "", "Name a folder with DICOM files.")
-    about = [(f, (folder / f).stat()) for f in files]
-    items = [{"root": str(folder), "file": f, "bytes": s.st_size, "time": s.st_mtime_ns} for f, s in about]
+    items = []
+    for f in files:
+        path = folder / f
+        state = path.stat() if path.is_file() else path.lstat()  # a link that leads to no file has only its own
+        items.append({"root": str(folder), "file": f, "bytes": state.st_size, "time": state.st_mtime_ns})
     table = output / "files.csv"
     read = map_files(read_slices, items, table=table, workers=workers or (1 if len(files) < 64 else None),
                      label="files")

@@ -22,7 +22,7 @@ from .files import read_json, replacing, sha256, write_json
 class EngineError(ProjectError):
     "A graph or an engine that cannot be made, read or fed, with the remedy."
 
-# %% ../../nbs/core/51_sidecars.ipynb #a728d804
+# %% ../../nbs/core/51_sidecars.ipynb #822ca88c
 @dataclass(frozen=True)
 class Tensor:
     "One input or output of a graph."
@@ -37,6 +37,13 @@ class Tensor:
         if self.layout and (len(self.layout) != len(self.shape) or len({*self.layout}) != len(self.layout)):
             raise EngineError(f"The layout {self.layout!r} of {self.name} needs one letter for each of its "
                               f"{len(self.shape)} axes, and no letter twice.")
+        if not all(type(n) is int or isinstance(n, str) for n in self.shape):
+            raise EngineError(f"The shape of {self.name} is {list(self.shape)}: use whole numbers, and words for free "
+                              "axes.")
+        axis = self.axis("C")
+        length = 1 if axis is None else self.shape[axis]
+        if self.classes and isinstance(length, int) and len(self.classes) != length:
+            raise EngineError(f"{self.name} names {len(self.classes)} classes for an axis of {length}.")
         if self.activation not in ("", "sigmoid", "softmax"):
             raise EngineError(f"The activation of {self.name} is {self.activation!r}: use 'sigmoid', 'softmax' or ''.")
 

@@ -108,15 +108,16 @@ def half_precision(
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else None
 
-# %% ../../nbs/core/47_steps.ipynb #f1a43e9a
+# %% ../../nbs/core/47_steps.ipynb #a6a47fd3
 def loss_terms(
     value: torch.Tensor | dict[str, torch.Tensor],  # scalar, or name -> scalar
 ) -> dict[str, torch.Tensor]:                       # `loss`, which is minimised, and the named terms
     "The sum of the terms of a loss, and the terms."
     if isinstance(value, torch.Tensor):
         return {"loss": value}
-    if not value or "loss" in value:
-        raise ValueError(f"A loss function returned the terms {list(value)}. Return at least one, and none named loss.")
+    if not value or {"loss", "epoch", "lr"} & set(value):
+        raise ValueError(f"A loss function returned the terms {list(value)}. Return at least one, and none that is "
+                         "named loss, epoch or lr.")
     first, *others = value.values()
     return {"loss": sum(others, first), **value}
 

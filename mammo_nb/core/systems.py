@@ -20,7 +20,7 @@ from .recipes import Recipe, RecipeError, check_section
 class DeclarationError(ProjectError):
     "A system that does not exist, or whose declaration contradicts itself."
 
-# %% ../../nbs/core/16_systems.ipynb #9542b539
+# %% ../../nbs/core/16_systems.ipynb #0d897cff
 Names = tuple[str | Callable, ...]  # names of files, or functions: Run -> list of names
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Stage:
     reads: Names = ()            # what must exist before it runs
     writes: Names = ()           # what exists after it has run
     home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
+
+    def __post_init__(self):
+        for direction in ("reads", "writes"):
+            if not isinstance(getattr(self, direction), tuple):
+                raise DeclarationError(f"Stage {self.name}: {direction} must be a tuple of names, such as ('a.csv',).")
 
     @property
     def module(self) -> str:  # such as mammo_nb.toy.count
@@ -62,7 +67,7 @@ class Mode:
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
-# %% ../../nbs/core/16_systems.ipynb #37d8a428
+# %% ../../nbs/core/16_systems.ipynb #86e68cdf
 OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class System:
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
 
     def __post_init__(self):
+        if not isinstance(self.stages, tuple):
+            raise DeclarationError(f"{self.name}: stages must be a tuple, such as (Stage(...),).")
         own = tuple(s if s.home else replace(s, home=self.name) for s in self.stages)
         object.__setattr__(self, "stages", own)
         names = [s.name for s in own]
@@ -99,6 +106,8 @@ class System:
         if recipe.mode not in self.modes:
             raise DeclarationError(f"{self.name}: recipe {key} has mode {recipe.mode!r}; "
                                    f"there are {', '.join(self.modes)}.")
+        if unknown := set(recipe.skips) - {s.name for s in self.stages}:
+            raise DeclarationError(f"{self.name}: recipe {key} skips {', '.join(sorted(unknown))}, which is no stage.")
         if foreign := [k.__name__ for k in recipe.sections if k not in sections]:
             raise DeclarationError(f"{self.name}: recipe {key} has sections of no stage: {', '.join(foreign)}.")
         for kind, section in recipe.sections.items():

@@ -45,7 +45,7 @@ def _take_folder(folder: Path, key: str) -> dict:
     write_json(owner, key)
     return read_json(folder / "done.json") if (folder / "done.json").exists() else {}
 
-# %% ../../nbs/core/48_train.ipynb #4cc49633
+# %% ../../nbs/core/48_train.ipynb #caef23de
 def _train_epoch(state: Training, data: dict, batches: list, loss, last: Path, label: str, log: SummaryWriter | None):
     "Train from the current batch to the end of the epoch."
     config = state.config
@@ -127,6 +127,8 @@ def fit(
         if on_epoch:
             on_epoch(state.epoch)
         sampled = batches(state.epoch)
+        if not sampled:
+            raise ValueError(f"The sampler gives no batch for epoch {state.epoch}. Lower batch_size, or add data.")
         if len(sampled) % ranks:
             raise ValueError(f"{len(sampled)} batches cannot be shared by {ranks} processes. "
                              "Each process needs the same number of batches.")

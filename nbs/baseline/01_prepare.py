@@ -45,7 +45,7 @@ from mammo_nb.mammo.reading.boxes import Box
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.baseline.system import system
 
 # %% tags=["parameters"]

@@ -50,7 +50,7 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.baseline.system import system
 from mammo_nb.core.optimisation import learning_rate
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.core.steps import training_mode
 
 # %% tags=["parameters"]

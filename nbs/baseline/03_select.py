@@ -39,7 +39,7 @@ import matplotlib.pyplot as plt
 from sklearn.metrics import roc_curve
 
 from mammo_nb.baseline.system import system
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run

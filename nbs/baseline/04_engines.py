@@ -44,7 +44,7 @@ import pandas as pd
 
 from mammo_nb.baseline.system import system
 from mammo_nb.core.engines import load_engine
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run

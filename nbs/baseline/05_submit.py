@@ -48,7 +48,7 @@ from mammo_nb.mammo.submit import submission as mammo
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.files import read_json
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.core.submission import find_weights
 from mammo_nb.core.submit import summary
 from mammo_nb.mammo.datasets import read_table

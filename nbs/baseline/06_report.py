@@ -41,7 +41,7 @@ from IPython.display import Markdown
 from mammo_nb.baseline.system import system
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.core.settings import read_paths
 from mammo_nb.mammo.report import result_lines, show_extremes
 

@@ -24,6 +24,7 @@
 # 6. `16_systems`: the declaration of a system: stages, modes, recipes.
 # 7. `17_runs`: one run: its folder, the contract of a stage, the manifest.
 # 8. `18_stages`: when a stage runs again, and how it runs.
+# 9. `19_practice`: a small run for a stage notebook that is opened on its own.
 #
 # `core` has six chapters; the first digit of a number is the chapter: 1 files, settings, runs; 2 pixels; 3 many files;
 # 4 learning; 5 running networks; 6 submitting. A notebook imports only lower numbers. To add a system, start with

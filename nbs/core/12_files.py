@@ -30,6 +30,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Iterator
 
+from mammo_nb.core.errors import ProjectError
+
 # %%
 #| hide
 import tempfile
@@ -88,7 +90,7 @@ sha256(note)
 
 # %%
 #| export
-class PathError(ValueError):
+class PathError(ProjectError, ValueError):
     "A name in a table or a header leads out of its folder."
 
 def inside(

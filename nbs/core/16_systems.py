@@ -59,6 +59,11 @@ class Stage:
     writes: Names = ()           # what exists after it has run
     home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
 
+    def __post_init__(self):
+        for direction in ("reads", "writes"):
+            if not isinstance(getattr(self, direction), tuple):
+                raise DeclarationError(f"Stage {self.name}: {direction} must be a tuple of names, such as ('a.csv',).")
+
     @property
     def module(self) -> str:  # such as mammo_nb.toy.count
         "Name of the module that has `run_stage(run)`."
@@ -119,6 +124,8 @@ class System:
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
 
     def __post_init__(self):
+        if not isinstance(self.stages, tuple):
+            raise DeclarationError(f"{self.name}: stages must be a tuple, such as (Stage(...),).")
         own = tuple(s if s.home else replace(s, home=self.name) for s in self.stages)
         object.__setattr__(self, "stages", own)
         names = [s.name for s in own]
@@ -137,6 +144,8 @@ class System:
         if recipe.mode not in self.modes:
             raise DeclarationError(f"{self.name}: recipe {key} has mode {recipe.mode!r}; "
                                    f"there are {', '.join(self.modes)}.")
+        if unknown := set(recipe.skips) - {s.name for s in self.stages}:
+            raise DeclarationError(f"{self.name}: recipe {key} skips {', '.join(sorted(unknown))}, which is no stage.")
         if foreign := [k.__name__ for k in recipe.sections if k not in sections]:
             raise DeclarationError(f"{self.name}: recipe {key} has sections of no stage: {', '.join(foreign)}.")
         for kind, section in recipe.sections.items():

@@ -23,16 +23,14 @@
 # %%
 #| export
 import fcntl
-import hashlib
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -82,20 +80,36 @@ def find_files(
         return sorted(path.parent.glob(path.name))
     return [path] if path.exists() else []
 
+def _state(path: Path, remedy: str) -> dict:
+    "A JSON object that a run keeps; raises `StageError` if the file is damaged."
+    try:
+        stored = read_json(path)
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict):
+        raise StageError(f"{path} is damaged. {remedy}")
+    return stored
+
 def read_manifest(
     folder: Path,  # of the run
 ) -> dict:         # empty before the first stage
     "The manifest of a run: versions, and for each stage its parameters, seconds and digests."
     path = Path(folder) / "manifest.json"
-    return read_json(path) if path.exists() else {}
+    return _state(path, "Delete it, and the stages run again.") if path.exists() else {}
+
+def digest_of(
+    path: Path,
+) -> str:
+    "sha256 of a file; of a folder the number of its entries, because it may hold many gigabytes."
+    return f"{sum(1 for _ in path.iterdir())} entries" if path.is_dir() else sha256(path)
 
 def _digests(folder: Path, names) -> dict[str, str]:
-    "Name -> sha256; of a folder the number of its entries, because it may hold many gigabytes."
+    "Name -> `digest_of` its file or folder; a pattern gives one entry for each file."
     found = {}
     for name in names:
         for path in find_files(folder, name):
             key = f"{name.rpartition('/')[0]}/{path.name}".lstrip("/") if "*" in name else name
-            found[key] = f"{sum(1 for _ in path.iterdir())} entries" if path.is_dir() else sha256(path)
+            found[key] = digest_of(path)
     return found
 
 # %%
@@ -154,6 +168,10 @@ class Run:
         folder = Path(folder).resolve()
         mode = mode or system.recipe(recipe).mode
         needed = system.mode(mode).weights
+        if weights and not needed:
+            fitting = [name for name, each in system.modes.items() if each.weights]
+            raise StageError(f"Mode {mode} uses no trained weights, and WEIGHTS names {weights}. "
+                             f"Modes that use some: {', '.join(fitting)}.")
         if needed:
             place = find_trained(needed, weights or read_paths().assets / "trained")
             if place is None:
@@ -161,6 +179,8 @@ class Run:
                                  f"have. Name a folder that has them, such as WEIGHTS=runs/demo/weights.")
             weights = place.resolve()
         run = cls(folder, system, recipe, mode, weights, dict(overrides or {}))
+        if (folder / "run.json").exists():
+            run._check_owner()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", {
             "system": system.name, "recipe": recipe, "mode": mode, "weights": str(weights or ""),
@@ -177,10 +197,20 @@ class Run:
         path = Path(folder).resolve() / "run.json"
         if not path.exists():
             raise StageError(f"{path.parent} holds no run: it has no run.json. `make reproduce` makes one.")
-        stored = read_json(path)
+        remedy = "Remove the folder, and `make reproduce` starts the run again."
+        stored = _state(path, remedy)
+        if missing := {"system", "recipe", "mode", "weights", "overrides"} - set(stored):
+            raise StageError(f"{path} has no {', '.join(sorted(missing))}. {remedy}")
         weights = Path(stored["weights"]) if stored["weights"] else None
         return cls(path.parent, find_system(stored["system"]), stored["recipe"], stored["mode"], weights,
                    {**stored["overrides"], **(overrides or {})})
+
+    def _check_owner(self):
+        "Raise `StageError` if the folder belongs to a run of another system or recipe; its files would be mixed up."
+        stored = _state(self.folder / "run.json", "Remove the folder, or choose another RUN.")
+        if (stored.get("system"), stored.get("recipe")) != (self.system.name, self.recipe):
+            raise StageError(f"{self.folder} is a run of {stored.get('system')} {stored.get('recipe')}, not of "
+                             f"{self.system.name} {self.recipe}. Remove the folder, or choose another RUN.")
 
     @property
     def plan(self) -> list[Stage]:
@@ -321,49 +351,6 @@ for mistake in (count_nothing, lambda: Run.create(run.folder, toy, "dmo"),
         mistake()
     except ProjectError as e:
         print(e)
-
-# %% [markdown]
-# ## Practice
-# A stage notebook that is opened on its own has no run. `practice` makes a small one in the folder `temp`: the recipe
-# `tiny`, with every stage before the one that is read. Finished stages are kept, and the next notebook copies them as
-# long as no code has changed.
-
-# %%
-#| export
-def _package() -> str:
-    "Digest of the package's files."
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-def practice(
-    system: System,
-    before: str = "",                # a stage, which is not run; "": all stages run
-    overrides: dict | None = None,   # for the stage that is read; the stages before it run without
-    recipe: str = "tiny",
-) -> Run:
-    "A small run in the `temp` folder of the settings, up to the stage that is being read."
-    scratch = read_paths().temp
-    shelf = scratch / "practice" / _package()
-    shelf.mkdir(parents=True, exist_ok=True)
-    for old in set(shelf.parent.iterdir()) - {shelf}:
-        shutil.rmtree(old, ignore_errors=True)
-    run = Run.create(Path(tempfile.mkdtemp(dir=scratch)) / "practice", system, recipe)
-    names = [s.name for s in run.plan]
-    todo = run.plan[:names.index(before)] if before else run.plan
-    kept = [shelf / "-".join([system.name, recipe, *names[:n + 1]]) for n in range(len(todo))]
-    with open(shelf / ".lock", "w") as lock:  # one of two notebooks that start together makes the run
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
-        if done >= 0:
-            shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
-        for stage, keep in list(zip(todo, kept))[done + 1:]:
-            import_module(stage.module).run_stage(run)
-            partial = keep.with_name(f".{keep.name}")
-            shutil.copytree(run.folder, partial, dirs_exist_ok=True)
-            partial.rename(keep)
-    return Run.open(run.folder, overrides)
 
 # %% [markdown]
 # ## Trained weights

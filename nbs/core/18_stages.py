@@ -34,7 +34,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
-from mammo_nb.core.runs import Run, StageError, find_files, read_manifest
+from mammo_nb.core.runs import Run, StageError, digest_of, find_files, read_manifest
 from mammo_nb.core.settings import Paths, read_paths
 from mammo_nb.core.systems import Stage
 
@@ -127,11 +127,12 @@ def changed_files(
     run: Run,
     name: str,       # the stage
 ) -> list[str]:      # one reason a file
-    "Files that differ from what the stage read when it ran, and files that it read or wrote and that are gone."
+    "Files that the stage read or wrote when it ran and that have changed or are gone since."
     past = read_manifest(run.folder).get("stages", {}).get(name, {"reads": {}, "writes": {}})
-    gone = [f"{f} is gone" for f in {**past["reads"], **past["writes"]} if not find_files(run.folder, f)]
-    kept = {f: digest for f, digest in past["reads"].items() if run.path(f).is_file()}
-    return gone + [f"{f} changed" for f, digest in kept.items() if sha256(run.path(f)) != digest]
+    stored = {**past["reads"], **past["writes"]}
+    gone = [f for f in stored if not find_files(run.folder, f)]
+    changed = [f for f in stored if f not in gone and digest_of(run.path(f)) != stored[f]]
+    return [f"{f} is gone" for f in gone] + [f"{f} changed" for f in changed]
 
 def refresh_inputs(
     target: Path,     # the inputs file of the stage
@@ -140,7 +141,10 @@ def refresh_inputs(
 ) -> list[str]:       # why the stage has to run again; empty if it has not
     "Rewrite the inputs file if anything has changed."
     target = Path(target)
-    old = read_json(target) if target.exists() else None
+    try:
+        old = read_json(target)
+    except (FileNotFoundError, ValueError):  # the first run, or a damaged file
+        old = None
     inputs = json.loads(json.dumps(inputs))  # as it comes back from a file
     if old is None:
         why = ["first run"]

@@ -181,8 +181,9 @@ def loss_terms(
     "The sum of the terms of a loss, and the terms."
     if isinstance(value, torch.Tensor):
         return {"loss": value}
-    if not value or "loss" in value:
-        raise ValueError(f"A loss function returned the terms {list(value)}. Return at least one, and none named loss.")
+    if not value or {"loss", "epoch", "lr"} & set(value):
+        raise ValueError(f"A loss function returned the terms {list(value)}. Return at least one, and none that is "
+                         "named loss, epoch or lr.")
     first, *others = value.values()
     return {"loss": sum(others, first), **value}
 

@@ -177,6 +177,8 @@ def fit(
         if on_epoch:
             on_epoch(state.epoch)
         sampled = batches(state.epoch)
+        if not sampled:
+            raise ValueError(f"The sampler gives no batch for epoch {state.epoch}. Lower batch_size, or add data.")
         if len(sampled) % ranks:
             raise ValueError(f"{len(sampled)} batches cannot be shared by {ranks} processes. "
                              "Each process needs the same number of batches.")

@@ -55,7 +55,7 @@ import tempfile
 import matplotlib.pyplot as plt
 import pydicom
 
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
 # %%

@@ -38,7 +38,7 @@ from mammo_nb.mammo.reading.sources import BREAST, how_to_get, label_table, sour
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_image
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.reading.sources import totals
 

@@ -56,7 +56,7 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.detection import iou
 from mammo_nb.core.dicom import read_frame
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.reading.boxes import frame_view, open_detector, otsu_box
 from mammo_nb.mammo.reading.roi import from_pixels

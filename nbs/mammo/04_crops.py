@@ -54,7 +54,7 @@ from dataclasses import astuple
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.detection import iou
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.reading.boxes import frame_view
 

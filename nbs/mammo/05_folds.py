@@ -35,7 +35,7 @@ from mammo_nb.mammo.datasets import REQUIRED, read_table
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]

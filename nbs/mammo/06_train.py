@@ -57,7 +57,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]

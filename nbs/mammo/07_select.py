@@ -37,7 +37,7 @@ from mammo_nb.mammo.datasets import per_breast, read_table
 import matplotlib.pyplot as plt
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]

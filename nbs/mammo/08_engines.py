@@ -52,7 +52,7 @@ from mammo_nb.mammo.train import as_asked, build_network
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]

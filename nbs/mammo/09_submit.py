@@ -46,7 +46,7 @@ from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, detector_of
 import tempfile
 
 from mammo_nb.core.files import read_json
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.core.submission import find_weights
 from mammo_nb.core.submit import submit, summary
 

@@ -40,7 +40,8 @@ from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
 from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
-from mammo_nb.core.runs import practice, read_manifest
+from mammo_nb.core.practice import practice
+from mammo_nb.core.runs import read_manifest
 from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.system import system
 

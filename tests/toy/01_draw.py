@@ -32,7 +32,7 @@ from mammo_nb.core.runs import Run
 
 # %%
 #| hide
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.toy.system import system
 
 # %%

@@ -48,7 +48,7 @@ from dataclasses import astuple
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_frame
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]

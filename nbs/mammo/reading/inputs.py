@@ -44,7 +44,8 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.runs import Run, practice
+from mammo_nb.core.practice import practice
+from mammo_nb.core.runs import Run
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]

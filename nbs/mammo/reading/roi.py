@@ -43,7 +43,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from mammo_nb.core.dicom import read_image
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.datasets import read_table
 

@@ -49,7 +49,7 @@ import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mammo_nb.core.runs import practice
+from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]

@@ -1,0 +1,72 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Practice
+# > A small run for a stage notebook that is opened on its own.
+#
+# A stage notebook that is opened on its own has no run. `practice` makes a small one in the folder `temp`: the recipe
+# `tiny`, with every stage before the one that is read. Finished stages are kept, and the next notebook copies them as
+# long as no code has changed.
+
+# %%
+#| default_exp core.practice
+
+# %%
+#| export
+import fcntl
+import hashlib
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+from mammo_nb.core.runs import Run
+from mammo_nb.core.settings import read_paths
+from mammo_nb.core.systems import System
+
+# %%
+#| export
+def _package() -> str:
+    "Digest of the package's files."
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+def practice(
+    system: System,
+    before: str = "",                # a stage, which is not run; "": all stages run
+    overrides: dict | None = None,   # for the stage that is read; the stages before it run without
+    recipe: str = "tiny",
+) -> Run:
+    "A small run in the `temp` folder of the settings, up to the stage that is being read."
+    scratch = read_paths().temp
+    shelf = scratch / "practice" / _package()
+    shelf.mkdir(parents=True, exist_ok=True)
+    for old in set(shelf.parent.iterdir()) - {shelf}:
+        shutil.rmtree(old, ignore_errors=True)
+    run = Run.create(Path(tempfile.mkdtemp(dir=scratch)) / "practice", system, recipe)
+    names = [s.name for s in run.plan]
+    todo = run.plan[:names.index(before)] if before else run.plan
+    kept = [shelf / "-".join([system.name, recipe, *names[:n + 1]]) for n in range(len(todo))]
+    with open(shelf / ".lock", "w") as lock:  # one of two notebooks that start together makes the run
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
+        if done >= 0:
+            shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
+        for stage, keep in list(zip(todo, kept))[done + 1:]:
+            import_module(stage.module).run_stage(run)
+            partial = keep.with_name(f".{keep.name}")
+            shutil.copytree(run.folder, partial, dirs_exist_ok=True)
+            partial.rename(keep)
+    return Run.open(run.folder, overrides)
