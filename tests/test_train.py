@@ -411,13 +411,19 @@ def test_tensorboard_has_every_named_loss(tmp_path):
     assert [e.value for e in events.Scalars("share")] == pytest.approx(history["share"].tolist(), rel=1e-6)
 
 
-@pytest.mark.parametrize("terms, scores, text", [({"loss": 1}, {}, "none that is named loss"), ({}, {}, "at least one"), ({
-    "label": 1}, {"label": .5}, "validate returned label")])
+@pytest.mark.parametrize("terms, scores, text", [
+    ({"loss": 1}, {}, "none that is named loss"), ({"lr": 1}, {}, "none that is named loss"), ({}, {}, "at least one"),
+    ({"label": 1}, {"label": .5}, "validate returned label")])
 def test_names_of_losses_and_scores_are_distinct(tmp_path, terms, scores, text):
     def loss(outputs, targets):
         return {name: outputs["label"].mean() * weight for name, weight in terms.items()}
     with pytest.raises(ValueError, match=text):
         fit(Masked(), VolumesWithMasks(), batches, loss, lambda *_: scores, CONFIG, tmp_path, device="cpu")
+
+
+def test_an_epoch_without_a_batch_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="gives no batch for epoch 0"):
+        fit(Masked(), VolumesWithMasks(), lambda epoch: [], None, lambda *_: {}, CONFIG, tmp_path, device="cpu")
 
 
 class Sequences:
