@@ -97,7 +97,7 @@ def spread(
 def expectations(
     table: pd.DataFrame,  # folds.csv
 ) -> pd.DataFrame:        # fold, expected, found, holds; empty for a set without ages and implants
-    """The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 %
+    """The winner's expectations: patients of site 1 are younger than those of site 2, and 1 to 2 %
     have an implant."""
     rows, patients = [], table[table["fold"] != EXTERNAL].drop_duplicates("patient_id")
     for fold, part in patients.groupby("fold"):

@@ -157,7 +157,7 @@ class Engines:
 # %% [markdown]
 # `demo` is what `make reproduce` runs. `tiny` has the same stages at a size that only shows that they fit together; the
 # practice run of a stage notebook uses it. Recipes that end in `_roi` train the detector alone: `winner_roi` has the
-# numbers of the winner's (facts, section 2).
+# numbers of the winner's.
 #
 # The winner trained four classifiers, one per fold, in two ways. Folds 0 and 1 came first, with a lower learning rate
 # and softer targets. They had not learnt enough, so their training was continued (`winner_stage1`, then
@@ -187,7 +187,7 @@ _stage2 = replace(_train, before=_stage1,
 _RSNA = "rsna-breast-cancer-detection"
 
 def _winner(about: str, train: Train, **changes) -> Recipe:
-    "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
+    "A training of the winner's classifiers: crops in their own size, six data sets."
     datasets = Datasets(_RSNA, external="vindr miniddsm cmmd cddcesm bmcd")
     return Recipe(about, datasets, _detector, replace(train, **changes), skips=("phantom",))
 

@@ -339,7 +339,7 @@ show(coarse_dropout, "holes");
 
 # %%
 #| export
-WINNER = (  # probability of the step, its transforms with their weights (facts, section 4)
+WINNER = (  # probability of the step, its transforms with their weights
     (0.4, ((1, random_crop),)),
     (0.5, ((1, flip_sides),)),
     (0.5, ((1, flip_ends),)),
