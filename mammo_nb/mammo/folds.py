@@ -28,7 +28,7 @@ def split(
     check_folds(table)
     return table
 
-# %% ../../nbs/mammo/05_folds.ipynb #1b88d0a4
+# %% ../../nbs/mammo/05_folds.ipynb #1a4330c9
 def spread(
     table: pd.DataFrame,  # folds.csv
 ) -> pd.DataFrame:        # a row for each column and value, a column for each fold: shares of images; the mean age
@@ -42,7 +42,7 @@ def spread(
 def expectations(
     table: pd.DataFrame,  # folds.csv
 ) -> pd.DataFrame:        # fold, expected, found, holds; empty for a set without ages and implants
-    """The winner's expectations (facts, section 5): patients of site 1 are younger than those of site 2, and 1 to 2 %
+    """The winner's expectations: patients of site 1 are younger than those of site 2, and 1 to 2 %
     have an implant."""
     rows, patients = [], table[table["fold"] != EXTERNAL].drop_duplicates("patient_id")
     for fold, part in patients.groupby("fold"):

@@ -125,7 +125,7 @@ class Engines:
     # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, but not the GPU
     targets: str = ""
 
-# %% ../../nbs/mammo/recipes.ipynb #5cd37031
+# %% ../../nbs/mammo/recipes.ipynb #fde50be2
 _detector = Detector(
     annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", l1_epochs=5, norm_momentum=0.03,
     frozen_norm=0, threads=0,
@@ -146,7 +146,7 @@ _stage2 = replace(_train, before=_stage1,
 _RSNA = "rsna-breast-cancer-detection"
 
 def _winner(about: str, train: Train, **changes) -> Recipe:
-    "A training of the winner's classifiers (facts, section 4): crops in their own size, six data sets."
+    "A training of the winner's classifiers: crops in their own size, six data sets."
     datasets = Datasets(_RSNA, external="vindr miniddsm cmmd cddcesm bmcd")
     return Recipe(about, datasets, _detector, replace(train, **changes), skips=("phantom",))
 

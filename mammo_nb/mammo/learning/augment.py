@@ -176,8 +176,8 @@ def coarse_dropout(
         image[top:top + hole_h, left:left + hole_w] = 0
     return image
 
-# %% ../../../nbs/mammo/learning/augment.ipynb #38e44163
-WINNER = (  # probability of the step, its transforms with their weights (facts, section 4)
+# %% ../../../nbs/mammo/learning/augment.ipynb #1d5f24e3
+WINNER = (  # probability of the step, its transforms with their weights
     (0.4, ((1, random_crop),)),
     (0.5, ((1, flip_sides),)),
     (0.5, ((1, flip_ends),)),

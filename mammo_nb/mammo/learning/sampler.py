@@ -8,7 +8,7 @@ __all__ = ['one_positive_batches']
 # %% ../../../nbs/mammo/learning/sampler.ipynb #e86eb6ca
 import numpy as np
 
-# %% ../../../nbs/mammo/learning/sampler.ipynb #d2a1c145
+# %% ../../../nbs/mammo/learning/sampler.ipynb #b0a89af8
 def _shuffled(positives: np.ndarray, start: int, count: int, seed: int) -> np.ndarray:
     "Elements `start` to `start + count` of an endless sequence of shuffled copies."
     n = len(positives)
@@ -23,7 +23,7 @@ def one_positive_batches(
     seed: int,           # of order and augmentation
     ranks: int = 1,      # number of processes that share the batches
 ):                       # f(epoch) -> batches of (index, seed); their number is a multiple of `ranks`
-    """Sampler with at least one positive in each batch and each negative once in an epoch (facts, section 4). Raises
+    """Sampler with at least one positive in each batch and each negative once in an epoch. Raises
     ValueError if a class is missing or the negatives are too few."""
     negatives, positives = np.flatnonzero(cancer == 0), np.flatnonzero(cancer == 1)
     if not len(positives) or not len(negatives):
