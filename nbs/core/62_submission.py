@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import mammo_nb
 from mammo_nb.core.budget import read_modes
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.errors import ProjectError
@@ -183,7 +184,7 @@ class Submission:
 #| export
 def submission_names() -> list[str]:
     "Names of the systems that can submit, sorted."
-    return sorted(p.parent.name for p in Path(__file__).parents[1].glob("*/submit.py") if p.parent.name != "core")
+    return sorted(p.parent.name for p in Path(mammo_nb.__file__).parent.glob("*/submit.py") if p.parent.name != "core")
 
 def find_submission(
     system: str,   # name of a system
