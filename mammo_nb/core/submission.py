@@ -6,7 +6,7 @@
 __all__ = ['SubmissionError', 'MissingWeights', 'ItemSet', 'mean_of_folds', 'flip_horizontally', 'no_entries', 'open_network',
            'with_predictions', 'Submission', 'submission_names', 'find_submission', 'read_submission', 'find_weights']
 
-# %% ../../nbs/core/62_submission.ipynb #30ad30aa
+# %% ../../nbs/core/62_submission.ipynb #47467be6
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import mammo_nb
 from .budget import read_modes
 from .engines import Engine
 from .errors import ProjectError
@@ -139,10 +140,10 @@ class Submission:
                 f"{self.low:g} and {self.high:g}.")
         return decided
 
-# %% ../../nbs/core/62_submission.ipynb #859762cd
+# %% ../../nbs/core/62_submission.ipynb #cd1dfa04
 def submission_names() -> list[str]:
     "Names of the systems that can submit, sorted."
-    return sorted(p.parent.name for p in Path(__file__).parents[1].glob("*/submit.py") if p.parent.name != "core")
+    return sorted(p.parent.name for p in Path(mammo_nb.__file__).parent.glob("*/submit.py") if p.parent.name != "core")
 
 def find_submission(
     system: str,   # name of a system
