@@ -71,14 +71,13 @@ def test_second_run_finds_nothing_to_do(checkout, first):
 def test_a_parameter_reruns_its_stage_and_those_after_it_only(checkout, first):
     source = checkout / "nbs/mammo/09_submit.py"
     text = source.read_text()
-    assert "workers = 0 " in text
-    source.write_text(text.replace("workers = 0 ", "workers = 1 ", 1))
+    code, sentence = text.replace("workers = 0 ", "workers = 1 ", 1), "a decision for each breast"
+    assert code != text and sentence in text
+    source.write_text(code)
     before = results(first)
     assert ran(reproduce(checkout)) == ["09_submit", "10_report"]
     assert results(first) == before
-    source.write_text(
-        text.replace("A submission that crashes", "A submission which crashes", 1).replace(
-            "workers = 0 ", "workers = 1 ", 1))
+    source.write_text(code.replace(sentence, "one decision for each breast", 1))
     assert ran(reproduce(checkout)) == []   # a text cell costs nothing
 
 
