@@ -181,16 +181,18 @@ def bound(
     numbers = dict(zip(words, map(int, size)))
     return tuple(replace(t, shape=tuple(numbers.get(n, n) for n in t.shape)) for t in tensors)
 
-# %% ../../nbs/core/54_ensembles.ipynb #86e80864
+# %% ../../nbs/core/54_ensembles.ipynb #af5e215e
 NETWORKS: dict[str, Callable[..., nn.Module]] = {}  # kind -> function of the arguments that the JSON holds
 
 def register_network(
     kind: str,          # the name in the JSON
 ) -> Callable:          # a decorator
-    "Register a function that makes a network, without its weights, from keyword arguments."
+    """Register a function that makes a network, without its weights, from keyword arguments. Raises ValueError for a
+    name that another function has; a notebook may define the function of its module once more."""
     def register(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        if NETWORKS.setdefault(kind, make) is not make:
+        if NETWORKS.setdefault(kind, make).__qualname__ != make.__qualname__:
             raise ValueError(f"There is a network {kind!r} already: register this one under another name.")
+        NETWORKS[kind] = make
         return make
     return register
 
