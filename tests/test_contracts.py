@@ -44,11 +44,14 @@ def test_a_stage_reads_and_writes_what_it_declares(name, tmp_path, monkeypatch, 
     monkeypatch.setattr(runs, "_digests", lambda folder, names: {})  # reads every declared file
     run = Run.create(tmp_path / "run", find_system(name), "tiny")
     for stage in run.plan:
+        module = import_module(stage.module)
+        if not hasattr(module, "run_stage"):
+            continue  # a page that only shows what the others have written
         before = {}
         for path in files_of(run):
             os.utime(path, (1, path.stat().st_mtime))
             before[path] = path.stat().st_mtime_ns
-        import_module(stage.module).run_stage(run)
+        module.run_stage(run)
         after = files_of(run)
         written = [p for p in after if before.get(p) != p.stat().st_mtime_ns]
         read = [p for p in before if p.exists() and p.stat().st_atime != 1 and p not in written]
