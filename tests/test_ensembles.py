@@ -218,9 +218,20 @@ def test_a_json_of_another_network_is_refused_on_load(case, tmp_path):
         for entry in range(len(about[key])):
             changed = json.loads(json.dumps(about))
             changed[key][entry]["shape"][-1] = 77
+            changed[key][entry].pop("classes", None)
             (tmp_path / "e.json").write_text(json.dumps(changed))
             with pytest.raises(EngineError, match="e.json lists .*77.*do not belong together"):
                 load_engine(tmp_path / "e.onnx")
+
+
+def test_a_json_that_contradicts_itself_is_refused_with_its_name(case, tmp_path):
+    _, _, folder = case
+    about = json.loads((folder / "ensemble.json").read_text())
+    about["outputs"][0]["activation"] = "tanh"
+    (tmp_path / "e.onnx").write_bytes((folder / "ensemble.onnx").read_bytes())
+    (tmp_path / "e.json").write_text(json.dumps(about))
+    with pytest.raises(EngineError, match="e.json describes its outputs wrongly.*'tanh'"):
+        load_engine(tmp_path / "e.onnx")
 
 
 def test_the_probe_inputs_are_those_of_the_file_and_the_providers_agree(case):

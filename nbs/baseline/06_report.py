@@ -39,7 +39,6 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
 from mammo_nb.baseline.system import system
-from mammo_nb.core.files import write_csv
 from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
 from mammo_nb.core.practice import practice
 from mammo_nb.core.settings import read_paths
@@ -136,7 +135,6 @@ compared = compare(run, other) if trained_here else "nothing was trained in this
 if isinstance(compared, str):
     print(compared)
 else:
-    write_csv(run.path("comparison.csv"), compared)
     display(compared.set_index("system").astype(float).round(3))
 
 # %% [markdown]

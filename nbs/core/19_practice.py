@@ -45,7 +45,7 @@ def _package() -> str:
 
 def practice(
     system: System,
-    before: str = "",                # a stage, which is not run; "": all stages run
+    before: str = "",                # a stage, which is not run; "": all stages run but those that only show results
     overrides: dict | None = None,   # for the stage that is read; the stages before it run without
     recipe: str = "tiny",
 ) -> Run:
@@ -65,7 +65,9 @@ def practice(
         if done >= 0:
             shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
         for stage, keep in list(zip(todo, kept))[done + 1:]:
-            import_module(stage.module).run_stage(run)
+            module = import_module(stage.module)
+            if hasattr(module, "run_stage"):
+                module.run_stage(run)
             partial = keep.with_name(f".{keep.name}")
             shutil.copytree(run.folder, partial, dirs_exist_ok=True)
             partial.rename(keep)

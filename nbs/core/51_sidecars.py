@@ -113,7 +113,7 @@ def read_tensors(
         for tensor in tensors:
             np.dtype(tensor.dtype)
         return tensors
-    except (TypeError, AttributeError) as e:
+    except (TypeError, AttributeError, EngineError) as e:
         raise EngineError(f"{file} describes its {key} wrongly ({e}): write it again with this version.") from e
 
 # %%
