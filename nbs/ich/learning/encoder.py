@@ -48,9 +48,13 @@ from mammo_nb.core.networks import save_weights
 # The original keeps all 2048 features of a ResNeXt-101, and its sequence model has as many units. A small data set
 # needs fewer. `embedding` puts a linear layer between the features and the last layer, and its outputs are the
 # features that are kept.
+#
+# Slices are normalised with the mean and the standard deviation of slices, whatever network and weights are used.
 
 # %%
 #| export
+# mean and standard deviation of the three windows, on the scale 0..1, as in the original
+NORMALIZATION = {"mean": (0.2236, 0.1819, 0.2523), "std": (0.3245, 0.2956, 0.3134)}
 _WORDS = ("none", "imagenet", "imagenet_lite")  # initial weights that are not files
 
 class Encoder(nn.Module):
@@ -65,7 +69,7 @@ class Encoder(nn.Module):
         super().__init__()
         file = weights not in _WORDS and not weights.startswith("imagenet:")
         self.network = create_network(network, weights="none" if file else weights, num_classes=classes, seed=seed)
-        self.normalization = self.network.normalization
+        self.normalization = dict(NORMALIZATION)
         self.embedding = embedding
         self.width = embedding or self.network.head_hidden_size  # number of features
         if embedding:
