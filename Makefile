@@ -19,7 +19,7 @@ export MALLOC_TOP_PAD_ := 67108864
 export PYTHONWARNINGS := ignore:IProgress not found
 
 .PHONY: help lint data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test \
-        test-runs test-rest notebooks export sync lab check-export install clean
+        test-rest test-runs test-notebooks notebooks export sync lab check-export install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -96,18 +96,21 @@ kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would;
 	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------
-# two halves of about the same length side by side, one thread each: tests that run stages or `make`, and all else
+# three parts, two at a time with one thread each. The notebooks of stages run in test-runs, as `make reproduce` runs
+# them; test-notebooks has all others
 RUNS := $(addprefix tests/test_,reproduce.py systems.py contracts.py)
 
 test: nbs/.exported  ## the notebooks' own tests, then pytest
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-runs test-rest
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-rest test-runs test-notebooks
+
+test-rest:
+	@$(PY) -m pytest $(addprefix --ignore ,$(RUNS))
 
 test-runs:
 	@env -u MAKEFLAGS $(PY) -m pytest $(RUNS)  # they call make themselves
 
-test-rest:
-	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n-workers 1
-	@$(PY) -m pytest $(addprefix --ignore ,$(RUNS))
+test-notebooks:
+	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n-workers 1 --path-re '^(?!.*nbs/(?!core/)\w+/(?!00)\d\d_)'
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
 	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import copy_checkout, make
+from conftest import ROOT, copy_checkout, make
+
+from mammo_nb.core.systems import find_system, system_names
 
 STAGES = [
     "01_phantom", "02_datasets", "03_detector", "04_crops", "05_folds", "06_train", "07_select", "08_engines",
@@ -62,6 +64,15 @@ def test_run_leaves_what_the_readme_promises(first):
     crops = pd.read_csv(first / "processed/crops.csv")
     assert len(oof) == len(crops) == len(list((first / "processed/cleaned_images").glob("*.png")))
     assert not list(first.rglob("*.failed.ipynb"))
+
+
+@pytest.mark.parametrize("name", [n for n in system_names() if not find_system(n).default])
+def test_the_other_systems_go_from_nothing_to_a_report(checkout, name):
+    system = find_system(name)
+    assert ran(reproduce(checkout, f"SYSTEM={name}")) == [s.source(ROOT).stem for s in system.plan("tiny", "full")]
+    run = checkout / "runs" / f"{name}-tiny"
+    assert (run / "report.html").is_file() and (run / "submission.csv").is_file()
+    assert ran(reproduce(checkout, f"SYSTEM={name}")) == []
 
 
 def test_second_run_finds_nothing_to_do(checkout, first):
