@@ -104,7 +104,7 @@ def slice_picture(
 
 # %% [markdown]
 # A head with an acute hemorrhage of 70 HU at the skull, and a file that lost its intercept. The corrected picture is
-# the same for both files. The original's picture of the second one is white where there is tissue.
+# the same for both files. In the original's picture of the second one all tissue has one level.
 
 # %%
 y, x = np.mgrid[:size, :size] / (size / 2) - 1
@@ -121,7 +121,7 @@ def made(stored, **tags):
 
 usual, lost = made(hu + 1024), made(hu + 1024, intercept=0.0)
 pictures = [slice_picture(usual), slice_picture(lost), slice_picture(lost, faithful=True)]
-assert np.array_equal(pictures[0], pictures[1]) and (pictures[2][radius < 1] == 255).all()
+assert np.array_equal(pictures[0], pictures[1]) and (np.ptp(pictures[2][radius < 1], axis=0) == 0).all()
 fig, axes = plt.subplots(1, 5, figsize=(11, 2.6))
 shown = [*np.moveaxis(pictures[0], -1, 0), pictures[0][..., ::-1], pictures[2][..., ::-1]]
 for ax, shown_picture, title in zip(axes, shown, [*WINDOWS, "all three", "original, intercept lost"]):
