@@ -160,6 +160,15 @@ sheet(many, title="twelve seeds");
 # %%
 #| export
 KEY = ["patient_id", "study", "series"]  # columns that identify a series
+_TEXT = [*KEY, "image_id", "file"]
+
+def read_folds(
+    path: Path,        # folds.csv or processed/slices.csv
+) -> pd.DataFrame:     # identifiers are text, also where they look like numbers
+    "Read a table of slices."
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str))
+    present = table.columns.intersection(_TEXT)
+    return table.assign(**table[present].fillna(""))
 
 def with_neighbours(
     table: pd.DataFrame,  # all slices of their series: KEY, image_id, place
@@ -171,6 +180,8 @@ def with_neighbours(
 
 # %%
 near = with_neighbours(table).set_index("place").sort_index()
+table.to_csv(folder / "folds.csv", index=False)
+assert read_folds(folder / "folds.csv").equals(table.reset_index(drop=True))
 assert list(near.index) == [0, 1, 2, 3, 4] and with_neighbours(table)["image_id"].equals(table["image_id"])
 assert near["previous"].tolist() == ["slice0", "slice0", "slice1", "slice2", "slice3"]
 assert near["next"].tolist() == ["slice1", "slice2", "slice3", "slice4", "slice4"]
