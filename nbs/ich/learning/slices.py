@@ -210,7 +210,7 @@ class SlicePictures(torch.utils.data.Dataset):
         self.ids, self.folder, self.view, self.size = table["image_id"].tolist(), Path(pictures), view, size
         self.near = table[["previous", "image_id", "next"]].to_numpy()
         self.boxes = table[["x0", "y0", "x1", "y1"]].to_numpy(float)
-        self.labels = torch.from_numpy(table[list(classes_of(table))].to_numpy(np.float32))
+        self.labels = torch.tensor(table[list(classes_of(table))].to_numpy(np.float32))
         self.augmented, self.faithful = augment == "original", faithful
         self.mean, self.std = (torch.tensor(normalization[k]).view(3, 1, 1) for k in ("mean", "std"))
         self.keeps = len(table) * size * size * 3 <= KEPT
