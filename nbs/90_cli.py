@@ -88,6 +88,39 @@ def series(
     failed = print_series(slices, table, output)
     raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
 
+# %%
+#| export
+@app.command()
+def check(
+    folder: Path = typer.Argument(None, help="a competition, or any folder with scans"),
+    dataset: str = typer.Option(
+        "", help="instead of a folder: a data set that the system knows, such as rsna-breast-cancer-detection, or a "
+        "folder of your own below raw or samples of settings.ini"),
+    table: Path = typer.Option(None, help="CSV that names the files; default: the tables of the competition"),
+    output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
+    sample: int = typer.Option(32, min=0, help="how many files are decoded, and timed for the estimate"),
+    everything: bool = typer.Option(False, "--all", help="decode every file"),
+    size: str = typer.Option(
+        "", help="HEIGHTxWIDTH of the pictures that are estimated; default: as the system makes them"),
+    workers: int = typer.Option(0, help="processes; 0: one a core"),
+    system: str = _SYSTEM,
+):
+    "Check a data set: missing, repeated and unreadable files, labels that contradict, time and disk that it will need."
+    from mammo_nb.core.files import write_csv
+    chosen = _system(system)
+    if not chosen.check:
+        raise typer.BadParameter(f"{chosen.name} has no check of its data")
+    if bool(folder) == bool(dataset):
+        raise typer.BadParameter("name a folder, or a data set with --dataset")
+    if dataset and table:
+        raise typer.BadParameter("a data set has its own table; leave --table out")
+    tool = import_module(f"mammo_nb.{chosen.name}.{chosen.check}")
+    found = tool.check_data(folder, dataset, table=table, size=size, sample=sample, everything=everything,
+                            workers=workers or None)
+    if output:
+        write_csv(output, found)
+    raise typer.Exit(tool.print_check(found))
+
 # %% [markdown]
 # ## A competition
 
@@ -96,7 +129,7 @@ def series(
 @app.command()
 def submit(
     competition: Path = typer.Argument(
-        ..., help="folder with test.csv, sample_submission.csv and the test images; it is only read"),
+        ..., help="folder with the tables and test images, as the competition provides them; it is only read"),
     output: Path = typer.Option(
         ..., "--output", "-o", help="submission.csv, the table of items and submit.json go here"),
     system: str = _SYSTEM,
@@ -120,7 +153,7 @@ def submit(
            workers=workers or None, pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
     print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")
-    raise typer.Exit(int(report["predicted"] < report["items"] and not allow_errors))
+    raise typer.Exit(int((report["predicted"] < report["items"] or report["failed"] > 0) and not allow_errors))
 
 # %% [markdown]
 # ## Runs

@@ -221,3 +221,106 @@ def test_the_manifest_of_the_weights_names_the_system(tmp_path):
     assert read_submission(tmp_path).engine == "baseline"
     with pytest.raises(SubmissionError, match="There are baseline, mammo"):
         find_submission("thyroid")
+
+
+# ---- six rows a slice: an item is a series, whose slices are predicted together
+def read_series_of_slices(folder: Path) -> ItemSet:
+    sample, test = pd.read_csv(folder / "its_sample.csv"), pd.read_csv(folder / "test.csv", dtype=str)
+    items = test.assign(file=test["study"], group="ID_" + test["study"] + "x" + test["slice"])
+    return ItemSet(sample, items, "group", items["group"].tolist(), {})
+
+
+def prepare_series_of_slices(item: dict, mode) -> tuple:
+    "A slice that cannot be read is NaN in the input and has an error in its row."
+    values, errors = [], []
+    for row in item["rows"]:
+        text = Path(item["folder"], "series", row["study"], f"{row['slice']}.txt").read_text()
+        values.append(np.nan if text == "damaged" else float(text))
+        errors.append("Damaged: no number" if text == "damaged" else "")
+    more = {"error": errors} if any(errors) else {}
+    return {"slices": len(values), "place": list(range(len(values))), **more}, np.array(values)
+
+
+def predict_series_of_slices(engine, inputs: list) -> list[np.ndarray]:
+    "The mean of the series is a part of each row, so that slices alone would predict something else."
+    return [(x[:, None] + np.nanmean(x)) / 2 * np.arange(1, 7) / 6 for x in inputs]
+
+
+together = replace(tall, read_test=read_series_of_slices, prepare=prepare_series_of_slices, collate=list,
+                   predict=predict_series_of_slices, sample="its_sample.csv", tables=("test.csv",), item="series")
+
+
+@pytest.fixture
+def of_slices(slices):
+    "Series of unequal lengths, whose rows are mixed."
+    test = pd.read_csv(slices / "test.csv", dtype=str)
+    test = test[(test["study"] != "7") | (test["slice"] == "2")].sample(frac=1, random_state=0)
+    test.to_csv(slices / "test.csv", index=False)
+    (slices / "sample_submission.csv").rename(slices / "its_sample.csv")
+    return slices
+
+
+def test_one_item_predicts_a_row_for_each_of_its_slices(of_slices, tmp_path):
+    submit(together, of_slices, of_slices, tmp_path / "out", workers=0)
+    label = pd.read_csv(tmp_path / "out/submission.csv").set_index("ID")["Label"]
+    mean = np.mean([20, 21, 22, 23]) / 40
+    assert label["ID_5x2_any"] == pytest.approx((22 / 40 + mean) / 2)
+    assert label["ID_5x3_epidural"] == pytest.approx((23 / 40 + mean) / 12, abs=1e-6)
+    assert label["ID_7x2_any"] == pytest.approx(30 / 40)
+    table = pd.read_csv(tmp_path / "out/test_per_slice.csv", dtype={"study": str, "slice": str})
+    test = pd.read_csv(of_slices / "test.csv", dtype=str)
+    assert table[["study", "slice"]].equals(test) and len(table) == 9 * SLICES + 1
+    assert (table["slices"] == table["study"].map(test["study"].value_counts())).all()
+    assert sorted(table.loc[table["study"] == "5", "place"]) == [0, 1, 2, 3]
+    report = read_json(tmp_path / "out/submit.json")
+    assert (report["items"], report["predicted"], report["failed"], report["groups"]) == (10, 10, 0, 37)
+
+
+def test_a_damaged_slice_costs_its_own_rows_only(of_slices, tmp_path):
+    (of_slices / "series/5/2.txt").write_text("damaged")
+    (of_slices / "series/6/0.txt").unlink()
+    submit(together, of_slices, of_slices, tmp_path / "out", workers=0)
+    label = pd.read_csv(tmp_path / "out/submission.csv").set_index("ID")["Label"]
+    assert (label[[f"ID_5x2_{c}" for c in CLASSES]] == .1).all() and label["ID_6x1_any"] == .1
+    assert label["ID_5x3_any"] == pytest.approx((23 / 40 + np.mean([20, 21, 23]) / 40) / 2, abs=1e-6)
+    table = pd.read_csv(tmp_path / "out/test_per_slice.csv", dtype={"study": str, "slice": str})
+    failed = table[table["error"].notna()]
+    assert sorted(failed["study"]) == ["5", "6", "6", "6", "6"]
+    assert failed.loc[failed["study"] == "5", "error"].tolist() == ["Damaged: no number"]
+    report = read_json(tmp_path / "out/submit.json")
+    assert (report["items"], report["predicted"], report["failed"]) == (10, 9, 2)
+    assert len(report["groups_without_prediction"]) == 5
+
+
+def test_a_killed_submission_of_series_continues(of_slices, tmp_path):
+    calls = []
+
+    def predict(engine, inputs):
+        calls.append(len(inputs))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict_series_of_slices(engine, inputs)
+
+    with pytest.raises(KeyboardInterrupt):
+        submit(replace(together, predict=predict), of_slices, of_slices, tmp_path / "out", workers=0)
+    again = submit(replace(together, predict=predict), of_slices, of_slices, tmp_path / "out", workers=0)
+    whole = submit(together, of_slices, of_slices, tmp_path / "whole", workers=0)
+    pd.testing.assert_frame_equal(again, whole)
+    assert sum(calls) == 4 + 4 + 6   # the first batch counts, the interrupted one is predicted again
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda x: x[1:], "has 4 rows, and a list of 3 values"),
+    (lambda x: x * np.where(np.arange(len(x)) == 1, np.inf, 1)[:, None], None)])
+def test_rows_that_a_network_leaves_out_are_found(of_slices, tmp_path, spoil, words):
+    def predict(engine, inputs):
+        return [spoil(x) if len(x) > 1 else x for x in predict_series_of_slices(engine, inputs)]
+
+    odd = replace(together, predict=predict)
+    if words:
+        with pytest.raises(SubmissionError, match=words):
+            submit(odd, of_slices, of_slices, tmp_path / "out", workers=0)
+        return
+    submit(odd, of_slices, of_slices, tmp_path / "out", workers=0)
+    table = pd.read_csv(tmp_path / "out/test_per_slice.csv")
+    assert table["error"].str.startswith("NotFinite").sum() == 9 and table["any"].isna().sum() == 9

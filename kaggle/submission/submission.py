@@ -81,7 +81,7 @@ print(Path(output, "submit.json").read_text())
 import pandas as pd
 
 items = pd.read_csv(Path(output, submission.table), dtype={"patient_id": str, "image_id": str})
-print(f"{items['error'].notna().sum()} of {len(items)} {submission.item} failed")
+print(f"{items['error'].notna().sum()} of {len(items)} rows of {submission.table} have an error")
 pd.read_csv(Path(output, "submission.csv")).head()
 
 # %% [markdown]

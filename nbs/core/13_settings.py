@@ -42,13 +42,16 @@ variable = "MAMMO_NB_RAW"   # the environment variable of `raw`, shown below
 class SettingsError(ProjectError):
     "settings.ini is missing, or has wrong names."
 
+class NoDataset(ProjectError):
+    "A data set is in none of the folders of settings.ini, or its name is no name of a folder."
+
 # %%
 #| export
 @dataclass(frozen=True)
 class Paths:
     "The folders of `settings.ini`, as absolute paths."
     raw: Path           # downloaded data sets, one folder each
-    samples: Path       # small data sets, searched after `raw`
+    samples: Path       # small data sets, searched after `raw`; they may be in sub-folders, one a kind of data
     processed: Path     # cleaned tables and images of a run
     checkpoints: Path   # checkpoints of trainings
     weights: Path       # trained weights that were selected
@@ -123,6 +126,43 @@ assert paths.raw == folder.resolve() / "raw" and paths.processed == folder.resol
 os.environ[variable] = str(folder / "big_disk")
 assert read_paths(settings=folder / "settings.ini").raw.name == "big_disk"
 del os.environ[variable]
+
+# %% [markdown]
+# ## The folder of a data set
+# A recipe names a data set and not its folder. A downloaded set is below `raw`. A small one is below `samples`, or in
+# one of its sub-folders.
+
+# %%
+#| export
+def find_dataset(
+    name: str,                     # name of the set's folder
+    settings: Path | None = None,  # a settings.ini; None: the nearest one
+) -> str:                          # such as raw/vindr or samples/ct/head_ge_28: where `locate` finds it
+    "Find the folder of a data set. Raises NoDataset with the folders that were searched."
+    if any(c in name for c in "/\\\0*?[") or name in ("", ".", ".."):
+        raise NoDataset(
+            f"{name!r} is no name of a data set. Use the name of a folder below `raw` or `samples` of settings.ini.")
+    paths = read_paths(settings=settings)
+    nested = sorted(paths.samples.glob(f"*/{name}")) if paths.samples.is_dir() else []
+    places = {f"raw/{name}": paths.raw / name, f"samples/{name}": paths.samples / name}
+    places |= {f"samples/{folder.parent.name}/{name}": folder for folder in nested}
+    found = next((place for place, folder in places.items() if folder.is_dir()), None)
+    if found is None:
+        raise NoDataset(
+            f"No folder {name} in {paths.raw} (raw of settings.ini) or in {paths.samples} and its sub-folders "
+            f"(samples). Put the set there, or set its folder: MAMMO_NB_RAW=/data make ...")
+    return found
+
+# %%
+for made in ("samples/ct/head", "samples/breasts", "raw/breasts"):
+    (folder / made).mkdir(parents=True)
+places = [find_dataset(name, folder / "settings.ini") for name in ("head", "breasts")]
+assert places == ["samples/ct/head", "raw/breasts"]
+for name in ("heart", "../raw"):
+    try:
+        find_dataset(name, folder / "settings.ini")
+    except NoDataset as e:
+        print(e)
 
 # %% [markdown]
 # A misspelt name is an error:

@@ -71,6 +71,7 @@ class Slice:
     mean: float | None = None                # mean HU, or mean rescaled value of another modality
     digest: str = ""                         # of the pixels in HU; "" when not read, or when all are equal
     offset: bool | None = None               # whether the values were HU + 1024
+    more: dict = field(default_factory=dict) # what the caller of `read_series` found in the pixels
     error: str = ""
     notes: list = field(default_factory=list)
 

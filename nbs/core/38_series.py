@@ -26,6 +26,7 @@
 import hashlib
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -139,20 +140,25 @@ def _reason(
 def _measured(
     frame: Frame,
     file: str,     # relative to the folder
+    each,          # as for `read_slices`
 ) -> Slice:
     "A slice with its mean HU and the digest of its pixels."
     found = Slice.of(frame.header, file, frame.index + 1 if frame.header.frames > 1 else 0)
-    hounsfield = to_hu(frame.decode())
+    image = frame.decode()
+    hounsfield = to_hu(image)
     values = hounsfield.values
     found.mean = round(float(values.mean(dtype=np.float64)), 3)
     found.offset = hounsfield.offset
     found.notes = list(hounsfield.notes)
     if values.min() < values.max():
         found.digest = hashlib.sha1(np.ascontiguousarray(values)).hexdigest()[:16]
+    if each:
+        found.more = each(found, image, hounsfield)
     return found
 
 def read_slices(
     item: dict,  # root: the folder; file: relative to it
+    each=None,   # function of Slice, Image and Hounsfield -> dict for `Slice.more`; None: nothing more is done
 ) -> dict:       # slices: fields of each; note: why there are none
     "The slices of one file; DicomError when it should be read and cannot be."
     path = Path(item["root"]) / item["file"]
@@ -163,7 +169,7 @@ def read_slices(
         for frame in read_frames(path):
             if reason := _reason(frame.header):
                 return {"slices": [], "note": reason}
-            slices.append(asdict(_measured(frame, item["file"])))
+            slices.append(asdict(_measured(frame, item["file"], each)))
     except NotImage as e:
         return {"slices": [], "note": f"{e.problem}; no slice"}
     except BadHeader as e:
@@ -181,7 +187,8 @@ for name in ("IM004.dcm", "report.txt"):
 # %% [markdown]
 # ## Many files
 # All files of the folder are read in parallel. A run that is killed continues where it stopped: finished files stand in
-# a journal beside the tables, until the tables are written.
+# a journal beside the tables, until the tables are written. A system may do more with the pixels of a slice, such as
+# write a picture; a file is then still decoded once only.
 
 # %%
 #| export
@@ -222,6 +229,8 @@ def read_series(
     folder: Path | str,          # searched to any depth
     output: Path | str,          # keeps the journal until all files are read
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
+    each=None,                   # as for `read_slices`
+    params=None,                 # what `each` depends on, can be written as JSON; a change starts anew
 ) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
     folder, output = Path(folder), Path(output)
@@ -236,8 +245,8 @@ def read_series(
         state = path.stat() if path.is_file() else path.lstat()  # a link that leads to no file has only its own
         items.append({"root": str(folder), "file": f, "bytes": state.st_size, "time": state.st_mtime_ns})
     table = output / "files.csv"
-    read = map_files(read_slices, items, table=table, workers=workers or (1 if len(files) < 64 else None),
-                     label="files")
+    read = map_files(partial(read_slices, each=each), items, table=table, params=params,
+                     workers=workers or (1 if len(files) < 64 else None), label="files")
     table.unlink()
     slices, rest = [], []
     for row in read.itertuples():

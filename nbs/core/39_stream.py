@@ -263,7 +263,7 @@ class _Stream:
         self.idle.append(network)
         self.watch.answered(group.mode, network.number, len(group.pictures), start, end)
         for name, prediction in zip(group.pictures, predictions):
-            yield self._finish(name, {**group.rows[name], "error": "", **prediction})
+            yield self._finish(name, {"error": "", **group.rows[name], **prediction})
 
 def flow(
     groups: list[dict],        # from `grouped`, one dict name -> item per group

@@ -108,14 +108,17 @@ class Mode:
     folds: int              # number of networks in it
     size: tuple[int, ...]   # shape of its input: height and width, or depth, height and width
     flip: bool = False      # whether the prediction is the mean over the input and its horizontal flip
+    views: int = 1          # views of the input in one prediction, where the system makes the views by itself
 
     def __str__(self):
+        if self.views > 1:
+            return f"{self.name} with TTA of {self.views} views"
         return f"{self.name} with flip TTA" if self.flip else self.name
 
     @property
     def passes(self) -> int:
         "Number of passes of the network for one item."
-        return 2 if self.flip else 1
+        return self.views * (2 if self.flip else 1)
 
     @property
     def work(self) -> int:
@@ -143,6 +146,7 @@ four = {
 modes = read_modes(four, flip=True)
 assert [m.passes * m.work / modes[-1].work for m in modes] == [16, 8, 4, 1]
 assert read_modes({"folds": 4, "size": [8, 8]}, flip=False) == [Mode("ensemble", 4, (8, 8))]
+assert Mode("ensemble", 4, (8, 8), views=3).passes == 3
 [str(m) for m in modes]
 
 # %% [markdown]

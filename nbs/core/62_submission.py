@@ -50,16 +50,19 @@ class MissingWeights(ProjectError):
 
 # %% [markdown]
 # ## The test set
-# An item is what one worker process reads: an image, or the folder of a series. Its column `file` identifies it. A
-# group is what the submission has a value for: a breast, a study, a slice. Items are predicted in turns, first one item
-# of each group, then the second of each. So if the time runs out, few groups have no prediction at all.
+# An item is what one worker process reads: an image, or all files of a series. Its column `file` identifies it. A group
+# is what the submission has a value for: a breast, a study, a slice. Items are predicted in turns, first one item of
+# each group, then the second of each. So if the time runs out, few groups have no prediction at all.
+#
+# An item may have several rows, such as a series whose slices are predicted together. What is said of the item then has
+# either one value for all of its rows, or a list with a value for each.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class ItemSet:
-    "The test set of a competition, compared with its sample_submission.csv."
-    sample: pd.DataFrame   # sample_submission.csv
+    "The test set of a competition, compared with its sample of a submission."
+    sample: pd.DataFrame   # sample_submission.csv, or what the competition calls it
     items: pd.DataFrame    # a row for each item and group; column `file` and columns for the system's own functions
     group: str             # name of the column of `items` that names the group
     groups: list           # the groups of the sample; some may have no item
@@ -70,11 +73,28 @@ class ItemSet:
         nth = self.items.groupby(self.group).cumcount()
         return self.items.iloc[np.argsort(nth.to_numpy(), kind="stable")].drop_duplicates("file")
 
+def by_row(
+    values: list,      # for each row of `ItemSet.items` the entry of its item; a list has a value for each row of it
+    files: pd.Series,  # the column `file` of `ItemSet.items`
+) -> list:             # for each row its own value
+    "Give each row of an item its own value; raises SubmissionError if a list has another number of values."
+    nth = files.groupby(files).cumcount()
+    count = files.map(files.value_counts())
+    found = []
+    for value, file, k, n in zip(values, files, nth, count):
+        if isinstance(value, list) and len(value) != n:
+            raise SubmissionError(f"{file} has {n} rows, and a list of {len(value)} values: `prepare` and `predict` "
+                                  "must return one value for each row, in the order of the rows.")
+        found.append(value[k] if isinstance(value, list) else value)
+    return found
+
 # %%
 rows = pd.DataFrame({"file": ["1", "2", "3"], "id": ["a", "a", "b"]})
 sample = pd.DataFrame({"id": ["a", "b"], "target": 0.5})
 example = ItemSet(sample, rows, group="id", groups=["a", "b"], differences={})
 assert example.turns()["file"].tolist() == ["1", "3", "2"]
+series = pd.Series(["s", "s", "t"])
+assert by_row([[.1, .2], [.1, .2], .3], series) == [.1, .2, .3]
 
 # %% [markdown]
 # ## The declaration
@@ -128,18 +148,21 @@ class Submission:
     competition: str      # name of the competition in its address at Kaggle
     read_test: Callable   # folder of the competition -> ItemSet
     # item, mode -> (row, input): what a worker process does with an item. The item is a dict with `file`, `folder`,
-    # `row` (its row of `ItemSet.items`), `pngs` (folder where inputs are kept, or "") and what `entries` returned. The
-    # row is a flat dict for the table of items.
+    # `row` (its first row of `ItemSet.items`), `rows` (all of them), `pngs` (folder where inputs are kept, or "") and
+    # what `entries` returned. The row is a flat dict for the table of items; a list in it has a value for each row of
+    # the item. The list `error` names the rows that cannot be predicted.
     prepare: Callable
     # (table, sample, metadata) -> the submission with the columns, ids and order of the sample. The table is
     # `ItemSet.items` with the columns of predictions, which are empty where an item failed or is not predicted yet.
     decide: Callable
-    # folder -> names (`file`) of the items that cannot be read; draws test.csv, sample_submission.csv and test images
-    # that are as difficult as a hidden test set can be
+    # folder -> the values of `file` in the table of items that cannot be read; draws tables and test images that are as
+    # difficult as a hidden test set can be
     draw_hidden_test: Callable
     engine: str = "ensemble"               # the weights are <engine>.onnx and <engine>.json
     columns: tuple = ("probability",)      # names of the predictions of an item
-    predict: Callable = mean_of_folds      # engine, inputs -> float (n, len(columns))
+    # engine, inputs -> float (n, len(columns)), or for each item an array (its rows, len(columns)); a row of the latter
+    # that was not predicted is NaN
+    predict: Callable = mean_of_folds
     flip: Callable = flip_horizontally     # inputs -> mirrored inputs, for TTA
     collate: Callable = np.stack           # list of inputs -> what the engine takes
     modes: Callable = read_modes           # metadata, flip, engine -> modes from best to cheapest
@@ -149,6 +172,8 @@ class Submission:
     first: float | None = None             # value of all targets in the first valid file; None keeps the sample's
     low: float = 0.0                       # smallest valid value of a target
     high: float = 1.0                      # largest valid value of a target
+    sample: str = "sample_submission.csv"  # name of the sample of a submission
+    tables: tuple = ("test.csv",)          # names of the other tables that the competition must have
     table: str = "test_per_image.csv"      # name of the table of items
     item: str = "images"                   # plural word for the items, for messages
     group: str = "groups"                  # plural word for the groups, for messages

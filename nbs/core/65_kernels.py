@@ -248,6 +248,12 @@ assert len(metadata_problems(sent)) == 3
 #| export
 CARRIED = (".onnx", ".engine", ".safetensors", ".json")
 
+def _networks(files: list[Path]) -> list[str]:
+    "The files of weights in folders below, which torch needs where no graph can be run; a data set has no folders."
+    named = [read_json(p).get("rebuild", {}).get("weights", []) for p in files if p.with_suffix(".onnx") in files
+             and p.suffix == ".json"]
+    return [name for names in named for name in names if "/" in name]
+
 def gather_weights(
     weights: Path,   # folder with <engine>.onnx, such as runs/demo/weights
     folder: Path,    # made anew
@@ -271,6 +277,13 @@ def gather_weights(
         raise KernelError(
             f"{weights} has no {engine}.onnx: name the weights of a finished run of {system}, such as "
             "WEIGHTS=runs/demo/weights.")
+    for name in _networks(files):
+        p = weights / name
+        if not p.is_file():
+            raise KernelError(f"{p} is not there, and a JSON beside it names it: copy it from the same run.")
+        if p not in files:
+            files.append(p)
+            found[p.name] = {"bytes": p.stat().st_size, "sha256": sha256(p)}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for p in files:

@@ -74,7 +74,7 @@ def _id_problems(ours: pd.DataFrame, wanted: pd.DataFrame) -> list[str]:
 
 def scoring_problems(
     submission: Path,   # submission.csv
-    sample: Path,       # sample_submission.csv: an id and any number of targets
+    sample: Path,       # the sample of a submission: an id and any number of targets
     low: float = 0.0,   # smallest valid value of a target
     high: float = 1.0,  # largest valid value of a target
 ) -> list[str]:         # a sentence each; empty if the file would be scored
@@ -192,7 +192,7 @@ def rehearse(
     prepare(root / "kaggle/submission", work, "somebody", submission.competition)
     shutil.copy(root / "kaggle/submission/submission.py", work)
     _execute(root, scratch, python, extras)
-    sample = next((scratch / "input").rglob("sample_submission.csv"))
+    sample = next((scratch / "input").rglob(submission.sample))
     problems = scoring_problems(work / "submission.csv", sample, submission.low, submission.high)
     items = pd.read_csv(work / submission.table)
     failed = items.loc[items["error"].notna(), "file"].unique().tolist()

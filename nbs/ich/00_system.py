@@ -123,8 +123,8 @@ system = System(
     failures={"processed/slices.csv": "training slices", "test_per_slice.csv": "test slices"},
     competition=COMPETITION,
     weights=NETWORKS,
-    commands="tools.commands",
     predict="tools.predict",
+    check="tools.check",
 )
 
 # %% [markdown]

@@ -29,7 +29,7 @@ import pandas as pd
 
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.runs import Run
-from mammo_nb.core.settings import read_paths
+from mammo_nb.core.settings import NoDataset, find_dataset
 from mammo_nb.mammo.reading.labels import KEPT, REQUIRED, DatasetError, read_table
 from mammo_nb.mammo.reading.sources import BREAST, how_to_get, label_table, source_of
 
@@ -121,8 +121,8 @@ for change in ({"laterality": list("LLXL")}, {"cancer": [1, 0, 0, 0]}):
 
 # %% [markdown]
 # ## The folder of a set
-# Downloaded sets are below `raw` of settings.ini, and small ones may be below `samples`. A synthetic competition is in
-# the folder of its run. If a set is in none of them, the error explains how to get it.
+# `core/settings` finds the folder of a downloaded set. A synthetic competition is in the folder of its run. If a set is
+# nowhere, the error explains how to get it.
 
 # %%
 #| export
@@ -132,17 +132,10 @@ def place_of(
     "Find the folder of a data set. Raises DatasetError."
     if name == "phantom":
         return "competition"
-    if "/" in name or name in ("", ".", ".."):
-        raise DatasetError(
-            f"{name!r} is no name of a data set. Use the name of a folder below `raw` or `samples` of settings.ini.")
-    paths = read_paths()
-    found = next((first for first in ("raw", "samples") if (getattr(paths, first) / name).is_dir()), None)
-    if not found:
-        raise DatasetError(
-            f"No folder {name} in {paths.raw} (raw of settings.ini) or in {paths.samples} (samples). Put the set "
-            f"there, or set its folder: MAMMO_NB_RAW=/data make ...\n{how_to_get(name)}"
-        )
-    return f"{found}/{name}"
+    try:
+        return find_dataset(name)
+    except NoDataset as e:
+        raise DatasetError(f"{e}\n{how_to_get(name)}" if "No folder" in str(e) else str(e)) from e
 
 def competition(
     run: Run,

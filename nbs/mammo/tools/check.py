@@ -46,6 +46,7 @@ from mammo_nb.mammo.crops import crop_file, crop_path
 from mammo_nb.mammo.datasets import place_of, read_set
 from mammo_nb.mammo.reading.sources import totals
 from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.tools.commands import read_size
 from mammo_nb.mammo.tools.integrity import compare, inspect_file, named_files
 
 # %%
@@ -187,6 +188,18 @@ def check_dataset(
         table = check_folder(folder, Path(scratch) / f"{name}.csv", only_named=True, **how)
     table.attrs["totals"] = totals(name, labels)
     return table
+
+def check_data(
+    folder: Path | None,         # a competition, or any folder with mammograms; None: the data set is named
+    dataset: str = "",           # as in `check_dataset`
+    table: Path | None = None,   # as in `check_folder`; a data set has its own
+    size: str = "",              # HEIGHTxWIDTH of the crops that are measured, such as 2048x1024
+    **how,                       # sample, everything, workers of `check_folder`
+) -> pd.DataFrame:               # as from `check_folder`
+    "Check a folder or a data set, as the command line does."
+    height, width = read_size(size)
+    how["settings"] = Crops(height=height, width=width)
+    return check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
 
 # %%
 table = check_folder(folder, sample=sample, workers=workers)

@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Commands
-# > What mammography adds to `mammo-nb`: check a data set, crop, make a detector, fetch data and weights.
+# > What mammography adds to `mammo-nb`: crop, make a detector, fetch data and weights.
 #
 # A command reads its arguments, calls a function of the package and turns the outcome into an exit code: 0 when all
 # went well, 1 when something failed, 2 when nothing could be done. The heavy imports are inside the commands, so that
@@ -31,45 +31,14 @@ app = typer.Typer()
 
 # %%
 #| export
-def _size(
+def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
-    "A size in pixels."
+    "Read a size in pixels."
     height, _, width = text.partition("x")
     if text and not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise typer.BadParameter(f"{text!r} is not of the form 2048x1024")
     return (int(height), int(width)) if text else (0, 0)
-
-@app.command()
-def check(
-    folder: Path = typer.Argument(None, help="a competition, or any folder with mammograms"),
-    dataset: str = typer.Option(
-        "", help="instead of a folder: vindr, miniddsm, cmmd, cddcesm, bmcd, rsna-breast-cancer-detection, or a folder "
-        "of your own below raw or samples of settings.ini"),
-    table: Path = typer.Option(
-        None, help="CSV that names the files; default: train.csv and test.csv of the competition"),
-    output: Path = typer.Option(None, "--output", "-o", help="write the table to this CSV as well"),
-    sample: int = typer.Option(32, min=0, help="how many files are decoded, and timed for the estimate"),
-    everything: bool = typer.Option(False, "--all", help="decode every file"),
-    size: str = typer.Option(
-        "", help="HEIGHTxWIDTH of the crops that are estimated; default: as the detector made them"),
-    workers: int = typer.Option(0, help="processes; 0: one a core"),
-):
-    "Check a data set: missing, repeated and unreadable files, wrong sides, time and disk that cropping will need."
-    from mammo_nb.core.files import write_csv
-    from mammo_nb.mammo.recipes import Crops
-    from mammo_nb.mammo.tools.check import check_dataset, check_folder, print_check
-    height, width = _size(size)
-    if bool(folder) == bool(dataset):
-        raise typer.BadParameter("name a folder, or a data set with --dataset")
-    if dataset and table:
-        raise typer.BadParameter("a data set has its own table; leave --table out")
-    how = {"sample": sample, "everything": everything, "settings": Crops(height=height, width=width),
-           "workers": workers or None}
-    found = check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
-    if output:
-        write_csv(output, found)
-    raise typer.Exit(print_check(found))
 
 @app.command()
 def crops(
@@ -92,7 +61,7 @@ def crops(
     from mammo_nb.mammo.crops import crop_folder
     from mammo_nb.mammo.reading.boxes import find_detector
     from mammo_nb.mammo.recipes import Crops
-    height, width = _size(size)
+    height, width = read_size(size)
     if faithful and size:
         raise typer.BadParameter("the winner's crops have the size of the detector; leave --size out")
     graph = find_detector(detector)
@@ -162,4 +131,4 @@ def weights(
           f"WEIGHTS={output}")
 
 # %%
-assert _size("2048x1024") == (2048, 1024) and _size("") == (0, 0)
+assert read_size("2048x1024") == (2048, 1024) and read_size("") == (0, 0)
