@@ -300,7 +300,8 @@ def draw_brain(
             ((15, -20, 58), (4.5, 8, 12), 0.25), ((25, -8, 52), (6, 14, 11), -0.25), ((10, 8, 52), (7.5, 11, 9), -0.3))]
         grey = np.maximum(grey, soft(np.minimum.reduce(nuclei), 3.0) * 0.9)
     grey = np.maximum(grey, cerebellum * 0.75)
-    hu = 26 + head.contrast * grey + 0.9 * c.texture - 2.5 * soft(18 - deep, 16) - 3.0 * soft(np.abs(vent) - 3, 6) * head.atrophy
+    hu = 26 + head.contrast * grey + 0.9 * c.texture - 2.5 * soft(18 - deep, 16)
+    hu = hu - 3.0 * soft(np.abs(vent) - 3, 6) * head.atrophy
     hu = hu + (7 - hu) * np.maximum(sulci, ventricles)
     sheet = soft(wide - 0.6 - 0.3 * c.contour, e) * soft(46 - c.z + np.clip(20 - np.abs(c.y + 4), 0, 20), 8)
     sheet = sheet * soft(1.25 - np.hypot((c.y - 2) / 52, (c.z - 58) / 26), 0.2)

@@ -70,7 +70,7 @@ def draw_lesion(
     levels: tuple,         # lowest and highest z of the series, mm
 ) -> Lesion:
     "Draw the place and size of a hemorrhage that spans three to six slices."
-    half = gap * rng.uniform(1.55, 2.9)
+    half = gap * rng.uniform(1.5, 2.55)
     low, high = {"epidural": (34, 88), "subdural": (42, 96), "intraparenchymal": (38, 84), "intraventricular": (46, 66),
                  "subarachnoid": (34, 90)}[kind]
     low, high = max(low, levels[0] + half), min(high, levels[1] - half)
@@ -168,18 +168,19 @@ def add_blood(
 # kind -> HU that the hemorrhages of this kind add at contrast 1, float32 (rows, columns); no imitations
 ) -> dict:
     "Draw the lesions of one slice."
-    added = {}
+    added, taken = {}, 0
     for lesion in lesions:
         if abs(c.level - lesion.centre[2]) > 1.3 * lesion.half + 6:
             continue
         at = replace(c, z=np.full_like(c.z, c.level)) if lesion.imitation else c  # an artefact lies in its slice
-        share = blood(head, at, brain, room, lesion)
+        share = blood(head, at, brain, room, lesion) * (1 - taken)
         if not share.any():
             continue
         if lesion.kind == "intraparenchymal" and not lesion.imitation:
             wide = replace(lesion, thickness=lesion.thickness + 5, spread=lesion.spread + 5)
             hu -= 7 * np.clip(blood(head, c, brain, room, wide) - share, 0, 1)
-        change = (lesion.hu + 2.5 * c.texture - hu) * share
+        taken = np.maximum(taken, share)
+        change = np.maximum(lesion.hu + 2.5 * c.texture - brain.hu, 0) * share
         hu += change * np.float32(contrast)
         if not lesion.imitation:
             added[lesion.kind] = np.maximum(added.get(lesion.kind, 0), change)
