@@ -41,11 +41,11 @@ from tqdm import tqdm
 
 from mammo_nb.core.files import write_csv, write_json, write_text
 from mammo_nb.core.runs import Run
-from mammo_nb.ich.drawing.face import draw_tissue
+from mammo_nb.ich.drawing.face import AIR, draw_tissue
 from mammo_nb.ich.drawing.head import cut_head, draw_head
 from mammo_nb.ich.drawing.hemorrhage import KINDS, SHARES, add_blood, draw_lesion, imitate
-from mammo_nb.ich.drawing.scanners import (OPTIONAL, SCANNERS, draw_series, expose, headrest, places, stored_values,
-                                           write_dicom)
+from mammo_nb.ich.drawing.scanners import (OPTIONAL, SCANNERS, draw_series, expose, head_box, headrest, places,
+                                           stored_values, write_dicom)
 from mammo_nb.ich.recipes import CLASSES
 
 # %%
@@ -143,7 +143,7 @@ def make_patient(
         if n == 0:
             lesions = [draw_lesion(rng, head, kind, series.gap, (levels[0], levels[-1])) for kind in patient["kinds"]]
         shown = [z for z in levels if 30 < z < head.height - 12]
-        alike = [imitate(rng, head, series.gap, z) for z in rng.choice(shown, rng.poisson(0.12 * len(shown)))]
+        alike = [imitate(rng, head, series.gap, z) for z in rng.choice(shown, rng.poisson(0.12 * len(shown))).tolist()]
         name, noise = f"ID_{rng.integers(16**10):010x}", rng.uniform(3, 5)
         rest, missing = (rng.uniform(112, 135), rng.uniform(106, 118)), tuple(
             tag for tag in OPTIONAL if rng.random() < 0.08)
@@ -151,12 +151,13 @@ def make_patient(
         edge = max(2.0, 1.1 * series.spacing)
         for place, number in enumerate(order):
             x, y, z, level = places(series, number, size)
-            c = cut_head(head, x, y, z, level, edge)
-            hu, brain, room = draw_tissue(head, c)
-            added = add_blood(head, c, brain, room, lesions + alike, hu, contrast)
+            box, hu = head_box(x, y, level), np.full((size, size), AIR, np.float32)
+            c = cut_head(head, x[box], y[box], z[box], level, edge)
+            hu[box], brain, room = draw_tissue(head, c)
+            added = add_blood(head, c, brain, room, lesions + alike, hu[box], contrast)
             area = {kind: float((change >= VISIBLE).sum()) * series.spacing**2 for kind, change in added.items()}
             headrest(x, y, hu, edge, *rest)
-            hu = expose(rng, hu, c, noise)
+            expose(rng, hu, box, c, noise)
             if scanner.padding is not None:
                 middle = (size - 1) / 2
                 v, u = np.ogrid[:size, :size]

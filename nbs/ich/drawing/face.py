@@ -73,6 +73,8 @@ def _orbits(
 ):
     "Orbital fat in a bony cone, eyes with lenses, the muscles and the optic nerve."
     wide, e = np.abs(c.x), c.edge
+    roof = np.maximum(np.maximum(c.above + 4, np.abs(wide - 31) - 16), np.abs(c.y + 64) - 22)
+    over(hu, FAT + 6 * c.texture, soft(roof, e) * soft(20 - c.z, 6))
     along = np.clip((c.y + 80) / 46, 0, 1)
     middle = 33 - 18 * along
     around = np.hypot(wide - middle, c.z - 22) - (19 - 14 * along)
@@ -130,7 +132,7 @@ def _front(
         _cells(c, hu, sphenoid, np.float32(9), 0.1, 700)
         bridge = np.maximum(np.abs(c.y + 92 - 0.02 * wide**2) - 2.5, wide - 10)
         over(hu, 900, soft(bridge, e))
-    if -25 < c.level < 32:
+    if -8 < c.level < 44:
         _orbits(c, hu)
 
 def _back(
@@ -145,7 +147,7 @@ def _back(
         mastoid = ball(wide, c.y, c.z, (59, 25, 8), (8, 13, 20), -0.5)
         over(hu, 800, soft(mastoid - 2.5, e))
         over(hu, np.where(np.abs(walls) < 0.55, np.float32(700), np.float32(-650)), soft(mastoid + 1.0, e))
-        canal = np.maximum(np.hypot(c.y - 10, c.z - 6) - 3.0, np.abs(wide - 60) - 22)
+        canal = ball(wide, c.y, c.z, (66, 10, 6), (13, 3.2, 4), 0.15)
         over(hu, AIR, soft(canal, e))
         inner = ball(wide, c.y, c.z, (38, 10, 17), (9, 5, 7), -0.45)
         over(hu, 1500, soft(inner, e))
@@ -184,17 +186,17 @@ def draw_tissue(
     over(hu, flesh + 8 * c.texture, inside)
     if c.level < 44:
         _front(head, c, hu)
-    vault = c.outer * soft(-c.above - 9 + 1.5 * c.contour, 4)
+    vault = c.outer * soft(-c.above - 9 + 1.5 * c.contour, 4) * soft(c.depth - 1, e)
     share = np.clip(c.depth / -c.thickness, 0, 1)                           # 0 at the inner, 1 at the outer table
     diploe = np.exp(-((share - 0.5) / 0.24) ** 2) * np.clip(c.thickness / 6, 0.3, 1.2)
     seam = soft(np.abs(c.y + 24 + 0.30 * (c.z - 60) - 2.5 * c.texture) - 0.7, e) * soft(55 - c.z, 8)  # coronal suture
     bone = 1280 - 520 * diploe + 50 * c.texture - 500 * seam
-    over(hu, bone, vault * (1 - soft(-c.depth, e) * soft(-c.above, e)))
+    over(hu, bone, vault)
     if c.level < 52:
         thin = 4.5 + 1.5 * c.contour
         under = soft(np.abs(c.above + thin / 2) - thin / 2, e) * soft(-c.depth - 3, e)
         over(hu, 850 + 90 * c.texture, under)
-        solid = soft(c.above, e) * soft(-c.above - 24, 6) * soft(-c.depth - 2, e)
+        solid = soft(c.above, e) * soft(-c.above - 8 - 14 * np.exp(-((c.y - 6) / 14) ** 2), 6) * soft(-c.depth - 2, e)
         solid = solid * soft(-c.y - 10 + 0.1 * np.abs(c.x), 6) * (1 - soft(np.abs(c.x) - 4, 6) * (c.y > 20))
         over(hu, 620 + 260 * c.texture, solid * 0.9)
         if head.sinus > 0.2 and 30 < c.level:

@@ -52,7 +52,8 @@ import matplotlib.pyplot as plt
 CELL = (8.0, 5.0, 5.0)     # size of a cell of noise (z, y, x), mm
 FLOOR_CELL = 2.5           # of the landscape of the floor, mm
 EXTENT = 110.0             # noise and landscape reach from -EXTENT to EXTENT in x and y, mm
-BOTTOM, TOP = -48.0, 144.0 # and from BOTTOM to TOP in z, mm
+BOTTOM = -48.0             # and from BOTTOM up in z, mm
+FAR = np.float32(30)       # distance of what is not near a slice, mm
 
 @dataclass(frozen=True)
 class Head:
@@ -84,7 +85,8 @@ def _floor(
     wing = y + 19 + 0.40 * wide - 0.002 * wide**2              # 0 at the edge of the sphenoid wing
     petrous = y + 9 - 0.46 * wide                              # 0 at the crest of the petrous bone
     step = lambda d, w: 1 / (1 + np.exp(np.clip(d / w, -30, 30)))
-    front = step(wing, 2.0) * (38 + 5 * np.exp(-((wide - 32) / 14) ** 2) - 5 * step(wide - 9, 2))
+    roof = 30 + 14 * np.exp(-((wide - 33) / 15) ** 2 - ((y + 64) / 24) ** 2) + 0.012 * np.clip(wide - 45, 0, 40) ** 2
+    front = step(wing, 2.0) * (roof + 3 * step(wide - 3, 1.5) * step(np.abs(y + 62) - 8, 3))
     behind = 1 - step(petrous, 2.5)
     middle = (1 - step(wing, 2.0)) * (1 - behind) * (11 + 0.004 * np.clip(wide - 25, 0, 40) ** 2)
     middle = middle + (1 - step(wing, 2.0)) * (1 - behind) * 16 * step(wide - 15, 2.0)
@@ -110,8 +112,8 @@ def draw_head(
     calcified = rng.random(3) < (0.25 + 0.5 * old, 0.2 + 0.5 * old, 0.05 + 0.2 * old)
     pineal, plexus, ganglia = np.where(calcified, rng.uniform(60, 260, 3), 0).tolist()
     return Head(width=rng.normal(67, 2.5), length=rng.normal(84, 3), height=rng.normal(118, 4),
-                egg=rng.uniform(0.08, 0.2), skew=rng.normal(0, 0.015), bone=rng.uniform(4.6, 7.4),
-                scalp=rng.uniform(3.5, 7), atrophy=old, contrast=rng.uniform(7, 10.5), sinus=rng.uniform(0, 1),
+                egg=rng.uniform(0.05, 0.14), skew=rng.normal(0, 0.015), bone=rng.uniform(4.6, 7.4),
+                scalp=rng.uniform(3.5, 7), atrophy=old, contrast=rng.uniform(9, 13), sinus=rng.uniform(0, 1),
                 pineal=pineal, plexus=plexus, ganglia=ganglia * 0.5, floor=_floor(rng), noise=np.stack(noise))
 
 def sample(
@@ -192,15 +194,16 @@ def cut_head(
     middle = np.float32(0.38 * head.height)
     rise = np.where(z > middle, (z - middle) / (head.height - middle), (middle - z) / (middle + 38))
     y0 = y + np.float32(2)
-    across = x / (head.width * (1 + head.egg * np.clip(y0 / head.length, -1.1, 0.7) + head.skew * np.sign(x * y0)))
+    taper = head.egg * np.clip(y0 / head.length, -1.1, 0.7) + head.skew * np.clip(x * y0 / 1500, -1, 1)
+    across = x / (head.width * (1 + taper))
     along = y0 / head.length
-    round_ = np.sqrt(np.sqrt((across**2 + along**2) ** 2 + np.float32(0.35) * (across * along) ** 2)) + 1e-4
+    round_ = np.sqrt(np.sqrt((across**2 + along**2) ** 2 - np.float32(0.45) * (across * along) ** 2)) + 1e-4
     local = np.hypot(x, y0) / round_                           # radius of the outline in this direction, mm
     scale = lambda extra: np.sqrt(np.clip(1 - np.clip(rise * (head.height - middle) / (head.height - middle + extra),
                                                       0, 1) ** 2.3, 0, 1))
     bent = round_ - np.float32(0.008) * contour
     thickness = head.bone * (1 + 0.13 * contour + 0.5 * np.exp(-((x / 14) ** 2 + ((y - 86) / 20) ** 2)))
-    depth = (scale(0) - bent) * local
+    depth = (scale(0) - bent) * local - 3 * np.clip(z - head.height, 0, 9)
     outer = (bent - scale(head.bone)) * local - thickness
     low = np.clip((30 - z) / 50, 0, 1)
     skin = (round_ - scale(head.bone + head.scalp)) * local - thickness - head.scalp * (
@@ -231,16 +234,17 @@ def _ventricles(
     "Lateral ventricles with their horns, the third and the fourth ventricle."
     grow = 0.75 + 0.75 * head.atrophy
     wide = np.abs(c.x + np.float32(0.6) * c.contour)
-    shapes = [
-        ball(wide, c.y, c.z, (10, -28, 57), (4.4 * grow, 14, 13), 0.30),    # frontal horn
-        ball(wide, c.y, c.z, (13, 2, 68), (5.0 * grow, 27, 8 + 2 * grow), -0.12),  # body
-        ball(wide, c.y, c.z, (24, 30, 58), (5.6 * grow, 14, 14), -0.30),    # atrium
-        ball(wide, c.y, c.z, (25, 49, 52), (3.2 * grow, 17, 8), 0.10),      # occipital horn
-        ball(wide, c.y, c.z, (33, 4, 37), (2.0 * grow, 15, 6), -0.35),      # temporal horn
-        ball(wide, c.y, c.z, (0, -2, 48), (2.1 * grow, 13, 11)),            # third
-        ball(wide, c.y, c.z, (0, 33, 21), (5.2 + 2.5 * grow, 4.8, 9)),      # fourth
-    ]
-    return np.minimum.reduce(shapes)
+    shapes = (
+        ((10, -28, 57), (4.4 * grow, 14, 13), 0.30),             # frontal horn
+        ((13, 2, 68), (5.0 * grow, 27, 8 + 2 * grow), -0.12),    # body
+        ((24, 30, 58), (5.6 * grow, 14, 14), -0.30),             # atrium
+        ((25, 49, 52), (3.2 * grow, 17, 8), 0.10),               # occipital horn
+        ((33, 4, 37), (2.0 * grow, 15, 6), -0.35),               # temporal horn
+        ((0, -2, 48), (2.1 * grow, 13, 11), 0.0),                # third
+        ((0, 33, 21), (5.2 + 2.5 * grow, 4.8, 9), 0.0),          # fourth
+    )
+    near = [ball(wide, c.y, c.z, *shape) for shape in shapes if abs(c.level - shape[0][2]) < shape[1][2] + 8]
+    return np.minimum.reduce(near) if near else np.full(wide.shape, FAR)
 
 def _cisterns(
     head: Head,
@@ -250,20 +254,25 @@ def _cisterns(
     grow = 0.7 + 0.7 * head.atrophy
     wide = np.abs(c.x)
     bend = c.contour
-    star = np.hypot(c.x, c.y + 6) * (1 + 0.28 * np.cos(5 * np.arctan2(c.x, -(c.y + 6)))) - 10.5
-    star = star + np.abs(c.z - 33) * 1.2
-    smile = np.maximum(np.abs(np.hypot(c.x, (c.y - 14) * 1.05) - 17) - 1.5 * grow, 5 - c.y)
-    smile = smile + np.clip(np.abs(c.z - 38) - 4, 0, 99)
-    prepontine = ball(c.x, c.y, c.z, (0, 3, 20), (13, 2.6, 12))
-    slope = c.y + 4 + np.float32(0.75) * (wide - 44) + 2.5 * bend
-    sylvius = np.abs(slope) - np.float32(1.5) * grow - np.float32(0.03) * np.clip(wide - 34, 0, 30)
-    sylvius = np.maximum(sylvius, np.abs(wide - 47) - 16) + np.clip(np.abs(c.z - 46) - 13, 0, 99) * 0.4
-    insula = np.maximum(np.abs(wide - 37 - 1.2 * bend) - 1.3 * grow, np.abs(c.y - 4) - 13)
-    insula = insula + np.clip(np.abs(c.z - 52) - 10, 0, 99) * 0.4
+    near = []
+    if 20 < c.level < 50:
+        star = np.hypot(c.x, c.y + 6) * (1 + 0.28 * np.cos(5 * np.arctan2(c.x, -(c.y + 6)))) - 10.5
+        near.append(star + bend + np.abs(c.z - 33) * 1.2)
+        smile = np.maximum(np.abs(np.hypot(c.x, (c.y - 12) * 1.05) - 17 - bend) - 1.5 * grow, 17 - c.y)
+        near.append(smile + np.clip(np.abs(c.z - 38) - 4, 0, 99))
+    if c.level < 38:
+        near.append(ball(c.x, c.y, c.z, (0, 3, 20), (13, 2.6, 12)))
+    if 22 < c.level < 78:
+        fine = 2.2 * c.texture + 2.5 * bend
+        slope = c.y + 4 + np.float32(0.75) * (wide - 44) + fine
+        sylvius = np.abs(slope) - np.float32(1.2) * grow - np.float32(0.06) * np.clip(wide - 38, 0, 30)
+        sylvius = np.maximum(sylvius, np.abs(wide - 49) - 15) + np.clip(np.abs(c.z - 46) - 11, 0, 99) * 0.4
+        insula = np.maximum(np.abs(wide - 38 - 0.7 * fine) - 1.0 * grow, np.abs(c.y - 4) - 11)
+        near += [sylvius, insula + np.clip(np.abs(c.z - 52) - 9, 0, 99) * 0.4]
     callosum = np.hypot((c.y - 2) / 52, (c.z - 62) / 22)
     between = wide - 0.7 * grow - 0.5 * np.clip(bend, -1, 2) + np.clip(1.05 - callosum, 0, 1) * 40
     between = between + np.clip(44 - c.z + 0.9 * np.clip(-c.y - 18, 0, 12), 0, 60) * 0.3
-    return np.minimum.reduce([star, smile, prepontine, sylvius, insula, between])
+    return np.minimum.reduce([*near, between])
 
 def draw_brain(
     head: Head,
@@ -284,13 +293,15 @@ def draw_brain(
     sulci = np.maximum(soft(sulcus, 1.4) * np.float32(0.9), soft(deep - 0.6 - 1.6 * head.atrophy, e) * 0.8)
     sulci = np.maximum(sulci, soft(_cisterns(head, c), e))
     sulci = np.maximum(sulci * (1 - 0.6 * cerebellum), soft(np.abs(c.z + 8) - 9, 3) * soft(deep - 4, 2))
-    ribbon = np.maximum(soft(deep - 5.0, 3.0), soft(fold - 2.3 - 0.14 * np.clip(16 - deep, -12, 9), 2.5))
-    nuclei = np.minimum.reduce([
-        ball(wide, c.y, c.z, (15, -20, 58), (4.5, 8, 12), 0.25), ball(wide, c.y, c.z, (25, -8, 52), (6, 14, 11), -0.25),
-        ball(wide, c.y, c.z, (10, 8, 52), (7.5, 11, 9), -0.3)])
-    grey = np.maximum(ribbon, soft(nuclei, 3.0) * 0.9)
+    ribbon = np.maximum(soft(deep - 4.0, 4.0), soft(fold - 1.2 - 0.09 * np.clip(16 - deep, -12, 9), 2.5))
+    grey = ribbon
+    if 34 < c.level < 74:
+        nuclei = [ball(wide, c.y, c.z, *shape) for shape in (
+            ((15, -20, 58), (4.5, 8, 12), 0.25), ((25, -8, 52), (6, 14, 11), -0.25), ((10, 8, 52), (7.5, 11, 9), -0.3))]
+        grey = np.maximum(grey, soft(np.minimum.reduce(nuclei), 3.0) * 0.9)
     grey = np.maximum(grey, cerebellum * 0.75)
-    hu = 27.5 + head.contrast * grey + 0.9 * c.texture - 3.0 * soft(np.abs(vent) - 3, 6) * head.atrophy
+    hu = 26 + head.contrast * grey + 0.9 * c.texture - 2.5 * soft(18 - deep, 16)
+    hu = hu - 3.0 * soft(np.abs(vent) - 3, 6) * head.atrophy
     hu = hu + (7 - hu) * np.maximum(sulci, ventricles)
     sheet = soft(wide - 0.6 - 0.3 * c.contour, e) * soft(46 - c.z + np.clip(20 - np.abs(c.y + 4), 0, 20), 8)
     sheet = sheet * soft(1.25 - np.hypot((c.y - 2) / 52, (c.z - 58) / 26), 0.2)
@@ -299,11 +310,8 @@ def draw_brain(
     sinus = np.hypot(c.x, c.depth - 1) - 4.5
     hu = hu + (52 - hu) * soft(sinus, 3) * soft(-c.y, 5)                  # sagittal sinus at the back
     hu = hu + 6 * np.exp(np.clip(-c.depth / 4, -9, 0))                    # capping below the skull
-    spot = lambda at, r: soft(ball(wide, c.y, c.z, at, r) + 0.6 * c.texture, e)
-    if head.pineal:
-        hu = hu + head.pineal * spot((0, 20, 48), (3.0, 2.6, 4))
-    if head.plexus:
-        hu = hu + head.plexus * spot((25, 33, 58), (3.2, 5, 6))
-    if head.ganglia:
-        hu = hu + head.ganglia * spot((21, -8, 52), (3.0, 6, 5))
+    for strength, at, radii in ((head.pineal, (0, 20, 48), (3.0, 2.6, 4)), (head.plexus, (25, 33, 58), (3.2, 5, 6)),
+                                (head.ganglia, (21, -8, 52), (3.0, 6, 5))):
+        if strength and abs(c.level - at[2]) < 12:
+            hu = hu + strength * soft(ball(wide, c.y, c.z, at, radii) + 0.6 * c.texture, e)
     return Brain(hu, sulci, ventricles)

@@ -70,19 +70,19 @@ def draw_lesion(
     levels: tuple,         # lowest and highest z of the series, mm
 ) -> Lesion:
     "Draw the place and size of a hemorrhage that spans three to six slices."
-    half = gap * rng.uniform(1.55, 2.9)
+    half = gap * rng.uniform(1.5, 2.55)
     low, high = {"epidural": (34, 88), "subdural": (42, 96), "intraparenchymal": (38, 84), "intraventricular": (46, 66),
                  "subarachnoid": (34, 90)}[kind]
     low, high = max(low, levels[0] + half), min(high, levels[1] - half)
     z = rng.uniform(low, max(high, low + 1))
-    side = rng.choice([-1, 1])
+    side = int(rng.choice([-1, 1]))
     hu = rng.uniform(50, 74)
     if kind == "epidural":                        # between the sutures: frontal, temporal or parietal
         angle = rng.choice([rng.uniform(0.45, 0.75), rng.uniform(1.35, 1.95)])
-        return Lesion(kind, (0, 0, z), half, hu, rng.uniform(6, 14), rng.uniform(20, 29), side * angle)
+        return Lesion(kind, (0, 0, z), half, hu, rng.uniform(6, 14), rng.uniform(20, 29), float(side * angle))
     if kind == "subdural":
         return Lesion(kind, (0, 0, z), half, hu - 3, rng.uniform(2.8, 7), rng.uniform(45, 75),
-                      side * rng.uniform(1.0, 2.0))
+                      float(side * rng.uniform(1.0, 2.0)))
     if kind == "intraparenchymal":
         place = side * rng.uniform(16, 40), rng.uniform(-40, 45), z
         if rng.random() < 0.5:                    # basal ganglia
@@ -95,8 +95,8 @@ def draw_lesion(
         return Lesion(kind, (side * rng.uniform(0, 14), rng.uniform(-10, 8), rng.uniform(33, 42)), half, hu - 5, 1,
                       rng.uniform(24, 38), 0)
     angle = side * rng.uniform(0.3, 2.6)
-    return Lesion(kind, (0.75 * head.width * np.sin(angle), -0.75 * head.length * np.cos(angle), z), half, hu - 5, 1,
-                  rng.uniform(18, 34), 0)
+    x, y = 0.75 * head.width * float(np.sin(angle)), -0.75 * head.length * float(np.cos(angle))
+    return Lesion(kind, (x, y, z), half, hu - 5, 1, rng.uniform(18, 34), 0)
 
 def imitate(
     rng: np.random.Generator,
@@ -165,20 +165,23 @@ def add_blood(
     lesions: list,         # of Lesion
     hu: np.ndarray,        # float32 (rows, columns), changed in place
     contrast: float = 1.0, # factor of the difference between blood and what it replaces
-) -> dict:                 # kind -> HU that the hemorrhages of this kind add, float32 (rows, columns); no imitations
+# kind -> HU that the hemorrhages of this kind add at contrast 1, float32 (rows, columns); no imitations
+) -> dict:
     "Draw the lesions of one slice."
-    added = {}
+    added, taken = {}, 0
     for lesion in lesions:
         if abs(c.level - lesion.centre[2]) > 1.3 * lesion.half + 6:
             continue
-        share = blood(head, c, brain, room, lesion)
+        at = replace(c, z=np.full_like(c.z, c.level)) if lesion.imitation else c  # an artefact lies in its slice
+        share = blood(head, at, brain, room, lesion) * (1 - taken)
         if not share.any():
             continue
         if lesion.kind == "intraparenchymal" and not lesion.imitation:
             wide = replace(lesion, thickness=lesion.thickness + 5, spread=lesion.spread + 5)
             hu -= 7 * np.clip(blood(head, c, brain, room, wide) - share, 0, 1)
-        change = (lesion.hu + 2.5 * c.texture - hu) * share * np.float32(contrast)
-        hu += change
+        taken = np.maximum(taken, share)
+        change = np.maximum(lesion.hu + 2.5 * c.texture - brain.hu, 0) * share
+        hu += change * np.float32(contrast)
         if not lesion.imitation:
             added[lesion.kind] = np.maximum(added.get(lesion.kind, 0), change)
     return added

@@ -157,6 +157,16 @@ def places(
     x, y = t * x - u * y, u * x + t * y
     return x, y, np.float32(level) + np.float32(series.roll) * x, level
 
+def head_box(
+    x: np.ndarray,           # mm
+    y: np.ndarray,
+    level: float,            # mm
+) -> tuple:                  # two slices: rows and columns
+    "The part of a picture in which the head is."
+    ahead, wide = (126, 100) if level < 50 else (106, 92)
+    inside = (y > -ahead) & (y < 116) & (np.abs(x) < wide)
+    return tuple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in (np.flatnonzero(inside.any(a)) for a in (1, 0)))
+
 # %% [markdown]
 # ## What a scanner adds
 # Quantum noise, weak blotches, dark bands and streaks between dense bones, and the headrest below the head. The noise
@@ -166,26 +176,29 @@ def places(
 #| export
 def expose(
     rng: np.random.Generator,
-    hu: np.ndarray,          # float32 (size, size), without noise
-    c: Cut,
+    hu: np.ndarray,          # float32 (size, size), without noise; changed in place
+    box: tuple,              # two slices: the rows and columns with the head
+    c: Cut,                  # of this box
     noise: float,            # standard deviation, HU
-) -> np.ndarray:             # float32 (size, size)
-    "Add beam hardening, headrest and noise to a drawn slice."
-    rows, columns = hu.shape
-    dense = float(np.clip((hu > 700).mean() * 12, 0, 1))
+):
+    "Add beam hardening and noise to a drawn slice."
+    head = hu[box]
     inside = soft(c.skin, 4)
-    low = np.exp(-((c.level - 14) / 13) ** 2)
-    band = -9 * low * np.exp(-((c.y - 12) / 7) ** 2) * soft(np.abs(c.x) - 34, 12)
-    for _ in range(rng.poisson(5 * low + 1.0 * dense)):       # streaks from the petrous bones and other dense parts
-        angle, side = rng.normal(0, 0.35) + (rng.random() < 0.2) * rng.uniform(-1.5, 1.5), rng.choice([-1, 1])
-        off = (c.y - rng.uniform(2, 24)) * np.cos(angle) - (c.x - side * 40) * np.sin(angle)
-        band = band + np.float32(rng.normal(0, 9)) * np.exp(-(off / rng.uniform(1.2, 3.5)) ** 2)
-    blotch = rng.normal(0, 1, (8, 8)).astype(np.float32)
-    band = band + cv2.resize(blotch, (columns, rows), interpolation=cv2.INTER_CUBIC) * 1.1
-    grain = rng.standard_normal((rows, columns), dtype=np.float32)
-    grain = cv2.GaussianBlur(grain, (0, 0), 0.55)
-    made = hu + band * inside + grain * np.float32(noise / 0.62) * (0.35 + 0.65 * inside + 0.6 * low * inside)
-    return made
+    dense = min(float((head > 700).mean()) * 8, 1.0)
+    low = float(np.exp(-((c.level - 14) / 13) ** 2))
+    band = rng.normal(0, 1.1, (8, 8)).astype(np.float32)
+    band = cv2.resize(band, head.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    if low > 0.05:
+        band -= 9 * low * np.exp(-((c.y - 12) / 7) ** 2) * soft(np.abs(c.x) - 34, 12)
+    for _ in range(rng.poisson(5 * low + 0.25 * dense)):       # streaks from the petrous bones and other dense parts
+        angle = rng.normal(0, 0.35) + (rng.random() < 0.2) * rng.uniform(-1.5, 1.5)
+        side, wide = int(rng.choice([-1, 1])), rng.uniform(1.2, 3.5)
+        off = (c.y - rng.uniform(2, 24)) * float(np.cos(angle)) - (c.x - side * 40) * float(np.sin(angle))
+        band += rng.normal(0, 4 + 5 * low) * np.exp(-(off / wide) ** 2)
+    grain = cv2.GaussianBlur(rng.standard_normal(hu.shape, dtype=np.float32), (3, 3), 0.55) * np.float32(noise / 0.62)
+    grain[box] *= 1 + (0.9 * low + 0.8) * inside
+    hu += 0.5 * grain
+    head += band * inside
 
 def headrest(
     x: np.ndarray,           # mm, in the picture, not turned with the head
@@ -195,12 +208,12 @@ def headrest(
     curve: float,            # radius of the rest, mm
     deep: float,             # y of its lowest point, mm
 ):
-    "A shell of carbon fibre that opens upwards, and a pad in it."
-    around = np.hypot(x / 0.98, y - (deep - curve)) - curve
-    shell = np.maximum(np.abs(around) - 1.0, deep - 95 - y)
+    "A shell of carbon fibre that opens upwards. It is brighter at its sides."
+    around = np.hypot(x, y - (deep - curve)) - curve
+    shell = np.maximum(np.abs(around) - 1.2, deep - 95 - y)
     side = np.maximum(shell, 52 - np.abs(x))
-    over(hu, 60, soft(side, edge) * 0.95)
-    over(hu, -80, soft(shell, edge) * 0.8 * (np.abs(x) < 52))
+    over(hu, -250, soft(shell, edge) * 0.8)
+    over(hu, 260, soft(side, edge))
 
 # %% [markdown]
 # ## One DICOM file
@@ -261,10 +274,11 @@ def write_dicom(
 scratch, rng = Path(tempfile.mkdtemp()), np.random.default_rng(seed)
 head, series = draw_head(rng), draw_series(rng, 26, size, 132.0, tilted=True)
 x, y, z, level = places(series, 14, size)
-c = cut_head(head, x, y, z, level, 2.0)
-hu = draw_tissue(head, c)[0]
+box, hu = head_box(x, y, level), np.full((size, size), -1000, np.float32)
+c = cut_head(head, x[box], y[box], z[box], level, 2.0)
+hu[box] = draw_tissue(head, c)[0]
 headrest(x, y, hu, 2.0, 120.0, 112.0)
-hu = expose(rng, hu, c, 4.0)
+expose(rng, hu, box, c, 4.0)
 fig, axes = plt.subplots(1, len(SCANNERS), figsize=(12, 2))
 for ax, s in zip(axes, SCANNERS):
     write_dicom(scratch / "one.dcm", stored_values(hu, s), scanner=s, series=series, number=14, instance=3,

@@ -160,6 +160,15 @@ sheet(many, title="twelve seeds");
 # %%
 #| export
 KEY = ["patient_id", "study", "series"]  # columns that identify a series
+_TEXT = [*KEY, "image_id", "file"]
+
+def read_folds(
+    path: Path,        # folds.csv or processed/slices.csv
+) -> pd.DataFrame:     # identifiers are text, also where they look like numbers
+    "Read a table of slices."
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str))
+    present = table.columns.intersection(_TEXT)
+    return table.assign(**table[present].fillna(""))
 
 def with_neighbours(
     table: pd.DataFrame,  # all slices of their series: KEY, image_id, place
@@ -171,6 +180,8 @@ def with_neighbours(
 
 # %%
 near = with_neighbours(table).set_index("place").sort_index()
+table.to_csv(folder / "folds.csv", index=False)
+assert read_folds(folder / "folds.csv").equals(table.reset_index(drop=True))
 assert list(near.index) == [0, 1, 2, 3, 4] and with_neighbours(table)["image_id"].equals(table["image_id"])
 assert near["previous"].tolist() == ["slice0", "slice0", "slice1", "slice2", "slice3"]
 assert near["next"].tolist() == ["slice1", "slice2", "slice3", "slice4", "slice4"]
@@ -199,7 +210,7 @@ class SlicePictures(torch.utils.data.Dataset):
         self.ids, self.folder, self.view, self.size = table["image_id"].tolist(), Path(pictures), view, size
         self.near = table[["previous", "image_id", "next"]].to_numpy()
         self.boxes = table[["x0", "y0", "x1", "y1"]].to_numpy(float)
-        self.labels = torch.from_numpy(table[list(classes_of(table))].to_numpy(np.float32))
+        self.labels = torch.tensor(table[list(classes_of(table))].to_numpy(np.float32))
         self.augmented, self.faithful = augment == "original", faithful
         self.mean, self.std = (torch.tensor(normalization[k]).view(3, 1, 1) for k in ("mean", "std"))
         self.keeps = len(table) * size * size * 3 <= KEPT

@@ -1,0 +1,260 @@
+"Classifiers of slices, their embeddings and published weights, on a drawn data set without the stages before."
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics
+
+from mammo_nb.core.files import read_json, sha256, write_json
+from mammo_nb.core.networks import WeightsError
+from mammo_nb.core.recipes import RecipeError
+from mammo_nb.core.runs import Run
+from mammo_nb.ich import classify, embed
+from mammo_nb.ich.learning.embeddings import VIEWS, mean_views, read_about, read_embeddings
+from mammo_nb.ich.learning.encoder import NORMALIZATION, Encoder, load_encoder
+from mammo_nb.ich.learning.losses import class_losses, class_weights, log_loss, weighted_log_loss
+from mammo_nb.ich.learning.slices import SlicePictures, apply_view, augment_original, read_folds, read_view
+from mammo_nb.ich.recipes import CLASSES, Prepare, View
+from mammo_nb.ich.system import system
+
+
+def drawn_run(folder: Path, classes=CLASSES, **overrides) -> Run:
+    "A run whose pictures and tables are drawn: 6 patients with 8 slices, bright spots where `any` is 1."
+    rng = np.random.default_rng(0)
+    run = Run.create(folder, system, "tiny", overrides={"classify.loop.epochs": 2, **overrides})
+    pictures = run.path("processed/pictures/")
+    pictures.mkdir(parents=True)
+    rows = []
+    for patient in range(6):
+        for place in range(8):
+            ill = int(patient % 2 and place in (3, 4))
+            picture = np.zeros((40, 48, 3), np.uint8)
+            cv2.ellipse(picture, (22, 20), (14, 17), 0, 0, 360, (100, 80, 120), -1)
+            picture[..., 0] += rng.integers(20, size=picture.shape[:2], dtype=np.uint8)
+            if ill:
+                cv2.circle(picture, (int(rng.integers(14, 30)), 18), 4, (250, 160, 190), -1)
+            image = f"ID_{patient:04x}{place:05x}"
+            cv2.imwrite(str(pictures / f"{image}.png"), picture)
+            rows.append({"patient_id": f"ID_{patient:08x}", "study": f"t{patient}", "series": f"s{patient}",
+                         "image_id": image, "place": place, "x0": 8, "y0": 3, "x1": 37, "y1": 38,
+                         **{c: ill for c in classes}, "fold": patient % 2})
+    table = pd.DataFrame(rows)
+    table["fold"] = table["patient_id"].str[-1].astype(int) // 3
+    table.drop(columns="fold").to_csv(run.path("processed/slices.csv"), index=False)
+    table.sample(frac=1, random_state=1).to_csv(run.path("folds.csv"), index=False)
+    write_json(run.folder / "manifest.json", {"run": "", "stages": {"prepare": {"parameters": asdict(Prepare())}}})
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A run after classify and embed."
+    made = drawn_run(tmp_path_factory.mktemp("run") / "run", **{"classify.folds": "0 1"})
+    classify.run_stage(made)
+    embed.run_stage(made)
+    return made
+
+
+def test_the_metric_is_scikit_learns_log_loss_of_each_class_with_weights_and_clip():
+    rng = np.random.default_rng(1)
+    labels, probabilities = rng.integers(2, size=(50, 6)), rng.random((50, 6)) ** 8
+    probabilities[:3], probabilities[3:6] = 0, 1
+    clipped = np.clip(probabilities, 1e-5, 1 - 1e-5)
+    each = [metrics.log_loss(labels[:, k], clipped[:, k]) for k in range(6)]
+    np.testing.assert_allclose(class_losses(labels, probabilities), each, rtol=1e-9)
+    assert log_loss(labels, probabilities) == pytest.approx((sum(each) + each[5]) / 7)
+    assert log_loss(labels[:, 5], probabilities[:, 5]) == pytest.approx(each[5])
+
+
+def test_the_training_loss_is_six_parts_of_the_mean_and_one_of_any():
+    logits, targets = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0)), torch.ones(2, 5, 6)
+    each = torch.nn.functional.softplus(-logits)
+    expected = (6 * each.mean() + each[..., 5].mean()) / 7
+    torch.testing.assert_close(weighted_log_loss(logits, targets), expected)
+    torch.testing.assert_close(weighted_log_loss(logits[..., :1], targets[..., :1]), each[..., 0].mean())
+    assert class_weights(2).tolist() == [1 / 3, 2 / 3]
+
+
+def test_each_view_and_fold_has_a_classifier_that_predicts_the_fold_it_has_not_seen(run):
+    history, table = pd.read_csv(run.path("checkpoints/classify/history.csv")), read_folds(run.path("folds.csv"))
+    assert list(zip(history["encoder"], history["fold"], history["epoch"])) == [
+        (v, f, e) for v in ("windows", "neighbours") for f in (0, 1) for e in (0, 1)]
+    assert (history["held_out"] == 1).all()
+    for row in history.itertuples():
+        own = run.path(f"checkpoints/classify/{row.encoder}/fold_{row.fold}")
+        predicted = pd.read_csv(own / f"pred_{row.epoch}.csv")
+        assert set(predicted["image_id"]) == set(table["image_id"][table["fold"] == row.fold])
+        found = log_loss(predicted[list(CLASSES)].to_numpy(), predicted[[f"p_{c}" for c in CLASSES]].to_numpy())
+        assert found == pytest.approx(row.log_loss, abs=1e-5)
+        assert sha256(own / f"epoch_{row.epoch}.safetensors") == row.weights_sha256
+
+
+def test_embeddings_are_those_of_the_encoder_for_the_slice_that_is_named(run):
+    stated, table = read_json(run.path("weights/embeddings.json")), read_folds(run.path("folds.csv"))
+    assert len(stated["embeddings"]) == 2 * 2 * 3 and stated["embedding"] == 16 and stated["classes"] == list(CLASSES)
+    settings = run.section("classify")
+    encoder = Encoder(settings.network, 6, settings.embedding)
+    load_encoder(encoder.eval(), run.path("weights/encoders/neighbours_fold1_epoch1.safetensors"))
+    data = SlicePictures(table, run.path("processed/pictures"), View("n", "neighbours"), settings.size, NORMALIZATION)
+    for row in (0, 17):
+        for view in VIEWS:
+            file = f"neighbours_fold1_epoch1_{view}.safetensors"
+            path = run.path(f"weights/embeddings/{file}")
+            assert sha256(path) == stated["embeddings"][file]
+            found = read_embeddings(path, [table["image_id"][row]])
+            with torch.inference_mode():
+                features = encoder.features(apply_view(data.tensor(row)[None], view))
+                expected = features.numpy(), torch.sigmoid(encoder.classify(features)).numpy()
+            for a, b in zip(found, expected):
+                np.testing.assert_allclose(a, b, atol=1e-5)
+    files = [run.path(f"weights/embeddings/neighbours_fold1_epoch1_{v}.safetensors") for v in VIEWS]
+    mean = np.mean([read_embeddings(f)[0] for f in files], 0)
+    np.testing.assert_allclose(mean_views(files)[0], mean, atol=1e-6)
+
+
+def test_finished_work_is_not_repeated_and_missing_or_damaged_work_is(run):
+    folder = run.path("weights/embeddings/")
+    files = sorted(folder.iterdir())
+    trained = run.path("checkpoints/classify/windows/fold_0/epoch_1.safetensors")
+    times = {p: p.stat().st_mtime_ns for p in [*files, trained]}
+    digests = {p: sha256(p) for p in files}
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:300])
+    classify.run_stage(run)
+    embed.run_stage(run)
+    assert {p for p, t in times.items() if p.stat().st_mtime_ns != t} == set(files[:2])
+    assert {p: sha256(p) for p in files} == digests
+
+
+def test_other_weights_or_another_table_replace_the_embeddings(tmp_path):
+    run = drawn_run(tmp_path / "run", **{"embed.tta": False})
+    classify.run_stage(run)
+    embed.run_stage(run)
+    path = run.path("weights/embeddings/windows_fold0_epoch1_plain.safetensors")
+    before, about = sha256(path), read_about(path)
+    folds = read_folds(run.path("folds.csv"))
+    folds.iloc[:-1].to_csv(run.path("folds.csv"), index=False)
+    embed.run_stage(run)
+    assert read_about(path)["image_ids"] == about["image_ids"][:-1]
+    folds.to_csv(run.path("folds.csv"), index=False)
+    embed.run_stage(run)
+    assert sha256(path) == before
+    again = Run.open(run.folder, {"classify.loop.lr": 1e-4})
+    classify.run_stage(again)
+    embed.run_stage(again)
+    assert read_about(path)["encoder_sha256"] != about["encoder_sha256"]
+    assert not run.path("weights/embeddings/windows_fold0_epoch1_flip.safetensors").exists()
+
+
+def test_two_runs_give_the_same_files(tmp_path):
+    made = []
+    for name in ("one", "two"):
+        run = drawn_run(tmp_path / name)
+        classify.run_stage(run)
+        made.append(embed.run_stage(run))
+    assert made[0] == made[1]
+
+
+def test_a_training_on_all_data_says_that_nothing_is_held_out(tmp_path):
+    run = drawn_run(tmp_path / "run", **{"classify.folds": "all"})
+    history = classify.run_stage(run)
+    assert set(history["fold"]) == {-1} and (history["held_out"] == 0).all()
+    predicted = pd.read_csv(run.path("checkpoints/classify/windows/fold_-1/pred_0.csv"))
+    table = read_folds(run.path("folds.csv"))
+    assert predicted["image_id"].tolist() == table["image_id"].tolist() and (predicted["fold"] == -1).all()
+    longer = pd.concat([table] * 30, ignore_index=True)
+    rows, held = classify.split_rows(longer, -1)
+    assert len(rows) == len(longer) and held.tolist() == list(range(1000))
+
+
+def test_folds_and_epochs_that_do_not_exist_are_errors(run):
+    for wrong in ({"classify.folds": "0 5"}, {"classify.folds": ""}):
+        with pytest.raises(RecipeError, match="there are the folds 0, 1"):
+            classify.run_stage(Run.open(run.folder, wrong))
+    with pytest.raises(RecipeError, match="embed.epochs is 3, and a classifier has 2"):
+        embed.run_stage(Run.open(run.folder, {"embed.epochs": 3}))
+
+
+def test_a_data_set_with_one_class(tmp_path):
+    run = drawn_run(tmp_path / "run", ("any",))
+    history = classify.run_stage(run)
+    made = embed.run_stage(run)
+    assert made["classes"] == ["any"] and np.isfinite(history["log_loss"]).all()
+    _, found = read_embeddings(run.path("weights/embeddings/windows_fold0_epoch1_plain.safetensors"))
+    assert found.shape == (48, 1)
+
+
+def test_published_weights_are_embedded_without_a_training(tmp_path):
+    "Files as the original saved them, with the names of torchvision's ResNeXt, whose features are the reference."
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    original = models.resnext50_32x4d(num_classes=6).eval()
+    for name in ("windows", "neighbours"):
+        (tmp_path / name).mkdir()
+        torch.save({f"module.{k}": v for k, v in original.state_dict().items()},
+                   tmp_path / name / "model_32_epoch4_fold0.bin")
+    run = drawn_run(tmp_path / "run", **{
+        "classify.weights": str(tmp_path / "{view}"), "classify.network": "resnext50_32x4d", "classify.embedding": 0})
+    history = classify.run_stage(run)
+    assert "loss" not in history and history["epoch"].tolist() == [4, 4]
+    times = {p: p.stat().st_mtime_ns for p in run.path("checkpoints/classify/").rglob("*.safetensors")}
+    classify.run_stage(run)
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    embed.run_stage(run)
+    table = read_folds(run.path("folds.csv"))
+    data = SlicePictures(table, run.path("processed/pictures"), View(), 32, NORMALIZATION)
+    found, _ = read_embeddings(run.path("weights/embeddings/windows_fold0_epoch4_plain.safetensors"),
+                               table["image_id"].tolist()[:2])
+    original.fc = torch.nn.Identity()
+    with torch.inference_mode():
+        expected = original(torch.stack([data.tensor(r) for r in (0, 1)])).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(WeightsError, match="Set classify.size and classify.folds to what is there"):
+        classify.run_stage(Run.open(run.folder, {"classify.size": 64}))
+
+
+def test_pictures_depend_on_the_seed_of_the_sample_only(run):
+    table = read_folds(run.path("folds.csv"))
+    arguments = (run.path("processed/pictures"), View(), 32, NORMALIZATION, "original")
+    first, second = SlicePictures(table, *arguments), SlicePictures(table, *arguments)
+    for k in range(20):
+        first.picture(k, k)
+    assert np.array_equal(first.picture(5, 77), second.picture(5, 77))
+    assert np.array_equal(first.picture(5, -1), SlicePictures(table, *arguments[:-1]).picture(5, 77))
+    picture = np.random.default_rng(0).integers(256, size=(32, 32, 3)).astype(np.uint8)
+    kept = [np.array_equal(np.sort(augment_original(picture, s), None), np.sort(picture, None)) for s in range(500)]
+    assert 0.6 < np.mean(kept) < 0.8   # only three of ten are interpolated
+
+
+def test_neighbours_are_cut_to_the_box_of_the_middle_slice(run):
+    table = read_folds(run.path("folds.csv"))
+    table.loc[table["place"] == 3, ["x0", "y0", "x1", "y1"]] = [10, 5, 30, 25]
+    three = SlicePictures(table, run.path("processed/pictures"), View("n", "neighbours"), 20, NORMALIZATION)
+    row = table.index[(table["place"] == 3) & (table["series"] == "s1")][0]
+    for channel, place in enumerate((2, 3, 4)):
+        picture = cv2.imread(str(run.path(f"processed/pictures/ID_0001{place:05x}.png")))
+        assert np.array_equal(three.picture(row)[..., channel], picture[5:25, 10:30, 0])
+
+
+def test_the_crop_is_centred_and_in_faithful_mode_in_the_corner():
+    picture = np.zeros((20, 40, 3), np.uint8)
+    picture[4:12, 8:24] = 200
+    centred = read_view(picture, (8, 4, 24, 12), 16)
+    corner = read_view(picture, (8, 4, 24, 12), 16, faithful=True)
+    assert (centred[4:12] == 200).all() and not centred[:4].any() and not centred[12:].any()
+    assert (corner[:8] == 200).all() and not corner[8:].any()
+    assert np.array_equal(read_view(picture, [np.nan] * 4, 16), read_view(picture, (0, 0, 40, 20), 16))
+    whole = read_view(picture, (8, 4, 24, 12), 16, crop=False, faithful=True)
+    assert np.array_equal(whole, cv2.resize(picture, (16, 16)))
+
+
+def test_two_processes_train_one_classifier(tmp_path):
+    run = drawn_run(tmp_path / "run", **{"classify.processes": 2, "classify.loop.epochs": 1})
+    history = classify.run_stage(run)
+    assert len(history) == 2
+    done = read_json(run.path("checkpoints/classify/windows/fold_0/done.json"))
+    assert done["processes"] == 2
