@@ -189,7 +189,7 @@ def train_reader(
 
 # %% [markdown]
 # ## Run the stage
-# The weights of the averaged epochs go to `weights/sequence/`, and `weights/sequence.json` names them. A bag reads these
+# The weights of the averaged epochs go to `weights/sequence/`, and `weights/members.json` names them. A bag reads these
 # names and no others, so a file of an earlier run that lies beside them cannot enter.
 
 # %%
@@ -206,7 +206,7 @@ def sequence_name(
 def train_readers(
     run: Run,
     settings: Sequence,
-) -> tuple[list[dict], pd.DataFrame]:   # members of weights/sequence.json, histories
+) -> tuple[list[dict], pd.DataFrame]:   # members of weights/members.json, histories
     "Train all sequence models of a run; finished ones are not repeated."
     source, table = embeddings_folder(run), read_folds(run.path("folds.csv"))
     made = read_json(source / "embeddings.json")
@@ -234,7 +234,7 @@ def train_readers(
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:     # history of all sequence models
-    "folds.csv and embeddings -> checkpoints/sequence/, weights/sequence/ and weights/sequence.json."
+    "folds.csv and embeddings -> checkpoints/sequence/, weights/sequence/ and weights/members.json."
     settings = run.section("sequence")
     names = [r.name for r in settings.readers]
     if len(set(names)) < len(names):
@@ -242,7 +242,7 @@ def run_stage(
     with run.stage("sequence"):
         members, history = train_readers(run, settings)
         write_csv(run.path("checkpoints/sequence/history.csv"), history)
-        write_json(run.path("weights/sequence.json"), {
+        write_json(run.path("weights/members.json"), {
             "members": members, "units": settings.units, "faithful": settings.faithful,
             "sha256": {m["file"]: sha256(run.path(f"weights/sequence/{m['file']}")) for m in members}})
     return history
