@@ -206,13 +206,13 @@ def sequence_name(
 def train_readers(
     run: Run,
     settings: Sequence,
-) -> tuple[list[dict], pd.DataFrame]:   # members of weights/sequence.json, histories
+) -> tuple[dict, pd.DataFrame]:   # content of weights/sequence.json, histories
     "Train all sequence models of a run; finished ones are not repeated."
     source, table = embeddings_folder(run), read_folds(run.path("folds.csv"))
     made = read_json(source / "embeddings.json")
     identity = {"folds": sha256(run.path("folds.csv")), "units": settings.units, "faithful": settings.faithful,
                 "code": run.code("sequence")}
-    members, histories = [], []
+    members, histories, predictions = [], [], {}
     run.path("weights/sequence").mkdir(parents=True, exist_ok=True)
     for reader in settings.readers:
         for fold, epoch in embedded(made, reader.view, reader.tta):
@@ -223,13 +223,17 @@ def train_readers(
             folder = run.path(f"checkpoints/sequence/{reader.name}/fold_{fold}_epoch{epoch}")
             history = train_reader(data, table, fold, reader, settings, folder, known, f"{reader.name} fold {fold}")
             histories.append(history.assign(reader=reader.name, fold=fold, encoder_epoch=epoch))
+            if (folder / "pred.csv").is_file():
+                predictions[f"{reader.name}/{folder.name}/pred.csv"] = sha256(folder / "pred.csv")
             for last in range(settings.loop.epochs)[-settings.bag_epochs:]:
                 name = sequence_name(reader.name, fold, epoch, last)
                 shutil.copyfile(folder / f"epoch_{last}.safetensors", run.path(f"weights/sequence/{name}"))
                 members.append({"reader": reader.name, "view": reader.view, "fold": fold, "epoch": epoch,
                                 "sequence_epoch": last, "tta": reader.tta, "cell": reader.cell, "deltas": reader.deltas,
                                 "encoder": f"{reader.view}_fold{fold}_epoch{epoch}.safetensors", "file": name})
-    return members, pd.concat(histories, ignore_index=True)
+    written = {"members": members, "predictions": predictions, "units": settings.units, "faithful": settings.faithful,
+               "sha256": {m["file"]: sha256(run.path(f"weights/sequence/{m['file']}")) for m in members}}
+    return written, pd.concat(histories, ignore_index=True)
 
 def run_stage(
     run: Run,
@@ -240,11 +244,9 @@ def run_stage(
     if len(set(names)) < len(names):
         raise RecipeError(f"sequence.readers has the names {', '.join(names)}. Give each reader a name of its own.")
     with run.stage("sequence"):
-        members, history = train_readers(run, settings)
+        written, history = train_readers(run, settings)
         write_csv(run.path("checkpoints/sequence/history.csv"), history)
-        write_json(run.path("weights/sequence.json"), {
-            "members": members, "units": settings.units, "faithful": settings.faithful,
-            "sha256": {m["file"]: sha256(run.path(f"weights/sequence/{m['file']}")) for m in members}})
+        write_json(run.path("weights/sequence.json"), written)
     return history
 
 # %%
