@@ -83,8 +83,8 @@ def embedded(
     wanted = [embedding_name(view, f, e, v) for f, e in found for v in (VIEWS if tta else VIEWS[:1])]
     if not found or (missing := [w for w in wanted if w not in made["embeddings"]]):
         what = f"{missing[0]} is missing" if found else f"there is no {view}_fold..._plain"
-        raise RecipeError(f"A reader of the view {view!r} {'with' if tta else 'without'} TTA finds no features: {what}. "
-                          "Name another view in sequence.readers, or run the stage embed with such a view.")
+        raise RecipeError(f"A reader of the view {view!r} {'with' if tta else 'without'} TTA finds no features: "
+                          f"{what}. Name another view in sequence.readers, or run the stage embed with such a view.")
     return found
 
 def read_features(
@@ -96,7 +96,8 @@ def read_features(
 ) -> np.ndarray:        # float32 (n, features)
     "Features of the slices; with TTA the mean over the views."
     views = VIEWS if reader.tta else VIEWS[:1]
-    return mean_views([folder / "embeddings" / embedding_name(reader.view, fold, epoch, v) for v in views], image_ids)[0]
+    paths = [folder / "embeddings" / embedding_name(reader.view, fold, epoch, v) for v in views]
+    return mean_views(paths, image_ids)[0]
 
 # %%
 settings, source = run.section("sequence"), embeddings_folder(run)
@@ -189,7 +190,7 @@ def train_reader(
 
 # %% [markdown]
 # ## Run the stage
-# The weights of the averaged epochs go to `weights/sequence/`, and `weights/sequence.json` names them. A bag reads these
+# The weights of the averaged epochs go to `weights/sequence/`, and `weights/members.json` names them. A bag reads these
 # names and no others, so a file of an earlier run that lies beside them cannot enter.
 
 # %%
@@ -206,7 +207,7 @@ def sequence_name(
 def train_readers(
     run: Run,
     settings: Sequence,
-) -> tuple[dict, pd.DataFrame]:   # content of weights/sequence.json, histories
+) -> tuple[dict, pd.DataFrame]:   # content of weights/members.json, histories
     "Train all sequence models of a run; finished ones are not repeated."
     source, table = embeddings_folder(run), read_folds(run.path("folds.csv"))
     made = read_json(source / "embeddings.json")
@@ -238,7 +239,7 @@ def train_readers(
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:     # history of all sequence models
-    "folds.csv and embeddings -> checkpoints/sequence/, weights/sequence/ and weights/sequence.json."
+    "folds.csv and embeddings -> checkpoints/sequence/, weights/sequence/ and weights/members.json."
     settings = run.section("sequence")
     names = [r.name for r in settings.readers]
     if len(set(names)) < len(names):
@@ -246,7 +247,7 @@ def run_stage(
     with run.stage("sequence"):
         written, history = train_readers(run, settings)
         write_csv(run.path("checkpoints/sequence/history.csv"), history)
-        write_json(run.path("weights/sequence.json"), written)
+        write_json(run.path("weights/members.json"), written)
     return history
 
 # %%

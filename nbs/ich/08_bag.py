@@ -56,7 +56,7 @@ run.contract("bag")
 
 # %% [markdown]
 # ## Members
-# `weights/sequence.json` names every sequence model and every table of predictions with its digest.
+# `weights/members.json` names every sequence model and every table of predictions with its digest.
 
 # %%
 #| export
@@ -68,7 +68,7 @@ def members_of(
     readers: list[str],   # names of kinds
 ) -> tuple[dict, dict]:   # file -> sha256, of the weights and of the predictions
     "Files that enter the bag. Raises BagError for a file that has changed, RecipeError for a kind that does not exist."
-    made = read_json(run.path("weights/sequence.json"))
+    made = read_json(run.path("weights/members.json"))
     there = list(dict.fromkeys(m["reader"] for m in made["members"]))
     if not readers or (wrong := [r for r in readers if r not in there]):
         raise RecipeError(f"bag.readers names {' '.join(wrong) if readers else 'nothing'}. There are "
@@ -150,7 +150,7 @@ def ladder_steps(
 ) -> dict[str, np.ndarray]:    # step -> probabilities (n, classes)
     "The classifier, its mean over neighbours, each kind of sequence model, the end-to-end model and the bag."
     folder, columns = Path(embeddings(run)[0]), [f"p_{c}" for c in classes]
-    files = read_json(run.path("weights/sequence.json"))["predictions"]
+    files = read_json(run.path("weights/members.json"))["predictions"]
     first = next(r.view for r in readers if r.name == bagged[0])
     steps = {"CNN": classifier_predictions(folder, first, known)}
     steps["CNN + mean of neighbours"] = neighbours_mean(known, steps["CNN"])
