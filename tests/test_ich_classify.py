@@ -17,7 +17,8 @@ from mammo_nb.ich import classify, embed
 from mammo_nb.ich.learning.embeddings import VIEWS, mean_views, read_about, read_embeddings
 from mammo_nb.ich.learning.encoder import NORMALIZATION, Encoder, load_encoder
 from mammo_nb.ich.learning.losses import class_losses, class_weights, log_loss, weighted_log_loss
-from mammo_nb.ich.learning.slices import SlicePictures, apply_view, augment_original, read_folds, read_view
+from mammo_nb.ich.learning.slices import (PictureError, SlicePictures, apply_view, augment_original, read_folds,
+                                          read_view)
 from mammo_nb.ich.recipes import CLASSES, Prepare, View
 from mammo_nb.ich.system import system
 
@@ -240,16 +241,14 @@ def test_neighbours_are_cut_to_the_box_of_the_middle_slice(run):
         assert np.array_equal(three.picture(row)[..., channel], picture[5:25, 10:30, 0])
 
 
-def test_the_crop_is_centred_and_in_faithful_mode_in_the_corner():
+def test_a_slice_without_a_box_is_kept_whole_and_a_box_outside_is_an_error():
     picture = np.zeros((20, 40, 3), np.uint8)
     picture[4:12, 8:24] = 200
-    centred = read_view(picture, (8, 4, 24, 12), 16)
-    corner = read_view(picture, (8, 4, 24, 12), 16, faithful=True)
-    assert (centred[4:12] == 200).all() and not centred[:4].any() and not centred[12:].any()
-    assert (corner[:8] == 200).all() and not corner[8:].any()
-    assert np.array_equal(read_view(picture, [np.nan] * 4, 16), read_view(picture, (0, 0, 40, 20), 16))
-    whole = read_view(picture, (8, 4, 24, 12), 16, crop=False, faithful=True)
-    assert np.array_equal(whole, cv2.resize(picture, (16, 16)))
+    cut, whole = read_view(picture, (8, 4, 24, 12), 16), read_view(picture, (8, 4, 24, 12), 16, crop=False)
+    assert (cut[:8] == 200).all() and not cut[8:].any()
+    assert np.array_equal(read_view(picture, [np.nan] * 4, 16), whole) and not np.array_equal(cut, whole)
+    with pytest.raises(PictureError, match="not inside of a picture"):
+        read_view(picture, (8, 4, 24, 21), 16)
 
 
 def test_two_processes_train_one_classifier(tmp_path):

@@ -83,8 +83,8 @@ def embedded(
     wanted = [embedding_name(view, f, e, v) for f, e in found for v in (VIEWS if tta else VIEWS[:1])]
     if not found or (missing := [w for w in wanted if w not in made["embeddings"]]):
         what = f"{missing[0]} is missing" if found else f"there is no {view}_fold..._plain"
-        raise RecipeError(f"A reader of the view {view!r} {'with' if tta else 'without'} TTA finds no features: {what}. "
-                          "Name another view in sequence.readers, or run the stage embed with such a view.")
+        raise RecipeError(f"A reader of the view {view!r} {'with' if tta else 'without'} TTA finds no features: "
+                          f"{what}. Name another view in sequence.readers, or run the stage embed with such a view.")
     return found
 
 def read_features(
@@ -96,7 +96,8 @@ def read_features(
 ) -> np.ndarray:        # float32 (n, features)
     "Features of the slices; with TTA the mean over the views."
     views = VIEWS if reader.tta else VIEWS[:1]
-    return mean_views([folder / "embeddings" / embedding_name(reader.view, fold, epoch, v) for v in views], image_ids)[0]
+    paths = [folder / "embeddings" / embedding_name(reader.view, fold, epoch, v) for v in views]
+    return mean_views(paths, image_ids)[0]
 
 # %%
 settings, source = run.section("sequence"), embeddings_folder(run)
@@ -189,7 +190,7 @@ def train_reader(
 
 # %% [markdown]
 # ## Run the stage
-# The weights of the averaged epochs go to `weights/sequence/`, and `weights/sequence.json` names them. A bag reads these
+# The weights of the averaged epochs go to `weights/sequence/`, and `weights/members.json` names them. A bag reads these
 # names and no others, so a file of an earlier run that lies beside them cannot enter.
 
 # %%
@@ -206,13 +207,13 @@ def sequence_name(
 def train_readers(
     run: Run,
     settings: Sequence,
-) -> tuple[list[dict], pd.DataFrame]:   # members of weights/sequence.json, histories
+) -> tuple[dict, pd.DataFrame]:   # content of weights/members.json, histories
     "Train all sequence models of a run; finished ones are not repeated."
     source, table = embeddings_folder(run), read_folds(run.path("folds.csv"))
     made = read_json(source / "embeddings.json")
     identity = {"folds": sha256(run.path("folds.csv")), "units": settings.units, "faithful": settings.faithful,
                 "code": run.code("sequence")}
-    members, histories = [], []
+    members, histories, predictions = [], [], {}
     run.path("weights/sequence").mkdir(parents=True, exist_ok=True)
     for reader in settings.readers:
         for fold, epoch in embedded(made, reader.view, reader.tta):
@@ -223,28 +224,30 @@ def train_readers(
             folder = run.path(f"checkpoints/sequence/{reader.name}/fold_{fold}_epoch{epoch}")
             history = train_reader(data, table, fold, reader, settings, folder, known, f"{reader.name} fold {fold}")
             histories.append(history.assign(reader=reader.name, fold=fold, encoder_epoch=epoch))
+            if (folder / "pred.csv").is_file():
+                predictions[f"{reader.name}/{folder.name}/pred.csv"] = sha256(folder / "pred.csv")
             for last in range(settings.loop.epochs)[-settings.bag_epochs:]:
                 name = sequence_name(reader.name, fold, epoch, last)
                 shutil.copyfile(folder / f"epoch_{last}.safetensors", run.path(f"weights/sequence/{name}"))
                 members.append({"reader": reader.name, "view": reader.view, "fold": fold, "epoch": epoch,
                                 "sequence_epoch": last, "tta": reader.tta, "cell": reader.cell, "deltas": reader.deltas,
                                 "encoder": f"{reader.view}_fold{fold}_epoch{epoch}.safetensors", "file": name})
-    return members, pd.concat(histories, ignore_index=True)
+    written = {"members": members, "predictions": predictions, "units": settings.units, "faithful": settings.faithful,
+               "sha256": {m["file"]: sha256(run.path(f"weights/sequence/{m['file']}")) for m in members}}
+    return written, pd.concat(histories, ignore_index=True)
 
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:     # history of all sequence models
-    "folds.csv and embeddings -> checkpoints/sequence/, weights/sequence/ and weights/sequence.json."
+    "folds.csv and embeddings -> checkpoints/sequence/, weights/sequence/ and weights/members.json."
     settings = run.section("sequence")
     names = [r.name for r in settings.readers]
     if len(set(names)) < len(names):
         raise RecipeError(f"sequence.readers has the names {', '.join(names)}. Give each reader a name of its own.")
     with run.stage("sequence"):
-        members, history = train_readers(run, settings)
+        written, history = train_readers(run, settings)
         write_csv(run.path("checkpoints/sequence/history.csv"), history)
-        write_json(run.path("weights/sequence.json"), {
-            "members": members, "units": settings.units, "faithful": settings.faithful,
-            "sha256": {m["file"]: sha256(run.path(f"weights/sequence/{m['file']}")) for m in members}})
+        write_json(run.path("weights/members.json"), written)
     return history
 
 # %%

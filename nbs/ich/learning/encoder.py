@@ -34,6 +34,7 @@ from torch import nn
 
 from mammo_nb.core.ensembles import register_network
 from mammo_nb.core.networks import WeightsError, create_network, load_state, read_state
+from mammo_nb.ich.reading.squares import MEANS, STDS
 
 # %%
 #| hide
@@ -54,7 +55,7 @@ from mammo_nb.core.networks import save_weights
 # %%
 #| export
 # mean and standard deviation of the three windows, on the scale 0..1, as in the original
-NORMALIZATION = {"mean": (0.2236, 0.1819, 0.2523), "std": (0.3245, 0.2956, 0.3134)}
+NORMALIZATION = {"mean": MEANS, "std": STDS}
 _WORDS = ("none", "imagenet", "imagenet_lite")  # initial weights that are not files
 
 class Encoder(nn.Module):

@@ -15,7 +15,7 @@
 # # Slices
 # > What a network gets to see of a slice: the crop, three slices at once, augmentation, and three views.
 #
-# A picture of a slice has three windows as channels. The network gets its head, cut out and resized. In training it is
+# A picture of a slice has three windows as channels. The network gets the head, cut out and resized. In training it is
 # mirrored, turned and moved, because a hemorrhage may be on either side and a patient seldom lies straight.
 
 # %%
@@ -33,9 +33,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.pictures import fit_resize
 from mammo_nb.ich.learning.embeddings import VIEWS
 from mammo_nb.ich.learning.encoder import Encoder
+from mammo_nb.ich.reading import squares
+from mammo_nb.ich.reading.competition import read_table
 from mammo_nb.ich.recipes import View, classes_of
 
 # %%
@@ -68,8 +69,7 @@ table = pd.DataFrame(rows).sample(frac=1, random_state=seed)
 
 # %% [markdown]
 # ## The crop
-# The box of the head is centred on a square and resized. The original put it into the upper left corner and always
-# interpolated between single pixels, also when it made a picture much smaller; `faithful` does so too.
+# `reading/squares` cuts the head out. A view may also show the whole slice.
 
 # %%
 #| export
@@ -86,33 +86,30 @@ def read_picture(
     return picture
 
 def read_view(
-    picture: np.ndarray,     # uint8 (rows, columns, channels)
+    picture: np.ndarray,     # uint8 (rows, columns, 3)
     box,                     # x0, y0, x1, y1 of the head, pixels; not a number where there is none
     size: int,               # side of the result, pixels
     crop: bool = True,       # whether the head is cut out
-    faithful: bool = False,  # as the original: in the upper left corner of the square, and bilinear
-) -> np.ndarray:             # uint8 (size, size, channels)
-    "Cut out the head and resize it; a blank picture is kept whole."
-    cut = picture
-    if crop and np.isfinite(np.asarray(box, float)).all():
-        x0, y0, x1, y1 = (int(v) for v in box)
-        cut = picture[y0:y1, x0:x1]
-        if not cut.size:
-            raise PictureError(f"The box {(x0, y0, x1, y1)} is empty or outside of a picture of {picture.shape[:2]}. "
-                               "Run the stage prepare again.")
-    if not faithful:
-        return fit_resize(cut, size, size)
-    if cut is not picture:
-        side = max(cut.shape[:2])
-        cut = np.pad(cut, ((0, side - cut.shape[0]), (0, side - cut.shape[1]), (0, 0)))
-    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_LINEAR)
+    faithful: bool = False,  # whether a whole picture is stretched to a square, as in the original
+) -> np.ndarray:             # uint8 (size, size, 3)
+    "What a view shows of a picture. Raises PictureError for a box outside of it."
+    if not crop or not np.isfinite(np.asarray(box, float)).all():
+        return squares.read_view(picture, None, size, faithful)
+    x0, y0, x1, y1 = (int(v) for v in box)
+    if not (0 <= x0 < x1 <= picture.shape[1] and 0 <= y0 < y1 <= picture.shape[0]):
+        raise PictureError(f"The box {(x0, y0, x1, y1)} is not inside of a picture of {picture.shape[:2]} rows and "
+                           "columns. Run the stage prepare again.")
+    return squares.read_view(picture, (x0, y0, x1, y1), size, faithful)
 
 # %%
 picture, box = read_picture(folder / "slice2.png"), table.set_index("place").loc[2, ["x0", "y0", "x1", "y1"]]
-shown = [read_view(picture, box, size, crop, faithful) for crop in (True, False) for faithful in (False, True)]
+shown = [read_view(picture, box, size), read_view(picture, box, size, crop=False)]
 assert all(s.shape == (size, size, 3) for s in shown)
-assert (shown[1][:, -8:] == 0).all() and shown[0][:, 8:-8].any(axis=(0, 2)).all()
-sheet(shown, columns=4, title="cut out, as in the original; whole, as in the original");
+try:
+    read_view(picture, (0, 0, 999, 5), size)
+except PictureError as e:
+    print(e)
+sheet(shown, columns=2, title="cut out; whole");
 
 # %% [markdown]
 # ## Augmentation
@@ -160,15 +157,11 @@ sheet(many, title="twelve seeds");
 # %%
 #| export
 KEY = ["patient_id", "study", "series"]  # columns that identify a series
-_TEXT = [*KEY, "image_id", "file"]
-
 def read_folds(
-    path: Path,        # folds.csv or processed/slices.csv
+    path: Path,        # folds.csv
 ) -> pd.DataFrame:     # identifiers are text, also where they look like numbers
-    "Read a table of slices."
-    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str))
-    present = table.columns.intersection(_TEXT)
-    return table.assign(**table[present].fillna(""))
+    "Read the table of the slices that are learned from."
+    return read_table(path)
 
 def with_neighbours(
     table: pd.DataFrame,  # all slices of their series: KEY, image_id, place

@@ -1,0 +1,236 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Bag
+# > The mean over epochs, folds and kinds of sequence models; and what each step of the method adds.
+#
+# A bag of similar models makes smaller mistakes than each of them. The original averaged every file that it found in a
+# folder, and a file of an earlier run entered without a word. Here only files enter whose names and digests stand in
+# the manifest of the stage before.
+
+# %%
+#| default_exp ich.bag
+
+# %%
+#| export
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import read_json, sha256, write_csv, write_json
+from mammo_nb.core.recipes import RecipeError
+from mammo_nb.core.runs import Run
+from mammo_nb.ich.learning.embeddings import read_embeddings
+from mammo_nb.ich.learning.losses import CLIP
+from mammo_nb.ich.learning.scores import compare, neighbours_mean
+from mammo_nb.ich.learning.slices import read_folds
+from mammo_nb.ich.recipes import Reader, classes_of
+from mammo_nb.ich.system import embeddings
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+
+from mammo_nb.core.practice import practice
+from mammo_nb.ich.system import system
+
+# %% tags=["parameters"]
+run_dir = ""     # folder of the run; "" makes a small practice run
+overrides = {}   # changes for this run, such as {"bag.readers": "lstm gru"}
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="bag", overrides=overrides)
+run.contract("bag")
+
+# %% [markdown]
+# ## Members
+# `weights/members.json` names every sequence model and every table of predictions with its digest.
+
+# %%
+#| export
+class BagError(ProjectError):
+    "A member of the bag that is missing or that is not the file which was written."
+
+def members_of(
+    run: Run,
+    readers: list[str],   # names of kinds
+) -> tuple[dict, dict]:   # file -> sha256, of the weights and of the predictions
+    "Files that enter the bag. Raises BagError for a file that has changed, RecipeError for a kind that does not exist."
+    made = read_json(run.path("weights/members.json"))
+    there = list(dict.fromkeys(m["reader"] for m in made["members"]))
+    if not readers or (wrong := [r for r in readers if r not in there]):
+        raise RecipeError(f"bag.readers names {' '.join(wrong) if readers else 'nothing'}. There are "
+                          f"{', '.join(there)}.")
+    weights = {f"weights/sequence/{m['file']}": made["sha256"][m["file"]] for m in made["members"]
+               if m["reader"] in readers}
+    predictions = {f"checkpoints/sequence/{name}": digest for name, digest in made["predictions"].items()
+                   if name.split("/")[0] in readers}
+    for name, digest in {**weights, **predictions}.items():
+        path = run.path(name)
+        if not path.is_file() or sha256(path) != digest:
+            raise BagError(f"{name} is not the file that the stage sequence wrote. Run this stage again.")
+    return weights, predictions
+
+# %%
+readers = run.section("bag").readers.split()
+weights, predictions = members_of(run, readers)
+(run.path("weights/sequence") / "of_an_earlier_run_fold0_epoch0_0.safetensors").touch()
+assert members_of(run, readers) == (weights, predictions)   # a file that nobody named does not enter
+(run.path("weights/sequence") / "of_an_earlier_run_fold0_epoch0_0.safetensors").unlink()
+list(weights)
+
+# %% [markdown]
+# ## Out of fold
+# Each slice is predicted by models that have not seen its patient. A training on all data has no such slices.
+
+# %%
+#| export
+def read_predictions(
+    run: Run,
+    files: list[str],           # tables of predictions of one or several kinds
+    classes: tuple[str, ...],
+) -> pd.DataFrame:              # patient_id, series, image_id, place, fold, labels, p_<class>; a row for each slice
+    "Mean prediction of the held-back slices."
+    columns = [f"p_{c}" for c in classes]
+    known = ["patient_id", "series", "image_id", "place", "fold", *classes]
+    if not files:
+        return pd.DataFrame(columns=[*known, *columns])
+    texts = dict.fromkeys(["patient_id", "series", "image_id"], str)
+    table = pd.concat([pd.read_csv(run.path(f), dtype=texts) for f in files])
+    mean = table.groupby("image_id", sort=False)[columns].mean().clip(CLIP, 1 - CLIP)
+    return table[known].drop_duplicates("image_id").merge(mean.reset_index(), on="image_id")
+
+def classifier_predictions(
+    folder: Path,          # weights/embeddings/
+    view: str,             # name of a view
+    known: pd.DataFrame,   # image_id, fold
+) -> np.ndarray:           # (n, classes)
+    "Probabilities of the classifiers for the slices that they have not seen, without TTA; the mean over epochs."
+    parts = []
+    for fold, rows in known.groupby("fold"):
+        files = sorted(folder.glob(f"{view}_fold{fold}_epoch*_plain.safetensors"))
+        found = np.mean([read_embeddings(f, rows["image_id"].tolist())[1] for f in files], axis=0)
+        parts.append(pd.DataFrame(found, index=rows.index))
+    return pd.concat(parts).loc[known.index].to_numpy()
+
+# %% [markdown]
+# ## What each step adds
+# The first row is the classifier alone. Every row predicts the same slices.
+
+# %%
+#| export
+def step_name(
+    reader: Reader,
+    first: str,     # view of the first row
+) -> str:
+    "A kind of sequence model in words."
+    words = [f"CNN{'' if reader.view == first else ' ' + reader.view} + {reader.cell.upper()}"]
+    words += ["differences"] if reader.deltas else []
+    words += ["TTA"] if reader.tta else []
+    return " + ".join(words)
+
+def ladder_steps(
+    run: Run,
+    readers: list[Reader],     # of the recipe
+    bagged: list[str],         # names of those in the bag
+    known: pd.DataFrame,       # the bag's out-of-fold table
+    classes: tuple[str, ...],
+) -> dict[str, np.ndarray]:    # step -> probabilities (n, classes)
+    "The classifier, its mean over neighbours, each kind of sequence model, the end-to-end model and the bag."
+    folder, columns = Path(embeddings(run)[0]), [f"p_{c}" for c in classes]
+    files = read_json(run.path("weights/members.json"))["predictions"]
+    first = next(r.view for r in readers if r.name == bagged[0])
+    steps = {"CNN": classifier_predictions(folder, first, known)}
+    steps["CNN + mean of neighbours"] = neighbours_mean(known, steps["CNN"])
+    order = known["image_id"].tolist()
+    for reader in readers:
+        own = [f"checkpoints/sequence/{name}" for name in files if name.split("/")[0] == reader.name]
+        found = read_predictions(run, own, classes).set_index("image_id")
+        if not set(order) <= set(found.index):
+            continue  # trained on other folds than the bag
+        if reader.view != first:
+            steps[f"CNN {reader.view}"] = classifier_predictions(folder, reader.view, known)
+        steps[step_name(reader, first)] = found.loc[order, columns].to_numpy()
+    if run.has("end2end"):
+        found = pd.read_csv(run.path("checkpoints/end2end/pred.csv"), dtype={"image_id": str}).set_index("image_id")
+        if set(order) <= set(found.index):
+            steps["end to end"] = found.loc[order, columns].to_numpy()
+    if len(bagged) > 1:
+        steps["bag of " + ", ".join(bagged)] = known[columns].to_numpy()
+    return steps
+
+# %% [markdown]
+# ## Submissions
+# The original's bag is a mean over tables of a submission. The order of the rows is kept if all tables have the same
+# one; else they are sorted by ID.
+
+# %%
+#| export
+def average_submissions(
+    tables: list[pd.DataFrame],   # ID, Label
+) -> pd.DataFrame:                # ID, Label
+    "Mean of submissions by ID, clipped as the competition's metric does. Raises BagError if the IDs differ."
+    if any(set(t["ID"]) != set(tables[0]["ID"]) or len(t) != len(tables[0]) for t in tables):
+        raise BagError("Submissions with different IDs cannot be averaged. Make all of them for the same test set.")
+    ids = tables[0]["ID"].tolist()
+    if any(t["ID"].tolist() != ids for t in tables):
+        ids = sorted(ids)
+    mean = pd.concat(tables).groupby("ID")["Label"].mean().clip(CLIP, 1 - CLIP)
+    return mean.loc[ids].reset_index()
+
+# %%
+one, two = (pd.DataFrame({"ID": list("ba"), "Label": [.2, v]}) for v in (0, 0))
+assert average_submissions([one, two]).to_dict("list") == {"ID": ["b", "a"], "Label": [.2, 1e-5]}
+assert average_submissions([one, two[::-1]])["ID"].tolist() == ["a", "b"]
+
+# %% [markdown]
+# ## Run the stage
+
+# %%
+#| export
+def run_stage(
+    run: Run,
+) -> pd.DataFrame:     # ladder.csv
+    "Predictions of the sequence models -> oof.csv, ladder.csv and bag.json."
+    readers = run.section("bag").readers.split()
+    kinds = {r.name: r for r in run.recorded("sequence").readers}
+    with run.stage("bag"):
+        weights, predictions = members_of(run, readers)
+        classes = classes_of(read_folds(run.path("folds.csv")))
+        oof = read_predictions(run, list(predictions), classes)
+        steps = ladder_steps(run, list(kinds.values()), readers, oof, classes) if len(oof) else {}
+        ladder = compare(oof, classes, steps)
+        write_csv(run.path("oof.csv"), oof)
+        write_csv(run.path("ladder.csv"), ladder)
+        write_json(run.path("bag.json"), {
+            "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof)})
+    return ladder
+
+# %%
+ladder = run_stage(run)
+ladder.round(4)
+
+# %% [markdown]
+# ## What came out
+# The log loss of each step with its interval over patients. The intervals overlap, because all steps see the same few
+# patients; the column `change_percent` compares pairs.
+
+# %%
+plt.figure(figsize=(7, 0.4 * len(ladder) + 1))
+width = [ladder["log_loss"] - ladder["low"], ladder["high"] - ladder["log_loss"]]
+plt.errorbar(ladder["log_loss"], range(len(ladder)), xerr=width, fmt="o")
+plt.yticks(range(len(ladder)), ladder["step"])
+plt.gca().invert_yaxis()
+plt.xlabel("log loss, out of fold");

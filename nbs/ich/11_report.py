@@ -1,0 +1,166 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Report
+# > The run on one page: what the sequence model adds, where it errs, what was submitted.
+#
+# Everything is read from the files of the run.
+
+# %%
+#| default_exp ich.report
+
+# %%
+#| export
+from pathlib import Path
+
+import pandas as pd
+
+from mammo_nb.core.runs import Run
+from mammo_nb.ich.learning.scores import compare
+from mammo_nb.ich.recipes import CLASSES
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+from IPython.display import Markdown
+
+from mammo_nb.core.files import read_json
+from mammo_nb.core.pictures import sheet
+from mammo_nb.core.practice import practice
+from mammo_nb.core.reports import environment_table, plot_history, stages_table, submission_line
+from mammo_nb.core.runs import read_manifest
+from mammo_nb.ich.bag import classifier_predictions
+from mammo_nb.ich.learning.slices import read_picture
+from mammo_nb.ich.recipes import classes_of
+from mammo_nb.ich.system import embeddings, system
+
+# %% tags=["parameters"]
+run_dir = ""     # folder of the run; "" makes a small practice run
+overrides = {}   # changes for this run; the stage has no section of its own
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="report", overrides=overrides)
+run.contract("report")
+
+# %%
+#| hide
+manifest = read_manifest(run.folder)
+oof = ladder = pd.DataFrame()
+if run.has("bag"):
+    oof = pd.read_csv(run.path("oof.csv"), dtype={"patient_id": str, "series": str, "image_id": str})
+    ladder = pd.read_csv(run.path("ladder.csv"))
+
+# %% [markdown]
+# ## The result
+# A synthetic competition has the truth of its test set, so the submission is scored too.
+
+# %%
+#| export
+def test_scores(
+    run: Run,
+) -> pd.DataFrame:   # one row with log loss and interval; empty if the truth is not there
+    "The score of the submission against competition/truth/test.csv, with an interval over patients."
+    truth, ours = run.path("competition/truth/test.csv"), run.path("submissions/submission.csv")
+    if not truth.is_file() or not ours.is_file():
+        return pd.DataFrame()
+    both = pd.read_csv(ours).merge(pd.read_csv(truth), on="ID", suffixes=("_ours", "_true"))
+    both[["image_id", "class"]] = both["ID"].str.rsplit("_", n=1, expand=True)
+    wide = both.pivot(index="image_id", columns="class", values=["Label_ours", "Label_true"])
+    table = pd.read_csv(run.path("test_per_slice.csv"), dtype=str).drop_duplicates("image_id").set_index("image_id")
+    known = wide["Label_true"].astype(int).join(table["patient_id"]).fillna({"patient_id": ""})
+    return compare(known, CLASSES, {"submission": wide["Label_ours"][list(CLASSES)].to_numpy()})
+
+# %%
+lines = []
+if len(ladder):
+    first, bag = ladder.iloc[0], ladder[ladder["step"].str.contains("LSTM|GRU|bag")]
+    best = bag.iloc[-1] if "bag" in bag["step"].iloc[-1] else bag.loc[bag["log_loss"].idxmin()]
+    lines += [
+        f"**{best['step']}: log loss {best['log_loss']:.4f}** ({best['low']:.4f} to {best['high']:.4f}), "
+        f"{best['change_percent']:+.1f} % ({best['change_low']:+.1f} to {best['change_high']:+.1f}) against the CNN's "
+        f"{first['log_loss']:.4f}; out of fold, {len(oof)} slices of {oof['patient_id'].nunique()} patients, 95 % "
+        "intervals over patients. Of several kinds the best one is named, chosen on these slices.",
+        f"AUC of any hemorrhage in a slice {best['auc_any']:.3f} ({best['auc_low']:.3f} to {best['auc_high']:.3f}), "
+        f"CNN {first['auc_any']:.3f}"]
+scored = test_scores(run)
+if len(scored):
+    s = scored.iloc[0]
+    lines += [f"**Submission: log loss {s['log_loss']:.4f}** ({s['low']:.4f} to {s['high']:.4f}) on the synthetic "
+              "test set"]
+if run.has("submit"):
+    lines += [submission_line(read_json(run.path("submit.json")))]
+print("\n".join(lines).replace("**", ""))
+Markdown("\n\n".join(lines))
+
+# %% [markdown]
+# ## What each step adds
+# Every row predicts the same held-back slices. `change_percent` is the change of the log loss from the first row, with
+# an interval over the same draws of patients.
+
+# %%
+if len(ladder):
+    display(ladder.set_index("step").astype(float).round(4))
+    plt.figure(figsize=(7, 0.4 * len(ladder) + 1))
+    width = [ladder["log_loss"] - ladder["low"], ladder["high"] - ladder["log_loss"]]
+    plt.errorbar(ladder["log_loss"], range(len(ladder)), xerr=width, fmt="o")
+    plt.yticks(range(len(ladder)), ladder["step"])
+    plt.gca().invert_yaxis()
+    plt.xlabel("log loss, out of fold")
+
+# %% [markdown]
+# ## One series
+# The series with the most slices whose prediction the sequence model changed, and the slices around the change.
+
+# %%
+if len(ladder):
+    classes = classes_of(oof)
+    readers = read_json(run.path("bag.json"))["readers"]
+    view = next(r.view for r in run.recorded("sequence").readers if r.name == readers[0])
+    oof["cnn"] = classifier_predictions(Path(embeddings(run)[0]), view, oof)[:, -1]
+    with_some = oof.groupby("series")["any"].transform("sum") > 0
+    moved = (oof["p_any"] - oof["cnn"]).abs().where(with_some, 0).groupby(oof["series"]).sum()
+    own = oof[oof["series"] == moved.idxmax()].sort_values("place").reset_index(drop=True)
+    plt.figure(figsize=(9, 2.6))
+    plt.fill_between(own.index, own["any"], step="mid", color="lightgrey", label="hemorrhage")
+    plt.plot(own["cnn"], marker=".", label="CNN")
+    plt.plot(own["p_any"], marker=".", label="with the sequence model")
+    plt.xlabel("slice, from feet to head")
+    plt.legend(fontsize=7)
+    middle = int((own["p_any"] - own["cnn"]).abs().idxmax())
+    shown = range(max(0, middle - 3), min(len(own), middle + 4))
+    pictures = [read_picture(run.path("processed/pictures") / f"{own['image_id'][k]}.png")[..., 0] for k in shown]
+    sheet(pictures, columns=7, title=f"slices {shown[0]} to {shown[-1]}, brain window")
+
+# %% [markdown]
+# ## Training
+
+# %%
+if run.has("classify"):
+    history = pd.read_csv(run.path("checkpoints/classify/history.csv"))
+    views = list(dict.fromkeys(history["encoder"]))
+    fig, axes = plt.subplots(1, len(views), figsize=(4.5 * len(views), 2.8), squeeze=False)
+    for ax, name in zip(axes[0], views):
+        own = history[history["encoder"] == name]
+        if "loss" in own:
+            plot_history(ax, own)
+        ax.set_title(f"training loss, {name}")
+    fig.tight_layout()
+
+# %% [markdown]
+# ## Stages and environment
+
+# %%
+stages_table(manifest)
+
+# %%
+environment_table(manifest)
