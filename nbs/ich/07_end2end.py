@@ -165,8 +165,7 @@ def predict_pictures(
 
 # %%
 table, classify = read_folds(run.path("folds.csv")), run.recorded("classify")
-encoder = build_encoder(classify, len(classes_of(table)))
-slices = slice_pictures(table, run.path("processed/pictures"), classify.views[0], classify, encoder, False)
+slices = slice_pictures(table, run.path("processed/pictures"), classify.views[0], classify, False)
 data = SeriesPictures(table, slices)
 most = max(range(len(data)), key=lambda k: table["any"].to_numpy()[data.rows[k]].sum())
 sheet([slices.picture(r, 4)[..., 0] for r in data.rows[most]], columns=10, title="a sample: one series, augmented")
@@ -232,7 +231,7 @@ def train_whole(
     view = next(v for v in classify.views if v.name == member["view"])
     model = build_whole(run, member, len(classes))
     folder = run.path(f"checkpoints/end2end/fold_{fold}")
-    data = SeriesPictures(table, slice_pictures(table, run.path("processed/pictures"), view, classify, model.encoder,
+    data = SeriesPictures(table, slice_pictures(table, run.path("processed/pictures"), view, classify,
                                                 prepared.faithful))
     is_held = (table["fold"] == fold).to_numpy()
     held, rest = ([k for k, rows in enumerate(data.rows) if is_held[rows[0]] == wanted] for wanted in (True, False))

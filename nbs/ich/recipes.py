@@ -96,7 +96,9 @@ class View:
 class Classify:
     "One classifier of slices for each view and fold."
     network: str = "tf_efficientnet_lite0"  # a timm name
-    weights: str = "imagenet_lite"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
+    # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file; a folder of published files, which are
+    # used as they are; {view} and {fold} stand for its name and number
+    weights: str = "imagenet_lite"
     embedding: int = bounded(64, low=0)     # width of a layer before the last one; 0: none, the network's own features
     size: int = bounded(96, low=32)         # side of the network's input, pixels
     views: tuple[View, ...] = (View(), View("neighbours", "neighbours"))
