@@ -52,11 +52,21 @@ def bounding_box(
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
+def brightest(
+    picture: np.ndarray,  # uint8 (rows, columns, channels)
+) -> np.ndarray:          # uint8 (rows, columns)
+    "The brightest channel of each pixel."
+    channels = cv2.split(picture)  # the maximum along the last axis takes NumPy ten times as long
+    found = channels[0]
+    for channel in channels[1:]:
+        found = cv2.max(found, channel)
+    return found
+
 def plain_box(
     picture: np.ndarray,  # uint8 (rows, columns, 3)
 ) -> tuple | None:        # as from `bounding_box`
     "The box of everything that is not black: what the original's code does."
-    return bounding_box(picture.max(2))
+    return bounding_box(brightest(picture))
 
 def filtered_box(
     picture: np.ndarray,        # uint8 (rows, columns, 3)
@@ -65,7 +75,7 @@ def filtered_box(
     "The box of everything that is thicker than a fifteenth of the picture, as the original's authors describe it."
     rows, columns = picture.shape[:2]
     kernel = max(1, (rows if limit_by_rows else min(rows, columns)) // SHARE)
-    box = bounding_box(minimum_filter(picture.max(2), size=kernel))
+    box = bounding_box(minimum_filter(brightest(picture), size=kernel))
     if box is None:
         return None
     x0, y0, x1, y1 = box
