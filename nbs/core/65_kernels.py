@@ -248,11 +248,13 @@ assert len(metadata_problems(sent)) == 3
 #| export
 CARRIED = (".onnx", ".engine", ".safetensors", ".json")
 
-def _networks(files: list[Path]) -> list[str]:
-    "The files of weights in folders below, which torch needs where no graph can be run; a data set has no folders."
-    named = [read_json(p).get("rebuild", {}).get("weights", []) for p in files if p.with_suffix(".onnx") in files
-             and p.suffix == ".json"]
-    return [name for names in named for name in names if "/" in name]
+def _networks(files: list[Path], weights: Path) -> list[Path]:
+    "Files of weights in folders below, which torch needs where no graph can be run."
+    named = [weights / name for p in files if p.suffix == ".json" and p.with_suffix(".onnx") in files
+             for name in read_json(p).get("rebuild", {}).get("weights", [])]
+    if lost := [p for p in named if not p.is_file()]:
+        raise KernelError(f"{lost[0]} is not there, and a JSON beside it names it: copy it from the same run.")
+    return [p for p in dict.fromkeys(named) if p not in files]
 
 def gather_weights(
     weights: Path,   # folder with <engine>.onnx, such as runs/demo/weights
@@ -266,6 +268,7 @@ def gather_weights(
         p for p in weights.iterdir()
         if p.is_file() and p.suffix in CARRIED and not p.name.startswith(".")
         and p.name not in ("manifest.json", DATASET))
+    files += _networks(files, weights)
     found = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     for p in files:
         sidecar = p.with_suffix(".json") if p.suffix == ".onnx" else p.with_name(p.name + ".json")
@@ -277,13 +280,6 @@ def gather_weights(
         raise KernelError(
             f"{weights} has no {engine}.onnx: name the weights of a finished run of {system}, such as "
             "WEIGHTS=runs/demo/weights.")
-    for name in _networks(files):
-        p = weights / name
-        if not p.is_file():
-            raise KernelError(f"{p} is not there, and a JSON beside it names it: copy it from the same run.")
-        if p not in files:
-            files.append(p)
-            found[p.name] = {"bytes": p.stat().st_size, "sha256": sha256(p)}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for p in files:
