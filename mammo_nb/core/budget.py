@@ -46,7 +46,7 @@ def in_words(
     parts = [(whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60 if whole < 600 else 0, "s")]
     return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
 
-# %% ../../nbs/core/61_budget.ipynb #a2e1d9f3
+# %% ../../nbs/core/61_budget.ipynb #e65c00a2
 @dataclass(frozen=True)
 class Mode:
     "One way to predict an item."
@@ -54,14 +54,17 @@ class Mode:
     folds: int              # number of networks in it
     size: tuple[int, ...]   # shape of its input: height and width, or depth, height and width
     flip: bool = False      # whether the prediction is the mean over the input and its horizontal flip
+    views: int = 1          # views of the input in one prediction, where the system makes the views by itself
 
     def __str__(self):
+        if self.views > 1:
+            return f"{self.name} with TTA of {self.views} views"
         return f"{self.name} with flip TTA" if self.flip else self.name
 
     @property
     def passes(self) -> int:
         "Number of passes of the network for one item."
-        return 2 if self.flip else 1
+        return self.views * (2 if self.flip else 1)
 
     @property
     def work(self) -> int:

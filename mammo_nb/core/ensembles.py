@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREY', 'PROBABILITIES', 'NETWORKS', 'Ensemble', 'drawn_ensemble', 'weights_digest', 'place_of', 'export_module',
-           'bound', 'register_network', 'timm_classifier', 'make_network', 'rebuild']
+           'bound', 'register_network', 'timm_classifier', 'make_network', 'weights_file', 'rebuild']
 
 # %% ../../nbs/core/54_ensembles.ipynb #f48b7a8b
 import hashlib
@@ -222,20 +222,29 @@ def make_network(
                            "Export the network again with this version.") from e
     return NETWORKS[kind](**arguments)
 
-# %% ../../nbs/core/54_ensembles.ipynb #812b38f0
+# %% ../../nbs/core/54_ensembles.ipynb #50a33413
+def weights_file(
+    folder: Path,  # of the JSON that names the file
+    file: str,     # such as fold_0.safetensors or encoders/fold_0.safetensors
+) -> Path:
+    "A file of weights; a data set at Kaggle has no folders, so there it lies beside the JSON."
+    path, flat = inside(folder, file), inside(folder, Path(file).name)
+    return flat if flat.is_file() and not path.is_file() else path
+
 def rebuild(
     folder: Path,     # has the weights that the JSON names
     metadata: dict,   # NAME.json, with `rebuild`: kind, its arguments, mirrored (horizontal-flip TTA), weights (files)
 ) -> Ensemble:
     "Make an ensemble as it was before it was exported. Raises EngineError or WeightsError."
+    # `each` has the arguments in which the networks differ, a dict for each
     about = dict(metadata.get("rebuild") or {})
     if not about:
         raise EngineError("Its JSON does not state how to build its networks: export it again.")
     files, mirrored = about.pop("weights"), about.pop("mirrored")
     models = []
-    for file in files:
-        model = make_network(about)
-        load_weights(model, inside(folder, file))
+    for file, own in zip(files, about.pop("each", [{}] * len(files)), strict=True):
+        model = make_network({**about, **own})
+        load_weights(model, weights_file(folder, file))
         models.append(Mirrored(model) if mirrored else model)
     inputs, outputs = (read_tensors(metadata, key, "the JSON") for key in ("inputs", "outputs"))
     ensemble = Ensemble(models, **metadata["preparation"].get(inputs[0].name, {}), inputs=inputs, outputs=outputs)

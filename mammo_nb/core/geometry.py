@@ -16,7 +16,7 @@ import numpy as np
 
 from .headers import Header
 
-# %% ../../nbs/core/36_geometry.ipynb #8b341442
+# %% ../../nbs/core/36_geometry.ipynb #a9a530ab
 @dataclass
 class Slice:
     "One image of a series, without its pixels; notes are added while series are put together."
@@ -43,6 +43,7 @@ class Slice:
     mean: float | None = None                # mean HU, or mean rescaled value of another modality
     digest: str = ""                         # of the pixels in HU; "" when not read, or when all are equal
     offset: bool | None = None               # whether the values were HU + 1024
+    more: dict = field(default_factory=dict) # what the caller of `read_series` found in the pixels
     error: str = ""
     notes: list = field(default_factory=list)
 

@@ -6,7 +6,7 @@
 __all__ = ['DATASET', 'KERNEL', 'MOST_BYTES', 'MOST_FILES', 'MOST_CODE', 'SHAPES', 'SCANS', 'CARRIED', 'KernelError', 'prepare',
            'slugify', 'metadata_problems', 'check_metadata', 'gather_weights', 'kernel_name', 'stage_kernel']
 
-# %% ../../nbs/core/65_kernels.ipynb #155a9734
+# %% ../../nbs/core/65_kernels.ipynb #3b30270f
 import re
 import shutil
 from collections.abc import Iterable
@@ -18,6 +18,7 @@ import nbformat
 from .errors import ProjectError
 from .files import read_json, sha256, write_json, write_text
 from .notebooks import from_percent
+from .sidecars import read_sidecar
 from .stages import parameter_names
 
 # %% ../../nbs/core/65_kernels.ipynb #e3201e29
@@ -187,8 +188,16 @@ def check_metadata(
     if problems:
         raise KernelError("\n".join(problems))
 
-# %% ../../nbs/core/65_kernels.ipynb #a3a74646
+# %% ../../nbs/core/65_kernels.ipynb #1589184b
 CARRIED = (".onnx", ".engine", ".safetensors", ".json")
+
+def _networks(files: list[Path], weights: Path) -> list[Path]:
+    "Files of weights in folders below, which torch needs where no graph can be run."
+    named = [weights / name for p in files if p.suffix == ".json" and p.with_suffix(".onnx") in files
+             for name in read_json(p).get("rebuild", {}).get("weights", [])]
+    if lost := [p for p in named if not p.is_file()]:
+        raise KernelError(f"{lost[0]} is not there, and a JSON beside it names it: copy it from the same run.")
+    return [p for p in dict.fromkeys(named) if p not in files]
 
 def gather_weights(
     weights: Path,   # folder with <engine>.onnx, such as runs/demo/weights
@@ -196,23 +205,20 @@ def gather_weights(
     system: str,     # name of the system
     engine: str,     # name of its engine
 ) -> dict:           # manifest.json: system, files (name -> bytes and sha256)
-    "Gather the files of a data set of weights."
+    "Gather the files of a data set of weights. Raises EngineError for a graph that does not fit its JSON."
     weights, folder = Path(weights), Path(folder)
     files = sorted(
         p for p in weights.iterdir()
         if p.is_file() and p.suffix in CARRIED and not p.name.startswith(".")
         and p.name not in ("manifest.json", DATASET))
+    files += _networks(files, weights)
     found = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     for p in files:
-        sidecar = p.with_suffix(".json") if p.suffix == ".onnx" else p.with_name(p.name + ".json")
-        if p.suffix in (".onnx", ".engine") and not sidecar.is_file():
-            raise KernelError(f"{p} has no {sidecar.name} beside it: export it again.")
-        if p.suffix in (".onnx", ".engine") and read_json(sidecar).get("sha256") != found[p.name]["sha256"]:
-            raise KernelError(f"{p} is not the file that {sidecar.name} describes: export it again.")
+        if p.suffix in (".onnx", ".engine"):
+            read_sidecar(p)
     if f"{engine}.onnx" not in found:
-        raise KernelError(
-            f"{weights} has no {engine}.onnx: name the weights of a finished run of {system}, such as "
-            "WEIGHTS=runs/demo/weights.")
+        raise KernelError(f"{weights} has no {engine}.onnx: name the weights of a finished run of {system}, such as "
+                          "WEIGHTS=runs/demo/weights.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for p in files:
@@ -221,7 +227,7 @@ def gather_weights(
     write_json(folder / "manifest.json", manifest)
     return manifest
 
-# %% ../../nbs/core/65_kernels.ipynb #442b1eeb
+# %% ../../nbs/core/65_kernels.ipynb #ea8f10a1
 _OPENING = '''import os
 import shutil
 import subprocess
@@ -272,10 +278,8 @@ def stage_kernel(
     opening = _OPENING.format(mounts=_mounts(root), settings=(root / "settings.ini").read_text(encoding="utf-8"),
                               before=before, competitions=competitions)
     if "run_dir" not in parameter_names(notebook):
-        raise KernelError(
-            f"{notebook} is no stage: it has no run_dir among its parameters. Name one of nbs/*/NN_word.py that "
-            "README lists as a stage."
-        )
+        raise KernelError(f"{notebook} is no stage: it has no run_dir among its parameters. Name one of "
+                          "nbs/*/NN_word.py that README lists as a stage.")
     nb = from_percent(notebook.read_text(encoding="utf-8"))
     at = next(i for i, c in enumerate(nb.cells) if "parameters" in c.metadata.get("tags", []))
     chosen = _CHOSEN.format(folder=f"/kaggle/working/runs/{recipe}", system=system, recipe=recipe)

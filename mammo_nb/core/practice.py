@@ -17,7 +17,7 @@ from .runs import Run
 from .settings import read_paths
 from .systems import System
 
-# %% ../../nbs/core/19_practice.ipynb #0ab8b68c
+# %% ../../nbs/core/19_practice.ipynb #7d7acd87
 def _package() -> str:
     "Digest of the package's files."
     digest = hashlib.sha256()
@@ -27,7 +27,7 @@ def _package() -> str:
 
 def practice(
     system: System,
-    before: str = "",                # a stage, which is not run; "": all stages run
+    before: str = "",                # a stage, which is not run; "": all stages run but those that only show results
     overrides: dict | None = None,   # for the stage that is read; the stages before it run without
     recipe: str = "tiny",
 ) -> Run:
@@ -47,7 +47,9 @@ def practice(
         if done >= 0:
             shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
         for stage, keep in list(zip(todo, kept))[done + 1:]:
-            import_module(stage.module).run_stage(run)
+            module = import_module(stage.module)
+            if hasattr(module, "run_stage"):
+                module.run_stage(run)
             partial = keep.with_name(f".{keep.name}")
             shutil.copytree(run.folder, partial, dirs_exist_ok=True)
             partial.rename(keep)

@@ -143,7 +143,7 @@ def gate(
     write_json(folder / f"{name}.json", {**metadata, "refused": {**others, **beyond}})
     return found
 
-# %% ../../nbs/core/57_providers.ipynb #aace2f03
+# %% ../../nbs/core/57_providers.ipynb #d2dc7f2e
 def write_smaller(
     ensemble: Ensemble,
     path: Path,            # NAME.onnx of this ensemble
@@ -167,7 +167,9 @@ def write_smaller(
         "probe": {name: fewer(p) for name, p in probe.items()} if isinstance(probe, Mapping) else fewer(probe),
     }
     if "rebuild" in of_all:
-        own["rebuild"] = {**of_all["rebuild"], "weights": [of_all["rebuild"]["weights"][k] for k in kept]}
+        lists = {name: [of_all["rebuild"][name][k] for k in kept] for name in ("weights", "each")
+                 if name in of_all["rebuild"]}
+        own["rebuild"] = {**of_all["rebuild"], **lists}
     stated = [t for key in ("inputs", "outputs") for t in read_tensors(of_all, key, path.name)]
     return write_graph(model, path_smaller, {**carried(of_all), **own, **metadata}, stated)
 

@@ -29,7 +29,7 @@ from .wheels import read_pins
 class RehearsalError(ProjectError):
     "The submission would fail at Kaggle; the text has the place and the reason."
 
-# %% ../../nbs/core/68_rehearse.ipynb #293a37f9
+# %% ../../nbs/core/68_rehearse.ipynb #959b2115
 def _id_problems(ours: pd.DataFrame, wanted: pd.DataFrame) -> list[str]:
     "Problems with the first column."
     key = wanted.columns[0]
@@ -42,7 +42,7 @@ def _id_problems(ours: pd.DataFrame, wanted: pd.DataFrame) -> list[str]:
 
 def scoring_problems(
     submission: Path,   # submission.csv
-    sample: Path,       # sample_submission.csv: an id and any number of targets
+    sample: Path,       # the sample of a submission: an id and any number of targets
     low: float = 0.0,   # smallest valid value of a target
     high: float = 1.0,  # largest valid value of a target
 ) -> list[str]:         # a sentence each; empty if the file would be scored
@@ -81,7 +81,7 @@ def lay_out(
         shutil.copytree(source, folder / layout["dataset"].format(name=name))
     return submission.draw_hidden_test(folder / layout["competition"].format(name=submission.competition))
 
-# %% ../../nbs/core/68_rehearse.ipynb #1560a9ea
+# %% ../../nbs/core/68_rehearse.ipynb #a72717f1
 _RUN = """import json, sys
 from pathlib import Path
 from mammo_nb.core.runs import StageError
@@ -134,7 +134,7 @@ def rehearse(
     prepare(root / "kaggle/submission", work, "somebody", submission.competition)
     shutil.copy(root / "kaggle/submission/submission.py", work)
     _execute(root, scratch, python, extras)
-    sample = next((scratch / "input").rglob("sample_submission.csv"))
+    sample = next((scratch / "input").rglob(submission.sample))
     problems = scoring_problems(work / "submission.csv", sample, submission.low, submission.high)
     items = pd.read_csv(work / submission.table)
     failed = items.loc[items["error"].notna(), "file"].unique().tolist()

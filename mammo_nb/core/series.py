@@ -6,10 +6,11 @@
 __all__ = ['NO_DICOM', 'NO_SLICE', 'CAPTURE', 'SLICES', 'SERIES', 'read_slices', 'read_series', 'tables_of', 'write_series',
            'print_series', 'read_volume']
 
-# %% ../../nbs/core/38_series.ipynb #59b44280
+# %% ../../nbs/core/38_series.ipynb #a5458d4d
 import hashlib
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from .hu import OFFSET, SHIFTED, to_hu
 from .parallel import map_files
 from .volumes import Volume, arrange
 
-# %% ../../nbs/core/38_series.ipynb #87899358
+# %% ../../nbs/core/38_series.ipynb #6b9ab76d
 NO_DICOM = "no DICOM file"
 NO_SLICE = {  # beginning of a SOP class UID -> what such an object is
     "1.2.840.10008.5.1.4.1.1.66": "a segmentation, registration or raw data",
@@ -57,20 +58,25 @@ def _reason(
 def _measured(
     frame: Frame,
     file: str,     # relative to the folder
+    each,          # as for `read_slices`
 ) -> Slice:
     "A slice with its mean HU and the digest of its pixels."
     found = Slice.of(frame.header, file, frame.index + 1 if frame.header.frames > 1 else 0)
-    hounsfield = to_hu(frame.decode())
+    image = frame.decode()
+    hounsfield = to_hu(image)
     values = hounsfield.values
     found.mean = round(float(values.mean(dtype=np.float64)), 3)
     found.offset = hounsfield.offset
     found.notes = list(hounsfield.notes)
     if values.min() < values.max():
         found.digest = hashlib.sha1(np.ascontiguousarray(values)).hexdigest()[:16]
+    if each:
+        found.more = each(found, image, hounsfield)
     return found
 
 def read_slices(
     item: dict,  # root: the folder; file: relative to it
+    each=None,   # function of Slice, Image and Hounsfield -> dict for `Slice.more`; None: nothing more is done
 ) -> dict:       # slices: fields of each; note: why there are none
     "The slices of one file; DicomError when it should be read and cannot be."
     path = Path(item["root"]) / item["file"]
@@ -81,7 +87,7 @@ def read_slices(
         for frame in read_frames(path):
             if reason := _reason(frame.header):
                 return {"slices": [], "note": reason}
-            slices.append(asdict(_measured(frame, item["file"])))
+            slices.append(asdict(_measured(frame, item["file"], each)))
     except NotImage as e:
         return {"slices": [], "note": f"{e.problem}; no slice"}
     except BadHeader as e:
@@ -90,7 +96,7 @@ def read_slices(
         raise
     return {"slices": slices, "note": ""}
 
-# %% ../../nbs/core/38_series.ipynb #d3c61992
+# %% ../../nbs/core/38_series.ipynb #38d75181
 def _files(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
@@ -128,6 +134,8 @@ def read_series(
     folder: Path | str,          # searched to any depth
     output: Path | str,          # keeps the journal until all files are read
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
+    each=None,                   # as for `read_slices`
+    params=None,                 # what `each` depends on, can be written as JSON; a change starts anew
 ) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
     folder, output = Path(folder), Path(output)
@@ -142,8 +150,8 @@ def read_series(
         state = path.stat() if path.is_file() else path.lstat()  # a link that leads to no file has only its own
         items.append({"root": str(folder), "file": f, "bytes": state.st_size, "time": state.st_mtime_ns})
     table = output / "files.csv"
-    read = map_files(read_slices, items, table=table, workers=workers or (1 if len(files) < 64 else None),
-                     label="files")
+    read = map_files(partial(read_slices, each=each), items, table=table, params=params,
+                     workers=workers or (1 if len(files) < 64 else None), label="files")
     table.unlink()
     slices, rest = [], []
     for row in read.itertuples():

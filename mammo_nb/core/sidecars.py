@@ -22,7 +22,7 @@ from .files import read_json, replacing, sha256, write_json
 class EngineError(ProjectError):
     "A graph or an engine that cannot be made, read or fed, with the remedy."
 
-# %% ../../nbs/core/51_sidecars.ipynb #822ca88c
+# %% ../../nbs/core/51_sidecars.ipynb #321bf6bf
 @dataclass(frozen=True)
 class Tensor:
     "One input or output of a graph."
@@ -79,7 +79,7 @@ def read_tensors(
         for tensor in tensors:
             np.dtype(tensor.dtype)
         return tensors
-    except (TypeError, AttributeError) as e:
+    except (TypeError, AttributeError, EngineError) as e:
         raise EngineError(f"{file} describes its {key} wrongly ({e}): write it again with this version.") from e
 
 # %% ../../nbs/core/51_sidecars.ipynb #81f57db8

@@ -130,7 +130,7 @@ class _Network:
         if self.inbox:
             self.inbox.put(None)
 
-# %% ../../nbs/core/39_stream.ipynb #e574e27d
+# %% ../../nbs/core/39_stream.ipynb #d6a0a909
 class _Stream:
     "The state of a stream; see `flow`."
     def __init__(self, groups: list, networks: list, watch: Watch, processes: Processes, limit: int):
@@ -193,7 +193,7 @@ class _Stream:
         self.idle.append(network)
         self.watch.answered(group.mode, network.number, len(group.pictures), start, end)
         for name, prediction in zip(group.pictures, predictions):
-            yield self._finish(name, {**group.rows[name], "error": "", **prediction})
+            yield self._finish(name, {"error": "", **group.rows[name], **prediction})
 
 def flow(
     groups: list[dict],        # from `grouped`, one dict name -> item per group

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['devices', 'Network', 'batch_size', 'Output', 'submit_items', 'submit', 'submit_stage', 'summary']
 
-# %% ../../nbs/core/63_submit.ipynb #0f900cb4
+# %% ../../nbs/core/63_submit.ipynb #17b5743e
 import shutil
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from .files import read_json, replacing, write_csv, write_json
 from .parallel import UNREACHED, collect
 from .runs import Run
 from .stream import flow, grouped
-from .submission import ItemSet, Submission, SubmissionError, find_weights
+from .submission import ItemSet, Submission, SubmissionError, by_row, find_weights
 
-# %% ../../nbs/core/63_submit.ipynb #7c8738b4
+# %% ../../nbs/core/63_submit.ipynb #0598a0ea
 def devices() -> list[str]:  # such as cuda:0; cpu without a GPU
     "The devices that can run networks."
     import torch
@@ -56,7 +57,7 @@ class Network:
         return self.engine
 
     def __call__(self, mode: Mode, inputs) -> list[dict]:
-        "The predictions of a collated batch, a dict for each item; with TTA the mean over the inputs and their flip."
+        "The predictions of a collated batch, a dict for each item; with flip TTA the mean over inputs and their flip."
         engine = self.open(mode.name)
         predicted = self.submission.predict(engine, inputs)
         if mode.flip:
@@ -64,6 +65,12 @@ class Network:
         return [self._row(mode, values) for values in predicted]
 
     def _row(self, mode: Mode, values: np.ndarray) -> dict:
+        if values.ndim == 2:  # a row of predictions for each row of the item
+            kept = np.isfinite(values).all(1)
+            columns = zip(self.submission.columns, values.T, strict=True)
+            named = {column: [round(float(v), 6) if k else None for v, k in zip(of_rows, kept)]
+                     for column, of_rows in columns}
+            return {**named, "network": str(mode)}
         if not np.isfinite(values).all():
             return {"error": f"NotFinite: {mode} predicted {', '.join(map(str, values))}"}
         named = {column: round(float(v), 6) for column, v in zip(self.submission.columns, values, strict=True)}
@@ -75,7 +82,7 @@ def batch_size(
     "The batch that an engine was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/core/63_submit.ipynb #0dc289ad
+# %% ../../nbs/core/63_submit.ipynb #2b4c101e
 @dataclass(frozen=True)
 class Output:
     "The files of a submission."
@@ -99,8 +106,9 @@ def _ending():
 
 def _first_file(submission: Submission, folder: Path, target: Path):
     "Write a valid submission that needs no prediction."
-    sample = folder / "sample_submission.csv"
-    missing = [name for name in ("sample_submission.csv", "test.csv") if not (folder / name).is_file()]
+    sample = folder / submission.sample
+    needed = (submission.sample, *submission.tables)
+    missing = [name for name in needed if not (folder / name).is_file()]
     if sample.is_file():
         with replacing(target) as temporary:
             shutil.copyfile(sample, temporary)
@@ -110,8 +118,8 @@ def _first_file(submission: Submission, folder: Path, target: Path):
             write_csv(target, table)
     if missing:
         raise SubmissionError(
-            f"{folder} has no {' and no '.join(missing)}. Name the folder with test.csv, sample_submission.csv and the "
-            "test images, as the competition provides it.")
+            f"{folder} has no {' and no '.join(missing)}. Name the folder with {', '.join(sorted(needed)[::-1])} and "
+            "the test images, as the competition provides it.")
 
 class _Pass:
     "One pass through a test set."
@@ -122,7 +130,10 @@ class _Pass:
         self.networks = [Network(submission, weights, device, backend) for device in devices()]
         more = {"folder": str(folder), "pngs": str(Path(pngs).resolve()) if pngs else "",
                 **submission.entries(weights, self.metadata)}
-        self.items = [{"file": row["file"], "row": row, **more} for row in test.turns().to_dict("records")]
+        rows = defaultdict(list)
+        for row in test.items.to_dict("records"):
+            rows[row["file"]].append(row)
+        self.items = [{"file": f, "row": rows[f][0], "rows": rows[f], **more} for f in test.turns()["file"]]
 
     def decide(self, predictions: pd.DataFrame) -> pd.DataFrame:
         "The submission; predictions are in the rows of `ItemSet.items`."
@@ -132,8 +143,10 @@ class _Pass:
     def known(self, by_file: dict) -> pd.DataFrame:
         "`ItemSet.items` with the predictions of all items that are done; file -> row."
         files, nothing = self.test.items["file"], {}
-        columns = {c: pd.to_numeric(pd.Series([by_file.get(f, nothing).get(c) for f in files], index=files.index))
-                   for c in self.submission.columns}
+        columns = {}
+        for c in self.submission.columns:
+            values = by_row([by_file.get(f, nothing).get(c) for f in files], files)
+            columns[c] = pd.to_numeric(pd.Series(values, index=files.index))
         return self.test.items.assign(**columns)
 
     def rows(self, planner: Planner, batch: int, workers: int, write: Callable, hashed: dict, done: dict):
@@ -160,15 +173,21 @@ class _Pass:
 
     def table(self, found: pd.DataFrame) -> pd.DataFrame:
         "The table of items in the order of the test set."
-        found = found.set_index("file").reindex(self.test.items["file"]).reset_index()
+        files = self.test.items["file"]
+        found = found.set_index("file").reindex(files).reset_index()
+        for column in found:
+            if found[column].map(type).eq(list).any():
+                found[column] = pd.Series(by_row(found[column].tolist(), files)).infer_objects()
         found = found.reindex(columns=list(dict.fromkeys([*found, *self.submission.columns, "error", "network"])))
         for column in self.submission.columns:
             found[column] = pd.to_numeric(found[column])
+        lost = found["error"].eq("") & found[self.submission.columns[0]].isna()
+        found.loc[lost, "error"] = "NotFinite: " + found.loc[lost, "network"].astype(str) + " predicted no number"
         return self.submission.tabulate(self.test, found, self.metadata)
 
 def submit_items(
     submission: Submission,     # declaration of the system
-    folder: Path,               # the competition: test.csv, sample_submission.csv and test images; it is only read
+    folder: Path,               # the competition: its tables and test images; it is only read
     weights: Path | None,       # as in `find_weights`
     output: Output,
     *,
@@ -203,19 +222,23 @@ def submit_items(
 def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) -> dict:
     "The content of submit.json."
     submission, test, engine = work.submission, work.test, work.networks[0].engine
-    items = table.drop_duplicates("file")
-    reached = items["error"] != UNREACHED
+    files, known = test.items["file"].to_numpy(), table[submission.columns[0]].notna().to_numpy()
+    errors = table["error"].to_numpy()
+    items = pd.DataFrame({  # an item is predicted if any of its rows is, and failed if any of its rows did
+        "predicted": known, "reached": errors != UNREACHED, "failed": (errors != UNREACHED) & (errors != "")
+    }).groupby(files, sort=False).any()
+    reached = items["reached"]
     spent = planner.clock() - planner.started
-    predicted = items[submission.columns[0]].notna()
-    known = set(test.items[test.group][table[submission.columns[0]].notna().to_numpy()])
-    used, best = items["network"].value_counts(), str(planner.modes[0])
+    known = set(test.items[test.group][known])
+    used = table["network"][~pd.Series(files).duplicated().to_numpy()].value_counts()
+    best = str(planner.modes[0])
     dropped = [f"{n} {submission.item} with {mode} instead of {best}" for mode, n in used.items() if mode != best]
     if not reached.all():
         dropped.append(f"{(~reached).sum()} {submission.item} not reached")
     return {
         "system": submission.system, "item": submission.item, "group": submission.group,
-        "items": len(items), "predicted": int(predicted.sum()), "not_reached": int((~reached).sum()),
-        "failed": int((reached & items["error"].ne("")).sum()), "rows": len(test.sample), "groups": len(test.groups),
+        "items": len(items), "predicted": int(items["predicted"].sum()), "not_reached": int((~reached).sum()),
+        "failed": int(items["failed"].sum()), "rows": len(test.sample), "groups": len(test.groups),
         "groups_without_prediction": sorted(set(test.groups) - known), "differences": test.differences,
         "engine": f"{engine.name}, {engine.precision}", "refused": list(engine.refused),
         "networks": [network.device for network in work.networks], **settings, "seconds": round(spent, 1),
@@ -224,10 +247,10 @@ def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) 
         "items_per_second": round(len(planner.decodes) / max(spent, 1e-9), 3)
     }
 
-# %% ../../nbs/core/63_submit.ipynb #0ddb9a92
+# %% ../../nbs/core/63_submit.ipynb #846bfd83
 def submit(
     submission: Submission,     # declaration of the system
-    competition: Path,          # folder with test.csv, sample_submission.csv and test images; it is only read
+    competition: Path,          # folder with the tables and the test images; it is only read
     weights: Path | None,       # as in `find_weights`
     output: Path,               # submission.csv, the table of items and submit.json go here
     **how,                      # budget, flip, workers, pngs, backend of `submit_items`
@@ -240,7 +263,7 @@ def submit(
 def submit_stage(
     run: Run,
     submission: Submission,     # declaration of the system
-    competition: Path,          # folder with test.csv, sample_submission.csv and test images; it is only read
+    competition: Path,          # folder with the tables and the test images; it is only read
     workers: int | None = None, # processes that prepare items; None is one a core
 ) -> pd.DataFrame:              # the submission
     "Predict the test set of a run: submissions/submission.csv, the table of items and submit.json."

@@ -67,7 +67,7 @@ class Mode:
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
-# %% ../../nbs/core/16_systems.ipynb #86e68cdf
+# %% ../../nbs/core/16_systems.ipynb #465d0655
 OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class System:
     commands: str = ""              # module of the system with a typer `app`; "": no commands of its own
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
+    check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
 
     def __post_init__(self):
         if not isinstance(self.stages, tuple):

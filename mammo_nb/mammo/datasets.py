@@ -6,14 +6,14 @@
 __all__ = ['unify', 'per_breast', 'place_of', 'competition', 'root_of', 'read_set', 'combine', 'set_names', 'published',
            'set_folders', 'run_stage']
 
-# %% ../../nbs/mammo/02_datasets.ipynb #899f1869
+# %% ../../nbs/mammo/02_datasets.ipynb #c7a39e04
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.files import write_csv
 from ..core.runs import Run
-from ..core.settings import read_paths
+from ..core.settings import NoDataset, find_dataset
 from .reading.labels import KEPT, REQUIRED, DatasetError, read_table
 from .reading.sources import BREAST, how_to_get, label_table, source_of
 
@@ -60,24 +60,17 @@ def per_breast(
         wanted["cancer"] = ("cancer", "max")
     return predictions.groupby(["patient_id", "laterality"], sort=False).agg(**wanted).reset_index()
 
-# %% ../../nbs/mammo/02_datasets.ipynb #95cf4264
+# %% ../../nbs/mammo/02_datasets.ipynb #c09c4a88
 def place_of(
     name: str,    # name of a data set, or "phantom"
 ) -> str:         # name for `locate`, such as "raw/vindr"
     "Find the folder of a data set. Raises DatasetError."
     if name == "phantom":
         return "competition"
-    if "/" in name or name in ("", ".", ".."):
-        raise DatasetError(
-            f"{name!r} is no name of a data set. Use the name of a folder below `raw` or `samples` of settings.ini.")
-    paths = read_paths()
-    found = next((first for first in ("raw", "samples") if (getattr(paths, first) / name).is_dir()), None)
-    if not found:
-        raise DatasetError(
-            f"No folder {name} in {paths.raw} (raw of settings.ini) or in {paths.samples} (samples). Put the set "
-            f"there, or set its folder: MAMMO_NB_RAW=/data make ...\n{how_to_get(name)}"
-        )
-    return f"{found}/{name}"
+    try:
+        return find_dataset(name)
+    except NoDataset as e:
+        raise DatasetError(f"{e}\n{how_to_get(name)}" if "No folder" in str(e) else str(e)) from e
 
 def competition(
     run: Run,
