@@ -1,4 +1,4 @@
-"Classifiers of slices, their embeddings and published weights, on a drawn data set without the stages before."
+"Classifiers of slices, embeddings, published weights and end to end, on a drawn data set without the stages before."
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import torch
 from sklearn import metrics
 
 from mammo_nb.core.files import read_json, sha256, write_json
-from mammo_nb.core.networks import WeightsError
+from mammo_nb.core.networks import WeightsError, read_state
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
-from mammo_nb.ich import classify, embed
+from mammo_nb.ich import classify, embed, end2end, sequence
 from mammo_nb.ich.learning.embeddings import VIEWS, mean_views, read_about, read_embeddings
 from mammo_nb.ich.learning.encoder import NORMALIZATION, Encoder, load_encoder
 from mammo_nb.ich.learning.losses import class_losses, class_weights, log_loss, weighted_log_loss
@@ -257,3 +257,35 @@ def test_two_processes_train_one_classifier(tmp_path):
     assert len(history) == 2
     done = read_json(run.path("checkpoints/classify/windows/fold_0/done.json"))
     assert done["processes"] == 2
+
+
+def test_end_to_end_starts_where_the_two_stages_ended(run):
+    "Without a learning rate the predictions of the fold are those of encoder, mean of views and sequence model."
+    sequence.run_stage(run)
+    still = Run.open(run.folder, {"end2end.loop.lr": 0.0, "end2end.loop.min_lr": 0.0})
+    end2end.run_stage(still)
+    predicted = pd.read_csv(run.path("checkpoints/end2end/pred.csv"))
+    parts = [pd.read_csv(p) for p in run.path("checkpoints/sequence/lstm").glob("fold_*/pred.csv")]
+    columns = [f"p_{c}" for c in CLASSES]
+    before, after = (p.set_index("image_id").sort_index() for p in (pd.concat(parts), predicted))
+    assert before.index.equals(after.index) and len(after) == 48
+    np.testing.assert_allclose(after[columns], before[columns], atol=1e-5)
+    table = read_folds(run.path("folds.csv")).set_index("image_id")["fold"]
+    assert after["fold"].equals(table.sort_index()) and predicted.groupby("series")["place"].apply(
+        lambda p: p.tolist() == list(range(8))).all()
+
+
+def test_end_to_end_trains_both_and_leaves_the_statistics_of_normalisations(run):
+    sequence.run_stage(run)
+    history = end2end.run_stage(Run.open(run.folder, {"end2end.loop.lr": 1e-2}))
+    assert history["fold"].tolist() == [0, 1] and np.isfinite(history["log_loss"]).all()
+    state, _ = read_state(run.path("checkpoints/end2end/fold_0/epoch_0.safetensors"))
+    member = end2end.first_members(run, "lstm")[0]
+    encoder, _ = read_state(run.path(f"weights/encoders/{member['encoder']}"))
+    reader, _ = read_state(run.path(f"weights/sequence/{member['file']}"))
+    same = {k: torch.equal(state[f"encoder.{k}"], v) for k, v in encoder.items()}
+    assert all(same[k] for k in same if "running" in k or "num_batches" in k)
+    assert not same["network.conv1.0.weight"]
+    assert not torch.equal(state["recurrent.linear.weight"], reader["linear.weight"])
+    with pytest.raises(RecipeError, match="there are lstm, plain"):
+        end2end.run_stage(Run.open(run.folder, {"end2end.reader": "nobody"}))

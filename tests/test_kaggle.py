@@ -23,6 +23,7 @@ from mammo_nb.core.kaggle import connect
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
 from mammo_nb.core import isolation, rehearse
 from mammo_nb.core.isolation import isolated, link_packages, make_environment, visible_packages
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.kernels import (DATASET, KERNEL, KernelError, check_metadata, gather_weights, metadata_problems,
                                    prepare, slugify, stage_kernel)
 from mammo_nb.core.publishing import publish_dataset, push_kernel
@@ -157,13 +158,13 @@ def test_weights_come_with_a_manifest_and_without_pickles(weights, tmp_path):
 
 
 @pytest.mark.parametrize("spoil, words", [
-    (lambda w: (w / "ensemble.onnx").write_text("another"), "ensemble.onnx is not the file"),
-    (lambda w: (w / "ensemble_sm75.engine.json").unlink(), "has no ensemble_sm75.engine.json"),
+    (lambda w: (w / "ensemble.onnx").write_text("another"), "ensemble.onnx differs from the checksum"),
+    (lambda w: (w / "ensemble_sm75.engine.json").unlink(), "ensemble_sm75.engine.json is not there"),
     (lambda w: [(w / n).unlink() for n in ("ensemble.onnx", "ensemble.json")],
      "has no ensemble.onnx: name the weights of a finished run")])
 def test_weights_that_are_not_what_they_say_stay_here(weights, tmp_path, spoil, words):
     spoil(weights)
-    with pytest.raises(KernelError, match=words):
+    with pytest.raises(ProjectError, match=words):
         gather_weights(weights, tmp_path / "to", "mammo", "ensemble")
     assert not (tmp_path / "to").exists()
 

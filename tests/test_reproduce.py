@@ -140,7 +140,7 @@ def test_a_failing_stage_names_notebook_cell_and_error(checkout, first):
     (["RECIPE=tinny"], "There are cbis, cbis_long, demo"),
     (["SET=folds.folds=3"], "folds has no folds"),
     (["SET=folds.n_folds=1"], "must be at least 2"),
-    (["SYSTEM=nothing"], "There are baseline, mammo"),
+    (["SYSTEM=nothing"], "There are baseline, ich, mammo"),
     (["MODE=half"], "There are full, partial"),
     (["MODE=trained", "WEIGHTS=nbs"], "Mode trained needs ensemble.onnx"),
 ])

@@ -219,7 +219,7 @@ def test_the_manifest_of_the_weights_names_the_system(tmp_path):
         read_submission(tmp_path)
     write_json(tmp_path / "manifest.json", {"system": "baseline", "files": {}})
     assert read_submission(tmp_path).engine == "baseline"
-    with pytest.raises(SubmissionError, match="There are baseline, mammo"):
+    with pytest.raises(SubmissionError, match="There are baseline, ich, mammo"):
         find_submission("thyroid")
 
 

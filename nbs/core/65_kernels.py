@@ -35,6 +35,7 @@ import nbformat
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
 from mammo_nb.core.notebooks import from_percent
+from mammo_nb.core.sidecars import read_sidecar
 from mammo_nb.core.stages import parameter_names
 
 # %%
@@ -248,11 +249,13 @@ assert len(metadata_problems(sent)) == 3
 #| export
 CARRIED = (".onnx", ".engine", ".safetensors", ".json")
 
-def _networks(files: list[Path]) -> list[str]:
-    "The files of weights in folders below, which torch needs where no graph can be run; a data set has no folders."
-    named = [read_json(p).get("rebuild", {}).get("weights", []) for p in files if p.with_suffix(".onnx") in files
-             and p.suffix == ".json"]
-    return [name for names in named for name in names if "/" in name]
+def _networks(files: list[Path], weights: Path) -> list[Path]:
+    "Files of weights in folders below, which torch needs where no graph can be run."
+    named = [weights / name for p in files if p.suffix == ".json" and p.with_suffix(".onnx") in files
+             for name in read_json(p).get("rebuild", {}).get("weights", [])]
+    if lost := [p for p in named if not p.is_file()]:
+        raise KernelError(f"{lost[0]} is not there, and a JSON beside it names it: copy it from the same run.")
+    return [p for p in dict.fromkeys(named) if p not in files]
 
 def gather_weights(
     weights: Path,   # folder with <engine>.onnx, such as runs/demo/weights
@@ -260,30 +263,20 @@ def gather_weights(
     system: str,     # name of the system
     engine: str,     # name of its engine
 ) -> dict:           # manifest.json: system, files (name -> bytes and sha256)
-    "Gather the files of a data set of weights."
+    "Gather the files of a data set of weights. Raises EngineError for a graph that does not fit its JSON."
     weights, folder = Path(weights), Path(folder)
     files = sorted(
         p for p in weights.iterdir()
         if p.is_file() and p.suffix in CARRIED and not p.name.startswith(".")
         and p.name not in ("manifest.json", DATASET))
+    files += _networks(files, weights)
     found = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     for p in files:
-        sidecar = p.with_suffix(".json") if p.suffix == ".onnx" else p.with_name(p.name + ".json")
-        if p.suffix in (".onnx", ".engine") and not sidecar.is_file():
-            raise KernelError(f"{p} has no {sidecar.name} beside it: export it again.")
-        if p.suffix in (".onnx", ".engine") and read_json(sidecar).get("sha256") != found[p.name]["sha256"]:
-            raise KernelError(f"{p} is not the file that {sidecar.name} describes: export it again.")
+        if p.suffix in (".onnx", ".engine"):
+            read_sidecar(p)
     if f"{engine}.onnx" not in found:
-        raise KernelError(
-            f"{weights} has no {engine}.onnx: name the weights of a finished run of {system}, such as "
-            "WEIGHTS=runs/demo/weights.")
-    for name in _networks(files):
-        p = weights / name
-        if not p.is_file():
-            raise KernelError(f"{p} is not there, and a JSON beside it names it: copy it from the same run.")
-        if p not in files:
-            files.append(p)
-            found[p.name] = {"bytes": p.stat().st_size, "sha256": sha256(p)}
+        raise KernelError(f"{weights} has no {engine}.onnx: name the weights of a finished run of {system}, such as "
+                          "WEIGHTS=runs/demo/weights.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for p in files:
@@ -350,10 +343,8 @@ def stage_kernel(
     opening = _OPENING.format(mounts=_mounts(root), settings=(root / "settings.ini").read_text(encoding="utf-8"),
                               before=before, competitions=competitions)
     if "run_dir" not in parameter_names(notebook):
-        raise KernelError(
-            f"{notebook} is no stage: it has no run_dir among its parameters. Name one of nbs/*/NN_word.py that "
-            "README lists as a stage."
-        )
+        raise KernelError(f"{notebook} is no stage: it has no run_dir among its parameters. Name one of "
+                          "nbs/*/NN_word.py that README lists as a stage.")
     nb = from_percent(notebook.read_text(encoding="utf-8"))
     at = next(i for i, c in enumerate(nb.cells) if "parameters" in c.metadata.get("tags", []))
     chosen = _CHOSEN.format(folder=f"/kaggle/working/runs/{recipe}", system=system, recipe=recipe)

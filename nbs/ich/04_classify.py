@@ -38,7 +38,7 @@ from mammo_nb.core.ranks import join, launch
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run, locate
 from mammo_nb.core.train import fit
-from mammo_nb.ich.learning.encoder import Encoder
+from mammo_nb.ich.learning.encoder import NORMALIZATION, Encoder
 from mammo_nb.ich.learning.losses import log_loss, weighted_log_loss
 from mammo_nb.ich.learning.slices import SlicePictures, encode, read_folds, shuffled_batches
 from mammo_nb.ich.reading.published import published_files, read_published
@@ -119,11 +119,10 @@ def slice_pictures(
     pictures: Path,        # processed/pictures/
     view: View,
     settings: Classify,    # size, augment
-    encoder: Encoder,      # whose normalisation is used
     faithful: bool,        # the original's crop
 ) -> SlicePictures:
     "The data set of a view."
-    return SlicePictures(table, pictures, view, settings.size, encoder.normalization, settings.augment, faithful)
+    return SlicePictures(table, pictures, view, settings.size, NORMALIZATION, settings.augment, faithful)
 
 def build_encoder(
     settings: Classify,      # network, embedding
@@ -135,11 +134,10 @@ def build_encoder(
     return Encoder(settings.network, classes, settings.embedding, weights, seed)
 
 # %%
-encoder = build_encoder(settings, len(classes_of(table)))
 ill = table["any"].to_numpy().nonzero()[0]
 examples = [*ill[:len(ill) - len(ill) % 2:max(1, len(ill) // 6)][:6], *np.flatnonzero(table["any"] == 0)[:6]]
 for view in settings.views:
-    data = slice_pictures(table, run.path("processed/pictures"), view, settings, encoder, False)
+    data = slice_pictures(table, run.path("processed/pictures"), view, settings, False)
     sheet([data.picture(r, s) for s in (-1, 5) for r in examples], columns=12, title=view.name)
 
 # %% [markdown]
@@ -214,23 +212,20 @@ def take_published(
 
 def train_classifier(
     table: pd.DataFrame,   # folds.csv
-    pictures: Path,        # processed/pictures/
-    view: View,
+    data: SlicePictures,   # of this table
     fold: int,             # held back, or ON_ALL
     folder: Path,          # checkpoints/classify/<view>/fold_<fold>/
     settings: Classify,
     weights: str,          # initial weights; a folder of published files
-    faithful: bool,        # the original's crop
     identity: dict,        # digests of data and code; a training with others in the folder is removed
 ):
     "Train on the other folds, and predict this one after each epoch."
-    loop, published = settings.loop, Path(weights).is_dir()
-    identity = {**identity, "view": asdict(view), "fold": fold, "faithful": faithful, "weights": settings.weights} | {
+    loop, published, view = settings.loop, Path(weights).is_dir(), data.view
+    identity = {**identity, "view": asdict(view), "fold": fold, "weights": settings.weights} | {
         name: getattr(settings, name) for name in ("network", "embedding", "size", "augment")}
     if (file := Path(weights.removeprefix("imagenet:"))).is_file():
         identity["weights"] = sha256(file)
     encoder = build_encoder(settings, len(classes_of(table)), "none" if published else weights, loop.seed + fold + 1)
-    data = slice_pictures(table, pictures, view, settings, encoder, faithful)
     validate = validation(table, data, fold, folder, settings)
     if published:
         take_published(published_files(weights, settings.size, fold), encoder, validate, folder, identity)
@@ -262,11 +257,11 @@ def train_all(
     prepared = run.recorded("prepare")
     identity = {"reads": [sha256(r) for r in reads], "prepare": asdict(prepared), "code": run.code("classify")}
     for view in settings.views:
+        data = slice_pictures(table, run.path("processed/pictures"), view, settings, prepared.faithful)
         for fold in chosen_folds(settings.folds, table):
             weights = initial_weights(settings.weights, view.name, fold, run.folder)
-            train_classifier(table, run.path("processed/pictures"), view, fold,
-                             run.path(f"checkpoints/classify/{view.name}/fold_{fold}"), settings, weights,
-                             prepared.faithful, identity)
+            train_classifier(table, data, fold, run.path(f"checkpoints/classify/{view.name}/fold_{fold}"), settings,
+                             weights, identity)
 
 def run_stage(
     run: Run,

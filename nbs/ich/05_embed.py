@@ -160,7 +160,7 @@ def embed_all(
         load_encoder(encoder, run.path(f"weights/encoders/{name}"))
         if row.encoder not in data:  # pictures in memory are those of one view
             data = {row.encoder: slice_pictures(table, run.path("processed/pictures"), views[row.encoder], classify,
-                                                encoder, prepared.faithful)}
+                                                prepared.faithful)}
         for view in shown:
             file = embedding_name(row.encoder, row.fold, row.epoch, view)
             path = run.path(f"weights/embeddings/{file}")

@@ -96,9 +96,11 @@ class View:
 class Classify:
     "One classifier of slices for each view and fold."
     network: str = "tf_efficientnet_lite0"  # a timm name
-    weights: str = "imagenet_lite"          # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file
+    # initial weights: none, imagenet, imagenet:FILE, imagenet_lite or a file; a folder of published files, which are
+    # used as they are; {view} and {fold} stand for its name and number
+    weights: str = "imagenet_lite"
     embedding: int = bounded(64, low=0)     # width of a layer before the last one; 0: none, the network's own features
-    size: int = bounded(96, low=32)         # side of the network's input, pixels
+    size: int = bounded(64, low=32)         # side of the network's input, pixels
     views: tuple[View, ...] = (View(), View("neighbours", "neighbours"))
     folds: str = "0 1 2"                    # which are held back, separated by blanks; all: one training on all data
     # original: mirrored, shifted, scaled, rotated, transposed; none: as they are
@@ -173,7 +175,7 @@ _FOLDS = Folds(method="original")
 _REAL = Prepare(COMPETITION)
 
 RECIPES = {
-    "demo": Recipe("a synthetic competition, EfficientNet-Lite0 at 96x96 pixels, three of five folds"),
+    "demo": Recipe("a synthetic competition, EfficientNet-Lite0 at 64x64 pixels, three of five folds"),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, slices=10), Folds(n_folds=2),

@@ -116,9 +116,11 @@ def find_pictures(
     besides: Path,  # a folder that is left out
 ) -> pd.DataFrame:  # as from `find_slices`, without uid
     "Arrange pictures by the numbers in their names; the patient is the series, a number is a position."
-    folder, rows = Path(folder), []
+    folder, besides, rows = Path(folder), Path(besides).resolve(), []
+    if besides == folder.resolve():
+        besides = besides / "previews"  # the output lies beside the pictures
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES):
-        if path.name.startswith(".") or path.resolve().is_relative_to(Path(besides).resolve()):
+        if path.name.startswith(".") or path.resolve().is_relative_to(besides):
             continue
         patient, _, number = path.stem.rpartition("_")
         row = {"file": path.relative_to(folder).as_posix(), "image_id": path.stem, "patient_id": patient}
