@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from mammo_nb.core.batches import pad
+from mammo_nb.core.batches import pad, step_mask
 from mammo_nb.core.files import read_json, sha256, write_csv, write_json
 from mammo_nb.core.recipes import Recipe, RecipeError
 from mammo_nb.core.runs import Run
@@ -16,7 +17,7 @@ from mammo_nb.ich import bag, sequence
 from mammo_nb.ich.learning import scores
 from mammo_nb.ich.learning.embeddings import EmbeddingsError, embedding_name, read_embeddings, write_embeddings
 from mammo_nb.ich.learning.losses import log_loss
-from mammo_nb.ich.learning.recurrent import Recurrent, with_differences
+from mammo_nb.ich.learning.recurrent import Recurrent, both_directions, with_differences
 from mammo_nb.ich.learning.scores import compare, draws
 from mammo_nb.ich.learning.series import SeriesEmbeddings, predict_series, rows_of_series
 from mammo_nb.ich.recipes import Reader, Sequence
@@ -54,6 +55,19 @@ def test_a_prediction_does_not_depend_on_the_batch_nor_on_the_padding(cell, delt
                 found = model(given)
                 for row, k in enumerate(order):
                     torch.testing.assert_close(found[row, :len(series[k])], alone[k], atol=1e-6, rtol=1e-5)
+
+
+def test_the_way_of_a_cpu_gives_the_outputs_and_gradients_of_a_packed_batch():
+    torch.manual_seed(2)
+    layer, lengths = torch.nn.LSTM(8, 4, bidirectional=True, batch_first=True), torch.tensor([1, 7, 3])
+    x = pad([torch.randn(n, 8) for n in lengths])["values"]
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    expected = pad_packed_sequence(layer(packed)[0], batch_first=True)[0]
+    there, found = step_mask(lengths, 7), both_directions(layer, x, lengths)
+    torch.testing.assert_close(found[there], expected[there], atol=1e-6, rtol=1e-5)
+    for ours, theirs in zip(*(torch.autograd.grad(o[there].square().sum(), list(layer.parameters()))
+                              for o in (found, expected))):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_the_original_depends_on_the_batch():
