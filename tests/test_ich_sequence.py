@@ -181,6 +181,9 @@ def test_the_ladder_has_a_row_for_each_step_and_its_scores_are_those_of_the_pred
     assert ladder.index.tolist() == ["CNN", "CNN + mean of neighbours", "CNN + LSTM", "CNN + LSTM + differences",
                                      "CNN + GRU + differences", "CNN neighbours",
                                      "CNN neighbours + LSTM + differences", "end to end", "bag of lstm, gru"]
+    assert read_json(trained.path("bag.json"))["step"] == "bag of lstm, gru"
+    assert bag.bag_step([Reader(), Reader("twin"), Reader("gru", cell="gru")], ["twin"]) == (
+        "CNN + LSTM + differences + TTA, twin")
     same = ladder.loc[["end to end", "CNN neighbours + LSTM + differences"]]   # the fixture copied these predictions
     assert same.nunique().eq(1).all()
     oof = pd.read_csv(trained.path("oof.csv"))

@@ -146,15 +146,28 @@ def classifier_predictions(
 
 # %%
 #| export
-def step_name(
-    reader: Reader,
-    first: str,     # view of the first row
+def step_names(
+    readers: list[Reader],   # of the recipe
+    first: str,              # view of the first row
+) -> dict[str, str]:         # name of a kind -> its step
+    "Kinds of sequence models in words; two that would read alike get their names."
+    words = {}
+    for reader in readers:
+        own = [f"CNN{'' if reader.view == first else ' ' + reader.view} + {reader.cell.upper()}"]
+        own += ["differences"] if reader.deltas else []
+        own += ["TTA"] if reader.tta else []
+        words[reader.name] = " + ".join(own)
+    texts = list(words.values())
+    return {name: text if texts.count(text) == 1 else f"{text}, {name}" for name, text in words.items()}
+
+def bag_step(
+    readers: list[Reader],   # of the recipe
+    bagged: list[str],       # names of those in the bag
 ) -> str:
-    "A kind of sequence model in words."
-    words = [f"CNN{'' if reader.view == first else ' ' + reader.view} + {reader.cell.upper()}"]
-    words += ["differences"] if reader.deltas else []
-    words += ["TTA"] if reader.tta else []
-    return " + ".join(words)
+    "The row of the ladder that is the bag."
+    if len(bagged) > 1:
+        return "bag of " + ", ".join(bagged)
+    return step_names(readers, next(r.view for r in readers if r.name == bagged[0]))[bagged[0]]
 
 def ladder_steps(
     run: Run,
@@ -176,14 +189,13 @@ def ladder_steps(
             continue  # trained on other folds than the bag
         if reader.view != first:
             steps[f"CNN {reader.view}"] = classifier_predictions(run, reader.view, known)
-        step = step_name(reader, first)
-        steps[f"{step}, {reader.name}" if step in steps else step] = found.loc[order, columns].to_numpy()
+        steps[step_names(readers, first)[reader.name]] = found.loc[order, columns].to_numpy()
     if run.has("end2end"):
         found = pd.read_csv(run.path("checkpoints/end2end/pred.csv"), dtype={"image_id": str}).set_index("image_id")
         if set(order) <= set(found.index):
             steps["end to end"] = found.loc[order, columns].to_numpy()
     if len(bagged) > 1:
-        steps["bag of " + ", ".join(bagged)] = known[columns].to_numpy()
+        steps[bag_step(readers, bagged)] = known[columns].to_numpy()
     return steps
 
 # %% [markdown]
@@ -230,7 +242,8 @@ def run_stage(
         write_csv(run.path("oof.csv"), oof)
         write_csv(run.path("ladder.csv"), ladder)
         write_json(run.path("bag.json"), {
-            "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof)})
+            "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof),
+            "step": bag_step(list(kinds.values()), readers)})
     return ladder
 
 # %%
