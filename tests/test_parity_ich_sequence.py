@@ -1,10 +1,12 @@
 "The sequence model against figures that the original's code computed, see tests/parity.py."
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from parity import arrays, figures, fill, given_input, needs_parity
 
 from mammo_nb.core.batches import pad
+from mammo_nb.ich.bag import average_submissions
 from mammo_nb.ich.learning.recurrent import Recurrent, to_the_end, with_differences
 from mammo_nb.ich.learning.series import SeriesEmbeddings, pad_series, predict_series, series_loss
 from mammo_nb.ich.recipes import CLASSES
@@ -115,3 +117,21 @@ def test_the_full_size():
     np.testing.assert_allclose(padded, given["full.logits_padded"], atol=1e-5)
     for k, found in enumerate(alone):
         np.testing.assert_allclose(found, given[f"full.logits_alone.{k}"], atol=1e-5)
+
+
+def test_a_series_of_one_slice_is_predicted():
+    stated, given, model, series = small()
+    one = series[0][:1]
+    with torch.no_grad():
+        alone = model.read(one[None])[0]
+        beside = model(pad([one, series[0]]))[0, :1]
+    assert figures("ich_lstm")["single_slice_series"] == "ValueError"  # of the original
+    np.testing.assert_allclose(beside, alone, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["same_order", "other_order"])
+def test_the_bag_of_submissions(case):
+    stated = figures("ich_scores")["bag"][case]
+    found = average_submissions([pd.DataFrame(f) for f in stated["files"]])
+    assert found.columns.tolist() == stated["columns"] and found["ID"].tolist() == stated["ID"]
+    np.testing.assert_allclose(found["Label"], stated["Label"], rtol=0, atol=1e-9)

@@ -269,10 +269,11 @@ slices.groupby("series").agg(patient=("patient_id", "first"), slices=("place", "
 table.loc[table["error"].ne("") | table["place"].isna(), ["file", "error", "note"]].head(8)
 
 # %% [markdown]
-# What was corrected or is odd, and in how many slices:
+# What was corrected or is odd, and in how many files:
 
 # %%
-slices["note"].replace(r"[\d.]+", "#", regex=True).str.split("; ").explode().value_counts().head(8).to_frame("slices")
+notes = table.loc[table["note"].ne(""), "note"].replace(r"\b\w*\d[\w.]*", "#", regex=True)
+notes.value_counts().head(8).to_frame("files")
 
 # %% [markdown]
 # ## What came out

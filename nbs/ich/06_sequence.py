@@ -37,7 +37,7 @@ from mammo_nb.core.metrics import auc
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
-from mammo_nb.ich.learning.embeddings import VIEWS, embedding_name, mean_views
+from mammo_nb.ich.learning.embeddings import VIEWS, EmbeddingsError, embedding_name, mean_views
 from mammo_nb.ich.learning.losses import log_loss
 from mammo_nb.ich.learning.recurrent import Recurrent
 from mammo_nb.ich.learning.series import SeriesEmbeddings, pad_series, predict_series, series_loss
@@ -87,17 +87,22 @@ def embedded(
                           f"{what}. Name another view in sequence.readers, or run the stage embed with such a view.")
     return found
 
-def read_features(
-    folder: Path,       # from `embeddings_folder`
-    reader: Reader,     # view, tta
+def feature_files(
+    folder: Path,        # from `embeddings_folder`
+    made: dict,          # embeddings.json
+    view: str,           # name of a view of the classifiers
     fold: int,
-    epoch: int,         # of the classifier
-    image_ids: list[str],
-) -> np.ndarray:        # float32 (n, features)
-    "Features of the slices; with TTA the mean over the views."
-    views = VIEWS if reader.tta else VIEWS[:1]
-    paths = [folder / "embeddings" / embedding_name(reader.view, fold, epoch, v) for v in views]
-    return mean_views(paths, image_ids)[0]
+    epoch: int,          # of the classifier
+    tta: bool,           # whether all of VIEWS are needed
+) -> dict[Path, str]:    # file -> sha256
+    "Files of features of one classifier. Raises EmbeddingsError for one that is missing or has changed."
+    names = [embedding_name(view, fold, epoch, v) for v in (VIEWS if tta else VIEWS[:1])]
+    files = {folder / "embeddings" / name: made["embeddings"][name] for name in names}
+    for path, digest in files.items():
+        if not path.is_file() or sha256(path) != digest:
+            raise EmbeddingsError(f"{path.name} is not the file that embeddings.json describes. Run the stage embed, "
+                                  "or fetch the embeddings again.")
+    return files
 
 # %%
 settings, source = run.section("sequence"), embeddings_folder(run)
@@ -114,7 +119,7 @@ except RecipeError as e:
 # %%
 classes, first = classes_of(table), settings.readers[-1]
 fold, epoch = embedded(made, first.view, first.tta)[0]
-features = read_features(source, first, fold, epoch, table["image_id"].tolist())
+features, _ = mean_views(list(feature_files(source, made, first.view, fold, epoch, first.tta)), list(table["image_id"]))
 data = SeriesEmbeddings(features, table, classes)
 rows = max(data.rows, key=lambda r: table["any"].to_numpy()[r].sum())
 fig, axes = plt.subplots(1, 2, figsize=(11, 2.6))
@@ -217,10 +222,10 @@ def train_readers(
     run.path("weights/sequence").mkdir(parents=True, exist_ok=True)
     for reader in settings.readers:
         for fold, epoch in embedded(made, reader.view, reader.tta):
-            features = read_features(source, reader, fold, epoch, table["image_id"].tolist())
+            files = feature_files(source, made, reader.view, fold, epoch, reader.tta)
+            features, _ = mean_views(list(files), table["image_id"].tolist())
             data = SeriesEmbeddings(features, table, classes_of(table))
-            files = [embedding_name(reader.view, fold, epoch, v) for v in (VIEWS if reader.tta else VIEWS[:1])]
-            known = {**identity, "reader": asdict(reader), "embeddings": [made["embeddings"][f] for f in files]}
+            known = {**identity, "reader": asdict(reader), "embeddings": list(files.values())}
             folder = run.path(f"checkpoints/sequence/{reader.name}/fold_{fold}_epoch{epoch}")
             history = train_reader(data, table, fold, reader, settings, folder, known, f"{reader.name} fold {fold}")
             histories.append(history.assign(reader=reader.name, fold=fold, encoder_epoch=epoch))

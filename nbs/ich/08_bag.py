@@ -23,8 +23,6 @@
 
 # %%
 #| export
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -37,7 +35,7 @@ from mammo_nb.ich.learning.losses import CLIP
 from mammo_nb.ich.learning.scores import compare, neighbours_mean
 from mammo_nb.ich.learning.slices import read_folds
 from mammo_nb.ich.recipes import Reader, classes_of
-from mammo_nb.ich.system import embeddings
+from mammo_nb.ich.sequence import embedded, embeddings_folder, feature_files
 
 # %%
 #| hide
@@ -63,6 +61,25 @@ run.contract("bag")
 class BagError(ProjectError):
     "A member of the bag that is missing or that is not the file which was written."
 
+def checked(
+    run: Run,
+    files: dict[str, str],   # name within the run -> sha256
+) -> list[str]:              # the names
+    "Compare files with their digests. Raises BagError for one that is missing or has changed."
+    for name, digest in files.items():
+        path = run.path(name)
+        if not path.is_file() or sha256(path) != digest:
+            raise BagError(f"{name} is not the file that the stage sequence wrote. Run this stage again.")
+    return list(files)
+
+def predictions_of(
+    made: dict,           # weights/members.json
+    readers: list[str],   # names of kinds
+) -> dict[str, str]:      # file -> sha256
+    "Tables of out-of-fold predictions of some kinds of sequence models."
+    return {f"checkpoints/sequence/{name}": digest for name, digest in made["predictions"].items()
+            if name.split("/")[0] in readers}
+
 def members_of(
     run: Run,
     readers: list[str],   # names of kinds
@@ -75,12 +92,8 @@ def members_of(
                           f"{', '.join(there)}.")
     weights = {f"weights/sequence/{m['file']}": made["sha256"][m["file"]] for m in made["members"]
                if m["reader"] in readers}
-    predictions = {f"checkpoints/sequence/{name}": digest for name, digest in made["predictions"].items()
-                   if name.split("/")[0] in readers}
-    for name, digest in {**weights, **predictions}.items():
-        path = run.path(name)
-        if not path.is_file() or sha256(path) != digest:
-            raise BagError(f"{name} is not the file that the stage sequence wrote. Run this stage again.")
+    predictions = predictions_of(made, readers)
+    checked(run, {**weights, **predictions})
     return weights, predictions
 
 # %%
@@ -113,14 +126,16 @@ def read_predictions(
     return table[known].drop_duplicates("image_id").merge(mean.reset_index(), on="image_id")
 
 def classifier_predictions(
-    folder: Path,          # weights/embeddings/
+    run: Run,
     view: str,             # name of a view
     known: pd.DataFrame,   # image_id, fold
 ) -> np.ndarray:           # (n, classes)
     "Probabilities of the classifiers for the slices that they have not seen, without TTA; the mean over epochs."
-    parts = []
+    parts, source = [], embeddings_folder(run)
+    made = read_json(source / "embeddings.json")
     for fold, rows in known.groupby("fold"):
-        files = sorted(folder.glob(f"{view}_fold{fold}_epoch*_plain.safetensors"))
+        files = [f for own, epoch in embedded(made, view, False) if own == fold
+                 for f in feature_files(source, made, view, fold, epoch, False)]
         found = np.mean([read_embeddings(f, rows["image_id"].tolist())[1] for f in files], axis=0)
         parts.append(pd.DataFrame(found, index=rows.index))
     return pd.concat(parts).loc[known.index].to_numpy()
@@ -131,15 +146,28 @@ def classifier_predictions(
 
 # %%
 #| export
-def step_name(
-    reader: Reader,
-    first: str,     # view of the first row
+def step_names(
+    readers: list[Reader],   # of the recipe
+    first: str,              # view of the first row
+) -> dict[str, str]:         # name of a kind -> its step
+    "Kinds of sequence models in words; two that would read alike get their names."
+    words = {}
+    for reader in readers:
+        own = [f"CNN{'' if reader.view == first else ' ' + reader.view} + {reader.cell.upper()}"]
+        own += ["differences"] if reader.deltas else []
+        own += ["TTA"] if reader.tta else []
+        words[reader.name] = " + ".join(own)
+    texts = list(words.values())
+    return {name: text if texts.count(text) == 1 else f"{text}, {name}" for name, text in words.items()}
+
+def bag_step(
+    readers: list[Reader],   # of the recipe
+    bagged: list[str],       # names of those in the bag
 ) -> str:
-    "A kind of sequence model in words."
-    words = [f"CNN{'' if reader.view == first else ' ' + reader.view} + {reader.cell.upper()}"]
-    words += ["differences"] if reader.deltas else []
-    words += ["TTA"] if reader.tta else []
-    return " + ".join(words)
+    "The row of the ladder that is the bag."
+    if len(bagged) > 1:
+        return "bag of " + ", ".join(bagged)
+    return step_names(readers, next(r.view for r in readers if r.name == bagged[0]))[bagged[0]]
 
 def ladder_steps(
     run: Run,
@@ -149,26 +177,25 @@ def ladder_steps(
     classes: tuple[str, ...],
 ) -> dict[str, np.ndarray]:    # step -> probabilities (n, classes)
     "The classifier, its mean over neighbours, each kind of sequence model, the end-to-end model and the bag."
-    folder, columns = Path(embeddings(run)[0]), [f"p_{c}" for c in classes]
-    files = read_json(run.path("weights/members.json"))["predictions"]
+    columns, made = [f"p_{c}" for c in classes], read_json(run.path("weights/members.json"))
     first = next(r.view for r in readers if r.name == bagged[0])
-    steps = {"CNN": classifier_predictions(folder, first, known)}
+    steps = {"CNN": classifier_predictions(run, first, known)}
     steps["CNN + mean of neighbours"] = neighbours_mean(known, steps["CNN"])
     order = known["image_id"].tolist()
     for reader in readers:
-        own = [f"checkpoints/sequence/{name}" for name in files if name.split("/")[0] == reader.name]
+        own = checked(run, predictions_of(made, [reader.name]))
         found = read_predictions(run, own, classes).set_index("image_id")
         if not set(order) <= set(found.index):
             continue  # trained on other folds than the bag
         if reader.view != first:
-            steps[f"CNN {reader.view}"] = classifier_predictions(folder, reader.view, known)
-        steps[step_name(reader, first)] = found.loc[order, columns].to_numpy()
+            steps[f"CNN {reader.view}"] = classifier_predictions(run, reader.view, known)
+        steps[step_names(readers, first)[reader.name]] = found.loc[order, columns].to_numpy()
     if run.has("end2end"):
         found = pd.read_csv(run.path("checkpoints/end2end/pred.csv"), dtype={"image_id": str}).set_index("image_id")
         if set(order) <= set(found.index):
             steps["end to end"] = found.loc[order, columns].to_numpy()
     if len(bagged) > 1:
-        steps["bag of " + ", ".join(bagged)] = known[columns].to_numpy()
+        steps[bag_step(readers, bagged)] = known[columns].to_numpy()
     return steps
 
 # %% [markdown]
@@ -215,7 +242,8 @@ def run_stage(
         write_csv(run.path("oof.csv"), oof)
         write_csv(run.path("ladder.csv"), ladder)
         write_json(run.path("bag.json"), {
-            "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof)})
+            "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof),
+            "step": bag_step(list(kinds.values()), readers)})
     return ladder
 
 # %%

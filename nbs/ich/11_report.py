@@ -21,8 +21,7 @@
 
 # %%
 #| export
-from pathlib import Path
-
+import numpy as np
 import pandas as pd
 
 from mammo_nb.core.runs import Run
@@ -37,12 +36,13 @@ from IPython.display import Markdown
 from mammo_nb.core.files import read_json
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import environment_table, plot_history, stages_table, submission_line
+from mammo_nb.core.reports import (environment_table, plot_history, plot_probabilities, stages_table,
+                                   submission_line)
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.ich.bag import classifier_predictions
 from mammo_nb.ich.learning.slices import read_picture
 from mammo_nb.ich.recipes import classes_of
-from mammo_nb.ich.system import embeddings, system
+from mammo_nb.ich.system import system
 
 # %% tags=["parameters"]
 run_dir = ""     # folder of the run; "" makes a small practice run
@@ -83,14 +83,13 @@ def test_scores(
 # %%
 lines = []
 if len(ladder):
-    first, bag = ladder.iloc[0], ladder[ladder["step"].str.contains("LSTM|GRU|bag")]
-    best = bag.iloc[-1] if "bag" in bag["step"].iloc[-1] else bag.loc[bag["log_loss"].idxmin()]
+    first, bag = ladder.iloc[0], ladder.set_index("step", drop=False).loc[read_json(run.path("bag.json"))["step"]]
     lines += [
-        f"**{best['step']}: log loss {best['log_loss']:.4f}** ({best['low']:.4f} to {best['high']:.4f}), "
-        f"{best['change_percent']:+.1f} % ({best['change_low']:+.1f} to {best['change_high']:+.1f}) against the CNN's "
+        f"**{bag['step']}: log loss {bag['log_loss']:.4f}** ({bag['low']:.4f} to {bag['high']:.4f}), "
+        f"{bag['change_percent']:+.1f} % ({bag['change_low']:+.1f} to {bag['change_high']:+.1f}) against the CNN's "
         f"{first['log_loss']:.4f}; out of fold, {len(oof)} slices of {oof['patient_id'].nunique()} patients, 95 % "
-        "intervals over patients. Of several kinds the best one is named, chosen on these slices.",
-        f"AUC of any hemorrhage in a slice {best['auc_any']:.3f} ({best['auc_low']:.3f} to {best['auc_high']:.3f}), "
+        "intervals over patients. This is the bag that the recipe names, whatever the other rows are.",
+        f"AUC of any hemorrhage in a slice {bag['auc_any']:.3f} ({bag['auc_low']:.3f} to {bag['auc_high']:.3f}), "
         f"CNN {first['auc_any']:.3f}"]
 scored = test_scores(run)
 if len(scored):
@@ -118,15 +117,49 @@ if len(ladder):
     plt.xlabel("log loss, out of fold")
 
 # %% [markdown]
-# ## One series
-# The series with the most slices whose prediction the sequence model changed, and the slices around the change.
+# ## Slices with and without a hemorrhage
+# The ROC curve of `any`, of the classifier alone and of the bag, and the probabilities of the bag.
+
+# %%
+#| export
+def roc(
+    labels: np.ndarray,         # 0 or 1, (n,)
+    probabilities: np.ndarray,  # (n,)
+) -> tuple[np.ndarray, np.ndarray]:  # false and true positive rate, from 0 to 1
+    "The ROC curve; slices with equal probabilities are one step."
+    order = np.argsort(-probabilities, kind="stable")
+    ill, values = np.asarray(labels, float)[order], np.asarray(probabilities)[order]
+    last = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
+    hits, seen = ill.cumsum()[last], last + 1
+    return np.append(0, (seen - hits) / max(1, (1 - ill).sum())), np.append(0, hits / max(1, ill.sum()))
+
+# %%
+false, true = roc(np.array([1, 0, 1, 0]), np.array([.9, .5, .5, .1]))
+assert false.tolist() == [0, 0, .5, 1] and true.tolist() == [0, .5, 1, 1]
 
 # %%
 if len(ladder):
     classes = classes_of(oof)
     readers = read_json(run.path("bag.json"))["readers"]
     view = next(r.view for r in run.recorded("sequence").readers if r.name == readers[0])
-    oof["cnn"] = classifier_predictions(Path(embeddings(run)[0]), view, oof)[:, -1]
+    oof["cnn"] = classifier_predictions(run, view, oof)[:, -1]
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+    for column, name in (("cnn", "CNN"), ("p_any", "bag")):
+        axes[0].plot(*roc(oof["any"], oof[column].to_numpy()), label=name)
+    axes[0].set(title="ROC of any hemorrhage in a slice, out of fold", xlabel="false positive rate")
+    axes[0].set_ylabel("true positive rate")
+    axes[0].legend(fontsize=8)
+    plot_probabilities(axes[1], oof["any"], oof["p_any"], .5, ("no hemorrhage", "hemorrhage"),
+                       "probability of any, bag")
+    axes[1].set_yscale("log")
+    fig.tight_layout()
+
+# %% [markdown]
+# ## One series
+# The series with the most slices whose prediction the sequence model changed, and its most suspicious slices.
+
+# %%
+if len(ladder):
     with_some = oof.groupby("series")["any"].transform("sum") > 0
     moved = (oof["p_any"] - oof["cnn"]).abs().where(with_some, 0).groupby(oof["series"]).sum()
     own = oof[oof["series"] == moved.idxmax()].sort_values("place").reset_index(drop=True)
@@ -135,11 +168,11 @@ if len(ladder):
     plt.plot(own["cnn"], marker=".", label="CNN")
     plt.plot(own["p_any"], marker=".", label="with the sequence model")
     plt.xlabel("slice, from feet to head")
+    shown = sorted(own["p_any"].nlargest(7).index)
+    plt.plot(shown, own["p_any"][shown], "o", mfc="none", color="black", label="shown below")
     plt.legend(fontsize=7)
-    middle = int((own["p_any"] - own["cnn"]).abs().idxmax())
-    shown = range(max(0, middle - 3), min(len(own), middle + 4))
     pictures = [read_picture(run.path("processed/pictures") / f"{own['image_id'][k]}.png")[..., 0] for k in shown]
-    sheet(pictures, columns=7, title=f"slices {shown[0]} to {shown[-1]}, brain window")
+    sheet(pictures, columns=7, title=f"slices {', '.join(map(str, shown))}, brain window")
 
 # %% [markdown]
 # ## Training
@@ -154,6 +187,18 @@ if run.has("classify"):
         if "loss" in own:
             plot_history(ax, own)
         ax.set_title(f"training loss, {name}")
+    fig.tight_layout()
+
+# %%
+if run.has("sequence"):
+    history = pd.read_csv(run.path("checkpoints/sequence/history.csv"))
+    scores = [c for c in ("loss", "log_loss") if c in history]
+    fig, axes = plt.subplots(1, len(scores), figsize=(4.5 * len(scores), 2.8), squeeze=False)
+    for ax, score in zip(axes[0], scores):
+        for name, own in history.groupby("reader", sort=False):
+            ax.plot(own.groupby("epoch")[score].mean(), marker=".", label=name)
+        ax.set(title={"loss": "training loss", "log_loss": "log loss of held-back slices"}[score], xlabel="epoch")
+    axes[0, 0].legend(fontsize=7)
     fig.tight_layout()
 
 # %% [markdown]

@@ -34,7 +34,7 @@ from tqdm.auto import trange
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, bootstrap_interval
 from mammo_nb.core.networks import create_network
-from mammo_nb.core.settings import read_paths
+from mammo_nb.core.settings import find_dataset
 from mammo_nb.core.runs import locate
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.learning.augment import augment
@@ -154,7 +154,7 @@ def main():
         if name == "frozen features":
             row = scores(frozen_features(table, images, args.folds, ways["plain fine-tune"]))
         elif name == "plain torch":
-            whole = read_paths().samples / "cbis_ddsm_mass_256/img"
+            whole = locate(args.run_dir, find_dataset("cbis_ddsm_mass_256")) / "img"
             row = scores(
                 plain_torch([cv2.imread(str(whole / f"{i}.png"), cv2.IMREAD_GRAYSCALE) for i in table["image_id"]],
                             table, args.folds))
