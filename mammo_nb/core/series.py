@@ -96,7 +96,7 @@ def read_slices(
         raise
     return {"slices": slices, "note": ""}
 
-# %% ../../nbs/core/38_series.ipynb #38d75181
+# %% ../../nbs/core/38_series.ipynb #e77c4082
 def _files(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
@@ -150,7 +150,7 @@ def read_series(
         state = path.stat() if path.is_file() else path.lstat()  # a link that leads to no file has only its own
         items.append({"root": str(folder), "file": f, "bytes": state.st_size, "time": state.st_mtime_ns})
     table = output / "files.csv"
-    read = map_files(partial(read_slices, each=each), items, table=table, params=params,
+    read = map_files(partial(read_slices, each=each) if each else read_slices, items, table=table, params=params,
                      workers=workers or (1 if len(files) < 64 else None), label="files")
     table.unlink()
     slices, rest = [], []

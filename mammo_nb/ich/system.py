@@ -11,7 +11,7 @@ from ..core.systems import Mode, Stage, System
 from .recipes import (COMPETITION, RECIPES, Bag, Classify, Embed, EndToEnd, Engines, Folds, Phantom,
                                   Prepare, Sequence)
 
-# %% ../../nbs/ich/00_system.ipynb #0a6ffb83
+# %% ../../nbs/ich/00_system.ipynb #c5598b7b
 NETWORKS = ("encoder.onnx", "encoder.json", "sequence.onnx", "sequence.json")
 
 def training_set(run) -> list[str]:
@@ -25,9 +25,10 @@ def test_set(run) -> list[str]:
     return test_files(run)
 
 def embeddings(run) -> list[str]:
-    "embeddings of all slices: of the run, or of the folder WEIGHTS"
+    "embeddings of all slices and the list of them: of the run, or of the folder WEIGHTS"
     given = run.weights if run.mode == "fast" else None
-    return [str((given or run.path("weights/")) / "embeddings") + "/"]
+    folder = given or run.path("weights/")
+    return [str(folder / "embeddings") + "/", str(folder / "embeddings.json")]
 
 def encoders(run) -> list[str]:
     "classifiers that made the embeddings: of the run, or of the folder WEIGHTS"
@@ -45,10 +46,11 @@ def submitted_weights(run) -> list[str]:
 def results(run) -> list[str]:
     "what the stages of this run have written"
     made = {"bag": ["oof.csv", "ladder.csv", "bag.json"], "classify": ["checkpoints/classify/history.csv"],
+            "sequence": ["checkpoints/sequence/history.csv"],
             "submit": ["submissions/submission.csv", "test_per_slice.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/ich/00_system.ipynb #47f7722b
+# %% ../../nbs/ich/00_system.ipynb #f376d197
 _LEARNED = ("sequence", "end2end", "bag", "engines")
 
 system = System(
@@ -60,14 +62,16 @@ system = System(
                       "competition/stage_2_train_images/", "competition/stage_2_test_images/", "competition/truth/")),
         Stage("prepare", Prepare, reads=(training_set,), writes=("processed/slices.csv", "processed/pictures/")),
         Stage("folds", Folds, reads=("processed/slices.csv",), writes=("folds.csv",)),
-        Stage("classify", Classify, reads=("folds.csv", "processed/pictures/"),
+        Stage("classify", Classify, reads=("folds.csv", "processed/slices.csv", "processed/pictures/"),
               writes=("checkpoints/classify/history.csv", "checkpoints/classify/")),
-        Stage("embed", Embed, reads=("folds.csv", "processed/pictures/", "checkpoints/classify/"),
+        Stage("embed", Embed,
+              reads=("folds.csv", "processed/slices.csv", "processed/pictures/", "checkpoints/classify/"),
               writes=("weights/embeddings/", "weights/embeddings.json", "weights/encoders/")),
         Stage("sequence", Sequence, reads=("folds.csv", embeddings),
-              writes=("checkpoints/sequence/", "weights/sequence/", "weights/members.json")),
-        Stage("end2end", EndToEnd, reads=("folds.csv", "processed/pictures/", encoders, "weights/sequence/",
-                                            "weights/members.json"),
+              writes=("checkpoints/sequence/history.csv", "checkpoints/sequence/", "weights/sequence/",
+                      "weights/members.json")),
+        Stage("end2end", EndToEnd, reads=("folds.csv", "processed/slices.csv", "processed/pictures/", encoders,
+                                            "weights/sequence/", "weights/members.json"),
               writes=("checkpoints/end2end/",)),
         Stage("bag", Bag, reads=("folds.csv", embeddings, "checkpoints/sequence/", "weights/sequence/",
                                   "weights/members.json", end_to_end),
