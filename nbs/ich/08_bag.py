@@ -69,7 +69,8 @@ def checked(
     for name, digest in files.items():
         path = run.path(name)
         if not path.is_file() or sha256(path) != digest:
-            raise BagError(f"{name} is not the file that the stage sequence wrote. Run this stage again.")
+            raise BagError(f"{name} is not the file that the stage sequence wrote. Run the stage "
+                           "sequence again.")
     return list(files)
 
 def predictions_of(
@@ -208,7 +209,17 @@ def ladder_steps(
 def average_submissions(
     tables: list[pd.DataFrame],   # ID, Label
 ) -> pd.DataFrame:                # ID, Label
-    "Mean of submissions by ID, clipped as the competition's metric does. Raises BagError if the IDs differ."
+    "Mean of submissions by ID, clipped as the metric does. Raises BagError for tables of which there is no mean."
+    if not tables:
+        raise BagError("There is no submission to average. Name one table at least.")
+    for number, table in enumerate(tables, 1):
+        if table["ID"].duplicated().any():
+            twice = table["ID"][table["ID"].duplicated()].iloc[0]
+            raise BagError(f"Submission {number} has {twice} twice. Make it again with one row for each ID.")
+        if not table["Label"].between(0, 1).all():
+            wrong = table[~table["Label"].between(0, 1)].iloc[0]
+            raise BagError(f"Submission {number}: {wrong['Label']} of {wrong['ID']} is not a probability. Predict "
+                           "again, or leave this table out.")
     if any(set(t["ID"]) != set(tables[0]["ID"]) or len(t) != len(tables[0]) for t in tables):
         raise BagError("Submissions with different IDs cannot be averaged. Make all of them for the same test set.")
     ids = tables[0]["ID"].tolist()
@@ -221,6 +232,13 @@ def average_submissions(
 one, two = (pd.DataFrame({"ID": list("ba"), "Label": [.2, v]}) for v in (0, 0))
 assert average_submissions([one, two]).to_dict("list") == {"ID": ["b", "a"], "Label": [.2, 1e-5]}
 assert average_submissions([one, two[::-1]])["ID"].tolist() == ["a", "b"]
+for wrong in ([one, two.assign(Label=float("nan"))], [one, pd.concat([two, two])], [one, two[:1]]):
+    try:
+        average_submissions(wrong)
+    except BagError as e:
+        print(e)
+    else:
+        raise AssertionError
 
 # %% [markdown]
 # ## Run the stage
@@ -238,12 +256,13 @@ def run_stage(
         classes = classes_of(read_folds(run.path("folds.csv")))
         oof = read_predictions(run, list(predictions), classes)
         steps = ladder_steps(run, list(kinds.values()), readers, oof, classes) if len(oof) else {}
-        ladder = compare(oof, classes, steps)
+        ladder, step = compare(oof, classes, steps), bag_step(list(kinds.values()), readers)
+        own = ladder.set_index("step")[["log_loss", "auc_any"]].reindex([step]).iloc[0]
         write_csv(run.path("oof.csv"), oof)
         write_csv(run.path("ladder.csv"), ladder)
         write_json(run.path("bag.json"), {
             "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof),
-            "step": bag_step(list(kinds.values()), readers)})
+            "step": step, **{name: None if pd.isna(value) else float(value) for name, value in own.items()}})
     return ladder
 
 # %%

@@ -24,6 +24,7 @@
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.runs import Run
 from mammo_nb.ich.learning.scores import compare
 from mammo_nb.ich.recipes import CLASSES
@@ -66,14 +67,21 @@ if run.has("bag"):
 
 # %%
 #| export
+class ReportError(ProjectError):
+    "Results from which no score follows."
+
 def test_scores(
     run: Run,
 ) -> pd.DataFrame:   # one row with log loss and interval; empty if the truth is not there
-    "The score of the submission against competition/truth/test.csv, with an interval over patients."
+    """The score of the submission against competition/truth/test.csv, with an interval over patients.
+    Raises ReportError for a submission that is not whole, because the rows that are left may be the easy ones."""
     truth, ours = run.path("competition/truth/test.csv"), run.path("submissions/submission.csv")
     if not truth.is_file() or not ours.is_file():
         return pd.DataFrame()
-    both = pd.read_csv(ours).merge(pd.read_csv(truth), on="ID", suffixes=("_ours", "_true"))
+    both = pd.read_csv(truth).merge(pd.read_csv(ours), on="ID", how="left", suffixes=("_true", "_ours"))
+    if missing := both["Label_ours"].isna().sum():
+        raise ReportError(f"{ours.name} lacks {missing} of the {len(both)} labels of {truth.parent.name}/{truth.name}. "
+                          "Run the stage submit again.")
     both[["image_id", "class"]] = both["ID"].str.rsplit("_", n=1, expand=True)
     wide = both.pivot(index="image_id", columns="class", values=["Label_ours", "Label_true"])
     table = pd.read_csv(run.path("test_per_slice.csv"), dtype=str).drop_duplicates("image_id").set_index("image_id")
@@ -91,6 +99,8 @@ if len(ladder):
         "intervals over patients. This is the bag that the recipe names, whatever the other rows are.",
         f"AUC of any hemorrhage in a slice {bag['auc_any']:.3f} ({bag['auc_low']:.3f} to {bag['auc_high']:.3f}), "
         f"CNN {first['auc_any']:.3f}"]
+elif run.has("bag"):
+    lines += ["Every model was trained on all slices. None is held back, so there is no score out of fold."]
 scored = test_scores(run)
 if len(scored):
     s = scored.iloc[0]
