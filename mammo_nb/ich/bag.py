@@ -21,7 +21,7 @@ from .learning.slices import read_folds
 from .recipes import Reader, classes_of
 from .sequence import embedded, embeddings_folder, feature_files
 
-# %% ../../nbs/ich/08_bag.ipynb #e89870f7
+# %% ../../nbs/ich/08_bag.ipynb #4aa76bf4
 class BagError(ProjectError):
     "A member of the bag that is missing or that is not the file which was written."
 
@@ -33,7 +33,8 @@ def checked(
     for name, digest in files.items():
         path = run.path(name)
         if not path.is_file() or sha256(path) != digest:
-            raise BagError(f"{name} is not the file that the stage sequence wrote. Run this stage again.")
+            raise BagError(f"{name} is not the file that the stage sequence wrote. Run the stage "
+                           "sequence again.")
     return list(files)
 
 def predictions_of(
@@ -144,11 +145,21 @@ def ladder_steps(
         steps[bag_step(readers, bagged)] = known[columns].to_numpy()
     return steps
 
-# %% ../../nbs/ich/08_bag.ipynb #72ab78df
+# %% ../../nbs/ich/08_bag.ipynb #7be39679
 def average_submissions(
     tables: list[pd.DataFrame],   # ID, Label
 ) -> pd.DataFrame:                # ID, Label
-    "Mean of submissions by ID, clipped as the competition's metric does. Raises BagError if the IDs differ."
+    "Mean of submissions by ID, clipped as the metric does. Raises BagError for tables of which there is no mean."
+    if not tables:
+        raise BagError("There is no submission to average. Name one table at least.")
+    for number, table in enumerate(tables, 1):
+        if table["ID"].duplicated().any():
+            twice = table["ID"][table["ID"].duplicated()].iloc[0]
+            raise BagError(f"Submission {number} has {twice} twice. Make it again with one row for each ID.")
+        if not table["Label"].between(0, 1).all():
+            wrong = table[~table["Label"].between(0, 1)].iloc[0]
+            raise BagError(f"Submission {number}: {wrong['Label']} of {wrong['ID']} is not a probability. Predict "
+                           "again, or leave this table out.")
     if any(set(t["ID"]) != set(tables[0]["ID"]) or len(t) != len(tables[0]) for t in tables):
         raise BagError("Submissions with different IDs cannot be averaged. Make all of them for the same test set.")
     ids = tables[0]["ID"].tolist()
@@ -157,7 +168,7 @@ def average_submissions(
     mean = pd.concat(tables).groupby("ID")["Label"].mean().clip(CLIP, 1 - CLIP)
     return mean.loc[ids].reset_index()
 
-# %% ../../nbs/ich/08_bag.ipynb #aa5ab0a7
+# %% ../../nbs/ich/08_bag.ipynb #504bbe41
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:     # ladder.csv
@@ -169,10 +180,11 @@ def run_stage(
         classes = classes_of(read_folds(run.path("folds.csv")))
         oof = read_predictions(run, list(predictions), classes)
         steps = ladder_steps(run, list(kinds.values()), readers, oof, classes) if len(oof) else {}
-        ladder = compare(oof, classes, steps)
+        ladder, step = compare(oof, classes, steps), bag_step(list(kinds.values()), readers)
+        own = ladder.set_index("step")[["log_loss", "auc_any"]].reindex([step]).iloc[0]
         write_csv(run.path("oof.csv"), oof)
         write_csv(run.path("ladder.csv"), ladder)
         write_json(run.path("bag.json"), {
             "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof),
-            "step": bag_step(list(kinds.values()), readers)})
+            "step": step, **{name: None if pd.isna(value) else float(value) for name, value in own.items()}})
     return ladder

@@ -60,7 +60,7 @@ def per_breast(
         wanted["cancer"] = ("cancer", "max")
     return predictions.groupby(["patient_id", "laterality"], sort=False).agg(**wanted).reset_index()
 
-# %% ../../nbs/mammo/02_datasets.ipynb #c09c4a88
+# %% ../../nbs/mammo/02_datasets.ipynb #c941b26d
 def place_of(
     name: str,    # name of a data set, or "phantom"
 ) -> str:         # name for `locate`, such as "raw/vindr"
@@ -70,7 +70,7 @@ def place_of(
     try:
         return find_dataset(name)
     except NoDataset as e:
-        raise DatasetError(f"{e}\n{how_to_get(name)}" if "No folder" in str(e) else str(e)) from e
+        raise DatasetError(f"{e}\n{how_to_get(name)}") from e
 
 def competition(
     run: Run,

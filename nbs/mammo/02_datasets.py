@@ -135,7 +135,7 @@ def place_of(
     try:
         return find_dataset(name)
     except NoDataset as e:
-        raise DatasetError(f"{e}\n{how_to_get(name)}" if "No folder" in str(e) else str(e)) from e
+        raise DatasetError(f"{e}\n{how_to_get(name)}") from e
 
 def competition(
     run: Run,
