@@ -65,6 +65,12 @@ def sha256(
             digest.update(block)
     return digest.hexdigest()
 
+def short_hash(
+    text: str,
+) -> str:       # 12 hexadecimal digits
+    "A digest in place of an id: the same for the same text, and without the name in it."
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 # %% [markdown]
 # If the block raises an error, the old file is kept and the temporary file is removed:
 

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEMONSTRATION', 'GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder',
-           'short_hash', 'predict_folder', 'print_predictions']
+           'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #664d321a
-import hashlib
+# %% ../../../nbs/ich/tools/predict.ipynb #035c1b4e
 from pathlib import Path
 
 import cv2
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import ProjectError
-from ...core.files import write_csv
+from ...core.files import short_hash, write_csv
 from ...core.parallel import map_files
 from ...core.pictures import fit_resize, write_png
 from ...core.submission import by_row, find_weights
@@ -92,7 +91,7 @@ def _views(metadata: dict) -> int:
     "How many views are averaged."
     return len(VIEWS) if metadata["tta"] else 1
 
-# %% ../../../nbs/ich/tools/predict.ipynb #5d26e880
+# %% ../../../nbs/ich/tools/predict.ipynb #36ded8cd
 def read_folder(
     folder: Path,
     output: Path,
@@ -120,12 +119,6 @@ def _is_slice(table: pd.DataFrame) -> pd.Series:
     readable = table["error"].eq("") & table.get("rows", pd.Series("", table.index)).ne("")
     left = table["note"].str.contains(LOCALIZER, regex=False) | table["note"].str.contains("duplicate of .*; left out")
     return table["place"].ne("") | readable & ~left
-
-def short_hash(
-    text: str,
-) -> str:       # 12 hexadecimal digits
-    "A digest in place of an id: the same for the same text, and without the name in it."
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def _items(table: pd.DataFrame, folder: Path, weights: Path, previews: Path, names: dict, note: str) -> list[dict]:
     "A series each; a slice outside of a series is one alone, without a picture."

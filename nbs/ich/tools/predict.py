@@ -22,7 +22,6 @@
 
 # %%
 #| export
-import hashlib
 from pathlib import Path
 
 import cv2
@@ -30,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import write_csv
+from mammo_nb.core.files import short_hash, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.submission import by_row, find_weights
@@ -181,12 +180,6 @@ def _is_slice(table: pd.DataFrame) -> pd.Series:
     readable = table["error"].eq("") & table.get("rows", pd.Series("", table.index)).ne("")
     left = table["note"].str.contains(LOCALIZER, regex=False) | table["note"].str.contains("duplicate of .*; left out")
     return table["place"].ne("") | readable & ~left
-
-def short_hash(
-    text: str,
-) -> str:       # 12 hexadecimal digits
-    "A digest in place of an id: the same for the same text, and without the name in it."
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def _items(table: pd.DataFrame, folder: Path, weights: Path, previews: Path, names: dict, note: str) -> list[dict]:
     "A series each; a slice outside of a series is one alone, without a picture."

@@ -23,7 +23,6 @@
 
 # %%
 #| export
-import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +31,7 @@ from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import process_engine
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside, read_json, write_csv
+from mammo_nb.core.files import inside, read_json, short_hash, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.submission import find_weights
@@ -157,12 +156,6 @@ PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
 ]
-
-def short_hash(
-    text: str,
-) -> str:       # 12 hexadecimal digits
-    "A digest in place of an id: the same for the same text, and without the name in it."
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 def _hide(table: pd.DataFrame) -> pd.DataFrame:
     "Replace ids by digests, and file names as well, since they may contain ids."
