@@ -330,6 +330,20 @@ def test_a_process_opens_a_graph_once(path):
     np.testing.assert_allclose(process_graph(str(path))(pictures(3)), by_hand(pictures(3)), atol=1e-5)
 
 
+@pytest.mark.skipif(not find_spec("openvino"), reason="no openvino")
+def test_graphs_that_are_closed_leave_the_handlers_of_signals_alone(path):
+    "OpenVINO's cores change the stack on which signals are handled; two of them once left it on freed memory."
+    code = (
+        "import faulthandler, signal, subprocess, sys; faulthandler.enable()\n"
+        "from mammo_nb.core.backends import open_graph\n"
+        "signal.signal(signal.SIGCHLD, lambda *_: None)\n"
+        "first, second = (open_graph(sys.argv[1], 'openvino') for _ in range(2))\n"
+        "del first\ndel second\n"
+        "subprocess.run(['true'])\nprint('alive')")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 def test_a_process_that_runs_a_graph_never_loads_torch_and_reports_to_nobody(path):
     code = """import sys; import mammo_nb.core.backends as b; assert 'torch' not in sys.modules
 for backend in sys.argv[2:]: b.process_graph(sys.argv[1], backend)
