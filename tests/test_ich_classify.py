@@ -132,7 +132,7 @@ def test_finished_work_is_not_repeated_and_missing_or_damaged_work_is(run):
 
 
 def test_other_weights_or_another_table_replace_the_embeddings(tmp_path):
-    run = drawn_run(tmp_path / "run", **{"embed.tta": False})
+    run = drawn_run(tmp_path / "run", **{"embed.tta": 1})
     classify.run_stage(run)
     embed.run_stage(run)
     path = run.path("weights/embeddings/windows_fold0_epoch1_plain.safetensors")
