@@ -36,7 +36,7 @@ def write_bag(folder: Path, classes=CLASSES, **entries) -> tuple:
     both, three = encoders(members, NAMES, classes), readers(models, 2, WIDTH, classes)
     rng = np.random.default_rng(0)
     pictures = {name: rng.integers(0, 256, (5, 3, SIZE, SIZE), dtype=np.uint8) for name in NAMES}
-    own = {"classes": list(classes), "tta": True, "demonstration": True, "members": {}, "faithful": False,
+    own = {"classes": list(classes), "tta": 3, "demonstration": True, "members": {}, "faithful": False, "box": "slice",
            "given": False, "views": VIEWS} | entries
     common = {"mirrored": False, "classes": len(classes)}
     export_checked(both, folder / "encoder.onnx", pictures, {**own, "rebuild": {

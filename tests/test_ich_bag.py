@@ -3,13 +3,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_nb.core.files import read_json, write_csv
+from mammo_nb.core.files import read_json, write_csv, write_json
 from mammo_nb.core.runs import Run
 from mammo_nb.ich import bag, report, sequence
 from mammo_nb.ich.learning.scores import compare, draws
 from mammo_nb.ich.recipes import CLASSES
 from mammo_nb.ich.system import system
-from test_ich_sequence import made_run
+from test_ich_sequence import end_to_end, made_run
 
 
 def submission(ids, values) -> pd.DataFrame:
@@ -75,12 +75,31 @@ def test_the_list_of_members_states_the_score_of_the_bag(tmp_path):
     stated = read_json(run.path("bag.json"))
     assert stated["log_loss"] == pytest.approx(ladder.loc[stated["step"], "log_loss"])
     assert stated["auc_any"] == pytest.approx(ladder.loc[stated["step"], "auc_any"])
+    assert stated["change_percent"] == {"CNN": pytest.approx(ladder.loc[
+        stated["step"], ["change_percent", "change_low", "change_high"]].tolist())}
     nothing_held_back = made_run(tmp_path / "all", {"bag.readers": "lstm"}, folds=(-1,))
     sequence.run_stage(nothing_held_back)
     bag.run_stage(nothing_held_back)
     stated = read_json(nothing_held_back.path("bag.json"))
     assert stated["log_loss"] is None and stated["auc_any"] is None
     assert pd.read_csv(nothing_held_back.path("ladder.csv")).empty
+
+
+def test_predictions_of_another_end_to_end_training_do_not_enter(tmp_path):
+    run = made_run(tmp_path / "run", {"bag.readers": "lstm"}, skips=())
+    sequence.run_stage(run)
+    end_to_end(run)
+    assert "end to end" in bag.run_stage(run)["step"].tolist()
+    predicted = run.path("checkpoints/end2end/pred.csv")
+    kept = predicted.read_text()
+    predicted.write_text(kept.replace("0.", "0.0", 1))
+    with pytest.raises(bag.BagError, match="pred.csv is not the file that the stage end2end wrote"):
+        bag.run_stage(run)
+    predicted.write_text(kept)
+    other = read_json(run.path("weights/members.json"))
+    write_json(run.path("weights/members.json"), {**other, "made": "again"})
+    with pytest.raises(bag.BagError, match="started from other sequence models"):
+        bag.run_stage(run)
 
 
 # ---- report

@@ -1,4 +1,7 @@
 "Classifiers of slices, embeddings, published weights and end to end, on a drawn data set without the stages before."
+import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,10 +20,12 @@ from mammo_nb.ich import classify, embed, end2end, sequence
 from mammo_nb.ich.learning.embeddings import VIEWS, mean_views, read_about, read_embeddings
 from mammo_nb.ich.learning.encoder import NORMALIZATION, Encoder, load_encoder
 from mammo_nb.ich.learning.losses import class_losses, class_weights, log_loss, weighted_log_loss
-from mammo_nb.ich.learning.slices import (PictureError, SlicePictures, apply_view, augment_original, read_folds,
-                                          read_view)
+from mammo_nb.ich.learning.slices import (PictureError, SlicePictures, apply_view, augment_original,
+                                          augment_upright, read_folds, read_view)
 from mammo_nb.ich.recipes import CLASSES, Prepare, View
 from mammo_nb.ich.system import system
+
+ROOT = Path(__file__).parents[1]
 
 
 def drawn_run(folder: Path, classes=CLASSES, **overrides) -> Run:
@@ -132,7 +137,7 @@ def test_finished_work_is_not_repeated_and_missing_or_damaged_work_is(run):
 
 
 def test_other_weights_or_another_table_replace_the_embeddings(tmp_path):
-    run = drawn_run(tmp_path / "run", **{"embed.tta": False})
+    run = drawn_run(tmp_path / "run", **{"embed.tta": 1})
     classify.run_stage(run)
     embed.run_stage(run)
     path = run.path("weights/embeddings/windows_fold0_epoch1_plain.safetensors")
@@ -158,6 +163,44 @@ def test_two_runs_give_the_same_files(tmp_path):
         classify.run_stage(run)
         made.append(embed.run_stage(run))
     assert made[0] == made[1]
+
+
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+from mammo_nb.core.runs import Run
+folder, stage, dataset, left = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+module = import_module(f"mammo_nb.ich.{stage}")
+kind = getattr(module, dataset)
+read = kind.__getitem__
+def last_read(self, at):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, at)
+kind.__getitem__ = last_read
+module.run_stage(Run.open(folder))
+"""
+
+
+def test_a_stage_that_is_killed_continues_and_gives_the_same_weights(tmp_path):
+    "Each stage kills itself in the middle of the second epoch of its second training."
+    often = {"classify.loop.checkpoint_every": 2, "sequence.loop.checkpoint_every": 1, "classify.loop.batch_size": 8,
+             "sequence.loop.batch_size": 1}
+    whole, cut = (drawn_run(tmp_path / name, **often) for name in ("whole", "cut"))
+    # a training of 24 slices reads 24 and validates 24 in each of its 2 epochs; one of 3 series reads 3 and predicts 3
+    for name, dataset, reads in (("classify", "SlicePictures", 96 + 48 + 20), ("sequence", "SeriesEmbeddings", 12 + 8)):
+        module = {"classify": classify, "sequence": sequence}[name]
+        done = subprocess.run([sys.executable, "-c", KILLED, str(cut.folder), name, dataset, str(reads)], cwd=ROOT)
+        started = cut.path(f"checkpoints/{name}")
+        assert done.returncode == -signal.SIGKILL and len(list(started.rglob("last.pt"))) == 2
+        assert len(list(started.rglob("done.json"))) == 1
+        pd.testing.assert_frame_equal(module.run_stage(cut), module.run_stage(whole))
+        for run in (cut, whole):
+            embed.run_stage(run)
+    for name in ("embeddings.json", "members.json"):
+        assert read_json(cut.path(f"weights/{name}")) == read_json(whole.path(f"weights/{name}"))
 
 
 def test_a_training_on_all_data_says_that_nothing_is_held_out(tmp_path):
@@ -249,6 +292,34 @@ def test_a_slice_without_a_box_is_kept_whole_and_a_box_outside_is_an_error():
     assert np.array_equal(read_view(picture, [np.nan] * 4, 16), whole) and not np.array_equal(cut, whole)
     with pytest.raises(PictureError, match="not inside of a picture"):
         read_view(picture, (8, 4, 24, 21), 16)
+
+
+def test_frozen_parameters_keep_their_values_and_dropout_acts_in_training_only(tmp_path):
+    run = drawn_run(tmp_path / "run", **{"classify.freeze": 3, "classify.dropout": .5, "classify.loop.lr": 1e-2})
+    classify.run_stage(run)
+    settings = run.section("classify")
+    first = dict(classify.build_encoder(settings, 6, "none", settings.loop.seed + 1).named_parameters())
+    state, _ = read_state(run.path("checkpoints/classify/windows/fold_0/epoch_1.safetensors"))
+    same = [torch.equal(first[name], state[name]) for name in first]
+    assert same[:3] == [True] * 3 and not any(same[3:])
+    encoder, x = Encoder("resnet10t", 6, 16, dropout=.5), torch.randn(3, 3, 32, 32)
+    assert not torch.equal(encoder.train()(x), encoder(x))
+    found = encoder.eval().features(x)
+    assert torch.equal(encoder(x), encoder.last(found)) and (found >= 0).all() and (found > 0).any()
+
+
+def test_upright_pictures_are_mirrored_in_half_of_the_cases_and_not_transposed():
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[20:44, 26:30] = 200   # a bar from top to bottom, left of the middle
+    made = [augment_upright(picture, seed) for seed in range(200)]
+    assert all(np.array_equal(augment_upright(picture, seed), made[seed]) for seed in (0, 7))
+    points = [np.argwhere(m[..., 0] > 100) for m in made]
+    spread = np.array([np.ptp(p, axis=0) for p in points])
+    assert (spread[:, 0] > 2 * spread[:, 1]).all()   # a turn of 15 degrees leaves it upright
+    middle = np.array([p.mean(0)[1] for p in points])
+    assert 0.35 < np.mean(middle > 32) < 0.65
+    levels = np.array([m.max() for m in made])
+    assert levels.min() >= (200 - 102) * .85 + 102 - 20 and levels.max() <= (200 - 102) * 1.15 + 102 + 20
 
 
 def test_two_processes_train_one_classifier(tmp_path):

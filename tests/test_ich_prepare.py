@@ -23,9 +23,10 @@ from mammo_nb.core.settings import NoDataset
 from mammo_nb.ich import folds, prepare, recipes
 from mammo_nb.ich.reading import competition, phe
 from mammo_nb.ich.reading.competition import CompetitionError, read_labels, test_files, training_files, usable
+from mammo_nb.ich.reading.inputs import Seen, encoder_inputs
 from mammo_nb.ich.reading.squares import filtered_box, head_box, plain_box, read_view, square
 from mammo_nb.ich.reading.windows import windowed
-from mammo_nb.ich.recipes import CLASSES
+from mammo_nb.ich.recipes import CLASSES, View
 from mammo_nb.ich.system import system
 
 ROOT = Path(__file__).parents[1]
@@ -338,9 +339,29 @@ def test_given_pictures_become_the_same_table(given, run_of):
     assert table["image_id"].tolist() == ["0002_8", "0002_9", "0002_10", "7_8", "7_9", "7_10"]
     assert table["position_mm"].tolist() == [8, 9, 10] * 2 and table["any"].tolist() == [0, 0, 1] * 2
     assert table["error"].ne("").tolist() == [False] * 4 + [True, False] and table["error"][4].startswith("PheError")
-    assert table[["rows", "columns"]].iloc[0].tolist() == [32, 40]
-    assert (picture(run, "0002_8")[10, 15] == 58).all() and picture(run, "0002_8").shape == (32, 40, 3)
+    assert table[["rows", "columns"]].iloc[0].tolist() == [40, 32]
+    # turned clockwise: the left column becomes the upper row, and the upper row the right column
+    assert (picture(run, "0002_8")[10:20, 12:27] == 58).all() and not picture(run, "0002_8")[:10].any()
+    assert picture(run, "0002_8").shape == (40, 32, 3)
     assert recipes.classes_of(table) == ("any", ) and table["patient_id"].tolist()[0] == "0002"
+
+
+def test_one_box_holds_the_heads_of_all_slices_of_a_series_in_training_and_in_prediction(given, run_of):
+    for n, (top, bottom) in ((8, (2, 18)), (9, (5, 25)), (10, (0, 0))):   # the last slice is empty
+        grey = np.zeros((32, 40), np.uint8)
+        grey[top:bottom, 8:30] = 90
+        cv2.imwrite(str(given / f"img/7_{n}.png"), grey)
+    each, common = (prepare.run_stage(run_of(dataset="pictures", **{"prepare.box": box}), workers=1).set_index(
+        "image_id")[["x0", "y0", "x1", "y1"]].astype(int) for box in ("slice", "series"))
+    assert each.loc["7_10"].tolist() == [0, 0, 32, 40] and each.loc["7_8"].tolist() != each.loc["7_9"].tolist()
+    two = each.loc[["7_8", "7_9"]]
+    expected = [*two[["x0", "y0"]].min(), *two[["x1", "y1"]].max()]
+    assert common.loc[["7_8", "7_9", "7_10"]].values.tolist() == [expected] * 3
+    settings = Seen(24, (View(),), box="series", given=True)
+    pictures = [phe.read_picture(given, f"img/7_{n}.png") for n in (8, 9, 10)]
+    seen = encoder_inputs(pictures, settings)["windows_crop"]
+    for made, picture_ in zip(seen, pictures):
+        np.testing.assert_array_equal(made, read_view(picture_, expected, 24).transpose(2, 0, 1))
 
 
 def test_a_wrong_row_of_given_pictures_is_an_error_that_shows_it(given):

@@ -19,9 +19,9 @@ from mammo_nb.ich.learning.embeddings import EmbeddingsError, embedding_name, re
 from mammo_nb.ich.learning.losses import log_loss
 from mammo_nb.ich.learning.recurrent import Recurrent, both_directions, with_differences
 from mammo_nb.ich.learning.scores import compare, draws
-from mammo_nb.ich.learning.series import SeriesEmbeddings, predict_series, rows_of_series
+from mammo_nb.ich.learning.series import SeriesEmbeddings, predict_series, rows_of_series, smoothed_loss
 from mammo_nb.ich.recipes import Reader, Sequence
-from mammo_nb.ich.sequence import embedded, train_reader
+from mammo_nb.ich.sequence import embedded, series_batches, train_reader
 from mammo_nb.ich.system import system
 
 CLASSES = ("subdural", "any")
@@ -117,13 +117,36 @@ def test_two_trainings_give_the_same_files_and_hold_the_fold_back(tmp_path):
     assert sha256(tmp_path / "a/epoch_2.safetensors") == sha256(tmp_path / "c/epoch_2.safetensors")
 
 
+def test_a_training_reads_one_view_at_a_time_and_predicts_from_their_mean(tmp_path):
+    table, rng = made_table(), np.random.default_rng(3)
+    views = rng.normal(size=(2, len(table), 8)).astype(np.float32)
+    data = SeriesEmbeddings(views.mean(0), table, CLASSES, views)
+    seeds = [seed for epoch in range(4) for batch in series_batches([0, 1, 2], 2, 0)(epoch) for _, seed in batch]
+    assert {seed % 2 for seed in seeds} == {0, 1} and len(set(seeds)) == 12
+    for seed in seeds[:4]:
+        np.testing.assert_array_equal(data[1, seed][0], views[seed % 2][data.rows[1]])
+    model = Recurrent(8, 8, 2)
+    with torch.no_grad():
+        expected = model.read(torch.from_numpy(views.mean(0))[data.rows[1]][None])[0].sigmoid()
+    np.testing.assert_allclose(predict_series(model, data)[data.rows[1]], expected, atol=1e-6)
+
+
+def test_smoothing_replaces_a_part_of_each_label_by_the_mean_of_its_class():
+    logits, labels = torch.tensor([[[2., -1.], [0., 3.]]]), torch.tensor([[[1., 0.], [0., 1.]]])
+    targets = .9 * labels + .1 * torch.tensor([.25, .5])
+    each = targets * torch.nn.functional.softplus(-logits) + (1 - targets) * torch.nn.functional.softplus(logits)
+    expected = (each.mean((0, 1)) * torch.tensor([1 / 3, 2 / 3])).sum()
+    found = smoothed_loss(.1, torch.tensor([.25, .5]))(logits, {"values": labels, "lengths": torch.tensor([2])})
+    torch.testing.assert_close(found, expected)
+
+
 def test_features_that_are_missing_are_named():
     made = {"embeddings": {"windows_fold0_epoch2_plain.safetensors": "", "windows_fold-1_epoch0_plain.safetensors": ""}}
-    assert embedded(made, "windows", tta=False) == [(-1, 0), (0, 2)]
+    assert embedded(made, "windows", tta=1) == [(-1, 0), (0, 2)]
     with pytest.raises(RecipeError, match="windows_fold-1_epoch0_flip.safetensors is missing"):
-        embedded(made, "windows", tta=True)
+        embedded(made, "windows", tta=3)
     with pytest.raises(RecipeError, match="there is no other_fold"):
-        embedded(made, "other", tta=False)
+        embedded(made, "other", tta=1)
     with pytest.raises(RecipeError, match="needs 16 units, and got 8"):
         Recurrent(16, 8, 6)
 
@@ -131,8 +154,8 @@ def test_features_that_are_missing_are_named():
 # ---- the stages sequence and bag on made-up features
 def made_run(folder, overrides=None, folds=(0, 1), skips=("end2end",)) -> Run:
     "A run with made-up features of two views: folds.csv and weights/embeddings/, as the stage embed leaves them."
-    readers = (Reader("plain", deltas=False, tta=False), Reader(tta=False), Reader("gru", cell="gru", tta=False),
-               Reader("beside", view="neighbours", tta=False))
+    readers = (Reader("plain", deltas=False, tta=1), Reader(tta=1), Reader("gru", cell="gru", tta=1),
+               Reader("beside", view="neighbours", tta=1))
     made = Recipe("made-up features", Sequence(readers, 8, 2, replace(Sequence().loop, epochs=3)), skips=skips)
     run = Run.create(folder, replace(system, recipes={"tiny": made}), "tiny", overrides=overrides)
     table, rng = made_table(12), np.random.default_rng(5)
@@ -154,11 +177,19 @@ def read_all(run, reader) -> pd.DataFrame:
     return pd.concat(pd.read_csv(f) for f in files).set_index("image_id")
 
 
+def end_to_end(run):
+    "What the stage end2end leaves for the bag; its predictions are those of the reader `beside`."
+    predicted = run.path("checkpoints/end2end/pred.csv")
+    write_csv(predicted, read_all(run, "beside").reset_index())
+    write_json(predicted.with_suffix(".json"), {"sha256": sha256(predicted),
+                                                "members": sha256(run.path("weights/members.json"))})
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = made_run(tmp_path_factory.mktemp("bag") / "run", {"bag.readers": "lstm gru"}, skips=())
     sequence.run_stage(run)
-    write_csv(run.path("checkpoints/end2end/pred.csv"), read_all(run, "beside").reset_index())
+    end_to_end(run)
     bag.run_stage(run)
     return run
 

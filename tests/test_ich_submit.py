@@ -102,10 +102,10 @@ def test_probabilities_are_clipped_and_stay_in_the_order_of_the_sample():
 
 
 def test_modes_drop_the_views_first():
-    about = {"folds": 2, "size": [64, 64], "tta": True}
+    about = {"folds": 2, "size": [64, 64], "tta": 3}
     full, plain = modes_of(about, False, "encoder")
     assert (full.passes, plain.passes) == (3, 1) and str(full) == "encoder with TTA of 3 views"
-    assert modes_of({**about, "tta": False}, True, "encoder") == [Mode("encoder", 2, (64, 64))]
+    assert modes_of({**about, "tta": 1}, True, "encoder") == [Mode("encoder", 2, (64, 64))]
     now = [0.]
     planner = Planner([full, plain], group=1, seconds=200, clock=lambda: now[0], show=lambda line: None)
     for k in range(8):   # 3 s an item with views, 1 s without; 100 items in 200 s

@@ -65,7 +65,7 @@ def encoders(run) -> list[str]:
 
 def end_to_end(run) -> list[str]:
     "predictions of the classifier and sequence model that were trained as one"
-    return ["checkpoints/end2end/pred.csv"] if run.has("end2end") else []
+    return ["checkpoints/end2end/pred.csv", "checkpoints/end2end/pred.json"] if run.has("end2end") else []
 
 def submitted_weights(run) -> list[str]:
     "the two graphs: of the run, or of the folder WEIGHTS"

@@ -41,7 +41,7 @@ from mammo_nb.core.series import SLICES, read_series, tables_of
 from mammo_nb.ich.reading import phe
 from mammo_nb.ich.reading.competition import (LABELS, CompetitionError, images_folder, place_of, places_by_position,
                                               read_labels, read_table, usable)
-from mammo_nb.ich.reading.squares import head_box
+from mammo_nb.ich.reading.squares import common_box, head_box
 from mammo_nb.ich.reading.windows import shifted, slice_picture, windowed
 from mammo_nb.ich.recipes import classes_of
 
@@ -223,6 +223,28 @@ def prepare_given(
     return table[[*SLICES, "place", *BOX, *classes_of(table)]].astype(object).fillna("")
 
 # %% [markdown]
+# ## One box for a series
+# With `box` set to `series`, all slices of a series are cut alike.
+
+# %%
+#| export
+def with_common_boxes(
+    table: pd.DataFrame,   # with `rows`, `columns`, `series`, `place` and BOX
+) -> pd.DataFrame:         # the same, the slices of a series have one box
+    "Give all slices of a series the box around all of their heads."
+    table = table.copy()
+    known = table["place"].ne("") & table["x0"].ne("")
+    for (_, rows, columns), own in table[known].groupby(["series", "rows", "columns"]):
+        table.loc[own.index, BOX] = common_box(own[BOX].values.tolist(), (int(rows), int(columns)))
+    return table
+
+# %%
+boxed = with_common_boxes(pd.DataFrame({
+    "series": ["s", "s", "t", "s"], "place": [0, 1, 0, ""], "rows": 9, "columns": 9, "x0": [1, 2, 3, ""],
+    "y0": [1, 2, 3, ""], "x1": [5, 6, 7, ""], "y1": [7, 6, 8, ""]}).astype(object))
+assert boxed[BOX].values.tolist() == [[1, 1, 6, 7], [1, 1, 6, 7], [3, 3, 7, 8], [""] * 4]
+
+# %% [markdown]
 # ## Run the stage
 
 # %%
@@ -250,9 +272,11 @@ def run_stage(
     "The files of a data set -> processed/slices.csv and processed/pictures/."
     with run.stage("prepare") as results:
         folder, output = run.path(place_of(run)), run.path("processed/")
-        settings = {"pictures": str(output / "pictures"), "faithful": run.section("prepare").faithful}
+        section = run.section("prepare")
+        settings = {"pictures": str(output / "pictures"), "faithful": section.faithful}
         make = prepare_given if phe.is_phe(folder) else prepare_files
-        write_csv(output / "slices.csv", make(folder, output, settings, run.code("prepare"), workers))
+        made = make(folder, output, settings, run.code("prepare"), workers)
+        write_csv(output / "slices.csv", with_common_boxes(made) if section.box == "series" else made)
         for left in (output / "pictures").glob(".*.png"):
             left.unlink()   # left by a process that was killed
         table = read_table(output / "slices.csv")

@@ -124,13 +124,13 @@ def slice_pictures(
     return SlicePictures(table, pictures, view, settings.size, NORMALIZATION, settings.augment, faithful)
 
 def build_encoder(
-    settings: Classify,      # network, embedding
+    settings: Classify,      # network, embedding, freeze, dropout
     classes: int,            # number of classes
     weights: str = "none",   # initial weights, as `Encoder` takes them
     seed: int = 0,           # of the layers without initial weights
 ) -> Encoder:
     "The classifier of a recipe."
-    return Encoder(settings.network, classes, settings.embedding, weights, seed)
+    return Encoder(settings.network, classes, settings.embedding, weights, seed, settings.freeze, settings.dropout)
 
 # %%
 ill = table["any"].to_numpy().nonzero()[0]
@@ -221,7 +221,7 @@ def train_classifier(
     "Train on the other folds, and predict this one after each epoch."
     loop, published, view = settings.loop, Path(weights).is_dir(), data.view
     identity = {**identity, "view": asdict(view), "fold": fold, "weights": settings.weights} | {
-        name: getattr(settings, name) for name in ("network", "embedding", "size", "augment")}
+        name: getattr(settings, name) for name in ("network", "embedding", "size", "augment", "freeze", "dropout")}
     if (file := Path(weights.removeprefix("imagenet:"))).is_file():
         identity["weights"] = sha256(file)
     encoder = build_encoder(settings, len(classes_of(table)), "none" if published else weights, loop.seed + fold + 1)

@@ -52,7 +52,7 @@ from mammo_nb.ich.system import system
 
 # %% tags=["parameters"]
 run_dir = ""     # folder of the run; "" makes a small practice run
-overrides = {}   # changes for this run, such as {"embed.tta": False}
+overrides = {}   # changes for this run, such as {"embed.tta": 1}
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="embed", overrides=overrides)
@@ -145,7 +145,7 @@ def embed_all(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     made = {"encoders": {}, "embeddings": {}, "classes": list(classes), "embedding": 0,
             "prepare": asdict(prepared), "classify": asdict(classify), "embed": asdict(settings)}
-    views, data, shown = {v.name: v for v in classify.views}, {}, VIEWS if settings.tta else VIEWS[:1]
+    views, data, shown = {v.name: v for v in classify.views}, {}, VIEWS[:settings.tta]
     for row in chosen_encoders(history, classify, settings.epochs).itertuples():
         name = encoder_name(row.encoder, row.fold, row.epoch)
         source = run.path(f"checkpoints/classify/{row.encoder}/fold_{row.fold}/epoch_{row.epoch}.safetensors")

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from mammo_nb.core.batches import step_mask
-from mammo_nb.core.files import read_json, sha256, write_csv
+from mammo_nb.core.files import read_json, sha256, write_csv, write_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.ranks import join
@@ -65,7 +65,7 @@ run.contract("end2end")
 # ## One network of two
 # The encoder sees every slice of the batch, and the padding of shorter series is left out. Its batch normalisations
 # stay as they are, because the slices of one series are alike and their statistics are not those of the data. In
-# training each slice is seen once, augmented. A prediction uses the mean of the features of three views, if the
+# training each slice is seen once, augmented. A prediction uses the mean of the features of several views, if the
 # sequence model was trained with that mean.
 
 # %%
@@ -75,7 +75,7 @@ class EncoderReader(nn.Module):
     def __init__(self,
         encoder: Encoder,
         recurrent: Recurrent,
-        tta: bool = False,     # whether a prediction averages the features of all VIEWS
+        tta: int = 1,          # how many of VIEWS have their features averaged for a prediction
     ):
         super().__init__()
         self.encoder, self.recurrent, self.tta = encoder, recurrent, tta
@@ -92,7 +92,7 @@ class EncoderReader(nn.Module):
         slices: torch.Tensor,   # (n, 3, size, size), normalised
     ) -> torch.Tensor:          # (n, features)
         "Features of slices, of one view or the mean of several."
-        views = VIEWS if self.tta and not self.training else VIEWS[:1]
+        views = VIEWS[:1 if self.training else self.tta]
         seen = [apply_view(slices, v).contiguous(memory_format=torch.channels_last) for v in views]
         return torch.stack([self.encoder.features(s) for s in seen]).mean(0)
 
@@ -257,13 +257,15 @@ def train_whole(
 
 # %% [markdown]
 # ## Run the stage
+# `pred.json` has the digest of the predictions and that of the list of models from which the training started, so that
+# predictions of an earlier run cannot be compared with the models of this one.
 
 # %%
 #| export
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:   # history of all folds
-    "Pictures, encoders and sequence models -> checkpoints/end2end/ with a network for each fold, and pred.csv."
+    "Pictures, encoders, sequence models -> checkpoints/end2end/: a network for each fold, pred.csv and pred.json."
     with run.stage("end2end"):
         table = read_folds(run.path("folds.csv"))
         parts = {f: train_whole(run, table, m) for f, m in first_members(run, run.section("end2end").reader).items()}
@@ -271,6 +273,8 @@ def run_stage(
         history = pd.concat([h.assign(fold=f) for f, (h, _) in parts.items()], ignore_index=True)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "pred.csv", pd.concat([p for _, p in parts.values()], ignore_index=True))
+        write_json(folder / "pred.json", {"sha256": sha256(folder / "pred.csv"),
+                                          "members": sha256(run.path("weights/members.json"))})
     return history
 
 # %%

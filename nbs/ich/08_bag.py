@@ -64,13 +64,13 @@ class BagError(ProjectError):
 def checked(
     run: Run,
     files: dict[str, str],   # name within the run -> sha256
+    stage: str = "sequence", # which wrote them
 ) -> list[str]:              # the names
     "Compare files with their digests. Raises BagError for one that is missing or has changed."
     for name, digest in files.items():
         path = run.path(name)
         if not path.is_file() or sha256(path) != digest:
-            raise BagError(f"{name} is not the file that the stage sequence wrote. Run the stage "
-                           "sequence again.")
+            raise BagError(f"{name} is not the file that the stage {stage} wrote. Run the stage {stage} again.")
     return list(files)
 
 def predictions_of(
@@ -130,20 +130,33 @@ def classifier_predictions(
     run: Run,
     view: str,             # name of a view
     known: pd.DataFrame,   # image_id, fold
+    tta: int = 1,          # views of a slice that are averaged
 ) -> np.ndarray:           # (n, classes)
-    "Probabilities of the classifiers for the slices that they have not seen, without TTA; the mean over epochs."
+    "Probabilities of the classifiers for the slices that they have not seen; the mean over views and epochs."
     parts, source = [], embeddings_folder(run)
     made = read_json(source / "embeddings.json")
     for fold, rows in known.groupby("fold"):
-        files = [f for own, epoch in embedded(made, view, False) if own == fold
-                 for f in feature_files(source, made, view, fold, epoch, False)]
+        files = [f for own, epoch in embedded(made, view, tta) if own == fold
+                 for f in feature_files(source, made, view, fold, epoch, tta)]
         found = np.mean([read_embeddings(f, rows["image_id"].tolist())[1] for f in files], axis=0)
         parts.append(pd.DataFrame(found, index=rows.index))
     return pd.concat(parts).loc[known.index].to_numpy()
 
+def end_to_end_predictions(
+    run: Run,
+) -> pd.DataFrame:   # the columns of pred.csv
+    "Predictions of the end-to-end model. Raises BagError for those of other sequence models and for a changed file."
+    made = read_json(run.path("checkpoints/end2end/pred.json"))
+    if made["members"] != sha256(run.path("weights/members.json")):
+        raise BagError("checkpoints/end2end/pred.csv started from other sequence models than those of this run. Run "
+                       "the stage end2end again.")
+    checked(run, {"checkpoints/end2end/pred.csv": made["sha256"]}, "end2end")
+    return pd.read_csv(run.path("checkpoints/end2end/pred.csv"), dtype={"image_id": str})
+
 # %% [markdown]
 # ## What each step adds
-# The first row is the classifier alone. Every row predicts the same slices.
+# The first row is the classifier alone. The second one is the mean of its predictions for several views of a slice, so
+# that this gain is not mistaken for one of the sequence model. Every row predicts the same slices.
 
 # %%
 #| export
@@ -156,10 +169,12 @@ def step_names(
     for reader in readers:
         own = [f"CNN{'' if reader.view == first else ' ' + reader.view} + {reader.cell.upper()}"]
         own += ["differences"] if reader.deltas else []
-        own += ["TTA"] if reader.tta else []
+        own += ["TTA"] if reader.tta > 1 else []
         words[reader.name] = " + ".join(own)
     texts = list(words.values())
     return {name: text if texts.count(text) == 1 else f"{text}, {name}" for name, text in words.items()}
+
+TTA = "CNN + TTA"   # the step with the mean over views of a slice
 
 def bag_step(
     readers: list[Reader],   # of the recipe
@@ -177,10 +192,12 @@ def ladder_steps(
     known: pd.DataFrame,       # the bag's out-of-fold table
     classes: tuple[str, ...],
 ) -> dict[str, np.ndarray]:    # step -> probabilities (n, classes)
-    "The classifier, its mean over neighbours, each kind of sequence model, the end-to-end model and the bag."
+    "The classifier, its means over views and neighbours, each kind of sequence model, the end-to-end model, the bag."
     columns, made = [f"p_{c}" for c in classes], read_json(run.path("weights/members.json"))
     first = next(r.view for r in readers if r.name == bagged[0])
-    steps = {"CNN": classifier_predictions(run, first, known)}
+    steps, tta = {"CNN": classifier_predictions(run, first, known)}, max(r.tta for r in readers if r.view == first)
+    if tta > 1:
+        steps[TTA] = classifier_predictions(run, first, known, tta)
     steps["CNN + mean of neighbours"] = neighbours_mean(known, steps["CNN"])
     order = known["image_id"].tolist()
     for reader in readers:
@@ -192,7 +209,7 @@ def ladder_steps(
             steps[f"CNN {reader.view}"] = classifier_predictions(run, reader.view, known)
         steps[step_names(readers, first)[reader.name]] = found.loc[order, columns].to_numpy()
     if run.has("end2end"):
-        found = pd.read_csv(run.path("checkpoints/end2end/pred.csv"), dtype={"image_id": str}).set_index("image_id")
+        found = end_to_end_predictions(run).set_index("image_id")
         if set(order) <= set(found.index):
             steps["end to end"] = found.loc[order, columns].to_numpy()
     if len(bagged) > 1:
@@ -245,10 +262,12 @@ for wrong in ([one, two.assign(Label=float("nan"))], [one, pd.concat([two, two])
 
 # %%
 #| export
+CHANGE = ["change_percent", "change_low", "change_high"]
+
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:     # ladder.csv
-    "Predictions of the sequence models -> oof.csv, ladder.csv and bag.json."
+    "Predictions of the sequence models -> oof.csv, ladder.csv, and bag.json with the paired comparison of the bag."
     readers = run.section("bag").readers.split()
     kinds = {r.name: r for r in run.recorded("sequence").readers}
     with run.stage("bag"):
@@ -260,13 +279,18 @@ def run_stage(
         own = ladder.set_index("step")[["log_loss", "auc_any"]].reindex([step]).iloc[0]
         write_csv(run.path("oof.csv"), oof)
         write_csv(run.path("ladder.csv"), ladder)
+        pairs = {name: compare(oof, classes, {name: steps[name], step: steps[step]}).iloc[1][CHANGE].tolist()
+                 for name in ("CNN", TTA) if name in steps}
         write_json(run.path("bag.json"), {
             "members": {**weights, **predictions}, "readers": readers, "classes": list(classes), "slices": len(oof),
-            "step": step, **{name: None if pd.isna(value) else float(value) for name, value in own.items()}})
+            "step": step, **{name: None if pd.isna(value) else float(value) for name, value in own.items()},
+            "change_percent": pairs})
     return ladder
 
 # %%
 ladder = run_stage(run)
+for other, (change, low, high) in read_json(run.path("bag.json"))["change_percent"].items():
+    print(f"log loss of the bag against {other}: {change:+.1f} % ({low:+.1f} to {high:+.1f}, draws of patients)")
 ladder.round(4)
 
 # %% [markdown]

@@ -35,7 +35,6 @@ from mammo_nb.core.networks import load_weights
 from mammo_nb.core.providers import gate
 from mammo_nb.core.runs import Run
 from mammo_nb.core.sidecars import EngineError
-from mammo_nb.ich.learning.embeddings import VIEWS
 from mammo_nb.ich.learning.encoder import load_encoder
 from mammo_nb.ich.learning.graphs import Member, SeriesReader, encode_series, encoders, readers
 from mammo_nb.ich.learning.slices import read_picture
@@ -79,7 +78,7 @@ class Parts:
     kinds: list              # `Reader` of the recipe for each sequence model
     places: list             # the number of its classifier
     views: tuple             # `View` of each classifier
-    tta: bool                # whether the features of three views are averaged
+    tta: int                 # how many views of a slice have their features averaged
 
 def parts_of(
     run: Run,
@@ -100,7 +99,7 @@ def parts_of(
         chosen.append(kind)
         files.append(f"{kind.view}_fold{found['fold']}_epoch{found['epoch']}.safetensors")
     if len(tta := {kind.tta for kind in chosen}) != 1:
-        raise EngineError("bag.readers names models with and without TTA; one graph gets one kind of features. Name "
+        raise EngineError("bag.readers names models with different tta; one graph gets one kind of features. Name "
                           "readers that agree in it.")
     order = list(dict.fromkeys(files))
     if lost := [f for f in order if not (folder / f).is_file()]:
@@ -169,7 +168,7 @@ def sample_series(
 
 # %%
 size = classifier_settings(run).size
-seen = Seen(size, parts.views, run.recorded("prepare").faithful)
+seen = Seen(size, parts.views, run.recorded("prepare").faithful, run.recorded("prepare").box)
 inputs = sample_series(run, seen)
 table = read_table(run.path("folds.csv"))
 series = table[table["series"] == table.groupby("series")[classes_of(table)[-1]].sum().sort_values(
@@ -197,19 +196,19 @@ def run_stage(
         parts, settings, weights = parts_of(run), classifier_settings(run), run.path("weights/")
         both, models = load_parts(run, parts)
         prepared, tolerance = run.recorded("prepare"), run.section("engines").tolerance
-        seen = Seen(settings.size, parts.views, prepared.faithful, phe.is_phe(run.path(place_of(run))))
+        seen = Seen(settings.size, parts.views, prepared.faithful, prepared.box, phe.is_phe(run.path(place_of(run))))
         inputs = sample_series(run, seen)
         own = {"recipe": run.recipe, "classes": list(both.outputs[1].classes), "tta": parts.tta,
                "demonstration": run.has("phantom")}
-        about = {**own, "network": settings.network, "views": [asdict(v) for v in seen.views],
-                 "faithful": seen.faithful, "given": seen.given, "members": parts.classifiers}
+        about = {**own, "network": settings.network, "members": parts.classifiers,
+                 **{name: value for name, value in asdict(seen).items() if name != "size"}}
         if run.mode != "fast":   # else the classifiers lie elsewhere
             about["rebuild"] = {
                 "kind": "ich_member", "network": settings.network, "classes": len(own["classes"]),
                 "embedding": settings.embedding, "mirrored": False, "weights": list(parts.classifiers),
                 "each": [{"place": m.place} for m in both.models]}
         results["encoder"] = export_checked(both, weights / "encoder.onnx", inputs, about, tolerance)
-        features, _ = encode_series(load_engine(both), inputs, len(VIEWS) if parts.tta else 1)
+        features, _ = encode_series(load_engine(both), inputs, parts.tta)
         about = {**own, "members": parts.models, "encoder_weights_sha256":
                  read_json(weights / "encoder.json")["weights_sha256"], "rebuild": {
                      "kind": "ich_series_reader", "embedding": features.shape[-1], "classes": len(own["classes"]),
@@ -233,13 +232,12 @@ differences
 
 # %%
 one = {name: x[:len(series)] for name, x in inputs.items()}
-views = len(VIEWS) if parts.tta else 1
-together, alone = predict_series(bag, one, views)
+together, alone = predict_series(bag, one, parts.tta)
 torches = Bag(*map(load_engine, load_parts(run, parts)))
 plt.figure(figsize=(5, 2.6))
 plt.plot(alone[:, -1], ".-", color="lightgrey", label="classifiers")
 plt.plot(together[:, -1], ".-", label="bag, graphs")
-plt.plot(predict_series(torches, one, views)[0][:, -1], "x", color="orange", label="bag, torch")
+plt.plot(predict_series(torches, one, parts.tta)[0][:, -1], "x", color="orange", label="bag, torch")
 plt.ylim(0, 1)
 plt.xlabel("slice")
 plt.legend(fontsize=7);

@@ -24,6 +24,7 @@
 # %%
 #| export
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -35,7 +36,6 @@ from mammo_nb.core.pictures import sheet
 from mammo_nb.core.runs import Run
 from mammo_nb.core.submission import ItemSet, Submission
 from mammo_nb.core.submit import submit_stage
-from mammo_nb.ich.learning.embeddings import VIEWS
 from mammo_nb.ich.learning.graphs import Bag, check_bag, open_bag, predict_series
 from mammo_nb.ich.reading.competition import SAMPLE, CompetitionError, images_folder, place_of, split_ids
 from mammo_nb.ich.reading.inputs import Seen, encoder_inputs, find_slices, read_picture, read_series_pictures
@@ -164,7 +164,7 @@ assert decide(example, asked, {})["Label"].tolist() == [1e-5, 1e-5, .25, .25, .5
 
 # %% [markdown]
 # ## The declaration
-# The mean over three views (TTA) takes three times as long, so the planner leaves it out if the time runs short.
+# The mean over several views (TTA) takes several times as long, so the planner leaves it out if the time runs short.
 
 # %%
 #| export
@@ -177,11 +177,11 @@ def modes_of(
     flip: bool,        # not used: the weights say whether views are averaged
     name: str,         # name of the engine
 ) -> list[Mode]:       # from best to cheapest
-    "With the mean over three views, if the sequence models were trained on it, and without."
+    "With the mean over several views, if the sequence models were trained on it, and without."
     plain = Mode(name, metadata["folds"], tuple(metadata["size"]))
-    if not metadata["tta"]:
+    if metadata["tta"] == 1:
         return [plain]
-    return [Mode(name, plain.folds, plain.size, views=len(VIEWS)), plain]
+    return [Mode(name, plain.folds, plain.size, views=metadata["tta"]), plain]
 
 def item_entries(
     weights: Path,     # folder with encoder.* and sequence.*
@@ -192,7 +192,7 @@ def item_entries(
     if tuple(metadata["classes"]) != CLASSES:
         raise CompetitionError(f"{weights} predicts {', '.join(metadata['classes'])}, and the competition asks for "
                                f"{', '.join(CLASSES)}. Name weights that were trained on its labels.")
-    return {"settings": {k: metadata[k] for k in ("size", "views", "faithful", "given")}}
+    return {"settings": {f.name: metadata[f.name] for f in fields(Seen)}}
 
 def per_slice(
     test: ItemSet,

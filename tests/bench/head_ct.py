@@ -44,7 +44,7 @@ def random_bag(folder: Path, network: str, size: int, embedding: int) -> Path:
     model = SeriesReader(member.width, member.width, len(CLASSES))
     save_weights(member, folder / "encoders/windows_fold0_epoch0.safetensors", {})
     save_weights(model, folder / "sequence/lstm_fold0_epoch0_0.safetensors", {})
-    own = {"classes": CLASSES, "tta": False, "faithful": False, "given": False, "views": [asdict(View())]}
+    own = {"classes": CLASSES, "tta": 1, "faithful": False, "box": "slice", "given": False, "views": [asdict(View())]}
     common = {"mirrored": False, "classes": len(CLASSES)}
     export_onnx(encoders([member], ["windows_crop"], CLASSES), folder / "encoder.onnx", [size, size], {
         **own, "network": network, "rebuild": {

@@ -47,8 +47,8 @@ from mammo_nb.core.networks import save_weights
 
 # %% [markdown]
 # The original keeps all 2048 features of a ResNeXt-101, and its sequence model has as many units. A small data set
-# needs fewer. `embedding` puts a linear layer between the features and the last layer, and its outputs are the
-# features that are kept.
+# needs fewer. `embedding` puts a layer between the features and the last layer, and its outputs are the features that
+# are kept. They are never negative, like those of the network itself.
 #
 # Slices are normalised with the mean and the standard deviation of slices, whatever network and weights are used.
 
@@ -66,10 +66,14 @@ class Encoder(nn.Module):
         embedding: int = 0,     # width of a linear layer before the last one; 0: none, the features of the network
         weights: str = "none",  # none, imagenet, imagenet:FILE, imagenet_lite, or a file for exactly this encoder
         seed: int = 0,          # of the layers without initial weights
+        freeze: int = 0,        # number of parameters of the network, from the first one on, that are not trained
+        dropout: float = 0.0,   # before each of the last layers, in training
     ):
         super().__init__()
         file = weights not in _WORDS and not weights.startswith("imagenet:")
-        self.network = create_network(network, weights="none" if file else weights, num_classes=classes, seed=seed)
+        self.network = create_network(network, weights="none" if file else weights, num_classes=classes, seed=seed,
+                                      freeze=freeze)
+        self.dropout = nn.Dropout(dropout)
         self.normalization = dict(NORMALIZATION)
         self.embedding = embedding
         self.width = embedding or self.network.head_hidden_size  # number of features
@@ -87,13 +91,18 @@ class Encoder(nn.Module):
     ) -> torch.Tensor:     # (n, width)
         "Mean of the feature maps, or the outputs of the layer before the last one."
         pooled = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
-        return self.projection(pooled) if self.embedding else pooled
+        return self.projection(self.dropout(pooled)).relu() if self.embedding else pooled
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        "From the features to the logits."
+        return self.last if self.embedding else self.network.get_classifier()
 
     def classify(self,
         features: torch.Tensor,   # (..., width)
     ) -> torch.Tensor:            # (..., classes) logits
         "The last layer."
-        return self.last(features) if self.embedding else self.network.get_classifier()(features)
+        return self.last_layer(self.dropout(features))
 
     def forward(self,
         x: torch.Tensor,   # float (n, 3, height, width), normalised

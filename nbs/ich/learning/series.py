@@ -51,19 +51,22 @@ class SeriesEmbeddings(Dataset):
         embeddings: np.ndarray,   # float32 (n, features), a row for each row of the table
         table: pd.DataFrame,      # series, place and the labels
         classes: tuple[str, ...], # columns of labels
+        views: np.ndarray | None = None,  # float32 (views, n, features): a training reads one of them; None: the first
     ):
         self.rows = rows_of_series(table)
         self.embeddings = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32))
+        self.views = self.embeddings[None] if views is None else torch.from_numpy(views)
         self.labels = torch.tensor(table[list(classes)].to_numpy(np.float32))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self,
-        at: tuple[int, int],   # number of the series, and a seed that is not used
+        at: tuple[int, int],   # number of the series, and a seed, which chooses the view; -1: `embeddings`
     ) -> tuple[torch.Tensor, torch.Tensor]:  # features (length, features), labels (length, classes)
-        rows = self.rows[at[0]]
-        return self.embeddings[rows], self.labels[rows]
+        rows, seed = self.rows[at[0]], at[1]
+        read = self.embeddings if seed < 0 else self.views[seed % len(self.views)]
+        return read[rows], self.labels[rows]
 
 def pad_series(
     samples: list[tuple[torch.Tensor, torch.Tensor]],  # features and labels of some series
@@ -86,9 +89,35 @@ table = table.sample(frac=1, random_state=0).reset_index(drop=True)
 features = np.stack([table["place"], table["series"].str[1:].astype(int)], 1).astype(np.float32)
 data = SeriesEmbeddings(features, table, ("any",))
 assert all(data[k, 0][0][:, 0].tolist() == list(range(len(data.rows[k]))) for k in range(len(lengths)))
+two = SeriesEmbeddings(features, table, ("any",), np.stack([features, -features]))
+assert torch.equal(two[0, 5][0], -two[0, 4][0]) and torch.equal(two[0, -1][0], two[0, 4][0])
 inputs, targets = pad_series([data[k, 0] for k in range(len(lengths))])
 right = torch.where(step_mask(targets["lengths"], max(lengths))[..., None], 30., -30.)  # wrong in the padding only
 assert series_loss(right, targets) < 1e-9
+
+# %% [markdown]
+# A classifier is surer of the slices that it was trained on than of others. A sequence model that learns from their
+# features becomes too sure as well, and a confident mistake costs much. With smoothed labels it is never to be certain:
+# a part of each label is replaced by the mean of the class.
+
+# %%
+#| export
+def smoothed_loss(
+    smoothing: float,     # share of a label that is replaced
+    rates: torch.Tensor,  # (classes,) means of the labels of the training
+):                        # f(logits, labels) -> scalar, as `series_loss`
+    "The loss against smoothed labels."
+    def loss(logits: torch.Tensor, labels: dict) -> torch.Tensor:
+        values = (1 - smoothing) * labels["values"] + smoothing * rates.to(logits.device)
+        return series_loss(logits, {**labels, "values": values})
+    return loss
+
+# %%
+rate = torch.tensor([.2])
+best = torch.full((len(lengths), max(lengths), 1), .9 + .1 * .2).logit()   # all labels are 1
+assert smoothed_loss(.1, rate)(best, targets) < smoothed_loss(.1, rate)(best + .1, targets)
+assert smoothed_loss(.1, rate)(best, targets) < smoothed_loss(.1, rate)(best - .1, targets)
+assert smoothed_loss(0., rate)(best, targets) == series_loss(best, targets)
 
 # %% [markdown]
 # ## Predict
@@ -104,7 +133,7 @@ def predict_series(
     "Probabilities of all slices of a data set."
     place = next(model.parameters()).device
     found = np.zeros(data.labels.shape, np.float32)
-    loader = DataLoader(data, batch_sampler=[[(k, 0) for k in range(s, min(s + batch_size, len(data)))]
+    loader = DataLoader(data, batch_sampler=[[(k, -1) for k in range(s, min(s + batch_size, len(data)))]
                                              for s in range(0, len(data), batch_size)], collate_fn=pad_series)
     model.eval()
     with torch.no_grad():

@@ -38,8 +38,8 @@ from mammo_nb.core.hu import SHIFTED
 from mammo_nb.core.series import read_series, tables_of
 from mammo_nb.ich.learning.slices import read_view
 from mammo_nb.ich.prepare import slice_table
-from mammo_nb.ich.reading.phe import PheError
-from mammo_nb.ich.reading.squares import head_box
+from mammo_nb.ich.reading import phe
+from mammo_nb.ich.reading.squares import common_box, head_box
 from mammo_nb.ich.reading.windows import slice_picture
 from mammo_nb.ich.recipes import View
 
@@ -64,6 +64,7 @@ class Seen:
     size: int                 # side, pixels
     views: tuple[View, ...]   # one input for each kind of view
     faithful: bool = False    # windows, crop and order of the original
+    box: str = "slice"        # of each slice, or of all slices of a series
     given: bool = False       # trained on pictures of one window, not on HU
 
     @classmethod
@@ -152,10 +153,7 @@ def read_picture(
     "The picture of a slice as the training had it; raises DicomError or PheError."
     path = inside(folder, row["file"])
     if path.suffix.lower() in PICTURES:
-        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if grey is None:
-            raise PheError(f"{path} is no picture. Fetch it again.")
-        return cv2.merge([grey] * 3)
+        return phe.read_picture(folder, row["file"])
     frame = int(row["frame"]) - 1 if str(row["frame"]) else None
     image = read_frame(path, frame).decode()
     picture = slice_picture(image, settings.faithful, True if SHIFTED in str(row["note"]) else None)
@@ -208,6 +206,8 @@ def encoder_inputs(
 ) -> dict[str, np.ndarray]:      # name of an input -> uint8 (n, 3, size, size)
     "The input of the encoders for a series."
     boxes = [head_box(picture, settings.faithful) for picture in pictures]
+    if settings.box == "series" and len({picture.shape for picture in pictures}) == 1:
+        boxes = [common_box(boxes, pictures[0].shape[:2])] * len(boxes)
 
     def view_of(k: int, view: View, picture: np.ndarray) -> np.ndarray:
         return read_view(picture, boxes[k], settings.size, view.crop, settings.faithful)

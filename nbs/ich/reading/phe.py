@@ -15,7 +15,9 @@
 # > Real slices with hemorrhages: 60 patients, one window, one label a slice.
 #
 # `head_ich_phe_256` holds grey pictures of slices and says for each slice whether there is a hemorrhage. A picture has
-# no header: the patient is the series, and the number of the slice is its position.
+# no header: the patient is the series, and the number of the slice is its position. In the files the head lies on its
+# side, with the face to the left. It is turned upright, so that a mirror image exchanges left and right, and so that
+# these pictures and those of DICOM files look alike.
 
 # %%
 #| default_exp ich.reading.phe
@@ -92,12 +94,12 @@ def read_slices(
 def read_picture(
     folder: Path | str,
     file: str,           # of the table
-) -> np.ndarray:         # uint8 (rows, columns, 3), the grey picture in all channels
-    "One picture. Raises PheError."
+) -> np.ndarray:         # uint8 (rows, columns, 3), the grey picture in all channels, face up
+    "One picture, turned upright. Raises PheError."
     grey = cv2.imread(str(inside(folder, file)), cv2.IMREAD_GRAYSCALE)
     if grey is None:
-        raise PheError(f"{Path(folder) / file} is missing or no picture. Fetch the data set again.")
-    return cv2.merge([grey] * 3)
+        raise PheError(f"{Path(folder) / file} is missing or no picture. Fetch it again.")
+    return cv2.merge([cv2.rotate(grey, cv2.ROTATE_90_CLOCKWISE)] * 3)
 
 # %%
 try:

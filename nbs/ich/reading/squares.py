@@ -114,6 +114,27 @@ for ax, (name, (x0, y0, x1, y1)) in zip(axes, boxes.items()):
     ax.axis("off")
 
 # %% [markdown]
+# A box of each slice shows the top of the head as large as its middle. One box for all slices of a series keeps the
+# scale, so that the picture tells how high in the head a slice is. A slice in which no head was found, whose box is
+# therefore the whole picture, has no part in it.
+
+# %%
+#| export
+def common_box(
+    boxes: list[tuple],       # of the slices of a series, from `head_box`
+    shape: tuple[int, int],   # rows and columns of each of their pictures
+) -> tuple:                   # x0, y0, x1, y1 in pixels
+    "The box around the heads of all slices of a series."
+    whole = (0, 0, shape[1], shape[0])
+    found = [box for box in map(tuple, boxes) if box != whole] or [whole]
+    x0, y0, x1, y1 = zip(*found)
+    return min(x0), min(y0), max(x1), max(y1)
+
+# %%
+assert common_box([(2, 3, 9, 8), (0, 0, 20, 10), (4, 1, 12, 7)], (10, 20)) == (2, 1, 12, 8)
+assert common_box([(0, 0, 20, 10)] * 2, (10, 20)) == (0, 0, 20, 10)
+
+# %% [markdown]
 # ## A square
 # The cut-out head is pasted into the top left of a black square, so that its proportions are kept. Then it is resized.
 # The original resizes a whole slice without a square, which changes its proportions if it is not square itself.

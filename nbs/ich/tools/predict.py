@@ -34,7 +34,6 @@ from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.submission import by_row, find_weights
 from mammo_nb.core.volumes import LOCALIZER
-from mammo_nb.ich.learning.embeddings import VIEWS
 from mammo_nb.ich.learning.graphs import check_bag, predict_series, process_bag
 from mammo_nb.ich.reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
                                          read_series_pictures)
@@ -131,7 +130,7 @@ def predict_item(
     pictures, kept, errors = read_series_pictures(Path(item["folder"]), item["rows"], settings)
     if not pictures:
         read_picture(Path(item["folder"]), item["rows"][0], settings)  # raises
-    together, alone = predict_series(bag, encoder_inputs(pictures, settings), _views(bag.metadata))
+    together, alone = predict_series(bag, encoder_inputs(pictures, settings), bag.metadata["tta"])
     values = np.hstack([together, alone[:, -1:]]).astype(float).round(6)
     found = {}
     for column, own in zip([*classes, "cnn_any"], values.T):
@@ -141,10 +140,6 @@ def predict_item(
         write_png(Path(item["previews"]) / f"{item['name']}.png", montage(pictures, values[:, len(classes) - 1],
                                                                           item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
-
-def _views(metadata: dict) -> int:
-    "How many views are averaged."
-    return len(VIEWS) if metadata["tta"] else 1
 
 # %% [markdown]
 # ## A folder
