@@ -1,0 +1,157 @@
+"""The networks of the abdominal-trauma system against figures that the original code computed: names, logits, masks.
+
+`PARITY=FOLDER pytest tests/test_parity_trauma*.py` runs another set of figures; see tests/parity.py.
+"""
+import numpy as np
+import pytest
+import torch
+from parity import arrays, figures, filled, given_input, needs_parity, uniform
+
+from mammo_nb.core.networks import load_state, read_state
+from mammo_nb.core.optimisation import learning_rate
+from mammo_nb.trauma.learning.classifier import make_classifier, unused_parts
+from mammo_nb.trauma.learning.losses import classifier_loss, dice_loss
+from mammo_nb.trauma.recipes import PUBLISHED
+
+pytestmark = needs_parity
+
+
+def gains(stated: dict) -> dict:
+    return {k: v for k, v in stated["fill"].items() if k != "seed"}
+
+
+def rows_of(stated: dict) -> list:
+    "The table of names of a configuration; several share one file."
+    return figures(stated["state_dict"].removesuffix(".json"))
+
+
+# ---- the twelve configurations
+@pytest.fixture(scope="module", params=sorted(PUBLISHED))
+def published(request, tmp_path_factory):
+    "A network of the recipe, filled from a file as the original saved it; with figures, maps, outputs."
+    script = request.param
+    stated = figures("trauma_models")[script]
+    model, rows = PUBLISHED[script][1][0], rows_of(stated)
+    path = tmp_path_factory.mktemp("published") / f"{script}.pth"
+    torch.save({f"module.{name}": value for name, value in filled(rows, **gains(stated)).items()}, path)
+    state, _ = read_state(path)
+    path.unlink()
+    network = make_classifier(
+        model.backbone, len(model.columns.split()), model.rnn, model.hidden, model.dropout, model.auxiliary,
+        len(model.masks.split()), stated["input"]["shape"][-1], unused_parts(list(state), model.auxiliary)).eval()
+    load_state(network, state, path)
+    with torch.inference_mode():
+        image = torch.from_numpy(given_input(stated["input"]))
+        maps = network.maps(image.flatten(0, 1))
+        return {"script": script, "stated": stated, "model": model, "rows": rows, "network": network, "image": image,
+                "maps": maps, "labels": network({"image": image})["labels"],
+                "masks": network.masks(maps, image.shape[-2:])}
+
+
+def test_names_shapes_and_parameters(published):
+    network, stated = published["network"], published["stated"]
+    own = {name: list(value.shape) for name, value in network.state_dict().items()}
+    assert own == {name: shape for name, shape, *_ in published["rows"]}
+    assert sum(p.numel() for p in network.parameters()) == stated["parameters"]
+    shared = {name: first[0] for name, _, _, *first in published["rows"] if first}
+    state = network.state_dict()
+    assert all(state[name].data_ptr() == state[first].data_ptr() for name, first in shared.items())
+
+
+def test_maps_and_logits(published):
+    expected, script = arrays("trauma_models"), published["script"]
+    for k, found in enumerate(published["maps"][-4:]):
+        there = [n for n in expected if n.startswith(f"{script}.stage")]
+        pooled = expected[sorted(there)[-4:][k]]
+        np.testing.assert_allclose(found.mean((2, 3))[:, ::8].numpy(), pooled, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(published["labels"].numpy(), expected[f"{script}.logits"], rtol=0, atol=1e-4)
+
+
+def test_masks(published):
+    expected, script = arrays("trauma_models"), published["script"]
+    masks = list(published["masks"])
+    if published["stated"]["same_mask_twice"]:   # one mask with the double weight gives the same loss
+        masks = masks * 2
+    assert [list(m.shape) for m in masks] == published["stated"]["outputs"][1:]
+    for k, mask in enumerate(masks):
+        found = mask[[0, 7]][:, :, 4::12, 4::12].numpy()
+        np.testing.assert_allclose(found, expected[f"{script}.mask{k}"], rtol=0, atol=1e-4)
+
+
+def test_loss(published):
+    script, labels = published["script"], published["labels"]
+    masks = published["masks"]
+    shape = (*labels.shape[:2], *masks[0].shape[1:])
+    targets = {"labels": torch.from_numpy(uniform(f"targets/{script}", labels.numel()) ** 2).reshape(labels.shape),
+               "masks": torch.from_numpy(uniform(f"masks/{script}", int(np.prod(shape))) > .7).reshape(shape).float()}
+    targets["masks"][:, :, -1] = 0
+    loss = classifier_loss(published["model"].auxiliary_weight)
+    made = loss({"labels": labels.double(), "masks": masks}, targets)
+    assert sum(made.values()).item() == pytest.approx(published["stated"]["loss"]["value"], abs=1e-4)
+
+
+def test_numbers_that_are_not_finite(published):
+    image = published["image"].clone()
+    for *place, value in published["stated"]["nan_input"]["positions"]:
+        image[tuple(place)] = float(value)
+    with torch.inference_mode():
+        found = published["network"]({"image": image})["labels"].numpy()
+    expected = arrays("trauma_models")[f"{published['script']}.logits_nan_input"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_tensors_that_no_output_depends_on_are_not_trained(published):
+    "DDP needs this: a parameter that is trained must have a gradient."
+    unused = set(published["stated"]["unused"])
+    idle = {name for name, p in published["network"].named_parameters() if not p.requires_grad}
+    assert idle == unused
+
+
+def test_learning_rates(published):
+    stated, loop = published["stated"]["learning_rate"], published["model"].loop
+    assert (loop.epochs, loop.lr, loop.weight_decay, loop.accumulate) == (
+        stated["epochs"], stated["peak"], stated["weight_decay"], stated["accumulation"])
+    steps = stated["steps_per_epoch"]
+    for step, rate in stated["step_and_rate"]:
+        assert learning_rate(loop, step // steps, step % steps / steps) == pytest.approx(rate, rel=1e-9, abs=1e-16)
+
+
+# ---- the 3D network
+@pytest.fixture(scope="module")
+def three():
+    from mammo_nb.trauma.learning.unet3d import make_segmenter
+    stated = figures("trauma_seg3d")
+    network = make_segmenter("resnet18d", published=True).eval()
+    load_state(network, filled(stated["state_dict"], **gains(stated)), "trauma_seg3d")
+    return stated, network
+
+
+def test_names_shapes_and_parameters_of_the_3d_network(three):
+    stated, network = three
+    own = {name: list(value.shape) for name, value in network.state_dict().items()}
+    assert own == {name: shape for name, shape, *_ in stated["state_dict"]}
+    assert sum(p.numel() for p in network.parameters()) == stated["parameters"]
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_logits_and_loss_of_the_3d_network(three, case):
+    stated, network = three[0]["cases"][case], three[1]
+    with torch.inference_mode():
+        made = network(torch.from_numpy(given_input(stated["input"])))
+    assert list(made.shape) == stated["output"]["shape"]
+    expected = arrays("trauma_seg3d")[f"output.{stated['input']['name'].rsplit('/', 1)[1]}"]
+    np.testing.assert_allclose(made[:, :, 1::6, 2::12, 2::12].numpy(), expected, rtol=0, atol=1e-4)
+    name = stated["dice_loss"]["target"].split(" ")[0]
+    target = torch.from_numpy(uniform(name, made.numel()) > .8).reshape(made.shape).float()
+    target[:, 4] = 0
+    assert dice_loss(made.double(), target).item() == pytest.approx(stated["dice_loss"]["value"], abs=1e-6)
+
+
+def test_2d_weights_become_3d(three):
+    from mammo_nb.trauma.learning.unet3d import inflated
+    for stated in three[0]["from_2d"].values():
+        if len(stated["shape_2d"]) == 4:
+            flat = torch.nn.Conv2d(*stated["shape_2d"][1::-1], stated["shape_2d"][2])
+            deep = inflated(flat)
+            assert list(deep.weight.shape) == stated["shape_3d"]
+            assert torch.equal(deep.weight, flat.weight[..., None].expand_as(deep.weight))
