@@ -2,12 +2,14 @@
 
 `PARITY=FOLDER pytest tests/test_parity_trauma*.py` runs another set of figures; see tests/parity.py.
 """
+from functools import cache, lru_cache
+
 import numpy as np
 import pytest
 import torch
-from parity import arrays, figures, filled, given_input, needs_parity, uniform
+from parity import arrays, figures, filled, given_input, needs_parity, tensor, uniform
 
-from mammo_nb.core.networks import load_state, read_state
+from mammo_nb.core.networks import WeightsError, load_state
 from mammo_nb.core.optimisation import learning_rate
 from mammo_nb.trauma.learning.classifier import make_classifier, unused_parts
 from mammo_nb.trauma.learning.losses import classifier_loss, dice_loss
@@ -17,7 +19,7 @@ pytestmark = needs_parity
 
 
 def gains(stated: dict) -> dict:
-    return {k: v for k, v in stated["fill"].items() if k != "seed"}
+    return {"depthwise": 1.0} | {k: v for k, v in stated["fill"].items() if k != "seed"}
 
 
 def rows_of(stated: dict) -> list:
@@ -26,26 +28,62 @@ def rows_of(stated: dict) -> list:
 
 
 # ---- the twelve configurations
-@pytest.fixture(scope="module", params=sorted(PUBLISHED))
-def published(request, tmp_path_factory):
-    "A network of the recipe, filled from a file as the original saved it; with figures, maps, outputs."
-    script = request.param
-    stated = figures("trauma_models")[script]
-    model, rows = PUBLISHED[script][1][0], rows_of(stated)
-    path = tmp_path_factory.mktemp("published") / f"{script}.pth"
-    torch.save({f"module.{name}": value for name, value in filled(rows, **gains(stated)).items()}, path)
-    state, _ = read_state(path)
-    path.unlink()
+@cache
+def entry(name: str, shape: tuple, dtype: str, gain: float, depthwise: float) -> torch.Tensor:
+    "A tensor of a state dict; the backbones of several configurations are equal."
+    return torch.from_numpy(tensor(name, shape, gain, depthwise, dtype))
+
+
+def state_of(stated: dict, rows: list) -> dict[str, torch.Tensor]:
+    "The state dict that a configuration saved."
+    return {name: entry(first[0] if first else name, tuple(shape), dtype, **gains(stated))
+            for name, shape, dtype, *first in rows}
+
+
+@lru_cache(maxsize=1)
+def computed(names: str, auxiliary: str):
+    "Network, maps, logits and masks; equal for the configurations that share their names and their decoder."
+    script, stated = next((s, f) for s, f in figures("trauma_models").items() if f["state_dict"] == names
+                          and PUBLISHED[s][1][0].auxiliary == auxiliary)
+    model, state = PUBLISHED[script][1][0], state_of(stated, rows_of(stated))
     network = make_classifier(
         model.backbone, len(model.columns.split()), model.rnn, model.hidden, model.dropout, model.auxiliary,
         len(model.masks.split()), stated["input"]["shape"][-1], unused_parts(list(state), model.auxiliary)).eval()
-    load_state(network, state, path)
+    load_state(network, state, script)
     with torch.inference_mode():
         image = torch.from_numpy(given_input(stated["input"]))
         maps = network.maps(image.flatten(0, 1))
-        return {"script": script, "stated": stated, "model": model, "rows": rows, "network": network, "image": image,
-                "maps": maps, "labels": network({"image": image})["labels"],
-                "masks": network.masks(maps, image.shape[-2:])}
+        return network, image, maps, network.labels(maps[-1], len(image)), network.masks(maps, image.shape[-2:])
+
+
+def grouped(script: str) -> tuple:
+    "Configurations that share a network follow each other."
+    model = PUBLISHED[script][1][0]
+    return model.backbone, model.hidden, model.columns, model.auxiliary, script
+
+
+@pytest.fixture(scope="module", params=sorted(PUBLISHED, key=grouped))
+def published(request):
+    "A configuration: its figures, its network and what that computes."
+    script = request.param
+    stated, model = figures("trauma_models")[script], PUBLISHED[script][1][0]
+    network, image, maps, labels, masks = computed(stated["state_dict"], model.auxiliary)
+    return {"script": script, "stated": stated, "model": model, "rows": rows_of(stated), "network": network,
+            "image": image, "maps": maps, "labels": labels, "masks": masks}
+
+
+def test_a_published_file_is_read_strictly_and_runs_no_code(tmp_path):
+    stated = figures("trauma_models")["coatsmall384extravast4funet"]
+    model, state = PUBLISHED["coatsmall384extravast4funet"][1][0], state_of(stated, rows_of(stated))
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "model.pth")
+    options = dict(outputs=2, hidden=model.hidden, auxiliary="unet", size=96, weights=str(tmp_path / "model.pth"))
+    made = make_classifier(model.backbone, unused=unused_parts(list(state), "unet"), **options).state_dict()
+    assert all(torch.equal(made[name], value) for name, value in state.items())
+    with pytest.raises(WeightsError, match="lstm.0.lstm.weight_ih_l0"):
+        make_classifier(model.backbone, **options)   # without the parts that are not used
+    torch.save({**state, "args": tmp_path}, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match="would run code"):
+        make_classifier(model.backbone, **options)
 
 
 def test_names_shapes_and_parameters(published):
@@ -113,7 +151,7 @@ def test_learning_rates(published):
         stated["epochs"], stated["peak"], stated["weight_decay"], stated["accumulation"])
     steps = stated["steps_per_epoch"]
     for step, rate in stated["step_and_rate"]:
-        assert learning_rate(loop, step // steps, step % steps / steps) == pytest.approx(rate, rel=1e-9, abs=1e-16)
+        assert learning_rate(loop, step // steps, step % steps / steps) == pytest.approx(rate, rel=1e-8, abs=1e-15)
 
 
 # ---- the 3D network

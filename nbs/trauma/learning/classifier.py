@@ -95,7 +95,7 @@ class Classifier(nn.Module):
         if self.auxiliary == "unet":
             return (enlarged(self.unet(maps), size),)
         if self.auxiliary == "cnn":
-            return enlarged(self.mask_head_3(maps[-2]), size), enlarged(self.mask_head_4(maps[-1]), size)
+            return enlarged(self.mask_head_4(maps[-1]), size), enlarged(self.mask_head_3(maps[-2]), size)
         return ()
 
     def labels(self,
