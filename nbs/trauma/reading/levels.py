@@ -75,19 +75,20 @@ def slice_levels(
     image: Image,                # stored values and header of a CT slice
     window: str = "ours",        # ours or theo
     faithful: bool = False,      # whether levels are computed as in the original
-    offset: bool | None = None,  # whether the values are HU + 1024; None: decided from the values
+    hu: np.ndarray | None = None,  # (rows, columns), its values in HU; None: computed from the image
 ) -> np.ndarray:                 # uint8 (rows, columns); 0 is black
     "The grey levels of a slice."
     header, own = image.header, (CENTER, WIDTH)
     if window == "theo":
         own = next(((c, w) for c, w in header.windows if np.isfinite((c, w)).all() and w > 0), own)
-    if faithful:
-        stored = image.pixels.astype(np.int64)
-        if header.signed and header.bits_stored < header.bits_allocated:
-            stored %= 2**header.bits_stored  # negative values whose sign was not repaired
-        hu = stored * (1.0 if header.slope is None else header.slope) + (header.intercept or 0.0)
-        return (stretched(hu, *own) * 255).astype(np.uint8)
-    return np.rint(stretched(to_hu(image, offset).values, *own) * 255).astype(np.uint8)
+    if not faithful:
+        hu = to_hu(image).values if hu is None else hu
+        return np.rint(stretched(hu, *own) * 255).astype(np.uint8)
+    stored = image.pixels.astype(np.int64)
+    if header.signed and header.bits_stored < header.bits_allocated:
+        stored %= 2**header.bits_stored  # negative values whose sign was not repaired
+    hu = stored * (1.0 if header.slope is None else header.slope) + (header.intercept or 0.0)
+    return (stretched(hu, *own) * 255).astype(np.uint8)
 
 # %% [markdown]
 # A body with liver, spine and a laceration. The file that lost its intercept gives the same picture as the usual one.
