@@ -25,6 +25,7 @@ depth, size = 16, 32   # slices of the window below, and side of a slice in pixe
 
 # %%
 #| export
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -39,7 +40,6 @@ from mammo_nb.trauma.recipes import ORGANS
 # %%
 #| hide
 import matplotlib.pyplot as plt
-from torch.nn import functional as F
 
 # %% [markdown]
 # ## Inflation
@@ -105,13 +105,14 @@ class Segmenter(nn.Module):
     def __init__(self,
         network: str,            # a timm name
         outputs: int,            # organs
+        widths: Sequence[int] = (256, 128, 64, 32),  # of the decoder's four blocks
         published: bool = False, # whether it has the stage that is not used
     ):
         super().__init__()
         maps = {} if published else {"out_indices": (0, 1, 2, 3)}
         self.encoder = timm.create_model(network, features_only=True, **maps)
-        self.decoder = Unet(self.encoder.feature_info.channels()[:4], (256, 128, 64, 32))
-        self.segmentation_head = nn.Conv2d(32, outputs, 3, padding=1)
+        self.decoder = Unet(self.encoder.feature_info.channels()[:4], widths)
+        self.segmentation_head = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self,
         volume: torch.Tensor,   # float (n, depth, rows, columns), 0 to 1
@@ -123,6 +124,7 @@ class Segmenter(nn.Module):
 @register_network("trauma_segmenter")
 def make_segmenter(
     network: str,             # a timm name
+    widths: Sequence[int] = (256, 128, 64, 32),  # of the decoder's four blocks
     weights: str = "none",    # initial weights: none, imagenet, imagenet:FILE, or a file for the 3D network
     seed: int = 0,            # of everything that starts at random
     published: bool = False,  # whether it fits a published file
@@ -130,7 +132,7 @@ def make_segmenter(
     "Make a 3D network from a 2D one. Raises WeightsError."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        flat = Segmenter(network, len(ORGANS), published)
+        flat = Segmenter(network, len(ORGANS), widths, published)
     if weights.startswith("imagenet"):
         state = imagenet_state(network, weights.partition(":")[2])
         own = flat.encoder.state_dict()
