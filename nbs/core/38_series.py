@@ -317,16 +317,24 @@ def tables_of(
     slices = pd.DataFrame(rows, columns=SLICES, dtype=object).fillna("")
     return slices, pd.DataFrame([_series_row(v) for v in volumes], columns=SERIES, dtype=object)
 
+def write_tables(
+    volumes: list[Volume],
+    rest: pd.DataFrame,          # from `read_series`
+    output: Path | str,          # slices.csv and series.csv go here
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
+    "Write the two tables."
+    slices, series = tables_of(volumes, rest)
+    write_csv(Path(output) / "slices.csv", slices)
+    write_csv(Path(output) / "series.csv", series)
+    return slices, series
+
 def write_series(
     folder: Path | str,          # searched to any depth
     output: Path | str,          # slices.csv and series.csv go here
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
     "Read a folder and write its two tables."
-    slices, series = tables_of(*read_series(folder, output, workers))
-    write_csv(Path(output) / "slices.csv", slices)
-    write_csv(Path(output) / "series.csv", series)
-    return slices, series
+    return write_tables(*read_series(folder, output, workers), output)
 
 def print_series(
     slices: pd.DataFrame,

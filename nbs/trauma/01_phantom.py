@@ -208,10 +208,9 @@ def _write_tables(
 ) -> pd.DataFrame:          # one row a series
     "Write the tables of the competition and the truth."
     patients = pd.DataFrame([patient_row(p) | {"split": p["split"]} for p in planned])
-    series = pd.DataFrame([dict(split=p["split"], patient_id=p["patient"], **{k: v for k, v in s.items() if k != "slices"},
-                                count=len(s["slices"])) for p, own in zip(planned, made) for s in own])
-    slices = pd.DataFrame([dict(split=p["split"], patient_id=p["patient"], series_id=s["series_id"], **row)
-                           for p, own in zip(planned, made) for s in own for row in s["slices"]])
+    each = [(dict(split=p["split"], patient_id=p["patient"]), s) for p, own in zip(planned, made) for s in own]
+    series = pd.DataFrame([ids | s | {"slices": len(s["slices"])} for ids, s in each])
+    slices = pd.DataFrame([ids | {"series_id": s["series_id"]} | row for ids, s in each for row in s["slices"]])
     train, test = (patients[patients["split"] == split].drop(columns="split") for split in ("train", "test"))
     write_csv(root / "train.csv", train.sort_values("patient_id"))
     write_csv(root / "truth" / "test.csv", test.sort_values("patient_id"))

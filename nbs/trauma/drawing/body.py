@@ -172,7 +172,7 @@ def draw_body(
     return Body(width=160 * big, depth=108 * big * rng.normal(1, 0.05), fat=rng.uniform(10, 30),
                 wall=rng.uniform(10, 15), dome=rng.normal(122, 6), disc=rng.normal(34, 1.5),
                 shifts=rng.normal(0, 1, (8, 3)) * (5, 4, 7), sizes=rng.normal(1, 0.07, 8).clip(0.85, 1.15),
-                loops=rng.uniform(0, 2 * np.pi, 6), contrast=bool(rng.random() < 0.2), cysts=cysts,
+                loops=rng.uniform(0, 2 * np.pi, 6), contrast=bool(rng.random() < 0.15), cysts=cysts,
                 contour=draw_noise(rng, CELLS["contour"]), texture=draw_noise(rng, CELLS["texture"]))
 
 # %% [markdown]
@@ -207,7 +207,8 @@ def draw_phase(
 ) -> Phase:
     "A phase as one patient shows it: no two are timed alike."
     early = float(rng.normal(1, 0.07))
-    even = {n: getattr(phase, n) * float(rng.normal(1, 0.04)) for n in ("liver", "spleen", "cortex", "medulla", "bowel")}
+    even = {name: getattr(phase, name) * float(rng.normal(1, 0.04))
+            for name in ("liver", "spleen", "cortex", "medulla", "bowel")}
     return replace(phase, aorta=phase.aorta * early, vein=phase.vein * (2 - early), **even)
 
 @dataclass
@@ -269,7 +270,7 @@ def draw_trunk(
 ) -> Canvas:
     "Everything but the organs."
     r = (np.abs(g.x / np.float32(body.width)) ** 2.4 + np.abs(g.y / np.float32(body.depth)) ** 2.4) ** (1 / 2.4) + 1e-3
-    skin = (r - 1) * np.hypot(g.x, g.y) / r
+    skin = (r - 1) * (np.hypot(g.x, g.y) + np.float32(0.1)) / r
     fat = body.fat * (1 + 0.35 * np.clip(g.y / body.depth, -1, 1))
     inner = skin + fat + body.wall
     dome = np.float32(body.dome) - 0.006 * np.minimum((g.x + 72) ** 2, (g.x - 78) ** 2 + 900) - 0.004 * (g.y + 15) ** 2
@@ -288,7 +289,7 @@ def draw_trunk(
     back = SPINE * body.depth
     split = np.clip(-(g.z + 85), 0, 100) * 0.35                                         # the bifurcation
     thin = 0.1 * np.minimum(split, 30)
-    tube = lambda x, y, wide: np.minimum(*(np.hypot((g.x - x - side * split) / wide, g.y - back + y) for side in (-1, 1)))
+    tube = lambda x, y, wide: np.hypot((np.abs(g.x - x) - split) / wide, g.y - back + y)
     c.aorta = tube(6, 34 - 0.3 * split, 1) - 10 + thin
     c.paint(phase.aorta, c.aorta)
     c.paint(phase.vein, tube(-22, 32 - 0.45 * split, 1.25) - 9.5 + thin / 2)

@@ -31,15 +31,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mammo_nb.trauma.drawing.body import AIR, Body, Phase, ball, soft
-from mammo_nb.trauma.drawing.organs import Drawn, place_of
+from mammo_nb.trauma.drawing.body import AIR, PHASES, Body, Grid, Phase, ball, soft
+from mammo_nb.trauma.drawing.organs import Drawn, draw_organs, place_of
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.trauma.drawing.body import PHASES, Grid, draw_body
-from mammo_nb.trauma.drawing.organs import draw_organs
+from mammo_nb.trauma.drawing.body import draw_body
 
 # %% [markdown]
 # ## Parts
@@ -54,7 +53,7 @@ INJURIES = ("liver_low", "liver_high", "spleen_low", "spleen_high", "kidney_low"
 @dataclass(frozen=True)
 class Part:
     "One part of an injury."
-    kind: str              # laceration, inside, capsule, around, infarct, wall, fluid, gas or leak
+    kind: str              # laceration, inside, capsule, around, infarct, wall, fluid, gas, pool or leak
     organ: str             # one of ORGANS, or "" for the space between them
     centre: tuple          # x, y, z, mm
     size: float            # half of its length or its radius, mm
@@ -62,22 +61,22 @@ class Part:
     hu: float
     normal: tuple = (0, 0, 1)  # of the sheet
 
-def _on(
+def _place(
     rng: np.random.Generator,
     body: Body,
     organ: str,
-    share: float,          # 0: centre of the organ, 1: its surface
-) -> np.ndarray:           # x, y, z, mm
-    "A place in an organ, away from its upper and lower end."
+    low: float,            # least depth below the surface, in smallest radii of the organ; negative: outside
+    high: float,           # greatest depth
+) -> tuple:                # x, y, z, mm
+    "A place in or at an organ, away from its upper and lower end."
     centre, radii = place_of(body, organ)
-    angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(-0.6, 0.6)
-    flat = np.sqrt(1 - height**2)
-    towards = np.array([flat * np.cos(angle), flat * np.sin(angle), height])
-    if organ == "liver":       # the side that faces the midline has the hilum
-        towards[0] = -abs(towards[0])
-    if organ.endswith("kidney"):
-        towards[0] = abs(towards[0]) * np.sign(centre[0])
-    return np.array(centre) + share * np.array(radii) * towards
+    for _ in range(200):
+        at = np.array(centre) + rng.uniform(-1, 1, 3) * (1.1, 1.1, 0.6) * np.array(radii)
+        here = Grid.of(at[:2], 1.0, 1, at[2:])
+        depth = -draw_organs(body, here, PHASES[0]).organs[organ].item() / min(radii)
+        if low <= depth <= high:
+            return tuple(at.tolist())
+    return centre
 
 def _sheet(
     rng: np.random.Generator,
@@ -104,25 +103,24 @@ def draw_injury(
                         for _ in range(rng.integers(2, 5))]
     if name == "extravasation":
         organ = str(rng.choice(("liver", "spleen", "left_kidney", "right_kidney", "bowel")))
-        at = _on(rng, body, organ, rng.uniform(0.75, 1.05))
-        return [Part("around" if organ == "bowel" else "pool", organ, tuple(at), rng.uniform(22, 32), 1,
-                     rng.uniform(48, 62)),
-                Part("leak", "", tuple(at), rng.uniform(7.5, 12), rng.uniform(9, 16), rng.uniform(250, 340))]
+        at = _place(rng, body, organ, -0.1, 0.25)
+        return [Part("pool", "", at, rng.uniform(20, 30), 1, rng.uniform(45, 60)),
+                Part("leak", "", at, rng.uniform(8, 12), rng.uniform(10, 17), rng.uniform(260, 340))]
     organ = name if name != "kidney" else str(rng.choice(("left_kidney", "right_kidney")))
     scale = 0.72 if organ.endswith("kidney") else 1.0
-    cut = lambda length, thick: Part("laceration", organ, tuple(_on(rng, body, organ, rng.uniform(0.45, 0.8))),
+    cut = lambda length, thick: Part("laceration", organ, _place(rng, body, organ, 0.25, 0.7),
                                      scale * length, thick, rng.uniform(22, 40), _sheet(rng))
     if grade == "low":
         if rng.random() < 0.3:
-            return [Part("capsule", organ, tuple(_on(rng, body, organ, 1.0)), scale * rng.uniform(34, 46),
-                         scale * rng.uniform(10, 14), rng.uniform(35, 48))]
+            return [Part("capsule", organ, _place(rng, body, organ, 0, 0.06), scale * rng.uniform(36, 48),
+                         scale * rng.uniform(12, 15), rng.uniform(30, 45))]
         return [cut(rng.uniform(28, 38), rng.uniform(6.5, 8.5))]
-    at = _on(rng, body, organ, rng.uniform(0.4, 0.7))
-    parts = [Part("around", organ, tuple(_on(rng, body, organ, 1.0)), scale * rng.uniform(55, 75),
-                  rng.uniform(9, 15), rng.uniform(38, 55)),
-             Part("inside", organ, tuple(at), scale * rng.uniform(20, 30), 1, rng.uniform(45, 60))]
+    parts = [Part("around", organ, _place(rng, body, organ, 0, 0.06), scale * rng.uniform(60, 80),
+                  rng.uniform(10, 16), rng.uniform(38, 55)),
+             Part("inside", organ, _place(rng, body, organ, 0.2, 0.6), scale * rng.uniform(20, 30), 1,
+                  rng.uniform(42, 56))]
     if organ.endswith("kidney"):
-        parts.append(Part("infarct", organ, tuple(_on(rng, body, organ, 0.8)), rng.uniform(20, 27), 1, 45))
+        parts.append(Part("infarct", organ, _place(rng, body, organ, 0.1, 0.35), rng.uniform(20, 27), 1, 45))
     return parts + [cut(rng.uniform(36, 52), rng.uniform(8, 11)) for _ in range(rng.integers(2, 4))]
 
 # %% [markdown]
@@ -158,7 +156,8 @@ def _share(
         d = [at - np.float32(v) for at, v in zip((g.x, g.y, g.z), part.centre)]
         across = np.abs(sum(u * np.float32(n) for u, n in zip(d, part.normal)) + 4 * c.contour + 1.2 * c.texture)
         far = np.sqrt(sum(u**2 for u in d)) / np.float32(part.size)
-        return soft(across - 0.5 * part.thick * np.clip(1.25 - far**2, 0, 1), e) * soft((far - 1) * part.size, e) * inside
+        thin = 0.5 * part.thick * np.clip(1.25 - far**2, 0, 1)
+        return soft(across - thin, e) * soft((far - 1) * part.size, e) * inside
     if part.kind == "capsule":
         near = ball(g, part.centre, (part.size,) * 3) / part.size + 1
         return soft(-own - part.thick * (1 - near**2), e) * soft(near - 1, 0.1) * inside

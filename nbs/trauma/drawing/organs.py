@@ -134,7 +134,8 @@ def _liver(
     centre, radii = place_of(body, "liver")
     lobes = merge(ball(g, centre, radii), ball(g, *place_of(body, "left lobe")), 14) + 3 * c.contour
     liver = np.maximum(np.maximum(lobes, c.inner + 3), g.z - c.dome + 4)
-    liver = np.maximum(liver, 9 - ball(g, *place_of(body, "right_kidney")))
+    (x, y, z), (wide, deep, high) = place_of(body, "right_kidney")
+    liver = np.maximum(liver, 9 - ball(g, (x, y + 18, z), (wide, deep + 18, high)))
     fissure = np.abs(g.x + 22 + 0.3 * (g.y + 60) + 3 * c.contour) - 2.5
     liver = np.maximum(liver, -np.maximum(np.maximum(fissure, g.y + 42), g.z - 78))
     liver = np.maximum(liver, 34 - np.hypot(g.x, g.y - SPINE * body.depth))

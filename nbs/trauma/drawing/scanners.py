@@ -230,7 +230,8 @@ hu = drawn.canvas.hu
 expose(rng, hu, grid, 11.0, 128.0)
 fig, axes = plt.subplots(1, len(SCANNERS) + 1, figsize=(12, 2.2))
 for ax, s in zip(axes, SCANNERS):
-    write_dicom(scratch / "1.dcm", stored_values(hu[0], s), scanner=s, series=series, number=26, patient=10004, name=21057)
+    write_dicom(scratch / "1.dcm", stored_values(hu[0], s), scanner=s, series=series, number=26, patient=10004,
+                name=21057)
     read = to_hu(next(read_frames(scratch / "1.dcm")).decode()).values
     inside = (hu[0] > -1000) & (hu[0] < 2000)
     assert np.abs(read - hu[0])[inside].max() <= 1, s.name
