@@ -27,7 +27,6 @@ size = 48   # rows and columns of the drawn series
 # %%
 #| export
 import gzip
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,8 +132,7 @@ def read_nifti(
         kind = nibabel.Nifti2Image if {content[:4]} & {b"\x1c\2\0\0", b"\0\0\2\x1c"} else nibabel.Nifti1Image
         image = kind.from_bytes(content)
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError, nibabel.filebasedimages.ImageFileError,
-            nibabel.spatialimages.HeaderDataError) as e:
+    except Exception as e:  # nibabel has a class of its own for each kind of damage
         raise BadLabels(path, f"it cannot be read as NIfTI ({str(e).strip('.') or type(e).__name__})", remedy) from e
     shape = (*values.shape, 1, 1)
     if values.dtype.names or np.iscomplexobj(values) or int(np.prod(shape[3:])) != 1 or 0 in shape:
@@ -233,7 +231,7 @@ assert abs(mask.sum() * 9 * 4 * np.cos(0.3) / (4 / 3 * np.pi * 30 * 20 * 25) - 1
 # %% [markdown]
 # ## Which series
 # Of several series in a folder the labels belong to the one that covers most of them. Where two cover them alike, it
-# is the one whose voxels are nearest to theirs.
+# is the one whose voxels lie nearest to theirs and are most like them in size.
 
 # %%
 #| export
@@ -248,16 +246,16 @@ def is_placed(
 def fit_of(
     labels: Nifti,
     slices: list[Slice],       # of one volume, in order
-) -> tuple[float, float]:      # share of the labelled voxels that it covers; mean distance to its nearest voxel, mm
+) -> tuple[float, float]:      # share of the labelled voxels that it covers; how far its grid is from theirs, mm
     "How well labels fit a series. An empty file is compared by all of its voxels."
     at = np.argwhere(labels.values) if labels.values.any() else np.argwhere(np.ones(labels.values.shape, bool))
     at = at[:: -(-len(at) // SAMPLE)] @ labels.affine[:3, :3].T + labels.affine[:3, 3]
     normal = normal_of(np.mean([s.orientation for s in slices], axis=0))
     places, along = np.array([s.position for s in slices]) @ normal, at @ normal
     nearest = np.searchsorted((places[1:] + places[:-1]) / 2, along)
-    reach = max(float(np.median(np.diff(places))) if len(places) > 1 else slices[0].thickness or 1.0, 0.01) / 2
+    gap = float(np.median(np.diff(places))) if len(places) > 1 else slices[0].thickness or 1.0
     off = [along - places[nearest]]
-    inside = np.abs(off[0]) <= reach * (1 + MIDWAY)
+    inside = np.abs(off[0]) <= gap * (0.5 + MIDWAY)
     starts, downs, acrosses = (np.array(v) for v in zip(*map(axes_of, slices)))
     from_start = at - starts[nearest]
     for steps, count in ((downs, slices[0].rows), (acrosses, slices[0].columns)):
@@ -267,7 +265,8 @@ def fit_of(
         off.append((index - np.rint(index)) * length)
     if not inside.any():
         return 0.0, np.inf
-    return float(inside.mean()), float(np.linalg.norm(np.array(off)[:, inside], axis=0).mean())
+    sizes = np.cbrt([gap * np.prod(slices[0].spacing), abs(np.linalg.det(labels.affine[:3, :3]))])
+    return float(inside.mean()), float(np.linalg.norm(np.array(off)[:, inside], axis=0).mean() + np.ptp(sizes))
 
 def fitting(
     labels: Nifti,
