@@ -2,16 +2,25 @@
 
 `PARITY=FOLDER pytest tests/test_parity_trauma*.py` runs another set of figures; see tests/parity.py.
 """
+from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 from mammo_nb.core.dicom import read_image
+from mammo_nb.trauma.folds import split
+from mammo_nb.trauma.learning.blocks import VISIBILITY, BlockDataset, read_triplets
+from mammo_nb.trauma.reading.blocks import block_rows, middle_rows
 from mammo_nb.trauma.reading.levels import slice_levels
+from mammo_nb.trauma.reading.organs import crop_of, visibility, write_masks
 from mammo_nb.trauma.reading.windows import (PARTS, competition_labels, following_windows, totalsegmentator_case,
                                              training_windows)
-from parity import FOLDER, arrays, figures, needs_parity
+from mammo_nb.trauma.recipes import ORGANS, PUBLISHED, Blocks
+from parity import FOLDER, arrays, figures, needs_parity, uniform
 from test_parity_ich import write_dicom
 
 pytestmark = needs_parity
@@ -103,3 +112,133 @@ def test_the_truncated_tail():
     np.testing.assert_allclose(made, stated["output"], atol=1 / 510)
     mended = np.concatenate(list(following_windows(volume, size=4)))[:len(given), 0, 0]
     assert np.array_equal(mended, (volume / 255.0).astype(np.float32).ravel()), "to the last bit"
+
+
+# ---- blocks
+@pytest.mark.parametrize("length", cases("trauma_blocks", "lengths"))
+def test_blocks(length):
+    stated, given = figures("trauma_blocks")["lengths"][length], figures("trauma_blocks")["arguments"]
+    how = dict(step=given["step"], stride=given["stride"], cutoff=given["stride_cutoff"])
+    whole = block_rows(int(length), Blocks(**how, keep=given["step"]))
+    expected = [b["index"] if "index" in b else list(range(b["start"], b["stop"], b["step"])) for b in stated["blocks"]]
+    assert [rows.tolist() for rows in whole] == expected
+    kept = block_rows(int(length), Blocks(**how, keep=given["take_first"]))
+    assert [rows.tolist() for rows in kept] == [rows[:given["take_first"]] for rows in expected]
+    unseen = sorted(set(range(int(length))) - set(np.concatenate(kept).tolist()))
+    never = stated["never_seen_with_first_96"]
+    if isinstance(never, dict):
+        assert [n for n in unseen if n % 2 == 0] == never["even"]
+        assert ([n for n in unseen if n % 2] == list(range(1, int(length), 2))) == never["all_odd"]
+    else:
+        assert unseen == never
+    assert middle_rows(np.arange(given["take_first"])).tolist() == given["label_rows_of_a_block"]
+
+
+def test_blocks_of_slices_sorted_by_position():
+    stated = figures("trauma_blocks")["third_party"]
+    order = np.argsort(stated["z"])
+    made = [[order[rows].tolist(), [int(rows[0]), int(rows[-1])]] for rows in block_rows(len(order), Blocks(keep=100))]
+    assert made == [[b["row"], b["instance_first_last"]] for b in stated["blocks"]]
+
+
+# ---- organs, labels, data sets
+@cache
+def organs_of(series: str) -> np.ndarray:
+    "The masks of a series in the order of ORGANS, bool (slices, organs, 128, 128)."
+    given, names = arrays("trauma_masks"), figures("trauma_softlabels")["organs"]
+    shape = tuple(given[f"shape.{series}"])
+    masks = np.unpackbits(given[f"masks.{series}"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+    return masks[:, [names.index(organ) for organ in ORGANS]]
+
+
+@cache
+def slices_of(series: str) -> pd.DataFrame:
+    "info.csv of a series in the order of its instances, with the original's visibility of the bowel."
+    stated = figures("trauma_softlabels")
+    rows = pd.DataFrame({k: stated["rows"][k] for k in ("patient", "study", "instance", "extravasation", "bowel")})
+    of = rows["study"].astype(str).eq(series).to_numpy()
+    rows, z = rows[of].reset_index(drop=True), np.array(stated["z"])[of]
+    table = pd.DataFrame(visibility(organs_of(series), faithful=True), columns=VISIBILITY)
+    table[["top", "bottom", "left", "right"]] = crop_of(organs_of(series), faithful=True)
+    return table.assign(patient_id=rows["patient"].astype(str), series=series, place=rows["instance"] - 1, z=z,
+                        extravasation=rows["extravasation"], bowel=rows["bowel"])
+
+
+def all_series() -> list[str]:
+    "The series of the fixture."
+    if not (FOLDER / "trauma_softlabels.json").is_file():
+        return []
+    return [str(series) for _, series, *_ in figures("trauma_softlabels")["series"]]
+
+
+@pytest.mark.parametrize("series", all_series())
+def test_visibility_and_crop(series):
+    stated, given = figures("trauma_softlabels"), arrays("trauma_masks")
+    of = np.array([str(s) == series for s in stated["rows"]["study"]])
+    for organ in ORGANS:
+        made, expected = slices_of(series)[f"visibility_{organ}"].to_numpy(), given[f"visibility.{organ}"][of]
+        np.testing.assert_allclose(made, expected, atol=1e-12)
+        mended = visibility(organs_of(series))[:, ORGANS.index(organ)]
+        np.testing.assert_allclose(mended, np.nan_to_num(expected), atol=1e-12)
+    made = crop_of(organs_of(series), faithful=True)
+    np.testing.assert_allclose(made, stated["crop_y1_y2_x1_x2"][series], atol=1e-12)
+    wider = np.subtract(crop_of(organs_of(series)), made)
+    np.testing.assert_allclose(wider, [0, 1 / 128, 0, 1 / 128], atol=1e-12)
+
+
+def blurred(series: str, block: int, shape) -> np.ndarray:
+    "The volume of a block, uint8 (slices, rows, columns)."
+    u = uniform(f"volume/{series}/{block}", int(np.prod(shape))).reshape(shape)
+    return np.stack([cv2.GaussianBlur(v, (0, 0), 3) for v in np.floor(u * 256).astype(np.uint8)])
+
+
+@pytest.mark.parametrize("script", cases("trauma_softlabels", "datasets"))
+def test_data_set(script, tmp_path):
+    stated, given = figures("trauma_softlabels"), arrays("trauma_softlabels")
+    window, models = PUBLISHED[script]
+    train = pd.DataFrame(stated["train"]["rows"], columns=stated["train"]["columns"]).astype({"patient_id": str})
+    (tmp_path / "volumes").mkdir()
+    number = 0
+    for patient, series, length, _ in stated["series"]:
+        table, masks = slices_of(str(series)), organs_of(str(series))
+        if window == "theo":   # sorted by z and numbered again
+            order = np.argsort(table["z"].to_numpy(), kind="stable")
+            table, masks = table.iloc[order].assign(place=range(length)), masks[order]
+        write_masks(tmp_path / "masks" / f"{patient}_{series}.npy", masks)
+        for rows in block_rows(length):
+            expected = stated["datasets"][script][number]
+            first = int(window == "ours")
+            whole = block_rows(length, Blocks(keep=100))
+            last = max(block[-1] for block in whole if block[0] == rows[0])
+            assert expected["id"] == f"{patient}_{series}"
+            assert expected["first_last_instance"] == [rows[0] + first, last + first]
+            block = blurred(str(series), number, (100, 64, 72))
+            if f"volume.{series}.{number}" in given:
+                shown = given[f"volume.{series}.{number}"]
+                assert all((block == picture).all((1, 2)).any() for picture in shown), "another volume"
+            np.save(tmp_path / "volumes" / f"{patient}_{series}.npy", np.zeros((length, 64, 72), np.uint8))
+            one = {"patient_id": str(patient), "series": str(series), "places": " ".join(map(str, rows))}
+            model = replace(models[0], size=expected["images"][-1])
+            dataset = BlockDataset(pd.DataFrame([one]), table, train, tmp_path, model)
+            inputs, targets = dataset[0, -1]
+            labels = given[f"{script}.{number}.labels"]
+            assert list(labels.shape) == expected["labels"] and np.isnan(labels).sum() == expected["nan_labels"]
+            np.testing.assert_allclose(targets["labels"], labels, atol=1e-6)
+            assert list(inputs["image"].shape) == expected["images"]
+            assert list(targets["masks"].shape) == expected["masks"]
+            assert targets["masks"].sum((0, 2, 3)).tolist() == expected["mask_sums"]
+            if f"{script}.{number}.images_0_13" in given:
+                pictures = read_triplets(block, np.arange(96), dataset.crops[0], model.size) / 255
+                np.testing.assert_allclose(pictures[[0, 13], :, ::4, ::4], given[f"{script}.{number}.images_0_13"],
+                                           atol=1.0001 / 255)
+                np.testing.assert_array_equal(targets["masks"][[10, 16], :, ::3, ::3],
+                                              given[f"{script}.{number}.masks_10_16"])
+            number += 1
+    assert number == len(stated["datasets"][script])
+
+
+# ---- folds
+def test_folds():
+    stated = figures("trauma_softlabels")["folds"]
+    slices = pd.Series(np.repeat([str(patient) for patient, *_ in stated], [n for _, n, _ in stated]))
+    assert split(slices, 4, faithful=True).to_dict() == {str(patient): fold for patient, _, fold in stated}

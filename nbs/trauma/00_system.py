@@ -76,6 +76,7 @@ def results(run) -> list[str]:
 #| export
 _PREPARED = ("volumes", "segment", "info", "blocks", "folds")
 _LEARNED = ("train", "ensemble", "engines")
+_READ = ("info.csv", "blocks.csv", "folds.csv", "processed/volumes/", "processed/masks/")
 _SLICES = ("processed/slices.csv", "processed/series.csv", "processed/volumes/")
 
 system = System(
@@ -93,16 +94,14 @@ system = System(
                       "weights/segment.json")),
         Stage("info", Info, reads=(*_SLICES, training_set, "weights/segment.safetensors", "weights/segment.json"),
               writes=("info.csv", "processed/masks/")),
-        Stage("blocks", Blocks, reads=("info.csv", "processed/volumes/", "processed/masks/"),
-              writes=("blocks.csv", "processed/blocks/")),
+        Stage("blocks", Blocks, reads=("info.csv",), writes=("blocks.csv",)),
         Stage("folds", Folds, reads=("info.csv", training_set), writes=("folds.csv",)),
-        Stage("train", Train, reads=("info.csv", "blocks.csv", "folds.csv", "processed/blocks/"),
+        Stage("train", Train, reads=_READ,
               writes=("checkpoints/train/history.csv", "checkpoints/train/", "weights/models/")),
-        Stage("ensemble", Ensemble, reads=("info.csv", "blocks.csv", "folds.csv", "processed/blocks/",
-                                           "weights/models/"),
+        Stage("ensemble", Ensemble, reads=(*_READ, "weights/models/"),
               writes=("oof.csv", "ladder.csv", "ensemble.json")),
-        Stage("engines", Engines, reads=("ensemble.json", "blocks.csv", "processed/blocks/",
-                                         "weights/segment.safetensors", "weights/segment.json", "weights/models/"),
+        Stage("engines", Engines, reads=("ensemble.json", *_READ, "weights/segment.safetensors",
+                                         "weights/segment.json", "weights/models/"),
               writes=tuple(f"weights/{name}" for name in NETWORKS)),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_patient.csv", "submit.json")),

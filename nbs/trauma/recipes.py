@@ -124,6 +124,7 @@ class Blocks:
 class Folds:
     "The split into folds; a patient is in one fold only."
     n_folds: int = bounded(4, low=2)
+    faithful: bool = False               # patients with equally many slices as an unstable sort leaves them
 
 @dataclass(frozen=True)
 class Model:

@@ -200,7 +200,7 @@ def test_files(
 # %%
 #| export
 TEXT = ("patient_id", "study", "series", "image_id", "file", "frame", "instance", "plane", "orientation", "error",
-        "note", "volume", "block", "middles")
+        "note", "volume", "block", "places")
 
 def read_table(
     path: Path | str,   # slices.csv, series.csv, info.csv, blocks.csv or folds.csv

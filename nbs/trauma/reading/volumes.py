@@ -155,7 +155,8 @@ def prepare_series(
     waiting.mkdir(parents=True, exist_ok=True)
     each = partial(write_levels, folder=waiting, window=window, faithful=faithful)
     try:
-        volumes, rest = read_series(images, waiting, 1, each, {"window": window, "faithful": faithful, "code": code})
+        depends = {"window": window, "faithful": faithful, "code": code}
+        volumes, rest = read_series(images, waiting, 1, each, depends, label=None)
     except NotDicom as e:
         raise NoSeries(f"{images}: {e.problem}. Leave the series out.") from e
     if not volumes:
