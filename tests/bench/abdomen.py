@@ -1,6 +1,6 @@
 """A real abdominal scan with outlined organs: read, aligned by place, and learned by heart by the 3D network.
 
-    python tests/bench/abdomen.py [--scan ../shared/data/ct/abdomen_ts] [--out runs/bench/abdomen] [--steps 240]
+    python tests/bench/abdomen.py [--scan ../shared/data/ct/abdomen_ts] [--out runs/bench/abdomen] [--steps 160]
 
 The scan and its numbered organs are laid out as TotalSegmentator does, one file an organ, and read back through
 `reading/masks`. Three figures go to the folder: `overlay.png` has the outlines on the slices, `curves.png` the
@@ -106,11 +106,11 @@ def main():
     parser.add_argument("--scan", type=Path, default=Path("../shared/data/ct/abdomen_ts"))
     parser.add_argument("--out", type=Path, default=Path("runs/bench/abdomen"))
     parser.add_argument("--network", default="resnet18d")
-    parser.add_argument("--widths", type=int, nargs=4, default=(64, 48, 32, 24), help="of the decoder")
-    parser.add_argument("--depth", type=int, default=32)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--widths", type=int, nargs=4, default=(64, 32, 16, 16), help="of the decoder")
+    parser.add_argument("--depth", type=int, default=16)
+    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--lr", type=float, default=3e-3)
     options = parser.parse_args()
     lay_out(options.scan, options.out / "cases" / "example")
     levels, labels = read_case(list_cases(options.out / "cases")[0])
