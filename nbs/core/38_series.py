@@ -231,6 +231,7 @@ def read_series(
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
     each=None,                   # as for `read_slices`
     params=None,                 # what `each` depends on, can be written as JSON; a change starts anew
+    label: str | None = "files",  # text beside the progress bar; None: no bar
 ) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
     folder, output = Path(folder), Path(output)
@@ -246,7 +247,7 @@ def read_series(
         items.append({"root": str(folder), "file": f, "bytes": state.st_size, "time": state.st_mtime_ns})
     table = output / "files.csv"
     read = map_files(partial(read_slices, each=each) if each else read_slices, items, table=table, params=params,
-                     workers=workers or (1 if len(files) < 64 else None), label="files")
+                     workers=workers or (1 if len(files) < 64 else None), label=label)
     table.unlink()
     slices, rest = [], []
     for row in read.itertuples():
@@ -316,16 +317,24 @@ def tables_of(
     slices = pd.DataFrame(rows, columns=SLICES, dtype=object).fillna("")
     return slices, pd.DataFrame([_series_row(v) for v in volumes], columns=SERIES, dtype=object)
 
+def write_tables(
+    volumes: list[Volume],
+    rest: pd.DataFrame,          # from `read_series`
+    output: Path | str,          # slices.csv and series.csv go here
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
+    "Write the two tables."
+    slices, series = tables_of(volumes, rest)
+    write_csv(Path(output) / "slices.csv", slices)
+    write_csv(Path(output) / "series.csv", series)
+    return slices, series
+
 def write_series(
     folder: Path | str,          # searched to any depth
     output: Path | str,          # slices.csv and series.csv go here
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
     "Read a folder and write its two tables."
-    slices, series = tables_of(*read_series(folder, output, workers))
-    write_csv(Path(output) / "slices.csv", slices)
-    write_csv(Path(output) / "series.csv", series)
-    return slices, series
+    return write_tables(*read_series(folder, output, workers), output)
 
 def print_series(
     slices: pd.DataFrame,

@@ -24,5 +24,6 @@
 # 6. `46_batches` handles inputs and outputs of several tensors, and pads sequences of unequal length.
 # 7. `47_steps` takes one step: optimiser, precision, losses, EMA, checkpoint.
 # 8. `48_train` is the training loop, `fit`.
+# 9. `49_labels` brings labels of organs, drawn voxel by voxel, to the grid of a series.
 #
 # To train a network of your own, read `45_optimisation` and the last two sections of `48_train`.
