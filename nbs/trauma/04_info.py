@@ -52,7 +52,6 @@ from mammo_nb.trauma.system import system
 # %% tags=["parameters"]
 run_dir = ""      # folder of the run; "" makes a small practice run
 overrides = {}    # changes for this run, such as {"info.threshold": 0.4}
-workers = 0       # number of processes; 0: one per core
 
 # %%
 run = Run.open(run_dir, overrides) if run_dir else practice(system, before="info", overrides=overrides)
@@ -60,7 +59,8 @@ run.contract("info")
 
 # %% [markdown]
 # ## One series
-# A process opens the network once. With a GPU there is one process, since all would share it.
+# The network is opened once and uses all cores or the GPU, so series follow each other in this process. Finished series
+# of an interrupted run are kept.
 
 # %%
 #| export
@@ -125,8 +125,7 @@ assert made["visibility_liver"].tolist() == [0.5, 1.0]
 #| export
 def run_stage(
     run: Run,
-    workers: int | None = None,   # number of processes; None: one per core
-) -> pd.DataFrame:                # info.csv
+) -> pd.DataFrame:       # info.csv
     "Volumes and the 3D network -> info.csv and processed/masks/."
     section, weights = run.section("info"), run.path("weights/segment.safetensors")
     with run.stage("info") as results:
@@ -141,7 +140,7 @@ def run_stage(
         items = [{"id": f"{p}_{s}", "volume": str(folder / f"{p}_{s}.npy"), "masks": str(masks / f"{p}_{s}.npy"),
                   **common} for p, s in keys]
         found = map_files(measure_series, items, table=masks / "masks.csv", key="id", label="organs",
-                          params=run.code("info"), workers=1 if torch.cuda.is_available() else workers)
+                          params=run.code("info"), workers=1)
         (masks / "masks.csv").unlink()
         if failed := [e for e in found["error"] if e]:
             raise InfoError(f"{len(failed)} series could not be measured, the first with {failed[0]}. Run the stages "
@@ -158,7 +157,7 @@ def run_stage(
     return read_table(run.path("info.csv"))
 
 # %%
-table = run_stage(run, workers or None)
+table = run_stage(run)
 table.head().T
 
 # %% [markdown]
