@@ -249,7 +249,7 @@ def _bones(
     grow = np.clip(1 - g.z / 120, 0, 1.25) * 18
     for side in (-1, 1):
         c.paint(MUSCLE + 4, np.hypot(g.x - side * 40, g.y - back - 4) - grow)           # psoas
-    c.paint(280, np.minimum(np.minimum(arch, process), wing) + np.clip(along - 12, 0, 9))
+    c.paint(280, np.maximum(np.minimum(np.minimum(arch, process), wing) + np.clip(along - 12, 0, 9), c.skin + 6))
     c.paint(190 + 45 * c.texture, np.maximum(d, along - 13.5))
     c.paint(520, np.maximum(np.abs(d + 1.5) - 1.5, along - 13.5))
     c.paint(85, np.maximum(d, 13.5 - along))                                            # discs
@@ -258,10 +258,11 @@ def _bones(
     lean = np.abs((g.z + 400 + 60 * around) % 30 - 15)
     rib = np.hypot(c.inner - 5, np.clip(lean - 1, 0, 15)) - 4.5
     c.paint(420, np.maximum(rib, 20 - g.z - 30 * np.clip(2.2 - around, -1, 1)))
-    bowl = np.hypot((np.abs(g.x) - 30) / 1.05, g.y - 8) - (70 + 0.35 * (g.z + 190))
+    wide = np.float32(body.width / 160)
+    bowl = np.hypot((np.abs(g.x) - 28 * wide) / 1.05, g.y - 8) - (64 + 0.26 * (g.z + 190)) * wide
     c.paint(MUSCLE + 5 * c.texture, np.maximum(np.maximum(-bowl, c.inner), g.z + 112 + 0.5 * g.y))
-    pelvis = np.maximum(np.maximum(np.abs(bowl) - 5, g.z + 104 - 0.25 * np.abs(g.x)), 52 - np.abs(g.x))
-    c.paint(330 + 60 * c.texture, np.maximum(pelvis, -g.y - 42))
+    pelvis = np.maximum(np.maximum(np.abs(bowl) - 5, g.z + 104 - 0.25 * np.abs(g.x)), 52 * wide - np.abs(g.x))
+    c.paint(330 + 60 * c.texture, np.maximum(np.maximum(pelvis, -g.y - 42), c.skin + 8))
 
 def draw_trunk(
     body: Body,

@@ -70,13 +70,15 @@ def _place(
 ) -> tuple:                # x, y, z, mm
     "A place in or at an organ, away from its upper and lower end."
     centre, radii = place_of(body, organ)
-    for _ in range(200):
-        at = np.array(centre) + rng.uniform(-1, 1, 3) * (1.1, 1.1, 0.6) * np.array(radii)
-        here = Grid.of(at[:2], 1.0, 1, at[2:])
-        depth = -draw_organs(body, here, PHASES[0]).organs[organ].item() / min(radii)
-        if low <= depth <= high:
-            return tuple(at.tolist())
-    return centre
+    x, y, z = (np.float32(c + r * (np.linspace(-reach, reach, 16) + rng.uniform(-0.06, 0.06)))
+               for c, r, reach in zip(centre, radii, (1.1, 1.1, 0.6)))
+    g = Grid(x[None, None], y[None, :, None], z[:, None, None], 2.0)
+    depth = -draw_organs(body, g, PHASES[0]).organs[organ] / min(radii)
+    found = np.argwhere((depth >= low) & (depth <= high))
+    if not len(found):
+        return centre
+    k, j, i = found[rng.integers(len(found))]
+    return float(x[i]), float(y[j]), float(z[k])
 
 def _sheet(
     rng: np.random.Generator,
@@ -105,7 +107,7 @@ def draw_injury(
         organ = str(rng.choice(("liver", "spleen", "left_kidney", "right_kidney", "bowel")))
         at = _place(rng, body, organ, -0.1, 0.25)
         return [Part("pool", "", at, rng.uniform(20, 30), 1, rng.uniform(45, 60)),
-                Part("leak", "", at, rng.uniform(8, 12), rng.uniform(10, 17), rng.uniform(260, 340))]
+                Part("leak", "", at, rng.uniform(9, 13), rng.uniform(12, 19), rng.uniform(260, 340))]
     organ = name if name != "kidney" else str(rng.choice(("left_kidney", "right_kidney")))
     scale = 0.72 if organ.endswith("kidney") else 1.0
     cut = lambda length, thick: Part("laceration", organ, _place(rng, body, organ, 0.25, 0.7),
@@ -174,9 +176,9 @@ def add_injuries(
     injuries: dict,        # one of INJURIES -> its parts
     phase: Phase,
     contrast: float = 1.0, # factor of the injuries against what they replace
-) -> dict:                 # injury -> mm of change: HU at contrast 1, float32 (slices, rows, columns)
+) -> dict:                 # injury -> what its parts change at contrast 1, HU, float32 (slices, rows, columns)
     "Draw injuries into a slab. Contrast that has left a vessel is drawn last."
-    c, changed = drawn.canvas, {}
+    c, changed, before = drawn.canvas, {}, drawn.canvas.hu.copy()
     growth = 0.8 if phase.name == "arterial" else 1.1
     z = c.g.z
     for injury, parts in sorted(injuries.items(), key=lambda item: item[0].startswith("extra")):
@@ -184,10 +186,10 @@ def add_injuries(
             if z.min() > part.centre[2] + 1.5 * part.size + 8 or z.max() < part.centre[2] - 1.5 * part.size - 8:
                 continue
             hu = part.hu + 4 * c.texture if part.kind != "leak" else part.hu * (phase.aorta + 300) / 520
-            change = (hu - c.hu) * _share(part, drawn, growth)
-            c.hu += change * np.float32(contrast)
+            share = _share(part, drawn, growth)
+            c.hu += (hu - c.hu) * share * np.float32(contrast)
             if part.kind in ("leak", "wall", "gas", "fluid"):
-                changed[injury] = np.maximum(changed.get(injury, 0), np.abs(change))
+                changed[injury] = np.maximum(changed.get(injury, 0), np.abs(hu - before) * share)
     return changed
 
 # %%

@@ -48,8 +48,8 @@ from mammo_nb.trauma.drawing.body import PHASES, draw_body
 #| export
 PLACES = {  # organ -> centre x, y, z and radii, mm, in a body of average size
     "liver": ((-76, -6, 62), (66, 76, 78)),
-    "spleen": ((98, 34, 72), (30, 44, 52)),
-    "left_kidney": ((66, 34, 14), (28, 27, 54)),
+    "spleen": ((100, 28, 82), (36, 50, 56)),
+    "left_kidney": ((64, 34, 4), (28, 27, 54)),
     "right_kidney": ((-64, 36, -4), (28, 27, 54)),
     "bowel": ((0, -28, -62), (88, 52, 74)),
     "left lobe": ((-12, -52, 78), (70, 34, 40)),
@@ -98,11 +98,11 @@ def _bowel(
     (x, y, z), radii = place_of(body, "bowel")
     side, top, ahead = 0.66 * body.width, z + 52, -0.56 * body.depth
     pouch = 2.5 * np.cos(g.z / 5.5 + body.loops[0]) + 2.5 * np.cos(g.x / 5.5)                 # haustra
-    colon = [_segment(g, (-side, 22, z - 68), (-side, 8, top - 14), 23),
+    colon = [_segment(g, (-0.72 * side, 14, z - 68), (-side, 8, top - 14), 23),
              _segment(g, (-side, 6, top - 14), (0, ahead, top - 26), 20),
              _segment(g, (0, ahead, top - 26), (side, 14, top + 30), 20),
-             _segment(g, (side + 4, 22, top + 26), (side, 26, z - 70), 17),
-             _segment(g, (side - 4, 24, z - 72), (10, 30, z - 112), 16)]
+             _segment(g, (side + 4, 22, top + 26), (0.76 * side, 18, z - 70), 17),
+             _segment(g, (0.76 * side, 18, z - 70), (10, 30, z - 112), 16)]
     colon = np.minimum.reduce(colon) + pouch * 0.7 + c.contour
     p, s = np.float32(11.5), body.loops
     surface = (np.sin(g.x / p + s[0]) * np.cos(g.y / p + s[1]) + np.sin(g.y / p + s[2]) * np.cos(g.z / p + s[3])
@@ -193,7 +193,8 @@ def draw_organs(
     liver = _liver(body, c, phase)
     spleen = np.maximum(np.maximum(ball(g, *place_of(body, "spleen")) + 2.5 * c.contour, c.inner + 3),
                         g.z - c.dome + 4)
-    spleen = np.maximum(spleen, -ball(g, (58, 4, 70), (34, 34, 50)))
+    hollow = np.minimum(ball(g, (56, 4, 76), (34, 32, 50)), ball(g, *place_of(body, "left_kidney")) - 8)
+    spleen = np.maximum(spleen, -hollow)
     c.paint(phase.spleen + 3 * c.texture + phase.mottle * np.sin(c.contour * 4), spleen)
     x, y, z = place_of(body, "spleen")[0]
     c.paint(phase.vein, _segment(g, (x - 22, y, z - 8), (0, 12, 34), 5))
