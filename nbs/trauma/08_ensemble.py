@@ -109,7 +109,7 @@ def step_name(
              *(["masks"] if model.auxiliary != "none" else [])]
     return f"{' + '.join(words)}, {model.name}"
 
-COSTS = {column: cost(column) for column in SUBMITTED}
+COSTS = {column: cost(column) for column in SUBMITTED if not column.endswith("_healthy")}
 
 def ladder(
     run: Run,
@@ -140,7 +140,7 @@ def ladder(
 # %%
 #| export
 FITTED = "fitted on the out-of-fold predictions of these patients, so the score with them is a little too good"
-GIVEN = "equal to the costs of the grades; nothing was fitted"
+GIVEN = "nothing was fitted"
 
 def run_stage(
     run: Run,
@@ -156,8 +156,7 @@ def run_stage(
         probabilities = model_means(held).dropna() if held else pd.DataFrame()
         truth = patients.loc[probabilities.index]
         fits = settings.scaling == "fitted" and len(truth) > 0
-        factors = fit_factors(truth, probabilities, shares) if fits else COSTS
-        factors = {c: f for c, f in factors.items() if not c.endswith("_healthy")}
+        factors = fit_factors(truth, probabilities, shares) if fits else COSTS if settings.scaling == "fitted" else {}
         table, oof = pd.DataFrame(columns=["step", "score"]), truth.reset_index()
         scores = {}
         if len(truth):
@@ -175,8 +174,8 @@ def run_stage(
                  for fold in kept.loc[[m.name], "fold"]]
         write_json(run.path("ensemble.json"), {
             "models": [asdict(m) for m in models], "members": {name: sha256(run.path(name)) for name in files},
-            "scaling": settings.scaling, "factors": factors, "factors_note": FITTED if fits else GIVEN,
-            "shares": shares.to_dict(), **scores})
+            "scaling": {"kind": settings.scaling, "factors": factors, "note": FITTED if fits else GIVEN,
+                        "shares": shares.to_dict()}, **scores})
         results |= {"members": len(files), **scores}
     return table
 

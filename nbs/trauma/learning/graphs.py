@@ -25,17 +25,14 @@ backbone, size, triplets = "resnet10t", 32, 4   # a small timm network, side of 
 
 # %%
 #| export
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
 import torch
 
-from mammo_nb.core.engines import Engine
 from mammo_nb.core.ensembles import Ensemble, register_network
-from mammo_nb.core.sidecars import EngineError, Tensor
+from mammo_nb.core.sidecars import Tensor
 from mammo_nb.trauma.learning.classifier import CoatClassifier, TimmClassifier, make_classifier
+from mammo_nb.trauma.learning.inference import input_name
 from mammo_nb.trauma.learning.unet3d import Segmenter, make_segmenter
 from mammo_nb.trauma.recipes import COLUMNS, ORGANS, Model
 
@@ -43,6 +40,9 @@ from mammo_nb.trauma.recipes import COLUMNS, ORGANS, Model
 #| hide
 import tempfile
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from mammo_nb.core.engines import export_checked, load_engine
 
@@ -79,12 +79,6 @@ assert found.shape == (2, 1, len(ORGANS), 16, 32, 32)
 #| export
 FILLED = -30.   # logit of a column that a network does not predict
 
-def view_name(
-    model: Model,
-) -> str:          # such as cropped_384
-    "Name of the input of a model: what is cut out, and its size."
-    return f"{'cropped' if model.crop else 'whole'}_{model.size}"
-
 class _Member:
     "A network of the ensemble: from the inputs of all to the logits of all columns."
     def forward(self,
@@ -118,9 +112,9 @@ def member_options(
     views: Sequence[str],   # names of the inputs
 ) -> dict:                  # arguments of `make_member`; they can be written as JSON
     "How to make the network of a model."
-    return {"backbone": model.backbone, "columns": model.columns.split(), "place": views.index(view_name(model)),
-            "rnn": model.rnn, "hidden": model.hidden, "dropout": model.dropout, "auxiliary": model.auxiliary,
-            "masks": len(model.masks.split()), "size": model.size}
+    place = views.index(input_name(model.crop, model.size))
+    return {"backbone": model.backbone, "columns": model.columns.split(), "place": place, "rnn": model.rnn,
+            "hidden": model.hidden, "dropout": model.dropout, "auxiliary": model.auxiliary, "masks": len(model.masks.split()), "size": model.size}
 
 def injury_graph(
     members: Sequence,         # from `make_member`
@@ -138,7 +132,7 @@ def injury_graph(
 models = [Model(backbone=backbone, size=size, hidden=8, auxiliary="none", columns="liver_injury bowel_injury"),
           Model("e", backbone, rnn="lstm", size=size, hidden=8, crop=False, auxiliary="none",
                 columns="bowel_injury extravasation_injury")]
-views = [view_name(m) for m in models]
+views = [input_name(m.crop, m.size) for m in models]
 members = [make_member(**member_options(m, views), seed=k) for k, m in enumerate(models)]
 graph = injury_graph(members, views, [size] * 2, triplets)
 rng = np.random.default_rng(0)
@@ -149,65 +143,14 @@ assert engine(pictures).shape == (3, 2, triplets, len(COLUMNS))
 difference
 
 # %% [markdown]
-# ## A patient
-# First the folds of a model are averaged slice by slice. A patient has the largest value over all slices, blocks and
-# series. The mean over models comes last.
-
-# %%
-#| export
-@dataclass(frozen=True)
-class Member:
-    "A network of the ensemble, as classifier.json lists it."
-    model: str
-    fold: int
-    columns: tuple[str, ...]
-
-def members_of(
-    metadata: dict,     # classifier.json
-) -> list[Member]:
-    "The networks of a graph in their order. Raises EngineError."
-    try:
-        return [Member(m["model"], m["fold"], tuple(m["columns"])) for m in metadata["members"]]
-    except (KeyError, TypeError) as e:
-        raise EngineError("classifier.json does not list its members. Run the stage engines again.") from e
-
-def slice_probabilities(
-    engine: Engine,
-    pictures: Mapping[str, np.ndarray],   # view -> uint8 (blocks, triplets, 3, size, size) of one series
-    members: Sequence[Member],
-    batch: int = 4,                       # blocks in a pass
-) -> dict[str, np.ndarray]:               # model -> (blocks, triplets, its columns)
-    "Probabilities of each slice of a series, averaged over the folds of each model."
-    count = len(next(iter(pictures.values())))
-    found = np.concatenate([engine({name: x[s:s + batch] for name, x in pictures.items()})
-                            for s in range(0, count, batch)])
-    made = {}
-    for name in dict.fromkeys(m.model for m in members):
-        own = [k for k, m in enumerate(members) if m.model == name]
-        columns = [COLUMNS.index(c) for c in members[own[0]].columns]
-        made[name] = found[:, own].mean(1)[..., columns]
-    return made
-
-def patient_probabilities(
-    series: Sequence[Mapping[str, np.ndarray]],  # from `slice_probabilities`, of all series of a patient
-    members: Sequence[Member],
-) -> pd.Series:                                  # by name of COLUMNS, as far as a model predicts it
-    "The probabilities of a patient."
-    columns = {m.model: m.columns for m in members}
-    highest = [pd.Series(np.max([one[name].max((0, 1)) for one in series], axis=0), index=own)
-               for name, own in columns.items()]
-    return pd.concat(highest).groupby(level=0, sort=False).mean()
-
-# %% [markdown]
 # ## What came out
-# Two models, the first with two folds; the bowel is predicted by both.
+# A network gives in the graph what it gives alone, at the columns that it predicts, and zero at the others.
 
 # %%
-listed = members_of({"members": [{"model": m.name, "fold": 0, "columns": m.columns.split()} for m in models]})
-found = slice_probabilities(engine, pictures, listed, batch=2)
-patient = patient_probabilities([found, {k: v / 2 for k, v in found.items()}], listed)
-assert found["organs"].shape == (3, triplets, 2) and patient.index.tolist() == [
-    "liver_injury", "bowel_injury", "extravasation_injury"]
-by_hand = (found["organs"][..., 1].max() + found["e"][..., 0].max()) / 2
-assert np.isclose(patient["bowel_injury"], by_hand)
-patient.to_frame("patient")
+with torch.no_grad():
+    alone = members[1].labels(members[1].maps(torch.from_numpy(pictures[views[1]]).flatten(0, 1).float() / 255)[-1], 3)
+found = pd.DataFrame(engine(pictures)[0, 1], columns=COLUMNS)
+both = found[models[1].columns.split()].to_numpy()
+assert np.allclose(both, torch.sigmoid(alone[0]), atol=1e-5)
+assert np.allclose(found.drop(columns=models[1].columns.split()), 0)
+found.round(3)
