@@ -44,7 +44,6 @@ from mammo_nb.trauma.recipes import COLUMNS, Model
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from mammo_nb.core.practice import practice

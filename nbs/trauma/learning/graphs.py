@@ -114,7 +114,8 @@ def member_options(
     "How to make the network of a model."
     place = views.index(input_name(model.crop, model.size))
     return {"backbone": model.backbone, "columns": model.columns.split(), "place": place, "rnn": model.rnn,
-            "hidden": model.hidden, "dropout": model.dropout, "auxiliary": model.auxiliary, "masks": len(model.masks.split()), "size": model.size}
+            "hidden": model.hidden, "dropout": model.dropout, "auxiliary": model.auxiliary,
+            "masks": len(model.masks.split()), "size": model.size}
 
 def injury_graph(
     members: Sequence,         # from `make_member`
