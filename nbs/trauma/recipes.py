@@ -91,6 +91,7 @@ class Segment:
     "The 3D network that finds the organs."
     network: str = "resnet18d"  # a timm name, inflated to three dimensions
     weights: str = "none"       # initial weights of the 2D network: none or imagenet
+    widths: str = "256 128 64 32"        # channels of the decoder's four blocks, separated by blanks
     depth: int = bounded(32, low=2)      # slices of a window
     size: int = bounded(128, low=16)     # side of a slice, pixels
     every: int = bounded(2, low=1)       # every second slice of a series is used in training
@@ -144,7 +145,7 @@ class Model:
     size: int = bounded(64, low=32)      # side of the network's input, pixels
     flips: str = bounded("both", choices=("both", "horizontal"))  # of the augmentation
     folds: str = "0 1 2 3"               # which are held back, separated by blanks; all: one training on all data
-    best: str = bounded("auc", choices=("auc", "score", "loss"))  # by which the epoch is chosen
+    best: str = bounded("auc", choices=("auc", "score", "loss", "last"))  # by which the epoch is chosen
     loop: Optimisation = Optimisation(epochs=8, batch_size=2, accumulate=2, optimizer="adamw", lr=1e-3, min_lr=0.0,
                                       schedule="cosine", weight_decay=1e-6)
 

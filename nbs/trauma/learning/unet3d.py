@@ -28,18 +28,23 @@ depth, size = 16, 32   # slices of the window below, and side of a slice in pixe
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from torch import nn
 
 from mammo_nb.core.ensembles import register_network
-from mammo_nb.core.networks import WeightsError, imagenet_state, load_weights
+from mammo_nb.core.networks import WeightsError, imagenet_state, load_state, load_weights, read_state
 from mammo_nb.trauma.learning.decoders import Unet
 from mammo_nb.trauma.recipes import ORGANS
 
 # %%
 #| hide
+import tempfile
+
 import matplotlib.pyplot as plt
+
+from mammo_nb.core.networks import save_weights
 
 # %% [markdown]
 # ## Inflation
@@ -151,6 +156,41 @@ with torch.no_grad():
     made = network(x)
 assert made.shape == (1, len(ORGANS), depth, size, size)
 assert set(make_segmenter("resnet18d", published=True).state_dict()) > set(network.state_dict())
+
+# %% [markdown]
+# ## A trained network
+# The JSON beside the weights has all that is needed to use them: the backbone, the decoder, and how large a window is.
+
+# %%
+#| export
+def open_segmenter(
+    folder: Path | str,         # has segment.safetensors and segment.json
+) -> tuple[Segmenter, dict]:    # in evaluation mode; segment.json, with depth and size of a window
+    "Read the network of the stage segment. Raises WeightsError."
+    path = Path(folder) / "segment.safetensors"
+    state, about = read_state(path)
+    if missing := [name for name in ("network", "widths", "depth", "size") if name not in about]:
+        raise WeightsError(path, f"its JSON does not name {', '.join(missing)}", "Run the stage segment again.")
+    network = make_segmenter(about["network"], about["widths"])
+    load_state(network, state, path)
+    return network.eval(), about
+
+@torch.inference_mode()
+def organ_probabilities(
+    network: Segmenter,
+    window: np.ndarray,   # float32 (depth, size, size), 0 to 1
+) -> np.ndarray:          # float32 (organs, depth, size, size)
+    "What the network finds in one window."
+    device = next(network.parameters()).device
+    return torch.sigmoid(network(torch.from_numpy(window)[None].to(device)))[0].float().cpu().numpy()
+
+# %%
+folder = Path(tempfile.mkdtemp())
+save_weights(network, folder / "segment.safetensors", {"network": "resnet18d", "widths": [256, 128, 64, 32],
+                                                       "depth": depth, "size": size})
+again, about = open_segmenter(folder)
+assert np.allclose(organ_probabilities(again, x[0].numpy()), torch.sigmoid(made[0]), atol=1e-6)
+about["depth"], about["size"]
 
 # %% [markdown]
 # ## What came out
