@@ -105,7 +105,8 @@ def hidden_test(
     root.mkdir(parents=True)
     planned = plan("test", len(ODD) + 1, 0.6, list(lengths), seed)
     for kind, patient in zip([*ODD, ""], planned):
-        make_patient(root, {**patient, "lengths": patient["lengths"][:1 if kind else 2]}, size, 1.0)
+        count = 1 if kind else 2
+        make_patient(root, {**patient, "lengths": [*patient["lengths"], *lengths][:count]}, size, 1.0)
         if kind:
             series = next((root / "test_images" / str(patient["patient"])).iterdir())
             ODD[kind](sorted(series.glob("*.dcm"), key=lambda p: by_number(p.stem)))
