@@ -42,7 +42,7 @@ def weights(tmp_path_factory):
     "An untrained ensemble of two: what it says means nothing, how it is used does."
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    export_onnx(Ensemble([create_network("tf_efficientnet_lite0").eval() for _ in range(2)], .5,
+    export_onnx(Ensemble([create_network("resnet10t").eval() for _ in range(2)], .5,
                          .5), folder / "ensemble.onnx", (128, 64),
                 metadata={"threshold": .5, "crops": {}, "demonstration": True, "recipe": "test"})
     return folder
