@@ -78,22 +78,35 @@ def normalised(
         raise ScoreError(f"{organ}: all grades of a patient are zero. Give each patient a positive number.")
     return values / total
 
+_OF = {organ: [SUBMITTED.index(f"{organ}_{grade}") for grade in grades] for organ, grades in GRADES.items()}
+_COSTS = np.array([cost(c) for c in SUBMITTED])
+
+def _losses(
+    truth: np.ndarray,       # (n, SUBMITTED), 0 or 1
+    injured: np.ndarray,     # (n,), 0 or 1
+    prediction: np.ndarray,  # (n, SUBMITTED)
+) -> tuple[np.ndarray, np.ndarray]:  # losses and weights, both (n, 6)
+    "Losses and weights of patients from arrays."
+    losses, weights, ill = [], [], []
+    for organ, columns in _OF.items():
+        y, p = truth[:, columns], normalised(prediction[:, columns], organ)
+        losses.append(_log_losses(y, p))
+        weights.append(y @ _COSTS[columns])
+        ill.append(1 - p[:, 0])
+    losses.append(_log_losses(*(np.stack([1 - v, v], 1) for v in (injured, np.max(ill, axis=0)))))
+    weights.append(np.where(injured > 0, COSTS["any_injury"], 1.))
+    return np.stack(losses, 1), np.stack(weights, 1)
+
+def _total(losses: np.ndarray, weights: np.ndarray) -> float:
+    return float(((losses * weights).sum(0) / weights.sum(0)).mean())
+
 def patient_losses(
     truth: pd.DataFrame,       # 0 or 1, the columns SUBMITTED and any_injury
     prediction: pd.DataFrame,  # the columns SUBMITTED, rows in the same order
 ) -> tuple[np.ndarray, np.ndarray]:  # losses and weights of each patient, both (n, 6) in the order of GROUPS
     "What the score of any selection of patients follows from. Raises ScoreError."
-    losses, weights, ill = [], [], []
-    for organ, grades in GRADES.items():
-        columns = [f"{organ}_{grade}" for grade in grades]
-        y, p = truth[columns].to_numpy(float), normalised(prediction[columns].to_numpy(float), organ)
-        losses.append(_log_losses(y, p))
-        weights.append(y @ [cost(c) for c in columns])
-        ill.append(1 - p[:, 0])
-    any_of_them, y = np.max(ill, axis=0), truth["any_injury"].to_numpy(float)
-    losses.append(_log_losses(*(np.stack([1 - v, v], 1) for v in (y, any_of_them))))
-    weights.append(np.where(y > 0, COSTS["any_injury"], 1.))
-    return np.stack(losses, 1), np.stack(weights, 1)
+    known, injured = truth[list(SUBMITTED)].to_numpy(float), truth["any_injury"].to_numpy(float)
+    return _losses(known, injured, prediction[list(SUBMITTED)].to_numpy(float))
 
 def group_losses(
     truth: pd.DataFrame,       # as for `patient_losses`
@@ -108,7 +121,7 @@ def score(
     prediction: pd.DataFrame,
 ) -> float:
     "The metric of the competition: the mean of the six parts; smaller is better."
-    return float(np.mean(list(group_losses(truth, prediction).values())))
+    return _total(*patient_losses(truth, prediction))
 
 # %% [markdown]
 # By hand: two patients, one healthy and one with a severe injury of the liver. Everybody else is certain. The liver is
@@ -280,14 +293,20 @@ def fit_factors(
     rounds: int = 3,
 ) -> Factors:
     "Factors with the best score on these patients; where several are equal, the one next to the cost of the grade."
-    columns = [c for c in SUBMITTED if not c.endswith("_healthy")
-               and any(n in probabilities for n in _sources(c.rsplit("_", 1)[0])[c.rsplit("_", 1)[1]])]
-    factors = {c: cost(c) for c in columns}
+    known, injured = truth[list(SUBMITTED)].to_numpy(float), truth["any_injury"].to_numpy(float)
+    bare, factors = scaled(probabilities, {}, shares).to_numpy(), {}
+    for column in SUBMITTED:
+        organ, grade = column.rsplit("_", 1)
+        if grade != "healthy" and any(name in probabilities for name in _sources(organ)[grade]):
+            factors[column] = cost(column)
+
+    def value(tried: Factors) -> float:
+        return _total(*_losses(known, injured, bare * [tried.get(c, 1.) for c in SUBMITTED]))
+
     for _ in range(rounds):
-        for column in columns:
+        for column in factors:
             grid = sorted(GRID, key=lambda f: abs(np.log(f / cost(column))))
-            values = [score(truth, scaled(probabilities, {**factors, column: f}, shares)) for f in grid]
-            factors[column] = grid[int(np.argmin(values))]
+            factors[column] = grid[int(np.argmin([value({**factors, column: f}) for f in grid]))]
     return factors
 
 def crossfitted(
