@@ -155,7 +155,7 @@ def test_learning_rates(published):
 # ---- the 3D network
 @pytest.fixture(scope="module")
 def three():
-    from mammo_nb.trauma.learning.unet3d import make_segmenter
+    from mammo_nb.trauma.learning.segmenter import make_segmenter
     stated = figures("trauma_seg3d")
     network = make_segmenter("resnet18d", published=True).eval()
     load_state(network, filled(stated["state_dict"], **gains(stated)), "trauma_seg3d")
@@ -184,7 +184,7 @@ def test_logits_and_loss_of_the_3d_network(three, case):
 
 
 def test_2d_weights_become_3d(three):
-    from mammo_nb.trauma.learning.unet3d import inflated
+    from mammo_nb.trauma.learning.segmenter import inflated
     for stated in three[0]["from_2d"].values():
         if len(stated["shape_2d"]) == 4:
             flat = torch.nn.Conv2d(*stated["shape_2d"][1::-1], stated["shape_2d"][2])

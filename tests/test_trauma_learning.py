@@ -20,7 +20,7 @@ from mammo_nb.trauma.learning.inference import input_name
 from mammo_nb.trauma.learning.losses import classifier_loss, dice_loss
 from mammo_nb.trauma.learning.scores import (compare, cost, crossfitted, fit_factors, group_losses, model_means,
                                              prior_submission, scaled, score)
-from mammo_nb.trauma.learning.unet3d import inflated, make_segmenter
+from mammo_nb.trauma.learning.segmenter import inflated, make_segmenter
 from mammo_nb.trauma.recipes import COLUMNS, GRADES, SUBMITTED, Model
 
 NETWORK, SIZE = "test_resnet", 32

@@ -39,7 +39,7 @@ from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
 from mammo_nb.trauma.learning.losses import dice_loss
-from mammo_nb.trauma.learning.unet3d import STRIDE, Segmenter, make_segmenter, open_segmenter
+from mammo_nb.trauma.learning.segmenter import STRIDE, Segmenter, make_segmenter, open_segmenter
 from mammo_nb.trauma.reading.competition import mask_files, place_of, read_table
 from mammo_nb.trauma.reading.masks import list_cases, organ_labels, read_case, slices_of
 from mammo_nb.trauma.reading.windows import training_windows
@@ -50,7 +50,7 @@ from mammo_nb.trauma.recipes import ORGANS, Segment
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
-from mammo_nb.trauma.learning.unet3d import organ_probabilities
+from mammo_nb.trauma.learning.segmenter import organ_probabilities
 from mammo_nb.trauma.system import system
 
 # %% tags=["parameters"]

@@ -36,7 +36,7 @@ from mammo_nb.core.parallel import map_files
 from mammo_nb.core.runs import Run
 from mammo_nb.trauma.learning.blocks import CROP, VISIBILITY
 from mammo_nb.trauma.learning.inference import find_organs
-from mammo_nb.trauma.learning.unet3d import open_segmenter, organ_probabilities
+from mammo_nb.trauma.learning.segmenter import open_segmenter, organ_probabilities
 from mammo_nb.trauma.reading.competition import IMAGE_LEVEL, place_of, read_image_labels, read_table
 from mammo_nb.trauma.reading.organs import crop_of, visibility, write_masks
 

@@ -37,7 +37,7 @@ from mammo_nb.core.sidecars import EngineError
 from mammo_nb.trauma.learning.blocks import BlockDataset
 from mammo_nb.trauma.learning.graphs import injury_graph, make_member, member_options, organ_graph
 from mammo_nb.trauma.learning.inference import input_name
-from mammo_nb.trauma.learning.unet3d import open_segmenter
+from mammo_nb.trauma.learning.segmenter import open_segmenter
 from mammo_nb.trauma.reading.competition import read_table
 from mammo_nb.trauma.reading.windows import following_windows
 from mammo_nb.trauma.recipes import COLUMNS, Model
@@ -60,30 +60,23 @@ run.contract("engines")
 
 # %% [markdown]
 # ## Members
-# A file of weights is named after its model and its fold. A graph file holds at most 2 GB, which is less than an
-# ensemble of all published configurations has.
+# A file of weights is named after its model and its fold.
 
 # %%
 #| export
-LARGEST = 2e9   # bytes of a graph file
-
 def members_of(
     run: Run,
 ) -> list[tuple[Model, int, str]]:   # model, fold, file
     "The networks that ensemble.json names; raises EngineError for files that are missing or that have changed."
     about = read_json(run.path("ensemble.json"))
     models = {m["name"]: from_dict(Model, m) for m in about["models"]}
-    found, size = [], 0
+    found = []
     for name, digest in about["members"].items():
         path = run.path(name)
         if not path.is_file() or sha256(path) != digest:
             raise EngineError(f"{name} is not the file that ensemble.json names: run train and ensemble again.")
         model, _, fold = path.stem.rpartition("_fold")
         found.append((models[model], int(fold), name.removeprefix("weights/")))
-        size += path.stat().st_size
-    if size > LARGEST:
-        raise EngineError(f"The {len(found)} networks of the ensemble have {size / 1e9:.1f} GB, and a graph file holds "
-                          f"{LARGEST / 1e9:.0f} GB. Name fewer models in ensemble.models.")
     return found
 
 def load_members(

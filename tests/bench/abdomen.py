@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from mammo_nb.trauma.learning.losses import dice_loss, dice_scores
-from mammo_nb.trauma.learning.unet3d import make_segmenter
+from mammo_nb.trauma.learning.segmenter import make_segmenter
 from mammo_nb.trauma.reading.masks import list_cases, read_case
 from mammo_nb.trauma.reading.organs import crop_of, visibility
 from mammo_nb.trauma.reading.windows import following_windows, shrunk, training_windows

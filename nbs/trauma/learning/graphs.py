@@ -33,7 +33,7 @@ from mammo_nb.core.ensembles import Ensemble, register_network
 from mammo_nb.core.sidecars import Tensor
 from mammo_nb.trauma.learning.classifier import CoatClassifier, TimmClassifier, make_classifier
 from mammo_nb.trauma.learning.inference import input_name
-from mammo_nb.trauma.learning.unet3d import Segmenter, make_segmenter
+from mammo_nb.trauma.learning.segmenter import Segmenter, make_segmenter
 from mammo_nb.trauma.recipes import COLUMNS, ORGANS, Model
 
 # %%

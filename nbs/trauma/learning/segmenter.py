@@ -18,7 +18,7 @@
 # every kernel is repeated along the new axis. The result has all layers and all names of the 2D network.
 
 # %%
-#| default_exp trauma.learning.unet3d
+#| default_exp trauma.learning.segmenter
 
 # %% tags=["parameters"]
 depth, size = 16, 32   # slices of the window below, and side of a slice in pixels
