@@ -99,8 +99,8 @@ if len(ladder):
     lines += [
         f"**{own['step']}: score {own['score']:.3f}** ({own['low']:.3f} to {own['high']:.3f}), "
         f"{own['change_percent']:+.0f} % ({own['change_low']:+.0f} to {own['change_high']:+.0f}) against the "
-        f"shares' {rows['score'].iloc[0]:.3f}; out of fold, {len(oof)} patients, 95 % intervals over patients. Smaller is "
-        "better."]
+        f"shares' {rows['score'].iloc[0]:.3f}; out of fold, {len(oof)} patients, 95 % intervals over patients. "
+        "Smaller is better."]
 elif run.has("ensemble"):
     lines += ["Every model was trained on all patients. None is held back, so there is no score out of fold."]
 scored = test_scores(run, about["scaling"]["shares"]) if run.has("ensemble") else pd.DataFrame()
