@@ -23,7 +23,7 @@
 
 # %%
 #| export
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,12 @@ import pandas as pd
 import torch
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import read_json, sha256, write_csv
+from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.runs import Run
 from mammo_nb.trauma.learning.blocks import CROP, VISIBILITY
 from mammo_nb.trauma.learning.inference import find_organs
-from mammo_nb.trauma.learning.unet3d import make_segmenter
+from mammo_nb.trauma.learning.unet3d import open_segmenter, organ_probabilities
 from mammo_nb.trauma.reading.competition import IMAGE_LEVEL, place_of, read_image_labels, read_table
 from mammo_nb.trauma.reading.organs import crop_of, visibility, write_masks
 
@@ -68,23 +68,18 @@ class InfoError(ProjectError):
     "A series whose organs could not be measured."
 
 @lru_cache(maxsize=1)
-def _segmenter(weights: str, network: str):
-    "The network as a function of windows."
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make_segmenter(network, weights).to(device).eval()
-
-    def segment(windows: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return torch.sigmoid(model(torch.from_numpy(windows).to(device)).float()).cpu().numpy()
-    return segment
+def _segmenter(weights: str):
+    "The network as a function of a window, with the depth and the size of windows."
+    network, about = open_segmenter(weights)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return partial(organ_probabilities, network), about["depth"], about["size"]
 
 def measure_series(
-    item: dict,  # volume, masks: files; weights, network, depth, size, threshold, faithful
+    item: dict,  # volume, masks: files; weights: folder; threshold, faithful
 ) -> dict:       # a list for each organ's visibility; the crop
     "Find the organs of a series, write their masks, and measure them."
-    segment = _segmenter(item["weights"], item["network"])
-    masks = find_organs(np.load(item["volume"], mmap_mode="r"), segment, item["depth"], item["size"],
-                        item["threshold"], item["faithful"])
+    volume = np.load(item["volume"], mmap_mode="r")
+    masks = find_organs(volume, *_segmenter(item["weights"]), item["threshold"], item["faithful"])
     write_masks(Path(item["masks"]), masks)
     shares = visibility(masks, item["faithful"])
     return dict(zip(VISIBILITY, shares.T.tolist())) | dict(zip(CROP, crop_of(masks, item["faithful"])))
@@ -127,15 +122,14 @@ def run_stage(
     run: Run,
 ) -> pd.DataFrame:       # info.csv
     "Volumes and the 3D network -> info.csv and processed/masks/."
-    section, weights = run.section("info"), run.path("weights/segment.safetensors")
+    section, weights = run.section("info"), run.path("weights/")
     with run.stage("info") as results:
-        about = read_json(run.path("weights/segment.json"))
         slices = read_table(run.path("processed/slices.csv"))
         slices = slices[slices["place"].notna()]
         folder, masks = run.path("processed/volumes/"), run.path("processed/masks/")
         masks.mkdir(parents=True, exist_ok=True)
-        common = {"weights": str(weights), "digest": sha256(weights), "faithful": section.faithful,
-                  "threshold": section.threshold, **{k: about[k] for k in ("network", "depth", "size")}}
+        common = {"weights": str(weights), "digest": sha256(weights / "segment.safetensors"),
+                  "threshold": section.threshold, "faithful": section.faithful}
         keys = list(slices.groupby(["patient_id", "series"], sort=False).groups)
         items = [{"id": f"{p}_{s}", "volume": str(folder / f"{p}_{s}.npy"), "masks": str(masks / f"{p}_{s}.npy"),
                   **common} for p, s in keys]

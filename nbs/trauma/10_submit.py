@@ -52,7 +52,6 @@ from mammo_nb.core.files import read_json
 from mammo_nb.core.practice import practice
 from mammo_nb.core.submission import find_weights
 from mammo_nb.core.submit import submit, summary
-from mammo_nb.trauma.learning.scores import group_losses, score
 from mammo_nb.trauma.reading.competition import read_labels
 
 # %% tags=["parameters"]
@@ -115,16 +114,16 @@ def prepare_item(
     for series in sorted((p for p in patient.iterdir() if p.is_dir()), key=lambda p: by_number(p.name)):
         path = scratch / f"{series.name}.npy"
         try:
-            table, _ = prepare_series(series, path, item["window"], item["faithful"])
+            table, found = prepare_series(series, path, item["window"], item["faithful"])
         except NoSeries:
-            notes.append(f"series {series.name} cannot be read")
+            notes.append(f"series {series.name}: cannot be read")
             continue
         volumes.append(str(path))
         slices += int(table["place"].ne("").sum())
-        for words, lost in (("failed", table["error"].ne("")), ("left out", table["place"].eq(""))):
-            lost = lost & (table["error"].eq("") | (words == "failed"))
-            if lost.any():
-                notes.append(f"{lost.sum()} files of series {series.name} {words}")
+        failed, left = table["error"].ne(""), table["error"].eq("") & table["place"].eq("")
+        words = [found.loc[found["used"] == 1, "note"].iloc[0], *[f"{lost.sum()} files {what}" for lost, what in (
+            (failed, "failed"), (left, "left out")) if lost.any()]]
+        notes += [f"series {series.name}: {word}" for word in words if word]
     if not volumes:
         shutil.rmtree(scratch)
         raise NoSeries(f"{patient.name}: none of the slices can be read. Fetch the images of the patient again.")
@@ -236,8 +235,7 @@ decided.round(3).head(6).T
 
 # %% [markdown]
 # ## What came out
-# The probability of any injury of each organ. The labels of the drawn patients are known, so there is a score, and one
-# of the same row for every patient beside it.
+# The probability of an injury of each organ.
 
 # %%
 injured = 1 - decided[[f"{organ}_healthy" for organ in GRADES]]
@@ -245,17 +243,10 @@ fig, ax = plt.subplots(figsize=(6, 2.6))
 ax.imshow(injured.to_numpy().T, vmin=0, vmax=1, cmap="Reds", aspect="auto")
 ax.set(yticks=range(len(GRADES)), yticklabels=list(GRADES), xlabel="patient", title="probability of an injury")
 answers = competition / "truth" / "test.csv"
-if answers.is_file():
-    truth = read_labels(answers).set_index("patient_id").loc[decided["patient_id"]].reset_index()
-    seen = Seen.read(*(read_json((run.weights or run.path("weights/")) / f"{n}.json")
-                       for n in ("segmenter", "classifier")))
-    prior = prior_submission(decided["patient_id"], pd.Series(seen.scaling["shares"]), costs=True).reset_index()
-    for x, (column, organ) in enumerate((r, o) for r in range(len(truth)) for o in GRADES):
-        if not truth[f"{organ}_healthy"][column]:
-            ax.plot(column, list(GRADES).index(organ), "o", color="black", ms=4)
-    scores = pd.DataFrame({"submitted": group_losses(truth, decided), "shares of the training": group_losses(truth, prior)})
-    scores.loc["score"] = [score(truth, decided), score(truth, prior)]
-    print(scores.round(3))
+if answers.is_file():   # a drawn competition: points are the injuries that there are
+    truth = read_labels(answers).set_index("patient_id").loc[decided["patient_id"]]
+    ill = 1 - truth[[f"{organ}_healthy" for organ in GRADES]].to_numpy()
+    ax.plot(*np.argwhere(ill).T, "o", color="black", ms=4)
 
 # %% [markdown]
 # ## Out of time

@@ -51,13 +51,13 @@ slices = 60   # of the drawn series
 
 # %% [markdown]
 # ## Organs
-# Any function from windows to probabilities will do: the network of a training, or an engine.
+# Any function from a window to probabilities will do: the network of a training, or an engine.
 
 # %%
 #| export
 def find_organs(
     volume: np.ndarray,      # uint8 (slices, rows, columns), may be mapped from a file
-    segment: Callable,       # float32 (n, depth, size, size) in [0, 1] -> probabilities (n, organs, depth, size, size)
+    segment: Callable,       # float32 (depth, size, size) in [0, 1] -> probabilities (organs, depth, size, size)
     depth: int,              # slices of a window
     size: int,               # side of a window, pixels
     threshold: float = 0.5,  # probability from which a pixel belongs to an organ
@@ -67,7 +67,7 @@ def find_organs(
     masks = np.empty((len(volume), len(ORGANS), size, size), bool)
     for k, window in enumerate(following_windows(volume, depth, size, faithful)):
         place = k * depth
-        found = segment(window[None])[0].swapaxes(0, 1)
+        found = segment(window).swapaxes(0, 1)
         masks[place:place + depth] = found[:len(volume) - place] > threshold
     return masks
 
@@ -76,9 +76,9 @@ z, y, x = np.mgrid[:slices, :60, :72]
 liver = np.hypot(np.hypot((z - 36) * .6, y - 28), x - 26) < 13
 drawn = (60 + 130 * liver).astype(np.uint8)
 
-def brightness(windows):
+def brightness(window):
     "A segmenter that calls everything a liver which is bright."
-    return np.stack([windows, *[0 * windows] * 4], 1)
+    return np.stack([window, *[0 * window] * 4])
 
 masks = find_organs(drawn, brightness, 16, 32)
 assert masks[36, 0, 14, 11] and not masks[:, 1:].any() and not masks[0].any()
@@ -228,7 +228,7 @@ def read_series(
 ) -> Reading:
     "Organs and probabilities of a series."
     seen = engines.seen
-    masks = find_organs(volume, lambda windows: engines.segmenter(windows).mean(1), seen.depth, seen.size,
+    masks = find_organs(volume, lambda window: engines.segmenter(window[None])[0].mean(0), seen.depth, seen.size,
                         seen.threshold, seen.truncated)
     crop = crop_of(masks, seen.faithful)
     found = {name: {c: np.full(len(volume), np.nan, np.float32) for c in seen.members[members[0]]["columns"]}
@@ -301,7 +301,7 @@ about = {"window": "ours", "faithful": False, "demonstration": True, "blocks": a
          "columns": columns, "scaling": {"kind": "fitted", "factors": {"liver_high": 4.}, "shares": shares},
          "members": [{"model": "a", "columns": columns[:3], "crop": True, "size": 32},
                      {"model": "b", "columns": columns[3:], "crop": True, "size": 32}]}
-organs = Drawn(lambda w: brightness(w)[:, None], {"depth": 16, "side": 32, "threshold": .5, "faithful": False})
+organs = Drawn(lambda w: brightness(w[0])[None, None], {"depth": 16, "side": 32, "threshold": .5, "faithful": False})
 engines = Engines(organs, Drawn(judge, about))
 reading = read_series(engines, drawn)
 curve = reading.slices()

@@ -80,7 +80,13 @@ def write_levels(
         np.save(temporary, slice_levels(image, window, faithful, hounsfield.values))
     return {"offset": bool(hounsfield.offset)}
 
-def _levels(found: Slice, images: Path, folder: Path, window: str, faithful: bool) -> np.ndarray:
+def levels_of(
+    found: Slice,
+    images: Path,      # the folder that its file is in
+    folder: Path,      # where the levels wait
+    window: str,       # as for `write_levels`
+    faithful: bool,
+) -> np.ndarray:       # uint8 (rows, columns)
     "The levels of a slice; computed again if the other slices show that its values are HU + 1024."
     if not found.offset or found.more["offset"] or faithful:
         return np.load(_waiting(folder, found))
@@ -114,11 +120,11 @@ def write_volume(
 # %% [markdown]
 # ## One series
 # A folder of the competition is one series. If its slices form several volumes, for they have other sizes or other
-# orientations, the largest is used, and the others get a note.
+# orientations, the largest axial one is used, and the others get a note.
 
 # %%
 #| export
-OTHER = "not in the largest volume of its series; left out"
+OTHER = "not in the largest axial volume of its series; left out"
 
 def _rows(volumes: list[Volume], rest: pd.DataFrame, used: list[Slice]) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Tables of slices and series; `place` and `instance` of the slices that are used."
@@ -162,8 +168,9 @@ def prepare_series(
     if not volumes:
         why = next((r for r in [*rest["error"], *rest["note"]] if r), "no files")
         raise NoSeries(f"No slice of {images} can be read: {why}. Fetch the series again or leave it out.")
-    used = _faithful_order(volumes, rest) if faithful else max(volumes, key=lambda v: len(v.slices)).slices
-    write_volume(path, used, lambda s: _levels(s, images, waiting, window, faithful))
+    used = _faithful_order(volumes, rest) if faithful else max(
+        volumes, key=lambda v: (v.plane.startswith("axial"), len(v.slices))).slices
+    write_volume(path, used, lambda s: levels_of(s, images, waiting, window, faithful))
     tables = _rows(volumes, rest, used)
     shutil.rmtree(waiting)
     return tables

@@ -103,9 +103,10 @@ def hidden_test(
     "Write sample_submission.csv and test_images/."
     root, unreadable = Path(root), []
     root.mkdir(parents=True)
-    planned = plan("test", len(ODD) + 1, 0.6, list(lengths), seed)
-    for kind, patient in zip([*ODD, ""], planned):
-        make_patient(root, {**patient, "lengths": patient["lengths"][:1 if kind else 2]}, size, 1.0)
+    planned = plan("test", len(ODD) + 2, 0.6, list(lengths), seed)
+    for kind, patient in zip([*ODD, "", ""], planned):
+        count = 1 if kind else 2
+        make_patient(root, {**patient, "lengths": [*patient["lengths"], *lengths][:count]}, size, 1.0)
         if kind:
             series = next((root / "test_images" / str(patient["patient"])).iterdir())
             ODD[kind](sorted(series.glob("*.dcm"), key=lambda p: by_number(p.stem)))
@@ -113,7 +114,7 @@ def hidden_test(
             unreadable = [f"test_images/{patient['patient']}"]
     shutil.rmtree(root / "truth")  # a hidden test set has no labels
     rng = np.random.default_rng(seed)
-    names = [str(p["patient"]) for p in planned[1:]] + ["65534"]  # the first is not asked for, the last has no images
+    names = [str(p["patient"]) for p in planned[:-1]] + ["65534"]  # one is not asked for, and one has no images
     sample = pd.DataFrame({"patient_id": names}).assign(**dict.fromkeys(SUBMITTED, 0.5))
     write_csv(root / SAMPLE, sample.iloc[rng.permutation(len(sample))])
     return unreadable

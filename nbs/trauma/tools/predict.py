@@ -1,0 +1,301 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Predict
+# > From any folder of abdominal CT to the probabilities of each patient, and a picture that shows where they come from.
+#
+# A folder from a clinic holds many patients and series, localizers, reformats, reports and copies. The series reader
+# puts the slices in order and says what is odd. Each axial series is read whole, and every file has a row.
+
+# %%
+#| default_exp trauma.tools.predict
+
+# %%
+#| export
+import shutil
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import replacing, short_hash, write_csv
+from mammo_nb.core.parallel import map_files
+from mammo_nb.core.series import read_series as read_files
+from mammo_nb.core.series import tables_of
+from mammo_nb.core.submission import find_weights
+from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
+                                                read_series, submitted)
+from mammo_nb.trauma.reading.organs import visibility
+from mammo_nb.trauma.reading.volumes import levels_of, write_levels, write_volume
+from mammo_nb.trauma.recipes import ORGANS, SUBMITTED
+
+# %%
+#| hide
+import tempfile
+
+import matplotlib.pyplot as plt
+
+from mammo_nb.core.practice import practice
+from mammo_nb.trauma.system import system
+
+# %% tags=["parameters"]
+folder = ""    # abdominal CT in DICOM format; "" takes the test images and the weights of a small practice run
+weights = ""   # folder with segmenter.* and classifier.*
+
+# %%
+#| hide
+if not folder:
+    run = practice(system, before="submit")
+    folder, weights = run.path("competition/test_images"), run.path("weights/")
+output = Path(tempfile.mkdtemp()) / "out"
+
+# %%
+#| export
+class PredictError(ProjectError):
+    "A folder or weights that nothing can be predicted with."
+
+DEMONSTRATION = "demonstration weights, not for clinical use"
+NOT_AXIAL = "no axial volume; not predicted"
+
+# %% [markdown]
+# ## A picture of a series
+# On the left the organs along the body and the probabilities of the slices, on the right the most suspicious slices
+# with the outlines of the organs. A slice is suspicious if it has the largest probability of a column, the most probable
+# column first.
+
+# %%
+#| export
+COLORS = dict(zip(ORGANS, ("#d62728", "#9467bd", "#2ca02c", "#17becf", "#ff7f0e")))
+SHOWN = 6   # slices in a picture
+
+def suspicious(
+    slices: pd.DataFrame,  # from `Reading.slices`
+    count: int = SHOWN,
+) -> list[tuple[int, str, float]]:  # place, column, probability; no place twice
+    "The slices with the largest probability of each column, then the next ones of the most probable column."
+    long = slices.stack().sort_values(ascending=False, kind="stable")
+    first = long[~long.index.get_level_values(1).duplicated()]
+    found = {}
+    for (place, column), p in [*first.items(), *long.items()]:
+        found.setdefault(place, (int(place), column, float(p)))
+    return list(found.values())[:count]
+
+def draw_series(
+    volume: np.ndarray,   # uint8 (slices, rows, columns)
+    reading: Reading,
+    title: str,
+    notes: str = "",      # below the title
+) -> Figure:
+    "Visibility of the organs, probabilities of the slices, and the most suspicious slices."
+    slices, chosen = reading.slices(), suspicious(reading.slices())
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplot_mosaic([["organs", 0, 1, 2], ["injuries", 3, 4, 5]], width_ratios=(1.7, 1, 1, 1))
+    figure.suptitle(f"{title}\n{notes}".strip(), fontsize=9, x=0.01, ha="left")
+    for organ, curve in zip(ORGANS, visibility(reading.masks).T):
+        if curve.any():
+            axes["organs"].plot(curve, color=COLORS[organ], label=organ.replace("_", " "))
+    for column in slices:
+        known = slices[column].dropna()
+        axes["injuries"].plot(known, ".-", ms=3, lw=0.8, label=column.replace("_", " "))
+    for name, label in (("organs", "visibility"), ("injuries", "probability")):
+        axes[name].set(ylabel=label, xlabel="slice", ylim=(-0.03, 1.03), xlim=(-0.5, len(volume) - 0.5))
+        if axes[name].lines:
+            axes[name].legend(fontsize=5, ncols=2)
+    for k in range(SHOWN):
+        axes[k].axis("off")
+    for k, (place, column, p) in enumerate(chosen):
+        axes[k].imshow(volume[place], cmap="gray", vmin=0, vmax=255)
+        rows, columns = volume.shape[1:]
+        for organ, mask in zip(ORGANS, reading.masks[place]):
+            whole = cv2.resize(mask.astype(np.float32), (columns, rows))
+            if whole.max() > 0.5 > whole.min():
+                axes[k].contour(whole, [0.5], colors=COLORS[organ], linewidths=0.8)
+        axes[k].set_title(f"slice {place}, {column.replace('_', ' ')} {p:.2f}", fontsize=7)
+    return figure
+
+# %%
+z, y, x = np.mgrid[:40, :60, :80]
+liver = np.hypot(np.hypot((z - 24) * .8, y - 26), x - 26) < 15
+drawn = (90 * (np.hypot((y - 30) / 26, (x - 40) / 37) < 1) + 80 * liver).astype(np.uint8)
+small = np.zeros((40, len(ORGANS), 32, 32), bool)
+small[:, 0] = [cv2.resize(m.astype(np.float32), (32, 32)) > .5 for m in liver]
+p = np.where(np.arange(40) % 3 == 1, np.exp(-(np.arange(40) - 25.)**2 / 50), np.nan)
+example = Reading(small, (0, 1, 0, 1), {"a": {"liver_injury": .8 * p, "liver_high": .5 * p}})
+assert suspicious(example.slices())[0][:2] == (25, "liver_injury")
+assert len({place for place, *_ in suspicious(example.slices())}) == SHOWN
+draw_series(drawn, example, "a drawn series")
+
+# %% [markdown]
+# ## Volumes of a folder
+# All axial volumes are written, also several of one series.
+
+# %%
+#| export
+def find_volumes(
+    folder: Path,           # DICOM files, searched to any depth
+    output: Path,           # volumes go to its folder `volumes`, which is removed at the end
+    seen: Seen,
+    workers: int | None,
+) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # volumes: patient_id, series, path; slices; series
+    "Read a folder and write its axial volumes."
+    waiting, settings = output / "volumes", {"window": seen.window, "faithful": seen.faithful}
+    volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings)
+    slices, series = tables_of(volumes, rest)
+    found = []
+    for volume in volumes:
+        first = volume.slices[0]
+        if not volume.plane.startswith("axial"):
+            slices.loc[slices["series"] == volume.name, "note"] += f"; {NOT_AXIAL}"
+            continue
+        path = waiting / f"{short_hash(first.patient_id + volume.name)}_volume.npy"
+        write_volume(path, volume.slices, lambda s: levels_of(s, folder, waiting, **settings))
+        found.append({"patient_id": first.patient_id, "series": volume.name, "path": str(path)})
+    slices["note"] = slices["note"].str.strip("; ")
+    return found, slices, series
+
+# %% [markdown]
+# ## One patient
+# A process reads the series of a patient and draws their pictures.
+
+# %%
+#| export
+def predict_item(
+    item: dict,  # patient_id, volumes: series, path, name; weights, previews: folder, note
+) -> dict:       # SUBMITTED; slices and series: numbers; places: rows of per_slice.csv
+    "Predict one patient and draw the pictures of the series."
+    cv2.setNumThreads(1)
+    engines = process_engines(item["weights"])
+    readings, rows = [], []
+    for own in item["volumes"]:
+        volume = np.load(own["path"], mmap_mode="r")
+        reading = read_series(engines, volume)
+        readings.append(reading)
+        figure = draw_series(volume, reading, f"{own['name']}, {len(volume)} slices", item["note"])
+        with replacing(Path(item["previews"]) / f"{own['name']}.png") as temporary:
+            figure.savefig(temporary, dpi=110)
+        shares = pd.DataFrame(visibility(reading.masks), columns=[f"visibility_{o}" for o in ORGANS])
+        table = pd.concat([shares, reading.slices()], axis=1).astype(float).round(6)
+        rows += [{"series": own["series"], "place": k, **{c: v for c, v in row.items() if v == v}}
+                 for k, row in enumerate(table.to_dict("records"))]
+    values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
+    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows}
+
+# %% [markdown]
+# ## A folder
+# `per_patient.csv` has the columns of the competition for each patient, and `per_slice.csv` a row for each slice and
+# for each file that is none: its place, the visibility of the organs, and the probabilities where the slice is the
+# middle of a triplet.
+
+# %%
+#| export
+def predict_folder(
+    folder: Path,                 # DICOM files, nested or flat
+    output: Path,                 # per_patient.csv, per_slice.csv and previews/ go here
+    weights: Path | None = None,  # as in `find_weights`
+    table: Path | None = None,    # not used: headers say what belongs together
+    hash_ids: bool = False,       # whether ids and names of files are replaced by digests
+    workers: int | None = None,   # processes; None means one a core
+) -> pd.DataFrame:                # the rows of per_slice.csv
+    "Predict every patient of a folder."
+    folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
+    seen = check_weights(weights)
+    note = DEMONSTRATION if seen.demonstration else ""
+    output.mkdir(parents=True, exist_ok=True)
+    volumes, slices, series = find_volumes(folder, output, seen, workers)
+    for own in volumes:
+        own["name"] = short_hash(own["series"]) if hash_ids else own["series"].replace("/", "@")
+    patients = list(dict.fromkeys(v["patient_id"] for v in volumes))
+    items = [{"patient_id": p, "volumes": [v for v in volumes if v["patient_id"] == p], "weights": str(weights),
+              "previews": str(output / "previews"), "note": note} for p in patients]
+    found = map_files(predict_item, items, table=output / "per_patient.csv", key="patient_id",
+                      params={"scaling": seen.scaling}, workers=workers, label="predict")
+    shutil.rmtree(output / "volumes", ignore_errors=True)
+    rows = [row | {"patient_id": p} for p, places in zip(found["patient_id"], found.get("places", []))
+            if isinstance(places, list) for row in places]
+    slices = _with_places(slices, pd.DataFrame(rows, columns=None if rows else ["patient_id", "series", "place"]))
+    slices = slices.merge(found[["patient_id", "error"]].rename(columns={"error": "lost"}), "left", "patient_id")
+    slices["error"] = slices["error"].where(slices["error"].ne("") | slices["place"].eq(""), slices["lost"].fillna(""))
+    slices = slices.drop(columns="lost")
+    totals = found.reindex(columns=["patient_id", "series", "slices", *SUBMITTED, "error"])
+    notes = {p: "; ".join(filter(None, [*series.loc[series["patient_id"] == p, "note"], note])) for p in patients}
+    totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
+    if hash_ids:
+        slices, totals = _hide(slices), _hide(totals)
+    write_csv(output / "per_patient.csv", totals)
+    write_csv(output / "per_slice.csv", slices)
+    slices.attrs |= {"weights": str(weights), "note": note}
+    return slices
+
+def _with_places(slices: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    "Give slices their place in the volume and what was found there."
+    placed = slices["position_mm"].ne("") & ~slices["note"].str.contains(NOT_AXIAL, regex=False)
+    slices["place"] = slices[placed].groupby(["patient_id", "series"], sort=False).cumcount()
+    table = slices.merge(rows, "left", ["patient_id", "series", "place"])
+    table["place"] = table["place"].astype("Int64")
+    first = ["file", "frame", "patient_id", "study", "series", "image_id", "place", "position_mm"]
+    values = [c for c in rows if c not in first]
+    return table[[*first, *values, "note", "error"]].astype(object).fillna("")
+
+def _hide(table: pd.DataFrame) -> pd.DataFrame:
+    "Replace ids and names by digests. Notes and errors name files, so only their first words are kept."
+    table = table.copy()
+    for column in {"patient_id", "study", "series", "image_id", "file"} & set(table):
+        if column != "series" or "slices" not in table:
+            table[column] = [short_hash(str(v)) if v else v for v in table[column]]
+    table["error"] = [e.split(":")[0] for e in table["error"]]
+    table["note"] = [DEMONSTRATION if DEMONSTRATION in n else "" for n in table["note"]]
+    return table
+
+def print_predictions(
+    result: pd.DataFrame,  # from `predict_folder`
+    output: Path,
+) -> int:                  # how many files or patients failed
+    "Print a line for each patient, and the count."
+    patients = pd.read_csv(Path(output) / "per_patient.csv", dtype={"patient_id": str, "note": str, "error": str})
+    patients = patients.fillna({"note": "", "error": "", "patient_id": ""})
+    for row in patients.to_dict("records"):
+        if row["error"]:
+            print(f"failed patient {row['patient_id']}: {row['error']}")
+            continue
+        words = [f"{o} {1 - row[f'{o}_healthy']:.2f}" for o in ("bowel", "extravasation", "kidney", "liver", "spleen")]
+        note = f" ({row['note']})" if row["note"] else ""
+        print(f"patient {row['patient_id']}, {row['series']:.0f} series, {row['slices']:.0f} slices: "
+              f"{', '.join(words)}{note}")
+    failed = result["error"].ne("")
+    for row in result[failed].head(20).itertuples():
+        print(f"failed {row.file}: {row.error}")
+    print(f"{len(patients)} patients predicted with {result.attrs['weights']}, {failed.sum()} files failed, "
+          f"{(result['place'].eq('') & ~failed).sum()} without prediction -> {output}")
+    if result.attrs["note"]:
+        print(result.attrs["note"])
+    return int(failed.sum())
+
+# %%
+result = predict_folder(folder, output, weights, workers=1)
+assert print_predictions(result, output) == 0
+pd.read_csv(output / "per_patient.csv").head().T
+
+# %% [markdown]
+# ## What came out
+# The picture of the first series:
+
+# %%
+plt.figure(figsize=(11, 4.6))
+plt.imshow(plt.imread(sorted((output / "previews").glob("*.png"))[0]))
+plt.axis("off");
