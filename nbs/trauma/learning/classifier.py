@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         "Logits of the labels, and in training the logits of the masks."
         image = finite(inputs["image"])
         maps = self.maps(image.flatten(0, 1))
-        outputs = {"labels": self.labels(maps[-1], len(image))}
+        outputs = {"labels": self.labels(maps[-1], image.shape[0])}
         if self.training and self.auxiliary != "none":
             outputs["masks"] = self.masks(maps, image.shape[-2:])
         return outputs
