@@ -107,7 +107,8 @@ def write_windows(
     competition = item["source"] == "competition"
     if competition:
         rows = read_table(item["slices"])
-        rows = rows[rows["patient_id"].eq(item["patient_id"]) & rows["series"].eq(item["series"]) & rows["place"].notna()]
+        rows = rows[rows["series"].eq(item["series"]) & rows["patient_id"].eq(item["patient_id"])]
+        rows = rows[rows["place"].notna()]
         volume = np.load(item["volume"], mmap_mode="r")
         labels = organ_labels(item["labels"], slices_of(item["images"], rows.sort_values("place")))
     else:

@@ -35,7 +35,6 @@ import torch
 from timm.models import EfficientNet
 from torch import nn
 
-from mammo_nb.core.ensembles import register_network
 from mammo_nb.core.networks import WeightsError, imagenet_lite_state, imagenet_state, load_weights
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.trauma.learning.decoders import Pyramid, ShuffleBlock, ShuffleHead, Unet, enlarged, mask_head
@@ -114,7 +113,7 @@ class Classifier(nn.Module):
         "Logits of the labels, and in training the logits of the masks."
         image = finite(inputs["image"])
         maps = self.maps(image.flatten(0, 1))
-        outputs = {"labels": self.labels(maps[-1], len(image))}
+        outputs = {"labels": self.labels(maps[-1], image.shape[0])}
         if self.training and self.auxiliary != "none":
             outputs["masks"] = self.masks(maps, image.shape[-2:])
         return outputs
@@ -237,7 +236,6 @@ def _backbone_state(network: Classifier, backbone: str, weights: str) -> dict[st
                            "Use weights='none', or a file for the whole network.", missing)
     return {name: state[own] for name, own in wanted.items()}
 
-@register_network("trauma_classifier")
 def make_classifier(
     backbone: str,           # a timm name
     outputs: int,            # labels of a slice
@@ -250,6 +248,7 @@ def make_classifier(
     unused: Sequence[str] = (),  # parts of the published files that only exist: lstm, cnn, unet
     weights: str = "none",   # none, imagenet, imagenet:FILE, imagenet_lite, or a file for the whole network
     seed: int = 0,           # of everything that starts at random
+    kinds: tuple[type, type] = (CoatClassifier, TimmClassifier),  # classes for CoaT and for other backbones
 ) -> Classifier:
     "Make a network that reads blocks. Raises RecipeError, WeightsError."
     if not timm.is_model(backbone):
@@ -259,7 +258,7 @@ def make_classifier(
     coat = backbone.startswith("coat_lite")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = (CoatClassifier if coat else TimmClassifier)(
+        network = kinds[0 if coat else 1](
             backbone, size, outputs=outputs, masks=masks, rnn=rnn, hidden=hidden, dropout=dropout, auxiliary=auxiliary,
             unused=unused)
     if weights.startswith("imagenet"):

@@ -60,11 +60,10 @@ def cost(
     "Weight of a patient with this grade."
     return COSTS.get(column, COSTS[column.rsplit("_", 1)[1]])
 
-def _weighted_log_loss(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> float:
-    "Weighted mean of -log of the true grade's probability; both arrays (n, grades)."
+def _log_losses(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    "-log of the true grade's probability; both arrays (n, grades)."
     p = np.clip(probabilities, SMALLEST, 1 - SMALLEST)
-    p = p / p.sum(1, keepdims=True)
-    return float(np.average(-(truth * np.log(p)).sum(1), weights=weights))
+    return -(truth * np.log(p / p.sum(1, keepdims=True))).sum(1)
 
 def normalised(
     values: np.ndarray,   # (n, grades), not negative
@@ -79,28 +78,50 @@ def normalised(
         raise ScoreError(f"{organ}: all grades of a patient are zero. Give each patient a positive number.")
     return values / total
 
-def group_losses(
+_OF = {organ: [SUBMITTED.index(f"{organ}_{grade}") for grade in grades] for organ, grades in GRADES.items()}
+_COSTS = np.array([cost(c) for c in SUBMITTED])
+
+def _losses(
+    truth: np.ndarray,       # (n, SUBMITTED), 0 or 1
+    injured: np.ndarray,     # (n,), 0 or 1
+    prediction: np.ndarray,  # (n, SUBMITTED)
+) -> tuple[np.ndarray, np.ndarray]:  # losses and weights, both (n, 6)
+    "Losses and weights of patients from arrays."
+    losses, weights, ill = [], [], []
+    for organ, columns in _OF.items():
+        y, p = truth[:, columns], normalised(prediction[:, columns], organ)
+        losses.append(_log_losses(y, p))
+        weights.append(y @ _COSTS[columns])
+        ill.append(1 - p[:, 0])
+    losses.append(_log_losses(*(np.stack([1 - v, v], 1) for v in (injured, np.max(ill, axis=0)))))
+    weights.append(np.where(injured > 0, COSTS["any_injury"], 1.))
+    return np.stack(losses, 1), np.stack(weights, 1)
+
+def _total(losses: np.ndarray, weights: np.ndarray) -> float:
+    return float(((losses * weights).sum(0) / weights.sum(0)).mean())
+
+def patient_losses(
     truth: pd.DataFrame,       # 0 or 1, the columns SUBMITTED and any_injury
     prediction: pd.DataFrame,  # the columns SUBMITTED, rows in the same order
+) -> tuple[np.ndarray, np.ndarray]:  # losses and weights of each patient, both (n, 6) in the order of GROUPS
+    "What the score of any selection of patients follows from. Raises ScoreError."
+    known, injured = truth[list(SUBMITTED)].to_numpy(float), truth["any_injury"].to_numpy(float)
+    return _losses(known, injured, prediction[list(SUBMITTED)].to_numpy(float))
+
+def group_losses(
+    truth: pd.DataFrame,       # as for `patient_losses`
+    prediction: pd.DataFrame,
 ) -> dict[str, float]:         # by name of GROUPS
-    "The six parts of the score. Raises ScoreError."
-    parts, ill = {}, []
-    for organ, grades in GRADES.items():
-        columns = [f"{organ}_{grade}" for grade in grades]
-        y, p = truth[columns].to_numpy(float), normalised(prediction[columns].to_numpy(float), organ)
-        parts[organ] = _weighted_log_loss(y, p, y @ [cost(c) for c in columns])
-        ill.append(1 - p[:, 0])
-    any_of_them, y = np.max(ill, axis=0), truth["any_injury"].to_numpy(float)
-    both = [np.stack([1 - v, v], 1) for v in (y, any_of_them)]
-    parts["any_injury"] = _weighted_log_loss(*both, np.where(y > 0, COSTS["any_injury"], 1.))
-    return parts
+    "The six parts of the score: means over the patients with their weights."
+    losses, weights = patient_losses(truth, prediction)
+    return dict(zip(GROUPS, ((losses * weights).sum(0) / weights.sum(0)).tolist()))
 
 def score(
-    truth: pd.DataFrame,       # as for `group_losses`
+    truth: pd.DataFrame,       # as for `patient_losses`
     prediction: pd.DataFrame,
 ) -> float:
     "The metric of the competition: the mean of the six parts; smaller is better."
-    return float(np.mean(list(group_losses(truth, prediction).values())))
+    return _total(*patient_losses(truth, prediction))
 
 # %% [markdown]
 # By hand: two patients, one healthy and one with a severe injury of the liver. Everybody else is certain. The liver is
@@ -272,14 +293,20 @@ def fit_factors(
     rounds: int = 3,
 ) -> Factors:
     "Factors with the best score on these patients; where several are equal, the one next to the cost of the grade."
-    columns = [c for c in SUBMITTED if not c.endswith("_healthy")
-               and any(n in probabilities for n in _sources(c.rsplit("_", 1)[0])[c.rsplit("_", 1)[1]])]
-    factors = {c: cost(c) for c in columns}
+    known, injured = truth[list(SUBMITTED)].to_numpy(float), truth["any_injury"].to_numpy(float)
+    bare, factors = scaled(probabilities, {}, shares).to_numpy(), {}
+    for column in SUBMITTED:
+        organ, grade = column.rsplit("_", 1)
+        if grade != "healthy" and any(name in probabilities for name in _sources(organ)[grade]):
+            factors[column] = cost(column)
+
+    def value(tried: Factors) -> float:
+        return _total(*_losses(known, injured, bare * [tried.get(c, 1.) for c in SUBMITTED]))
+
     for _ in range(rounds):
-        for column in columns:
+        for column in factors:
             grid = sorted(GRID, key=lambda f: abs(np.log(f / cost(column))))
-            values = [score(truth, scaled(probabilities, {**factors, column: f}, shares)) for f in grid]
-            factors[column] = grid[int(np.argmin(values))]
+            factors[column] = grid[int(np.argmin([value({**factors, column: f}) for f in grid]))]
     return factors
 
 def crossfitted(
@@ -295,6 +322,44 @@ def crossfitted(
         factors = fit_factors(truth[~held], probabilities[~held], shares)
         made.append(scaled(probabilities[held], factors, shares))
     return pd.concat(made).loc[probabilities.index]
+
+# %% [markdown]
+# ## A table of submissions
+# Every row predicts the same patients. The change is that of the score from the first row. The intervals draw patients
+# with replacement, and all rows the same ones.
+
+# %%
+#| export
+DRAWS = 1000   # of the bootstrap
+
+def compare(
+    truth: pd.DataFrame,                # as for `patient_losses`
+    steps: dict[str, pd.DataFrame],     # name of a step -> SUBMITTED; the first is compared with
+    seed: int = 0,
+) -> pd.DataFrame:                      # step, score, low, high, change_percent, change_low, change_high, GROUPS
+    "Scores of several submissions with 95 % intervals over patients."
+    drawn = np.random.default_rng(seed).integers(len(truth), size=(DRAWS, len(truth)))
+    rows, first = [], None
+    for step, prediction in steps.items():
+        losses, weights = patient_losses(truth, prediction)
+        values = ((losses * weights)[drawn].sum(1) / weights[drawn].sum(1)).mean(1)
+        parts = group_losses(truth, prediction)
+        total = float(np.mean(list(parts.values())))
+        first = (total, values) if first is None else first
+        change = 100 * (values / first[1] - 1)
+        rows.append({"step": step, "score": total, "low": np.quantile(values, .025), "high": np.quantile(values, .975),
+                     "change_percent": 100 * (total / first[0] - 1), "change_low": np.quantile(change, .025),
+                     "change_high": np.quantile(change, .975), **parts})
+    return pd.DataFrame(rows)
+
+# %%
+shares = truth[list(SUBMITTED)].mean()
+rows = {"shares": prior_submission(truth.index, shares, costs=False),
+        "shares times costs": prior_submission(truth.index, shares, costs=True), "guess": guess}
+table = compare(truth, rows)
+assert np.allclose(table["score"], [score(truth, r) for r in rows.values()])
+assert table["score"].iloc[2] > table["score"].iloc[1] and table["change_percent"].iloc[0] == 0
+table.round(3)
 
 # %% [markdown]
 # ## What came out

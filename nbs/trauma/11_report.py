@@ -1,0 +1,217 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Report
+# > What a run has found, in one page.
+#
+# The score, what each part of the method adds, where the networks look, and how sure one can be of all that with so few
+# patients. The report reads what the stages have written and trains nothing.
+
+# %%
+#| default_exp trauma.report
+
+# %%
+#| export
+import numpy as np
+import pandas as pd
+
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.runs import Run
+from mammo_nb.trauma.learning.scores import compare, prior_submission
+from mammo_nb.trauma.reading.competition import by_number, read_labels
+from mammo_nb.trauma.recipes import SUBMITTED
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+from IPython.display import Markdown
+
+from mammo_nb.core.files import read_json
+from mammo_nb.core.metrics import auc
+from mammo_nb.core.practice import practice
+from mammo_nb.core.reports import environment_table, plot_history, stages_table, submission_line
+from mammo_nb.core.runs import read_manifest
+from mammo_nb.trauma.learning.scores import GROUPS
+from mammo_nb.trauma.recipes import GRADES, ORGANS
+from mammo_nb.trauma.system import system
+
+# %% tags=["parameters"]
+run_dir = ""     # folder of the run; "" makes a small practice run
+overrides = {}   # changes for this run; the stage has no section of its own
+
+# %%
+run = Run.open(run_dir, overrides) if run_dir else practice(system, before="report", overrides=overrides)
+run.contract("report")
+
+# %%
+#| hide
+manifest = read_manifest(run.folder)
+oof = ladder = pd.DataFrame()
+if run.has("ensemble"):
+    oof = pd.read_csv(run.path("oof.csv"), dtype={"patient_id": str})
+    ladder = pd.read_csv(run.path("ladder.csv"))
+    about = read_json(run.path("ensemble.json"))
+
+# %% [markdown]
+# ## The result
+# The first row of the table is what can be submitted without looking: the shares of the training patients, times the
+# costs of the grades. A synthetic competition has the truth of its test set, so the submission is scored too.
+
+# %%
+#| export
+class ReportError(ProjectError):
+    "Results from which no score follows."
+
+def test_scores(
+    run: Run,
+    shares: dict,        # column of SUBMITTED -> share among the training patients
+) -> pd.DataFrame:       # from `compare`: shares times costs, submission; empty if the truth is not there
+    """The score of the submission against competition/truth/test.csv, with intervals over patients. Raises ReportError
+    for a submission that is not whole."""
+    truth, ours = run.path("competition/truth/test.csv"), run.path("submissions/submission.csv")
+    if not truth.is_file() or not ours.is_file():
+        return pd.DataFrame()
+    known = read_labels(truth).set_index("patient_id")
+    known = known.loc[sorted(known.index, key=by_number)]
+    found = pd.read_csv(ours, dtype={"patient_id": str}).set_index("patient_id")
+    if missing := set(known.index) - set(found.index):
+        raise ReportError(f"{ours.name} lacks {len(missing)} of the {len(known)} patients of {truth.parent.name}/"
+                          f"{truth.name}. Run the stage submit again.")
+    prior = prior_submission(known.index, pd.Series(shares), costs=True)
+    return compare(known, {"shares times costs": prior, "submission": found.loc[known.index, list(SUBMITTED)]})
+
+# %%
+lines = []
+if len(ladder):
+    rows = ladder.set_index("step", drop=False)
+    crossed = [step for step in rows.index if step.endswith("factors of other folds")]
+    own = rows.loc[crossed[0]] if crossed else rows.iloc[-1]
+    lines += [
+        f"**{own['step']}: score {own['score']:.3f}** ({own['low']:.3f} to {own['high']:.3f}), "
+        f"{own['change_percent']:+.0f} % ({own['change_low']:+.0f} to {own['change_high']:+.0f}) against the shares' "
+        f"{rows['score'].iloc[0]:.3f}; out of fold, {len(oof)} patients, 95 % intervals over patients. Smaller is "
+        "better."]
+elif run.has("ensemble"):
+    lines += ["Every model was trained on all patients. None is held back, so there is no score out of fold."]
+scored = test_scores(run, about["scaling"]["shares"]) if run.has("ensemble") else pd.DataFrame()
+if len(scored):
+    first, s = scored.iloc[0], scored.iloc[1]
+    lines += [f"**Submission: score {s['score']:.3f}** ({s['low']:.3f} to {s['high']:.3f}) on the synthetic test set, "
+              f"{s['change_percent']:+.0f} % against the shares' {first['score']:.3f}"]
+if run.has("segment"):
+    dice = pd.read_csv(run.path("checkpoints/segment/history.csv")).iloc[-1]
+    of = ", ".join(f"{organ.replace('_', ' ')} {dice[f'dice_{organ}']:.2f}" for organ in ORGANS)
+    lines += [f"Organs of held-back patients: mean Dice {dice['dice']:.3f} ({of})"]
+if run.has("submit"):
+    lines += [submission_line(read_json(run.path("submit.json")))]
+print("\n".join(lines).replace("**", ""))
+Markdown("\n\n".join(lines))
+
+# %% [markdown]
+# ## What each part adds
+# Every row predicts the same held-back patients. `change_percent` is the change of the score from the first row, with
+# an interval over the same draws of patients.
+
+# %%
+if len(ladder):
+    display(ladder.set_index("step").astype(float).round(3))
+    plt.figure(figsize=(8, 0.4 * len(ladder) + 1))
+    width = [ladder["score"] - ladder["low"], ladder["high"] - ladder["score"]]
+    plt.errorbar(ladder["score"], range(len(ladder)), xerr=width, fmt="o")
+    plt.yticks(range(len(ladder)), ladder["step"])
+    plt.gca().invert_yaxis()
+    plt.xlabel("score, out of fold")
+
+# %% [markdown]
+# ## Organs
+# For each organ, the probability of an injury in healthy and in injured patients, out of fold, and its AUC.
+
+# %%
+if len(oof):
+    fig, axes = plt.subplots(1, len(GRADES), figsize=(12, 2.8), sharey=True)
+    for ax, organ in zip(axes, GRADES):
+        column = f"p_{organ}_injury"
+        ill = 1 - oof[f"{organ}_healthy"]
+        if column in oof:
+            across = ill + np.random.default_rng(0).uniform(-0.15, 0.15, len(oof))
+            ax.plot(across, oof[column], "o", ms=4, alpha=0.6)
+            ax.set_title(f"{organ}, AUC {auc(ill, oof[column]):.2f}", fontsize=9)
+        ax.set(xticks=[0, 1], xticklabels=["healthy", "injured"], ylim=(0, 1))
+    axes[0].set_ylabel("probability of an injury")
+    fig.tight_layout()
+
+# %%
+if len(ladder):
+    parts = ladder.set_index("step")[list(GROUPS)]
+    display(parts.round(3))
+    display(pd.Series(about["scaling"]["factors"], name=f"factors: {about['scaling']['note']}").to_frame())
+
+# %% [markdown]
+# ## One patient
+# The injured patient whose slices vary most: the largest probabilities along each block.
+
+# %%
+if len(ladder):
+    history = pd.read_csv(run.path("checkpoints/train/history.csv"))
+    chosen = history[(history["model"] == about["models"][0]["name"]) & history["chosen"] & (history["fold"] >= 0)]
+    found = pd.concat([pd.read_csv(run.path(f"checkpoints/train/{r.model}/fold_{r.fold}/pred_{r.epoch}.csv"),
+                                   dtype={"patient_id": str, "series": str}) for r in chosen.itertuples()])
+    columns = about["models"][0]["columns"].split()
+    hurt = oof.loc[oof["any_injury"] == 1, "patient_id"]
+    spread = found[found["patient_id"].isin(hurt)].groupby("patient_id")[columns].std().max(axis=1)
+    if len(spread):
+        own = found[found["patient_id"] == spread.idxmax()].reset_index(drop=True)
+        best = own[columns].max().nlargest(4).index
+        plt.figure(figsize=(9, 2.6))
+        for column in best:
+            plt.plot(own[column], marker=".", label=column)
+        for start in own.index[own["triplet"] == 0]:
+            plt.axvline(start - 0.5, color="lightgrey")
+        row = oof[oof["patient_id"] == spread.idxmax()].iloc[0]
+        true = [c for c in SUBMITTED if row[c] == 1 and not c.endswith("healthy")]
+        plt.title(f"patient {spread.idxmax()}: {', '.join(true)}", fontsize=9)
+        plt.xlabel("triplet, a line at the start of each block")
+        plt.legend(fontsize=7)
+
+# %% [markdown]
+# ## Training
+
+# %%
+if run.has("segment"):
+    history = pd.read_csv(run.path("checkpoints/segment/history.csv"))
+    plt.figure(figsize=(6, 2.4))
+    for organ in ORGANS:
+        plt.plot(history["epoch"], history[f"dice_{organ}"], marker="o", ms=3, label=organ)
+    plt.ylim(0, 1)
+    plt.title("Dice of held-back patients")
+    plt.xlabel("epoch")
+    plt.legend(fontsize=7)
+
+# %%
+if run.has("train"):
+    history = pd.read_csv(run.path("checkpoints/train/history.csv"))
+    names = list(dict.fromkeys(history["model"]))
+    fig, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.8), squeeze=False)
+    for ax, name in zip(axes[0], names):
+        plot_history(ax, history[history["model"] == name])
+        ax.set_title(f"training loss, {name}", fontsize=9)
+    fig.tight_layout()
+
+# %% [markdown]
+# ## Stages and environment
+
+# %%
+stages_table(manifest)
+
+# %%
+environment_table(manifest)
