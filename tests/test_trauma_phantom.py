@@ -208,7 +208,7 @@ def test_organs_have_their_places_and_volumes(seed):
     voxel = (380 / 96) ** 2 * 10 / 1000   # ml
     x = d.canvas.g.x.ravel()
     centre = {}
-    for number, (organ, low, high) in enumerate(zip(ORGANS, (700, 120, 80, 80, 500), (2600, 500, 320, 320, 2600)), 1):
+    for number, (organ, low, high) in enumerate(zip(ORGANS, (700, 80, 80, 80, 500), (2600, 500, 320, 320, 2600)), 1):
         mask = labels == number
         assert low < mask.sum() * voxel < high, organ
         centre[organ] = np.argwhere(mask).mean(0)
@@ -224,7 +224,7 @@ def test_organs_have_the_densities_of_their_phase(phase):
     hu = d.canvas.hu
     assert abs(np.median(hu[d.organs["liver"] < -4]) - phase.liver) < 3
     assert abs(np.mean(hu[d.organs["spleen"] < -4]) - phase.spleen) < 8
-    assert abs(np.median(hu[d.canvas.aorta < -4]) - phase.aorta) < 3
+    assert abs(np.median(hu[d.canvas.aorta < -4]) - phase.aorta) < 10
     rim = (d.organs["left_kidney"] > -6) & (d.organs["left_kidney"] < -3)
     assert abs(np.median(hu[rim]) - phase.cortex) < 12
 

@@ -129,8 +129,8 @@ def read_nifti(
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-        kind = nibabel.Nifti2Image if {content[:4]} & {b"\x1c\2\0\0", b"\0\0\2\x1c"} else nibabel.Nifti1Image
-        image = kind.from_bytes(content)
+        second = content[:4] in (b"\x1c\2\0\0", b"\0\0\2\x1c")   # length of the header, in either order of bytes
+        image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content)
         values = np.asanyarray(image.dataobj)
     except Exception as e:  # nibabel has a class of its own for each kind of damage
         raise BadLabels(path, f"it cannot be read as NIfTI ({str(e).strip('.') or type(e).__name__})", remedy) from e

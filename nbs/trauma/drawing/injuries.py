@@ -14,9 +14,9 @@
 # # Injuries
 # > Lacerations and haematomas of low and high grade, an injured bowel, and contrast that leaves a vessel.
 #
-# An injury is a list of parts, each with a place and a size. A low grade is one thin laceration or a thin subcapsular
-# haematoma. A high grade has several deep lacerations, a large haematoma and blood around the organ. Each part spans
-# several slices, and no single slice shows all of an injury.
+# An injury is a list of parts, each with a place and a size. A low grade is one or two lacerations, or a thin
+# subcapsular haematoma. A high grade has several deep lacerations, a large haematoma and blood around the organ. Each
+# part spans several slices, and no single slice shows all of an injury.
 
 # %%
 #| default_exp trauma.drawing.injuries
@@ -65,18 +65,16 @@ def _place(
     rng: np.random.Generator,
     body: Body,
     organ: str,
-    low: float,            # least depth below the surface, in smallest radii of the organ; negative: outside
-    high: float,           # greatest depth
+    low: float,            # least depth below the surface, as a share of the organ's greatest depth; negative: outside
+    high: float,           # most
 ) -> tuple:                # x, y, z, mm
     "A place in or at an organ, away from its upper and lower end."
     centre, radii = place_of(body, organ)
     x, y, z = (np.float32(c + r * (np.linspace(-reach, reach, 16) + rng.uniform(-0.06, 0.06)))
                for c, r, reach in zip(centre, radii, (1.1, 1.1, 0.6)))
     g = Grid(x[None, None], y[None, :, None], z[:, None, None], 2.0)
-    depth = -draw_organs(body, g, PHASES[0]).organs[organ] / min(radii)
-    found = np.argwhere((depth >= low) & (depth <= high))
-    if not len(found):
-        return centre
+    depth = -draw_organs(body, g, PHASES[0]).organs[organ]
+    found = np.argwhere((depth >= low * depth.max()) & (depth <= high * depth.max()))
     k, j, i = found[rng.integers(len(found))]
     return float(x[i]), float(y[j]), float(z[k])
 
@@ -105,24 +103,24 @@ def draw_injury(
                         for _ in range(rng.integers(2, 5))]
     if name == "extravasation":
         organ = str(rng.choice(("liver", "spleen", "left_kidney", "right_kidney", "bowel")))
-        at = _place(rng, body, organ, -0.1, 0.25)
+        at = _place(rng, body, organ, -0.15, 0.4)
         return [Part("pool", "", at, rng.uniform(20, 30), 1, rng.uniform(45, 60)),
                 Part("leak", "", at, rng.uniform(9, 13), rng.uniform(12, 19), rng.uniform(260, 340))]
     organ = name if name != "kidney" else str(rng.choice(("left_kidney", "right_kidney")))
     scale = 0.72 if organ.endswith("kidney") else 1.0
-    cut = lambda length, thick: Part("laceration", organ, _place(rng, body, organ, 0.25, 0.7),
+    cut = lambda length, thick: Part("laceration", organ, _place(rng, body, organ, 0.3, 0.9),
                                      scale * length, thick, rng.uniform(22, 40), _sheet(rng))
     if grade == "low":
         if rng.random() < 0.3:
-            return [Part("capsule", organ, _place(rng, body, organ, 0, 0.06), scale * rng.uniform(36, 48),
+            return [Part("capsule", organ, _place(rng, body, organ, 0, 0.15), scale * rng.uniform(36, 48),
                          scale * rng.uniform(12, 15), rng.uniform(30, 45))]
-        return [cut(rng.uniform(28, 38), rng.uniform(6.5, 8.5))]
-    parts = [Part("around", organ, _place(rng, body, organ, 0, 0.06), scale * rng.uniform(60, 80),
+        return [cut(rng.uniform(30, 42), rng.uniform(7.5, 9.5)) for _ in range(rng.integers(1, 3))]
+    parts = [Part("around", organ, _place(rng, body, organ, 0, 0.15), scale * rng.uniform(60, 80),
                   rng.uniform(10, 16), rng.uniform(38, 55)),
-             Part("inside", organ, _place(rng, body, organ, 0.2, 0.6), scale * rng.uniform(20, 30), 1,
+             Part("inside", organ, _place(rng, body, organ, 0.3, 0.9), scale * rng.uniform(20, 30), 1,
                   rng.uniform(42, 56))]
     if organ.endswith("kidney"):
-        parts.append(Part("infarct", organ, _place(rng, body, organ, 0.1, 0.35), rng.uniform(20, 27), 1, 45))
+        parts.append(Part("infarct", organ, _place(rng, body, organ, 0.15, 0.5), rng.uniform(20, 27), 1, 45))
     return parts + [cut(rng.uniform(36, 52), rng.uniform(8, 11)) for _ in range(rng.integers(2, 4))]
 
 # %% [markdown]
