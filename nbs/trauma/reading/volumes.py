@@ -160,13 +160,14 @@ def prepare_series(
     waiting = path.with_name(f".{path.stem}")
     waiting.mkdir(parents=True, exist_ok=True)
     each = partial(write_levels, folder=waiting, window=window, faithful=faithful)
+    depends, why = {"window": window, "faithful": faithful, "code": code}, ""
     try:
-        depends = {"window": window, "faithful": faithful, "code": code}
         volumes, rest = read_series(images, waiting, 1, each, depends, label=None)
     except NotDicom as e:
-        raise NoSeries(f"{images}: {e.problem}. Leave the series out.") from e
+        volumes, why = [], e.problem
     if not volumes:
-        why = next((r for r in [*rest["error"], *rest["note"]] if r), "no files")
+        shutil.rmtree(waiting)
+        why = why or next((r for r in [*rest["error"], *rest["note"]] if r), "no files")
         raise NoSeries(f"No slice of {images} can be read: {why}. Fetch the series again or leave it out.")
     used = _faithful_order(volumes, rest) if faithful else max(
         volumes, key=lambda v: (v.plane.startswith("axial"), len(v.slices))).slices
