@@ -6,7 +6,7 @@
 __all__ = ['ALLOWED', 'LITE', 'LITE_VERSION', 'WeightsError', 'save_weights', 'read_state', 'load_state', 'load_weights',
            'lite_name', 'imagenet_lite_state', 'imagenet_state', 'create_network', 'Mirrored']
 
-# %% ../../nbs/core/44_networks.ipynb #9312bca2
+# %% ../../nbs/core/44_networks.ipynb #23f1c1fc
 import argparse
 import difflib
 import importlib.metadata
@@ -15,11 +15,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models import EfficientNet, MobileNetV3, adapt_input_conv
 from torch import nn
 
 from .errors import ProjectError
@@ -199,7 +197,7 @@ def imagenet_lite_state(
     state, _ = read_state(found[0])
     return {lite_name(tensor_name, blocks): tensor for tensor_name, tensor in state.items()}
 
-# %% ../../nbs/core/44_networks.ipynb #62a8227b
+# %% ../../nbs/core/44_networks.ipynb #2f05f50b
 def imagenet_state(
     name: str,                  # timm architecture, with or without a tag
     file: Path | str = "",      # the published model.safetensors; "": fetched from the Hugging Face hub, once
@@ -207,6 +205,7 @@ def imagenet_state(
     "Read or fetch the weights that timm publishes for a network. Raises WeightsError."
     if file:
         return read_state(Path(file))[0]
+    import timm
     published = timm.get_pretrained_cfg(name)
     if not (published and published.has_weights):
         raise WeightsError(name, f"timm {timm.__version__} publishes no weights for it",
@@ -220,7 +219,7 @@ def imagenet_state(
         raise WeightsError(name, f"its ImageNet weights could not be fetched ({type(e).__name__})",
                            f"Download {source} and give its path: weights='imagenet:PATH'.") from e
 
-# %% ../../nbs/core/44_networks.ipynb #5e4ad1e7
+# %% ../../nbs/core/44_networks.ipynb #97480eee
 def create_network(
     name: str,                      # timm architecture, with or without a tag
     *,
@@ -236,6 +235,7 @@ def create_network(
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
     """Make a timm network; nothing is downloaded unless weights='imagenet'. Raises ValueError for an unknown name and
     WeightsError for weights that do not fit."""
+    import timm  # as slow to load as torch, and whoever only reads weights does not need it
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near: {', '.join(near) or 'none'}")
@@ -264,6 +264,7 @@ def create_network(
 
 def _fill_published(model: nn.Module, state: dict, source: str) -> None:
     "Copy published weights, strictly, into a network that may have other classes and channels."
+    from timm.models import EfficientNet, MobileNetV3, adapt_input_conv
     conv = model.pretrained_cfg["first_conv"] + ".weight"
     head = model.pretrained_cfg["classifier"]
     own = model.get_submodule(head)

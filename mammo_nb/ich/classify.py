@@ -55,7 +55,7 @@ def split_rows(
     held = (table["fold"] == fold).to_numpy()
     return np.flatnonzero(~held), np.flatnonzero(held)
 
-# %% ../../nbs/ich/04_classify.ipynb #3d83e201
+# %% ../../nbs/ich/04_classify.ipynb #72dae511
 def slice_pictures(
     table: pd.DataFrame,   # folds.csv
     pictures: Path,        # processed/pictures/
@@ -67,13 +67,13 @@ def slice_pictures(
     return SlicePictures(table, pictures, view, settings.size, NORMALIZATION, settings.augment, faithful)
 
 def build_encoder(
-    settings: Classify,      # network, embedding
+    settings: Classify,      # network, embedding, freeze, dropout
     classes: int,            # number of classes
     weights: str = "none",   # initial weights, as `Encoder` takes them
     seed: int = 0,           # of the layers without initial weights
 ) -> Encoder:
     "The classifier of a recipe."
-    return Encoder(settings.network, classes, settings.embedding, weights, seed)
+    return Encoder(settings.network, classes, settings.embedding, weights, seed, settings.freeze, settings.dropout)
 
 # %% ../../nbs/ich/04_classify.ipynb #832fc15d
 def initial_weights(
@@ -88,7 +88,7 @@ def initial_weights(
     word = "imagenet:" if weights.startswith("imagenet:") else ""
     return word + str(locate(folder, weights.removeprefix(word).format(fold=fold, view=view)))
 
-# %% ../../nbs/ich/04_classify.ipynb #fef9d4de
+# %% ../../nbs/ich/04_classify.ipynb #8cf8f233
 def validation(
     table: pd.DataFrame,    # folds.csv
     data: SlicePictures,
@@ -139,7 +139,7 @@ def train_classifier(
     "Train on the other folds, and predict this one after each epoch."
     loop, published, view = settings.loop, Path(weights).is_dir(), data.view
     identity = {**identity, "view": asdict(view), "fold": fold, "weights": settings.weights} | {
-        name: getattr(settings, name) for name in ("network", "embedding", "size", "augment")}
+        name: getattr(settings, name) for name in ("network", "embedding", "size", "augment", "freeze", "dropout")}
     if (file := Path(weights.removeprefix("imagenet:"))).is_file():
         identity["weights"] = sha256(file)
     encoder = build_encoder(settings, len(classes_of(table)), "none" if published else weights, loop.seed + fold + 1)

@@ -70,7 +70,7 @@ def is_there(
     except EmbeddingsError:
         return False
 
-# %% ../../nbs/ich/05_embed.ipynb #dc8bfe77
+# %% ../../nbs/ich/05_embed.ipynb #b38d0f74
 def embed_all(
     run: Run,
     settings: Embed,
@@ -83,7 +83,7 @@ def embed_all(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     made = {"encoders": {}, "embeddings": {}, "classes": list(classes), "embedding": 0,
             "prepare": asdict(prepared), "classify": asdict(classify), "embed": asdict(settings)}
-    views, data, shown = {v.name: v for v in classify.views}, {}, VIEWS if settings.tta else VIEWS[:1]
+    views, data, shown = {v.name: v for v in classify.views}, {}, VIEWS[:settings.tta]
     for row in chosen_encoders(history, classify, settings.epochs).itertuples():
         name = encoder_name(row.encoder, row.fold, row.epoch)
         source = run.path(f"checkpoints/classify/{row.encoder}/fold_{row.fold}/epoch_{row.epoch}.safetensors")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EncoderReader', 'SeriesPictures', 'predict_pictures', 'first_members', 'build_whole', 'train_whole', 'run_stage']
 
-# %% ../../nbs/ich/07_end2end.ipynb #a57f9e79
+# %% ../../nbs/ich/07_end2end.ipynb #e9a62283
 from dataclasses import asdict
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core.batches import step_mask
-from ..core.files import read_json, sha256, write_csv
+from ..core.files import read_json, sha256, write_csv, write_json
 from ..core.metrics import auc
 from ..core.networks import load_weights
 from ..core.ranks import join
@@ -30,13 +30,13 @@ from .learning.series import pad_series, rows_of_series, series_loss
 from .learning.slices import SlicePictures, apply_view, read_folds, shuffled_batches
 from .recipes import classes_of
 
-# %% ../../nbs/ich/07_end2end.ipynb #2643e522
+# %% ../../nbs/ich/07_end2end.ipynb #ad5b2c51
 class EncoderReader(nn.Module):
     "An encoder of slices and a sequence model as one network."
     def __init__(self,
         encoder: Encoder,
         recurrent: Recurrent,
-        tta: bool = False,     # whether a prediction averages the features of all VIEWS
+        tta: int = 1,          # how many of VIEWS have their features averaged for a prediction
     ):
         super().__init__()
         self.encoder, self.recurrent, self.tta = encoder, recurrent, tta
@@ -53,7 +53,7 @@ class EncoderReader(nn.Module):
         slices: torch.Tensor,   # (n, 3, size, size), normalised
     ) -> torch.Tensor:          # (n, features)
         "Features of slices, of one view or the mean of several."
-        views = VIEWS if self.tta and not self.training else VIEWS[:1]
+        views = VIEWS[:1 if self.training else self.tta]
         seen = [apply_view(slices, v).contiguous(memory_format=torch.channels_last) for v in views]
         return torch.stack([self.encoder.features(s) for s in seen]).mean(0)
 
@@ -168,11 +168,11 @@ def train_whole(
                   identity=identity, collate=pad_series)
     return history, pd.read_csv(folder / f"pred_{history['epoch'].iloc[-1]}.csv", dtype={"image_id": str})
 
-# %% ../../nbs/ich/07_end2end.ipynb #1d8ff227
+# %% ../../nbs/ich/07_end2end.ipynb #610a0ada
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:   # history of all folds
-    "Pictures, encoders and sequence models -> checkpoints/end2end/ with a network for each fold, and pred.csv."
+    "Pictures, encoders, sequence models -> checkpoints/end2end/: a network for each fold, pred.csv and pred.json."
     with run.stage("end2end"):
         table = read_folds(run.path("folds.csv"))
         parts = {f: train_whole(run, table, m) for f, m in first_members(run, run.section("end2end").reader).items()}
@@ -180,4 +180,6 @@ def run_stage(
         history = pd.concat([h.assign(fold=f) for f, (h, _) in parts.items()], ignore_index=True)
         write_csv(folder / "history.csv", history)
         write_csv(folder / "pred.csv", pd.concat([p for _, p in parts.values()], ignore_index=True))
+        write_json(folder / "pred.json", {"sha256": sha256(folder / "pred.csv"),
+                                          "members": sha256(run.path("weights/members.json"))})
     return history

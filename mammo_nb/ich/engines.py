@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROVIDERS', 'Parts', 'parts_of', 'classifier_settings', 'load_parts', 'sample_series', 'run_stage']
 
-# %% ../../nbs/ich/09_engines.ipynb #52ba7f5d
+# %% ../../nbs/ich/09_engines.ipynb #f16fd7aa
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from ..core.networks import load_weights
 from ..core.providers import gate
 from ..core.runs import Run
 from ..core.sidecars import EngineError
-from .learning.embeddings import VIEWS
 from .learning.encoder import load_encoder
 from .learning.graphs import Member, SeriesReader, encode_series, encoders, readers
 from .learning.slices import read_picture
@@ -29,7 +28,7 @@ from .reading.inputs import Seen, encoder_inputs, input_name
 from .recipes import classes_of
 from .system import encoders as encoder_files
 
-# %% ../../nbs/ich/09_engines.ipynb #2aa67fe8
+# %% ../../nbs/ich/09_engines.ipynb #9ef73633
 _NAME = re.compile(r"(?P<model>.+)_fold(?P<fold>-?\d+)_epoch(?P<epoch>\d+)_(?P<own>\d+)")
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Parts:
     kinds: list              # `Reader` of the recipe for each sequence model
     places: list             # the number of its classifier
     views: tuple             # `View` of each classifier
-    tta: bool                # whether the features of three views are averaged
+    tta: int                 # how many views of a slice have their features averaged
 
 def parts_of(
     run: Run,
@@ -61,7 +60,7 @@ def parts_of(
         chosen.append(kind)
         files.append(f"{kind.view}_fold{found['fold']}_epoch{found['epoch']}.safetensors")
     if len(tta := {kind.tta for kind in chosen}) != 1:
-        raise EngineError("bag.readers names models with and without TTA; one graph gets one kind of features. Name "
+        raise EngineError("bag.readers names models with different tta; one graph gets one kind of features. Name "
                           "readers that agree in it.")
     order = list(dict.fromkeys(files))
     if lost := [f for f in order if not (folder / f).is_file()]:
@@ -114,7 +113,7 @@ def sample_series(
         found.append(encoder_inputs(pictures, settings))
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-# %% ../../nbs/ich/09_engines.ipynb #d25fa0f9
+# %% ../../nbs/ich/09_engines.ipynb #c67ba9d3
 PROVIDERS = ("onnxruntime-fp32", "openvino-fp32", "openvino-bf16")
 
 def run_stage(
@@ -125,19 +124,19 @@ def run_stage(
         parts, settings, weights = parts_of(run), classifier_settings(run), run.path("weights/")
         both, models = load_parts(run, parts)
         prepared, tolerance = run.recorded("prepare"), run.section("engines").tolerance
-        seen = Seen(settings.size, parts.views, prepared.faithful, phe.is_phe(run.path(place_of(run))))
+        seen = Seen(settings.size, parts.views, prepared.faithful, prepared.box, phe.is_phe(run.path(place_of(run))))
         inputs = sample_series(run, seen)
         own = {"recipe": run.recipe, "classes": list(both.outputs[1].classes), "tta": parts.tta,
                "demonstration": run.has("phantom")}
-        about = {**own, "network": settings.network, "views": [asdict(v) for v in seen.views],
-                 "faithful": seen.faithful, "given": seen.given, "members": parts.classifiers}
+        about = {**own, "network": settings.network, "members": parts.classifiers,
+                 **{name: value for name, value in asdict(seen).items() if name != "size"}}
         if run.mode != "fast":   # else the classifiers lie elsewhere
             about["rebuild"] = {
                 "kind": "ich_member", "network": settings.network, "classes": len(own["classes"]),
                 "embedding": settings.embedding, "mirrored": False, "weights": list(parts.classifiers),
                 "each": [{"place": m.place} for m in both.models]}
         results["encoder"] = export_checked(both, weights / "encoder.onnx", inputs, about, tolerance)
-        features, _ = encode_series(load_engine(both), inputs, len(VIEWS) if parts.tta else 1)
+        features, _ = encode_series(load_engine(both), inputs, parts.tta)
         about = {**own, "members": parts.models, "encoder_weights_sha256":
                  read_json(weights / "encoder.json")["weights_sha256"], "rebuild": {
                      "kind": "ich_series_reader", "embedding": features.shape[-1], "classes": len(own["classes"]),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BOX', 'NO_PATIENT', 'name_of', 'write_picture', 'slice_table', 'with_labels', 'copy_picture', 'prepare_given',
-           'prepare_files', 'run_stage']
+           'with_common_boxes', 'prepare_files', 'run_stage']
 
-# %% ../../nbs/ich/02_prepare.ipynb #f1446666
+# %% ../../nbs/ich/02_prepare.ipynb #dd8c2e2b
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ..core.series import SLICES, read_series, tables_of
 from .reading import phe
 from .reading.competition import (LABELS, CompetitionError, images_folder, place_of, places_by_position,
                                               read_labels, read_table, usable)
-from .reading.squares import head_box
+from .reading.squares import common_box, head_box
 from .reading.windows import shifted, slice_picture, windowed
 from .recipes import classes_of
 
@@ -152,7 +152,18 @@ def prepare_given(
     table["mean_hu"] = ""
     return table[[*SLICES, "place", *BOX, *classes_of(table)]].astype(object).fillna("")
 
-# %% ../../nbs/ich/02_prepare.ipynb #90dbd337
+# %% ../../nbs/ich/02_prepare.ipynb #0f6cfde0
+def with_common_boxes(
+    table: pd.DataFrame,   # with `rows`, `columns`, `series`, `place` and BOX
+) -> pd.DataFrame:         # the same, the slices of a series have one box
+    "Give all slices of a series the box around all of their heads."
+    table = table.copy()
+    known = table["place"].ne("") & table["x0"].ne("")
+    for (_, rows, columns), own in table[known].groupby(["series", "rows", "columns"]):
+        table.loc[own.index, BOX] = common_box(own[BOX].values.tolist(), (int(rows), int(columns)))
+    return table
+
+# %% ../../nbs/ich/02_prepare.ipynb #3552e8f5
 def prepare_files(
     folder: Path,         # in the competition's layout
     output: Path,         # the folder `processed`
@@ -176,9 +187,11 @@ def run_stage(
     "The files of a data set -> processed/slices.csv and processed/pictures/."
     with run.stage("prepare") as results:
         folder, output = run.path(place_of(run)), run.path("processed/")
-        settings = {"pictures": str(output / "pictures"), "faithful": run.section("prepare").faithful}
+        section = run.section("prepare")
+        settings = {"pictures": str(output / "pictures"), "faithful": section.faithful}
         make = prepare_given if phe.is_phe(folder) else prepare_files
-        write_csv(output / "slices.csv", make(folder, output, settings, run.code("prepare"), workers))
+        made = make(folder, output, settings, run.code("prepare"), workers)
+        write_csv(output / "slices.csv", with_common_boxes(made) if section.box == "series" else made)
         for left in (output / "pictures").glob(".*.png"):
             left.unlink()   # left by a process that was killed
         table = read_table(output / "slices.csv")

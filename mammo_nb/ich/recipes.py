@@ -21,7 +21,7 @@ def classes_of(
     "The classes for which a table has a column of labels."
     return tuple(c for c in CLASSES if c in table.columns)
 
-# %% ../../nbs/ich/recipes.ipynb #cd91fa9a
+# %% ../../nbs/ich/recipes.ipynb #18b12ddb
 COMPETITION = "rsna-intracranial-hemorrhage-detection"
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Phantom:
 class Prepare:
     "From series to pictures."
     dataset: str = "phantom"    # a folder below `raw` or `samples`, or phantom
+    # box of the head: of each slice, as in the original; or of all slices of a series, which keeps their scale
+    box: str = bounded("slice", choices=("slice", "series"))
     # the original's windows, which are shifted to each picture's own minimum, and its crop with all thin lines
     faithful: bool = False
 
@@ -69,8 +71,11 @@ class Classify:
     size: int = bounded(64, low=32)         # side of the network's input, pixels
     views: tuple[View, ...] = (View(), View("neighbours", "neighbours"))
     folds: str = "0 1 2"                    # which are held back, separated by blanks; all: one training on all data
-    # original: mirrored, shifted, scaled, rotated, transposed; none: as they are
-    augment: str = bounded("original", choices=("original", "none"))
+    freeze: int = bounded(0, low=0)         # number of parameters, from the first layer on, that are not trained
+    dropout: float = bounded(0.0, low=0, high=1)  # before each of the last layers
+    # original: mirrored, shifted, scaled, rotated, transposed; upright: more of it and other grey levels, but not
+    # transposed; none: as they are
+    augment: str = bounded("original", choices=("original", "upright", "none"))
     loop: Optimisation = Optimisation(epochs=3, batch_size=32, optimizer="adamw", lr=1e-3, min_lr=5e-5,
                                       warmup_epochs=0.5, weight_decay=1e-2, schedule="cosine", checkpoint_every=50)
     processes: int = bounded(1, low=1)      # of torchrun that train one network together
@@ -79,7 +84,7 @@ class Classify:
 class Embed:
     "Features of every slice from the last epochs of each classifier."
     epochs: int = bounded(1, low=1)         # last epochs of each training that are used
-    tta: bool = True                        # also of the mirrored and of the transposed picture
+    tta: int = bounded(3, low=1, high=3)    # views of a slice: plain, also mirrored, also transposed
     batch_size: int = bounded(64, low=1)
 
 @dataclass(frozen=True)
@@ -89,17 +94,20 @@ class Reader:
     view: str = "windows"       # the classifier whose features it reads
     cell: str = bounded("lstm", choices=("lstm", "gru"))
     deltas: bool = True         # whether it also gets the differences to both neighbours
-    tta: bool = True            # whether it gets the mean of the features of three views
+    tta: int = bounded(3, low=1, high=3)  # views of a slice whose mean features it gets, as in Embed
 
 @dataclass(frozen=True)
 class Sequence:
     "One sequence model for each kind, fold and epoch of the classifier."
-    readers: tuple[Reader, ...] = (Reader("plain", deltas=False, tta=False), Reader("deltas", tta=False), Reader(),
+    readers: tuple[Reader, ...] = (Reader("plain", deltas=False, tta=1), Reader("deltas", tta=1), Reader(),
                                    Reader("gru", cell="gru"), Reader("neighbours", view="neighbours"))
     units: int = bounded(64, low=1)         # of each direction: as many as there are features
     bag_epochs: int = bounded(4, low=1)     # last epochs whose predictions are averaged
     loop: Optimisation = Optimisation(epochs=12, batch_size=4, optimizer="adam", lr=1e-3, schedule="step",
                                       step_epochs=1, step_factor=0.95, precision="fp32")
+    # features that a training reads: mean, as the original's; each: one of the averaged views at a time
+    views: str = bounded("mean", choices=("mean", "each"))
+    smoothing: float = bounded(0.0, low=0, high=1)  # share of a label that is replaced by the mean of its class
     faithful: bool = False                  # zeros before a shorter series, which the model reads, as in the original
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class Engines:
     "The bag as two graphs: classifiers, and sequence models."
     tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
-# %% ../../nbs/ich/recipes.ipynb #420ddda1
+# %% ../../nbs/ich/recipes.ipynb #7d899fd5
 _CLASSIFIER = Classify(
     network="resnext101_32x8d.fb_wsl_ig1b_ft_in1k", weights="imagenet", embedding=0, size=480, views=(View("cropped"),),
     loop=Optimisation(epochs=5, batch_size=64, optimizer="adam", lr=2e-5, schedule="step", step_epochs=100, seed=1234,
@@ -139,17 +147,22 @@ RECIPES = {
         Phantom(patients=8, test_patients=2, size=64, slices=10), Folds(n_folds=2),
         Classify(network="resnet10t", weights="none", embedding=16, size=32, folds="0",
                  loop=replace(Classify().loop, epochs=1, batch_size=16)),
-        Sequence((Reader("plain", deltas=False, tta=False), Reader()), units=16, bag_epochs=1,
+        Sequence((Reader("plain", deltas=False, tta=1), Reader()), units=16, bag_epochs=1,
                  loop=replace(Sequence().loop, epochs=2))),
     "phe": Recipe(
         "60 patients with real hemorrhages, one window, one label a slice, all of five folds",
-        Prepare("head_ich_phe_256"),
-        Classify(views=(View(crop=False),), size=160, folds="0 1 2 3 4"),
-        Sequence((Reader("plain", deltas=False, tta=False), Reader())), mode="labelled", skips=("phantom",)),
+        Prepare("head_ich_phe_256", box="series"),
+        Classify(size=128, views=(View(),), folds="0 1 2 3 4", freeze=46, dropout=0.25, augment="upright",
+                 loop=replace(Classify().loop, batch_size=16, min_lr=1e-5, ema_decay=0.98)),
+        Embed(tta=2),
+        Sequence((Reader("plain", deltas=False, tta=1), Reader("deltas", tta=1), Reader(tta=2)), bag_epochs=6,
+                 loop=replace(Sequence().loop, epochs=30, batch_size=16, optimizer="adamw", min_lr=1e-5,
+                              schedule="cosine"), views="each", smoothing=0.02),
+        mode="labelled", skips=("phantom", "end2end")),
     "single": Recipe(
         "the published single run: ResNeXt-101 at 480 pixels on all data for 3 epochs, an LSTM for each, on GPUs",
         _REAL, _FOLDS, replace(_CLASSIFIER, folds="all", loop=replace(_CLASSIFIER.loop, epochs=3)),
-        Embed(epochs=3, tta=False), replace(_READERS, readers=(replace(_CROPPED, tta=False),)), Bag("cropped"),
+        Embed(epochs=3, tta=1), replace(_READERS, readers=(replace(_CROPPED, tta=1),)), Bag("cropped"),
         skips=("phantom", "end2end")),
     "full": Recipe(
         "the published bag: three folds of five, with and without the crop, five epochs each, on GPUs",
@@ -157,8 +170,8 @@ RECIPES = {
         replace(_READERS, readers=(_CROPPED, _WHOLE)), Bag("cropped whole"), skips=("phantom", "end2end")),
     "fast": Recipe(
         "given embeddings to a submission: only the sequence models are trained, on one fold",
-        _REAL, _FOLDS, replace(_CLASSIFIER, folds="1"), Embed(epochs=4, tta=False),
-        replace(_READERS, readers=(replace(_CROPPED, tta=False),)), Bag("cropped"), mode="fast", skips=("phantom",)),
+        _REAL, _FOLDS, replace(_CLASSIFIER, folds="1"), Embed(epochs=4, tta=1),
+        replace(_READERS, readers=(replace(_CROPPED, tta=1),)), Bag("cropped"), mode="fast", skips=("phantom",)),
     "end2end": Recipe(
         "the published classifier and LSTM of one fold, then both trained as one, on GPUs",
         _REAL, _FOLDS, replace(_CLASSIFIER, folds="0"), Embed(epochs=1), _READERS, EndToEnd("cropped", replace(

@@ -6,7 +6,7 @@
 __all__ = ['embeddings_folder', 'embedded', 'feature_files', 'series_batches', 'train_reader', 'sequence_name', 'train_readers',
            'run_stage']
 
-# %% ../../nbs/ich/06_sequence.ipynb #1600a673
+# %% ../../nbs/ich/06_sequence.ipynb #690844da
 import re
 import shutil
 from dataclasses import asdict
@@ -21,14 +21,14 @@ from ..core.metrics import auc
 from ..core.recipes import RecipeError
 from ..core.runs import Run
 from ..core.train import fit
-from .learning.embeddings import VIEWS, EmbeddingsError, embedding_name, mean_views
+from .learning.embeddings import VIEWS, EmbeddingsError, embedding_name, mean_views, read_embeddings
 from .learning.losses import log_loss
 from .learning.recurrent import Recurrent
-from .learning.series import SeriesEmbeddings, pad_series, predict_series, series_loss
+from .learning.series import SeriesEmbeddings, pad_series, predict_series, series_loss, smoothed_loss
 from .learning.slices import read_folds
 from .recipes import Reader, Sequence, classes_of
 
-# %% ../../nbs/ich/06_sequence.ipynb #e02a2712
+# %% ../../nbs/ich/06_sequence.ipynb #52778a9e
 def embeddings_folder(
     run: Run,
 ) -> Path:     # with embeddings.json, embeddings/ and encoders/
@@ -38,15 +38,15 @@ def embeddings_folder(
 def embedded(
     made: dict,     # embeddings.json
     view: str,      # name of a view of the classifiers
-    tta: bool,      # whether all of VIEWS are needed
+    tta: int,       # how many of VIEWS are needed
 ) -> list[tuple[int, int]]:  # fold and epoch of each classifier
     "The classifiers of a view whose features are there. Raises RecipeError if there is none."
     pattern = re.compile(rf"{re.escape(view)}_fold(-?\d+)_epoch(\d+)_plain\.safetensors")
     found = sorted((int(m[1]), int(m[2])) for m in map(pattern.fullmatch, made["embeddings"]) if m)
-    wanted = [embedding_name(view, f, e, v) for f, e in found for v in (VIEWS if tta else VIEWS[:1])]
+    wanted = [embedding_name(view, f, e, v) for f, e in found for v in VIEWS[:tta]]
     if not found or (missing := [w for w in wanted if w not in made["embeddings"]]):
         what = f"{missing[0]} is missing" if found else f"there is no {view}_fold..._plain"
-        raise RecipeError(f"A reader of the view {view!r} {'with' if tta else 'without'} TTA finds no features: "
+        raise RecipeError(f"A reader of the view {view!r} with tta {tta} finds no features: "
                           f"{what}. Name another view in sequence.readers, or run the stage embed with such a view.")
     return found
 
@@ -56,10 +56,10 @@ def feature_files(
     view: str,           # name of a view of the classifiers
     fold: int,
     epoch: int,          # of the classifier
-    tta: bool,           # whether all of VIEWS are needed
+    tta: int,            # how many of VIEWS are needed
 ) -> dict[Path, str]:    # file -> sha256
     "Files of features of one classifier. Raises EmbeddingsError for one that is missing or has changed."
-    names = [embedding_name(view, fold, epoch, v) for v in (VIEWS if tta else VIEWS[:1])]
+    names = [embedding_name(view, fold, epoch, v) for v in VIEWS[:tta]]
     files = {folder / "embeddings" / name: made["embeddings"][name] for name in names}
     for path, digest in files.items():
         if not path.is_file() or sha256(path) != digest:
@@ -67,7 +67,7 @@ def feature_files(
                                   "or fetch the embeddings again.")
     return files
 
-# %% ../../nbs/ich/06_sequence.ipynb #9146168f
+# %% ../../nbs/ich/06_sequence.ipynb #33a8a6a8
 def series_batches(
     series: list[int],   # numbers of the series that are trained on
     batch_size: int,
@@ -75,8 +75,9 @@ def series_batches(
 ):                       # f(epoch) -> batches of (number, seed)
     "Batches of series in an order that depends on seed and epoch; the last one may be smaller."
     def batches(epoch: int) -> list[list[tuple[int, int]]]:
-        order = np.random.default_rng([seed, epoch]).permutation(series)
-        return [[(int(k), 0) for k in order[s:s + batch_size]] for s in range(0, len(order), batch_size)]
+        rng = np.random.default_rng([seed, epoch])
+        order = list(zip(rng.permutation(series).tolist(), rng.integers(2**31, size=len(series)).tolist()))
+        return [order[s:s + batch_size] for s in range(0, len(order), batch_size)]
     return batches
 
 def train_reader(
@@ -101,6 +102,8 @@ def train_reader(
     model = Recurrent(data.embeddings.shape[1], settings.units, len(classes), reader.cell, reader.deltas,
                       settings.faithful)
     part = SeriesEmbeddings(data.embeddings[own].numpy(), table.iloc[own], classes) if held else None
+    rates = data.labels[np.concatenate([data.rows[k] for k in rest])].mean(0)
+    loss = smoothed_loss(settings.smoothing, rates) if settings.smoothing else series_loss
 
     def validate(eval_model, epoch: int) -> dict:
         if part is None:
@@ -113,8 +116,8 @@ def train_reader(
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if settings.units < 256 else threads)  # more are slower for such small layers
     try:
-        history = fit(model, data, series_batches(rest, loop.batch_size, loop.seed), series_loss, validate, loop,
-                      folder, label=label, identity=identity, collate=pad_series)
+        history = fit(model, data, series_batches(rest, loop.batch_size, loop.seed), loss, validate, loop, folder,
+                      label=label, identity=identity, collate=pad_series)
     finally:
         torch.set_num_threads(threads)
     if held:
@@ -124,7 +127,7 @@ def train_reader(
         write_csv(folder / "pred.csv", known.assign(**{f"p_{c}": mean[:, k] for k, c in enumerate(classes)}))
     return history
 
-# %% ../../nbs/ich/06_sequence.ipynb #73acf9f4
+# %% ../../nbs/ich/06_sequence.ipynb #249d49b9
 def sequence_name(
     reader: str,
     fold: int,
@@ -141,15 +144,17 @@ def train_readers(
     "Train all sequence models of a run; finished ones are not repeated."
     source, table = embeddings_folder(run), read_folds(run.path("folds.csv"))
     made = read_json(source / "embeddings.json")
-    identity = {"folds": sha256(run.path("folds.csv")), "units": settings.units, "faithful": settings.faithful,
-                "code": run.code("sequence")}
+    identity = {"folds": sha256(run.path("folds.csv")), "code": run.code("sequence"),
+                **{name: getattr(settings, name) for name in ("units", "views", "smoothing", "faithful")}}
     members, histories, predictions = [], [], {}
     run.path("weights/sequence").mkdir(parents=True, exist_ok=True)
     for reader in settings.readers:
         for fold, epoch in embedded(made, reader.view, reader.tta):
             files = feature_files(source, made, reader.view, fold, epoch, reader.tta)
-            features, _ = mean_views(list(files), table["image_id"].tolist())
-            data = SeriesEmbeddings(features, table, classes_of(table))
+            ids = table["image_id"].tolist()
+            features, _ = mean_views(list(files), ids)
+            views = np.stack([read_embeddings(f, ids)[0] for f in files]) if settings.views == "each" else None
+            data = SeriesEmbeddings(features, table, classes_of(table), views)
             known = {**identity, "reader": asdict(reader), "embeddings": list(files.values())}
             folder = run.path(f"checkpoints/sequence/{reader.name}/fold_{fold}_epoch{epoch}")
             history = train_reader(data, table, fold, reader, settings, folder, known, f"{reader.name} fold {fold}")

@@ -6,8 +6,9 @@
 __all__ = ['CLIP', 'DEMONSTRATION', 'TABLE', 'submission', 'read_sample', 'read_test', 'prepare_item', 'predict', 'decide',
            'modes_of', 'item_entries', 'per_slice', 'show_series', 'run_stage']
 
-# %% ../../nbs/ich/10_submit.ipynb #9a67a3c3
+# %% ../../nbs/ich/10_submit.ipynb #3eccaa46
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,6 @@ from ..core.pictures import sheet
 from ..core.runs import Run
 from ..core.submission import ItemSet, Submission
 from ..core.submit import submit_stage
-from .learning.embeddings import VIEWS
 from .learning.graphs import Bag, check_bag, open_bag, predict_series
 from .reading.competition import SAMPLE, CompetitionError, images_folder, place_of, split_ids
 from .reading.inputs import Seen, encoder_inputs, find_slices, read_picture, read_series_pictures
@@ -100,7 +100,7 @@ def decide(
     values = long["value"].clip(CLIP, 1 - CLIP).set_axis(long["image_id"] + "_" + long["kind"])
     return sample[["ID"]].assign(Label=sample["ID"].map(values).fillna(sample["Label"]))
 
-# %% ../../nbs/ich/10_submit.ipynb #785045c9
+# %% ../../nbs/ich/10_submit.ipynb #deb076ae
 DEMONSTRATION = "demonstration weights, not for clinical use"
 TABLE = ["file", "patient_id", "study", "series", "image_id", "place", "position_mm", *CLASSES, "cnn_any", "note",
          "error", "network"]
@@ -110,11 +110,11 @@ def modes_of(
     flip: bool,        # not used: the weights say whether views are averaged
     name: str,         # name of the engine
 ) -> list[Mode]:       # from best to cheapest
-    "With the mean over three views, if the sequence models were trained on it, and without."
+    "With the mean over several views, if the sequence models were trained on it, and without."
     plain = Mode(name, metadata["folds"], tuple(metadata["size"]))
-    if not metadata["tta"]:
+    if metadata["tta"] == 1:
         return [plain]
-    return [Mode(name, plain.folds, plain.size, views=len(VIEWS)), plain]
+    return [Mode(name, plain.folds, plain.size, views=metadata["tta"]), plain]
 
 def item_entries(
     weights: Path,     # folder with encoder.* and sequence.*
@@ -125,7 +125,7 @@ def item_entries(
     if tuple(metadata["classes"]) != CLASSES:
         raise CompetitionError(f"{weights} predicts {', '.join(metadata['classes'])}, and the competition asks for "
                                f"{', '.join(CLASSES)}. Name weights that were trained on its labels.")
-    return {"settings": {k: metadata[k] for k in ("size", "views", "faithful", "given")}}
+    return {"settings": {f.name: metadata[f.name] for f in fields(Seen)}}
 
 def per_slice(
     test: ItemSet,

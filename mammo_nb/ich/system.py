@@ -11,7 +11,7 @@ from ..core.systems import Mode, Stage, System
 from .recipes import (COMPETITION, RECIPES, Bag, Classify, Embed, EndToEnd, Engines, Folds, Phantom,
                                   Prepare, Sequence)
 
-# %% ../../nbs/ich/00_system.ipynb #c5598b7b
+# %% ../../nbs/ich/00_system.ipynb #99dc8ddd
 NETWORKS = ("encoder.onnx", "encoder.json", "sequence.onnx", "sequence.json")
 
 def training_set(run) -> list[str]:
@@ -37,7 +37,7 @@ def encoders(run) -> list[str]:
 
 def end_to_end(run) -> list[str]:
     "predictions of the classifier and sequence model that were trained as one"
-    return ["checkpoints/end2end/pred.csv"] if run.has("end2end") else []
+    return ["checkpoints/end2end/pred.csv", "checkpoints/end2end/pred.json"] if run.has("end2end") else []
 
 def submitted_weights(run) -> list[str]:
     "the two graphs: of the run, or of the folder WEIGHTS"

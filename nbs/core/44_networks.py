@@ -35,11 +35,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models import EfficientNet, MobileNetV3, adapt_input_conv
 from torch import nn
 
 from mammo_nb.core.errors import ProjectError
@@ -51,6 +49,7 @@ import tempfile
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import timm
 
 # %% [markdown]
 # An error about weights has a type of its own. It lists the tensors that do not fit, because nobody compares three
@@ -296,6 +295,7 @@ def imagenet_state(
     "Read or fetch the weights that timm publishes for a network. Raises WeightsError."
     if file:
         return read_state(Path(file))[0]
+    import timm
     published = timm.get_pretrained_cfg(name)
     if not (published and published.has_weights):
         raise WeightsError(name, f"timm {timm.__version__} publishes no weights for it",
@@ -333,6 +333,7 @@ def create_network(
 ) -> nn.Module:                     # with .normalization = {mean, std}, per channel on the 0..1 scale
     """Make a timm network; nothing is downloaded unless weights='imagenet'. Raises ValueError for an unknown name and
     WeightsError for weights that do not fit."""
+    import timm  # as slow to load as torch, and whoever only reads weights does not need it
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.4)
         raise ValueError(f"timm {timm.__version__} has no network {name!r}; near: {', '.join(near) or 'none'}")
@@ -361,6 +362,7 @@ def create_network(
 
 def _fill_published(model: nn.Module, state: dict, source: str) -> None:
     "Copy published weights, strictly, into a network that may have other classes and channels."
+    from timm.models import EfficientNet, MobileNetV3, adapt_input_conv
     conv = model.pretrained_cfg["first_conv"] + ".weight"
     head = model.pretrained_cfg["classifier"]
     own = model.get_submodule(head)

@@ -15,7 +15,7 @@ from ...core.ensembles import register_network
 from ...core.networks import WeightsError, create_network, load_state, read_state
 from ..reading.squares import MEANS, STDS
 
-# %% ../../../nbs/ich/learning/encoder.ipynb #e50dc8b1
+# %% ../../../nbs/ich/learning/encoder.ipynb #011ae43d
 # mean and standard deviation of the three windows, on the scale 0..1, as in the original
 NORMALIZATION = {"mean": MEANS, "std": STDS}
 _WORDS = ("none", "imagenet", "imagenet_lite")  # initial weights that are not files
@@ -28,10 +28,14 @@ class Encoder(nn.Module):
         embedding: int = 0,     # width of a linear layer before the last one; 0: none, the features of the network
         weights: str = "none",  # none, imagenet, imagenet:FILE, imagenet_lite, or a file for exactly this encoder
         seed: int = 0,          # of the layers without initial weights
+        freeze: int = 0,        # number of parameters of the network, from the first one on, that are not trained
+        dropout: float = 0.0,   # before each of the last layers, in training
     ):
         super().__init__()
         file = weights not in _WORDS and not weights.startswith("imagenet:")
-        self.network = create_network(network, weights="none" if file else weights, num_classes=classes, seed=seed)
+        self.network = create_network(network, weights="none" if file else weights, num_classes=classes, seed=seed,
+                                      freeze=freeze)
+        self.dropout = nn.Dropout(dropout)
         self.normalization = dict(NORMALIZATION)
         self.embedding = embedding
         self.width = embedding or self.network.head_hidden_size  # number of features
@@ -49,13 +53,18 @@ class Encoder(nn.Module):
     ) -> torch.Tensor:     # (n, width)
         "Mean of the feature maps, or the outputs of the layer before the last one."
         pooled = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
-        return self.projection(pooled) if self.embedding else pooled
+        return self.projection(self.dropout(pooled)).relu() if self.embedding else pooled
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        "From the features to the logits."
+        return self.last if self.embedding else self.network.get_classifier()
 
     def classify(self,
         features: torch.Tensor,   # (..., width)
     ) -> torch.Tensor:            # (..., classes) logits
         "The last layer."
-        return self.last(features) if self.embedding else self.network.get_classifier()(features)
+        return self.last_layer(self.dropout(features))
 
     def forward(self,
         x: torch.Tensor,   # float (n, 3, height, width), normalised

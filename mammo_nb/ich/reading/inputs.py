@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'Seen', 'input_name', 'find_slices', 'find_pictures', 'read_picture', 'read_series_pictures',
            'encoder_inputs']
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #fd56ba17
+# %% ../../../nbs/ich/reading/inputs.ipynb #ea6f85da
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,18 +22,19 @@ from ...core.hu import SHIFTED
 from ...core.series import read_series, tables_of
 from ..learning.slices import read_view
 from ..prepare import slice_table
-from .phe import PheError
-from .squares import head_box
+from . import phe
+from .squares import common_box, head_box
 from .windows import slice_picture
 from ..recipes import View
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #f75b6bc3
+# %% ../../../nbs/ich/reading/inputs.ipynb #abbbe577
 @dataclass(frozen=True)
 class Seen:
     "How the input of the encoders is made of a slice."
     size: int                 # side, pixels
     views: tuple[View, ...]   # one input for each kind of view
     faithful: bool = False    # windows, crop and order of the original
+    box: str = "slice"        # of each slice, or of all slices of a series
     given: bool = False       # trained on pictures of one window, not on HU
 
     @classmethod
@@ -98,7 +99,7 @@ def find_pictures(
     table["place"] = table["place"].astype("Int64")
     return table.astype(object).fillna("")
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #f235a324
+# %% ../../../nbs/ich/reading/inputs.ipynb #a5f3bb42
 def read_picture(
     folder: Path,
     row: Mapping,      # file, frame and note of a slice
@@ -107,10 +108,7 @@ def read_picture(
     "The picture of a slice as the training had it; raises DicomError or PheError."
     path = inside(folder, row["file"])
     if path.suffix.lower() in PICTURES:
-        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if grey is None:
-            raise PheError(f"{path} is no picture. Fetch it again.")
-        return cv2.merge([grey] * 3)
+        return phe.read_picture(folder, row["file"])
     frame = int(row["frame"]) - 1 if str(row["frame"]) else None
     image = read_frame(path, frame).decode()
     picture = slice_picture(image, settings.faithful, True if SHIFTED in str(row["note"]) else None)
@@ -133,13 +131,15 @@ def read_series_pictures(
             errors.append("")
     return pictures, kept, errors
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #da90068f
+# %% ../../../nbs/ich/reading/inputs.ipynb #0cc044d7
 def encoder_inputs(
     pictures: list[np.ndarray],  # uint8 (rows, columns, 3) of a series, in its order
     settings: Seen,
 ) -> dict[str, np.ndarray]:      # name of an input -> uint8 (n, 3, size, size)
     "The input of the encoders for a series."
     boxes = [head_box(picture, settings.faithful) for picture in pictures]
+    if settings.box == "series" and len({picture.shape for picture in pictures}) == 1:
+        boxes = [common_box(boxes, pictures[0].shape[:2])] * len(boxes)
 
     def view_of(k: int, view: View, picture: np.ndarray) -> np.ndarray:
         return read_view(picture, boxes[k], settings.size, view.crop, settings.faithful)

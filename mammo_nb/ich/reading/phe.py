@@ -32,7 +32,7 @@ def is_phe(
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.readline().strip().split(",") == COLUMNS
 
-# %% ../../../nbs/ich/reading/phe.ipynb #cf60b331
+# %% ../../../nbs/ich/reading/phe.ipynb #2db19f70
 def read_slices(
     folder: Path | str,   # with labels.csv and img/
 ) -> pd.DataFrame:        # the columns of a table of slices without sizes and HU; place; any
@@ -60,9 +60,9 @@ def read_slices(
 def read_picture(
     folder: Path | str,
     file: str,           # of the table
-) -> np.ndarray:         # uint8 (rows, columns, 3), the grey picture in all channels
-    "One picture. Raises PheError."
+) -> np.ndarray:         # uint8 (rows, columns, 3), the grey picture in all channels, face up
+    "One picture, turned upright. Raises PheError."
     grey = cv2.imread(str(inside(folder, file)), cv2.IMREAD_GRAYSCALE)
     if grey is None:
-        raise PheError(f"{Path(folder) / file} is missing or no picture. Fetch the data set again.")
-    return cv2.merge([grey] * 3)
+        raise PheError(f"{Path(folder) / file} is missing or no picture. Fetch it again.")
+    return cv2.merge([cv2.rotate(grey, cv2.ROTATE_90_CLOCKWISE)] * 3)

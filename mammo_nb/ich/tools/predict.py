@@ -6,7 +6,7 @@
 __all__ = ['DEMONSTRATION', 'GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #035c1b4e
+# %% ../../../nbs/ich/tools/predict.ipynb #f2fd8e8b
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,6 @@ from ...core.parallel import map_files
 from ...core.pictures import fit_resize, write_png
 from ...core.submission import by_row, find_weights
 from ...core.volumes import LOCALIZER
-from ..learning.embeddings import VIEWS
 from ..learning.graphs import check_bag, predict_series, process_bag
 from ..reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
                                          read_series_pictures)
@@ -65,7 +64,7 @@ def montage(
         cv2.putText(head, line, (4, 15 + 18 * k), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230, 230, 230), 1, cv2.LINE_AA)
     return np.vstack([head, *rows])
 
-# %% ../../../nbs/ich/tools/predict.ipynb #6c1e12dd
+# %% ../../../nbs/ich/tools/predict.ipynb #db9c536d
 def predict_item(
     item: dict,  # folder, rows, weights, previews: folder or "", name: of the preview, lines: text above it
 ) -> dict:       # probabilities: a list of values for each class and for cnn_any; error: a list
@@ -76,7 +75,7 @@ def predict_item(
     pictures, kept, errors = read_series_pictures(Path(item["folder"]), item["rows"], settings)
     if not pictures:
         read_picture(Path(item["folder"]), item["rows"][0], settings)  # raises
-    together, alone = predict_series(bag, encoder_inputs(pictures, settings), _views(bag.metadata))
+    together, alone = predict_series(bag, encoder_inputs(pictures, settings), bag.metadata["tta"])
     values = np.hstack([together, alone[:, -1:]]).astype(float).round(6)
     found = {}
     for column, own in zip([*classes, "cnn_any"], values.T):
@@ -86,10 +85,6 @@ def predict_item(
         write_png(Path(item["previews"]) / f"{item['name']}.png", montage(pictures, values[:, len(classes) - 1],
                                                                           item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
-
-def _views(metadata: dict) -> int:
-    "How many views are averaged."
-    return len(VIEWS) if metadata["tta"] else 1
 
 # %% ../../../nbs/ich/tools/predict.ipynb #36ded8cd
 def read_folder(
