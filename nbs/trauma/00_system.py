@@ -43,10 +43,15 @@ import pandas as pd
 #| export
 NETWORKS = ("segmenter.onnx", "segmenter.json", "classifier.onnx", "classifier.json")
 
-def training_set(run) -> list[str]:
-    "train.csv, image_level_labels.csv and the images of the data set"
-    from mammo_nb.trauma.reading.competition import training_files  # slow to load, and needed in a run only
-    return training_files(run)
+def training_images(run) -> list[str]:
+    "the images of the data set"
+    from mammo_nb.trauma.reading.competition import image_files  # slow to load, and needed in a run only
+    return image_files(run)
+
+def training_labels(run) -> list[str]:
+    "train.csv and image_level_labels.csv of the data set"
+    from mammo_nb.trauma.reading.competition import label_files
+    return label_files(run)
 
 def training_masks(run) -> list[str]:
     "the segmentations of the data set"
@@ -88,14 +93,14 @@ system = System(
                       "competition/train_series_meta.csv", "competition/train_images/", "competition/segmentations/",
                       "competition/test_series_meta.csv", "competition/sample_submission.csv",
                       "competition/test_images/", "competition/truth/")),
-        Stage("volumes", Volumes, reads=(training_set,), writes=_SLICES),
+        Stage("volumes", Volumes, reads=(training_images,), writes=_SLICES),
         Stage("segment", Segment, reads=(*_SLICES, training_masks),
               writes=("checkpoints/segment/history.csv", "checkpoints/segment/", "weights/segment.safetensors",
                       "weights/segment.json")),
-        Stage("info", Info, reads=(*_SLICES, training_set, "weights/segment.safetensors", "weights/segment.json"),
+        Stage("info", Info, reads=(*_SLICES, training_labels, "weights/segment.safetensors", "weights/segment.json"),
               writes=("info.csv", "processed/masks/")),
         Stage("blocks", Blocks, reads=("info.csv",), writes=("blocks.csv",)),
-        Stage("folds", Folds, reads=("info.csv", training_set), writes=("folds.csv",)),
+        Stage("folds", Folds, reads=("info.csv", training_labels), writes=("folds.csv",)),
         Stage("train", Train, reads=_READ,
               writes=("checkpoints/train/history.csv", "checkpoints/train/", "weights/models/")),
         Stage("ensemble", Ensemble, reads=("folds.csv", "checkpoints/train/history.csv", "checkpoints/train/",

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import nibabel
 import numpy as np
 from pydicom import config
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -42,6 +41,7 @@ from mammo_nb.trauma.drawing.body import Grid
 
 # %%
 #| hide
+import nibabel
 import tempfile
 from dataclasses import asdict
 
@@ -209,6 +209,7 @@ def write_segmentation(
     series: Series,
 ):
     "Write labels in the axes of the competition. The file is whole or absent."
+    import nibabel       # for making networks only; Kaggle's image lacks it
     s, last = series.spacing, series.first[1] + series.spacing * (labels.shape[1] - 1)
     affine = np.array([[-s, 0, 0, -series.first[0]], [0, s, 0, -last], [0, 0, series.gap, series.levels[0]],
                        [0, 0, 0, 1]])

@@ -73,7 +73,7 @@ def inflated(
     if isinstance(module, nn.BatchNorm2d):
         made = nn.BatchNorm3d(module.num_features, module.eps, module.momentum)
         made.load_state_dict(module.state_dict())
-        return made
+        return made.train(module.training)
     if isinstance(module, nn.MaxPool2d):
         return nn.MaxPool3d(module.kernel_size, module.stride, module.padding, module.dilation,
                             ceil_mode=module.ceil_mode)

@@ -173,12 +173,17 @@ def place_of(
     name = run.section("volumes").dataset
     return "competition" if name == "phantom" else find_dataset(name)
 
-def training_files(
+def label_files(
     run: Run,
 ) -> list[str]:  # names for `run.path`
-    "What a run is trained on: both tables and the folder of images."
-    place = place_of(run)
-    return [f"{place}/{TRAIN}", f"{place}/{IMAGE_LEVEL}", f"{place}/train_images/"]
+    "The tables of a run's training: grades of patients, and slices with an injury."
+    return [f"{place_of(run)}/{name}" for name in (TRAIN, IMAGE_LEVEL)]
+
+def image_files(
+    run: Run,
+) -> list[str]:  # a name for `run.path`
+    "The folder of the images that a run is trained on."
+    return [f"{place_of(run)}/train_images/"]
 
 def mask_files(
     run: Run,
