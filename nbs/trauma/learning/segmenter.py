@@ -123,7 +123,9 @@ class Segmenter(nn.Module):
         volume: torch.Tensor,   # float (n, depth, rows, columns), 0 to 1
     ) -> torch.Tensor:          # logits (n, organs, depth, rows, columns)
         "Logits of each organ."
-        maps = self.encoder(volume[:, None].expand(-1, 3, -1, -1, -1))
+        channels = volume[:, None].expand(-1, 3, -1, -1, -1)
+        # the memory layout in which 3-D convolutions are fastest
+        maps = self.encoder(channels.contiguous(memory_format=torch.channels_last_3d))
         return self.segmentation_head(self.decoder(maps[:4]))
 
 @register_network("trauma_segmenter")
