@@ -55,7 +55,8 @@ def write_weights(folder: Path, **entries):
     organs = {"model": "organs", "columns": ORGAN_NAMES, "crop": True, "size": SIZE}
     blocks = asdict(Blocks(step=20, keep=18, cutoff=60))
     export_checked(classifier, folder / "classifier.onnx", pictures, {
-        "window": "ours", "faithful": False, "demonstration": True, "blocks": blocks, "columns": COLUMNS, "scaling": SCALING, "members": [organs, organs, {
+        "window": "ours", "faithful": False, "demonstration": True, "blocks": blocks, "columns": COLUMNS,
+        "scaling": SCALING, "members": [organs, organs, {
             "model": "extravasation", "columns": COLUMNS[-1:], "crop": False, "size": SIZE}],
         "segmenter_weights_sha256": read_json(folder / "segmenter.json")["weights_sha256"], **entries}, 1e-4)
 

@@ -75,8 +75,7 @@ NOT_AXIAL = "no axial volume; not predicted"
 # %% [markdown]
 # ## A picture of a series
 # On the left the organs along the body and the probabilities of the slices, on the right the most suspicious slices
-# with the outlines of the organs. A slice is suspicious if it has the largest probability of a column, the most probable
-# column first.
+# with the outlines of the organs. First come the slices with the largest probability of each column.
 
 # %%
 #| export
