@@ -41,11 +41,11 @@ from mammo_nb.trauma.drawing.body import Grid
 
 # %%
 #| hide
-import nibabel
 import tempfile
 from dataclasses import asdict
 
 import matplotlib.pyplot as plt
+import nibabel
 import pandas as pd
 
 from mammo_nb.core.dicom import read_frames
