@@ -45,7 +45,7 @@ def step(name: str, folder: Path):
         from functools import partial
 
         from mammo_nb.trauma.learning.inference import find_organs
-        from mammo_nb.trauma.learning.unet3d import make_segmenter, organ_probabilities
+        from mammo_nb.trauma.learning.segmenter import make_segmenter, organ_probabilities
         from mammo_nb.trauma.reading.organs import write_masks
         segment = partial(organ_probabilities, make_segmenter("resnet18d").eval())
         write_masks(folder / "masks.npy", find_organs(volume, segment, 32, 128))

@@ -75,12 +75,7 @@ NOT_AXIAL = "no axial volume; not predicted"
 # %% [markdown]
 # ## A picture of a series
 # On the left the organs along the body and the probabilities of the slices, on the right the most suspicious slices
-<<<<<<< HEAD
-# with the outlines of the organs. A slice is suspicious if it has the largest probability of a column, the most
-# probable column first.
-=======
 # with the outlines of the organs. First come the slices with the largest probability of each column.
->>>>>>> dca23c6aadd3350503bc7d24b7f6e16e07f3cc99
 
 # %%
 #| export
