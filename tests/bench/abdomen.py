@@ -1,6 +1,6 @@
 """A real abdominal scan with outlined organs: read, aligned by place, and learned by heart by the 3D network.
 
-    python tests/bench/abdomen.py [--scan ../shared/data/ct/abdomen_ts] [--out runs/bench/abdomen] [--steps 160]
+    python tests/bench/abdomen.py [--scan ../shared/data/ct/abdomen_ts] [--out runs/bench/abdomen] [--steps 200]
 
 The scan and its numbered organs are laid out as TotalSegmentator does, one file an organ, and read back through
 `reading/masks`. Three figures go to the folder: `overlay.png` has the outlines on the slices, `curves.png` the
@@ -80,17 +80,17 @@ def curves(path: Path, levels: np.ndarray, masks: np.ndarray):
 
 def learn(levels: np.ndarray, labels: np.ndarray, options: argparse.Namespace) -> torch.nn.Module:
     "Train on the windows of one scan and nothing else."
-    windows = [(torch.from_numpy(x), torch.from_numpy(y)) for _, x, y in training_windows(
-        levels, labels, options.depth, options.size, every=1)]
+    _, x, y = zip(*training_windows(levels, labels, options.depth, options.size, every=1))
+    x, y = torch.from_numpy(np.stack(x)), torch.from_numpy(np.stack(y))
+    masks = torch.stack([(y == number).float() for number in range(1, len(ORGANS) + 1)], 1)
     torch.manual_seed(0)
     model = make_segmenter(options.network, widths=options.widths).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=1e-6)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps)
     start = time.perf_counter()
     for step in range(options.steps):
-        x, y = windows[step % len(windows)]
-        truth = torch.stack([(y == number).float() for number in range(1, len(ORGANS) + 1)])[None]
-        logits = model(x[None])
+        chosen = torch.randperm(len(x))[:options.batch]
+        logits, truth = model(x[chosen]), masks[chosen]
         loss = dice_loss(logits, truth) + torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
         optimizer.zero_grad()
         loss.backward()
@@ -109,7 +109,8 @@ def main():
     parser.add_argument("--widths", type=int, nargs=4, default=(64, 32, 16, 16), help="of the decoder")
     parser.add_argument("--depth", type=int, default=16)
     parser.add_argument("--size", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=4, help="windows; one alone is slow on one thread")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=3e-3)
     options = parser.parse_args()
     lay_out(options.scan, options.out / "cases" / "example")
@@ -120,8 +121,8 @@ def main():
     model = learn(levels, labels, options).eval()
     small = np.stack([shrunk(picture, options.size, labels=True) for picture in labels])
     with torch.no_grad():
-        found = torch.cat([model(torch.from_numpy(window)[None])[0].sigmoid() for window in following_windows(
-            levels, options.depth, options.size)], 1)[:, :len(small)]
+        windows = np.stack(list(following_windows(levels, options.depth, options.size)))
+        found = torch.cat(list(model(torch.from_numpy(windows)).sigmoid()), 1)[:, :len(small)]
     truth = torch.stack([torch.from_numpy(small == number) for number in range(1, len(ORGANS) + 1)])
     dice = dice_scores((found > 0.5).float()[None], truth.float()[None]).tolist()
     shown = torch.where(found.amax(0) > 0.5, found.argmax(0) + 1, 0).numpy()
