@@ -47,18 +47,25 @@ def predict(
     failed = tool.print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #094c1f98
+# %% ../nbs/90_cli.ipynb #b5a930a0
 @app.command()
 def series(
     folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any number of patients and series"),
     output: Path = typer.Option(..., "--output", "-o", help="slices.csv and series.csv go here"),
+    labels: Path = typer.Option(
+        None, help="NIfTI file of organ labels; labels.csv gets the voxels and the centre of each on the grid of its "
+        "series"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
 ):
     "Put the slices of CT or MR series in the order of the patient, and name every file that is in none."
-    from mammo_nb.core.series import print_series, write_series
-    slices, table = write_series(folder, output, workers or None)
+    from mammo_nb.core.labels import write_labels
+    from mammo_nb.core.series import print_series, read_series, write_tables
+    volumes, rest = read_series(folder, output, workers or None)
+    slices, table = write_tables(volumes, rest, output)
     failed = print_series(slices, table, output)
+    if labels:
+        write_labels(labels, volumes, output)
     raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
 
 # %% ../nbs/90_cli.ipynb #58d24c96

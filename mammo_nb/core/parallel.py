@@ -59,7 +59,7 @@ class Journal:
         self._write(f'{{"item": "{item}", "row": {row}}}')
         self.rows[item] = json.loads(row)
 
-# %% ../../nbs/core/35_parallel.ipynb #01abe7c1
+# %% ../../nbs/core/35_parallel.ipynb #fbaefdaa
 UNREACHED = "NotReached: the time ended before this item was started. Repeat the call to continue with it"
 
 def collect(
@@ -71,7 +71,7 @@ def collect(
     table: Path | str,     # CSV file to write; `<table>.journal` is beside it during the run
     key: str = "file",     # name of the entry that identifies an item
     params=None,           # what the rows depend on besides their items, can be written as JSON; a change starts anew
-    label: str = "",       # text beside the progress bar; "": the name of the table
+    label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
 ) -> pd.DataFrame:         # as from `map_files`
     """Write a table with one row per item, with rows from any source. Continues where an interrupted run stopped.
     Raises ValueError if two items have the same key."""
@@ -86,7 +86,7 @@ def collect(
     journal = Journal(path, params)
     known = len(hashed.keys() & journal.rows.keys())
     with journal.file, closing(rows_of(hashed, journal.rows)) as finished:
-        with tqdm(total=len(items), initial=known, desc=label or table.stem) as bar:
+        with tqdm(total=len(items), initial=known, desc=label or table.stem, disable=label is None) as bar:
             for name, row in finished:
                 journal.add(name, row)
                 bar.update()
@@ -99,7 +99,8 @@ def collect(
     os.replace(temporary, table)
     if not (hashed.keys() - journal.rows.keys()):
         path.unlink()
-    if failed := int((result["error"] != "").sum()):
+    failed = int((result["error"] != "").sum())
+    if failed and label is not None:
         tqdm.write(f"{table.name}: {failed} of {len(result)} failed, see the column 'error'")
     return result.infer_objects()
 
@@ -112,7 +113,7 @@ def map_files(
     params=None,           # what the rows depend on besides their items, can be written as JSON; a change starts anew
     # processes of this machine; 1: in this process, for debugging; None: one per core; a cluster uses all its workers
     workers: int | None = None,
-    label: str = "",       # text beside the progress bar; "": the name of the table
+    label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
     backend: str = "loky", # "loky": processes of this machine; "dask": a cluster
     scheduler: str = "",   # for "dask": address of the scheduler, such as tcp://10.0.0.5:8786
 ) -> pd.DataFrame:         # in the order of `items`: key, columns of the rows, `error` ("" or "Class: message")
