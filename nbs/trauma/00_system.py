@@ -48,10 +48,15 @@ def training_images(run) -> list[str]:
     from mammo_nb.trauma.reading.competition import image_files  # slow to load, and needed in a run only
     return image_files(run)
 
-def training_labels(run) -> list[str]:
-    "train.csv and image_level_labels.csv of the data set"
-    from mammo_nb.trauma.reading.competition import label_files
-    return label_files(run)
+def training_grades(run) -> list[str]:
+    "train.csv of the data set"
+    from mammo_nb.trauma.reading.competition import grade_files
+    return grade_files(run)
+
+def injured_slices(run) -> list[str]:
+    "image_level_labels.csv of the data set"
+    from mammo_nb.trauma.reading.competition import injured_files
+    return injured_files(run)
 
 def training_masks(run) -> list[str]:
     "the segmentations of the data set"
@@ -94,14 +99,15 @@ system = System(
                       "competition/test_series_meta.csv", "competition/sample_submission.csv",
                       "competition/test_images/", "competition/truth/")),
         Stage("volumes", Volumes, reads=(training_images,), writes=_SLICES),
-        Stage("segment", Segment, reads=(*_SLICES, training_masks),
+        Stage("segment", Segment, reads=(*_SLICES, training_images, training_masks),
               writes=("checkpoints/segment/history.csv", "checkpoints/segment/", "weights/segment.safetensors",
                       "weights/segment.json")),
-        Stage("info", Info, reads=(*_SLICES, training_labels, "weights/segment.safetensors", "weights/segment.json"),
+        Stage("info", Info, reads=("processed/slices.csv", "processed/volumes/", injured_slices,
+                                   "weights/segment.safetensors", "weights/segment.json"),
               writes=("info.csv", "processed/masks/")),
         Stage("blocks", Blocks, reads=("info.csv",), writes=("blocks.csv",)),
-        Stage("folds", Folds, reads=("info.csv", training_labels), writes=("folds.csv",)),
-        Stage("train", Train, reads=_READ,
+        Stage("folds", Folds, reads=("info.csv", training_grades), writes=("folds.csv",)),
+        Stage("train", Train, reads=(*_READ, "processed/slices.csv"),
               writes=("checkpoints/train/history.csv", "checkpoints/train/", "weights/models/")),
         Stage("ensemble", Ensemble, reads=("folds.csv", "checkpoints/train/history.csv", "checkpoints/train/",
                                            "weights/models/"),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'IMAGE_LEVEL', 'SAMPLE', 'INJURIES', 'TEXT', 'CompetitionError', 'read_labels', 'read_image_labels',
-           'by_number', 'list_series', 'place_of', 'label_files', 'image_files', 'mask_files', 'test_files',
-           'read_table']
+           'by_number', 'list_series', 'place_of', 'grade_files', 'injured_files', 'image_files', 'mask_files',
+           'test_files', 'read_table']
 
 # %% ../../../nbs/trauma/reading/competition.ipynb #e2260f06
 from pathlib import Path
@@ -90,7 +90,7 @@ def list_series(
         raise CompetitionError(f"{images} has no folders <patient>/<series>. Unpack the competition's archive there.")
     return sorted(pairs, key=lambda pair: (by_number(pair[0]), by_number(pair[1])))
 
-# %% ../../../nbs/trauma/reading/competition.ipynb #191d3258
+# %% ../../../nbs/trauma/reading/competition.ipynb #3e7da25d
 def place_of(
     run: Run,
 ) -> str:       # a name for `run.path`, without / at the end
@@ -98,11 +98,17 @@ def place_of(
     name = run.section("volumes").dataset
     return "competition" if name == "phantom" else find_dataset(name)
 
-def label_files(
+def grade_files(
     run: Run,
-) -> list[str]:  # names for `run.path`
-    "The tables of a run's training: grades of patients, and slices with an injury."
-    return [f"{place_of(run)}/{name}" for name in (TRAIN, IMAGE_LEVEL)]
+) -> list[str]:  # a name for `run.path`
+    "The table with the grades of the patients that a run is trained on."
+    return [f"{place_of(run)}/{TRAIN}"]
+
+def injured_files(
+    run: Run,
+) -> list[str]:  # a name for `run.path`
+    "The table of the slices with an injury."
+    return [f"{place_of(run)}/{IMAGE_LEVEL}"]
 
 def image_files(
     run: Run,

@@ -173,11 +173,17 @@ def place_of(
     name = run.section("volumes").dataset
     return "competition" if name == "phantom" else find_dataset(name)
 
-def label_files(
+def grade_files(
     run: Run,
-) -> list[str]:  # names for `run.path`
-    "The tables of a run's training: grades of patients, and slices with an injury."
-    return [f"{place_of(run)}/{name}" for name in (TRAIN, IMAGE_LEVEL)]
+) -> list[str]:  # a name for `run.path`
+    "The table with the grades of the patients that a run is trained on."
+    return [f"{place_of(run)}/{TRAIN}"]
+
+def injured_files(
+    run: Run,
+) -> list[str]:  # a name for `run.path`
+    "The table of the slices with an injury."
+    return [f"{place_of(run)}/{IMAGE_LEVEL}"]
 
 def image_files(
     run: Run,
