@@ -14,7 +14,8 @@ from mammo_nb.core.headers import DicomError
 from mammo_nb.mammo.drawing.machines import write_dicom
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.tools import check
-from mammo_nb.mammo.tools.check import COLUMNS, check_folder, estimate, estimate_text, group_kinds, print_check
+from mammo_nb.core.parallel import group_kinds
+from mammo_nb.mammo.tools.check import COLUMNS, check_folder, estimate, estimate_text, print_check
 from mammo_nb.mammo.tools.integrity import CheckError
 
 SYNTAXES = (JPEG2000Lossless, JPEGLosslessSV1, RLELossless, ExplicitVRLittleEndian)

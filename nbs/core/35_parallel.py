@@ -29,6 +29,8 @@ workers = 2    # processes
 #| export
 import json
 import os
+import re
+from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 
@@ -251,3 +253,36 @@ try:
     map_files(summary, files, table=folder / "cluster.csv", backend="dask")
 except BackendError as e:
     print(e)
+# %% [markdown]
+# ## Kinds of problems
+# A table of many files has the same few problems many times. They are counted by kind, with some files of each.
+
+# %%
+#| export
+def group_kinds(
+    table: pd.DataFrame,  # file; problems: separated by "; "; error
+    column: str,          # problems or error
+) -> dict:                # kind -> its files, the most frequent kind first
+    "Group files by their problem. The name of a group omits what differs: names of files, of series, numbers of rows."
+    kinds = defaultdict(list)
+    for file, text in zip(table["file"], table[column]):
+        parts = text.split("; ") if column == "problems" else [text.replace(f"{Path(file).name}: ", "").rstrip(".")]
+        for part in filter(None, parts):
+            kind = re.sub(r"^(same \w+ as|named by) .+", r"\1 ...", part)
+            kinds[re.sub(r"^series \S+", "series ...", kind)].append((part, file))
+    found = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    return {kind if len(parts) > 1 else parts[0][0]: [file for _, file in parts] for kind, parts in found}
+
+def print_kinds(
+    table: pd.DataFrame,  # as `group_kinds` takes it
+):
+    "Print the kinds of problems and of errors, each with its number and three files."
+    for kind, files in (*group_kinds(table, "problems").items(), *group_kinds(table, "error").items()):
+        print(f"{len(files):7,}  {kind}: {', '.join(files[:3])}{', ...' if len(files) > 3 else ''}")
+
+# %%
+found = pd.DataFrame([("a.dcm", "same pixels as b.dcm", ""), ("b.dcm", "same pixels as a.dcm", ""),
+                      ("c.dcm", "", "NotDicom: c.dcm: no DICOM file.")], columns=["file", "problems", "error"])
+assert group_kinds(found, "problems") == {"same pixels as ...": ["a.dcm", "b.dcm"]}
+print_kinds(found)
+

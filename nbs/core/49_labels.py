@@ -226,7 +226,7 @@ fig, axes = plt.subplots(1, 7, figsize=(10, 1.7))
 for ax, picture in zip(axes, mask[::3]):
     ax.imshow(picture)
     ax.axis("off")
-assert abs(mask.sum() * 9 * 4 * np.cos(0.3) / (4 / 3 * np.pi * 30 * 20 * 25) - 1) < 0.02   # volume of an ellipsoid, mm³
+assert abs(mask.sum() * 9 * 4 * np.cos(0.3) / (4 / 3 * np.pi * 30 * 20 * 25) - 1) < 0.02  # volume of an ellipsoid, mm³
 
 # %% [markdown]
 # ## Which series

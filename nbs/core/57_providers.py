@@ -190,7 +190,7 @@ def gate(
     name: str,                # NAME.json gets the providers that are not to be taken
     given: np.ndarray | Mapping[str, np.ndarray],      # inputs of all providers
     reference: np.ndarray | Mapping[str, np.ndarray],  # the results of torch, in float32
-    providers: Sequence[str], # such as 'openvino-bf16'
+    providers: Sequence[str] = ("onnxruntime-fp32", "openvino-fp32", "openvino-bf16"),
     limits: dict = LIMITS,    # precision -> largest difference of a probability
     device: str = "cpu",      # device that they run on
 ) -> dict[str, dict]:         # provider -> difference and limit, or why it is unavailable here

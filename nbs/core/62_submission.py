@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 
 import mammo_nb
 from mammo_nb.core.budget import read_modes
@@ -42,6 +43,8 @@ from mammo_nb.core.settings import SettingsError
 
 # %%
 #| export
+DEMONSTRATION = "demonstration weights, not for clinical use"  # beside each prediction of such weights
+
 class SubmissionError(ProjectError):
     "A competition, a declaration or a prediction from which no valid submission follows."
 
@@ -199,6 +202,52 @@ class Submission:
                 f"{self.system}: {key} {decided[key][row]} has {values.loc[row].to_dict()}; values must lie between "
                 f"{self.low:g} and {self.high:g}.")
         return decided
+
+# %% [markdown]
+# ## Odd files of a series
+# A hidden test set has what no list of faults names. Systems whose images form series draw one with these changes.
+
+# %%
+#| export
+def change_tags(path: Path, **tags):
+    "Set tags of a DICOM file; None deletes one."
+    ds = pydicom.dcmread(path)
+    for name, value in tags.items():
+        if value is None:
+            ds.pop(name, None)
+        else:
+            setattr(ds, name, value)
+    ds.save_as(path)
+
+def keep_first(
+    files: list[Path],  # of a series, in order
+):
+    "A series of one slice."
+    for path in files[1:]:
+        path.unlink()
+
+def remove_places(
+    files: list[Path],
+):
+    "Slices without position and orientation."
+    for path in files:
+        change_tags(path, ImagePositionPatient=None, ImageOrientationPatient=None)
+
+def halve_last(
+    files: list[Path],
+):
+    "The last slice with half as many rows and columns."
+    ds = pydicom.dcmread(files[-1])
+    ds.PixelData = np.ascontiguousarray(ds.pixel_array[::2, ::2]).tobytes()
+    ds.Rows, ds.Columns = ds.Rows // 2, ds.Columns // 2
+    ds.PixelSpacing = [2 * float(s) for s in ds.PixelSpacing]
+    ds.save_as(files[-1])
+
+def cut_short(
+    files: list[Path],
+):
+    "The second file with a third of its bytes."
+    files[1].write_bytes(files[1].read_bytes()[:files[1].stat().st_size // 3])
 
 # %% [markdown]
 # ## Found by name

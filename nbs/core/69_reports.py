@@ -97,6 +97,19 @@ def plot_probabilities(
     axis.set(title=title)
     axis.legend(fontsize=8)
 
+def plot_ladder(
+    ladder: pd.DataFrame,  # step, low, high and the score, a row for each step
+    score: str,            # the column of the score
+    label: str,            # of its axis
+):
+    "The score of each step with its interval, the first step on top."
+    plt.figure(figsize=(8, 0.4 * len(ladder) + 1))
+    width = [ladder[score] - ladder["low"], ladder["high"] - ladder[score]]
+    plt.errorbar(ladder[score], range(len(ladder)), xerr=width, fmt="o")
+    plt.yticks(range(len(ladder)), ladder["step"])
+    plt.gca().invert_yaxis()
+    plt.xlabel(label)
+
 def extremes(
     table: pd.DataFrame,  # one row per item, with a column `probability`
     label: str,           # column with 0 or 1

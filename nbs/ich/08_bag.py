@@ -39,9 +39,8 @@ from mammo_nb.ich.sequence import embedded, embeddings_folder, feature_files
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
-
 from mammo_nb.core.practice import practice
+from mammo_nb.core.reports import plot_ladder
 from mammo_nb.ich.system import system
 
 # %% tags=["parameters"]
@@ -299,9 +298,4 @@ ladder.round(4)
 # patients; the column `change_percent` compares pairs.
 
 # %%
-plt.figure(figsize=(7, 0.4 * len(ladder) + 1))
-width = [ladder["log_loss"] - ladder["low"], ladder["high"] - ladder["log_loss"]]
-plt.errorbar(ladder["log_loss"], range(len(ladder)), xerr=width, fmt="o")
-plt.yticks(range(len(ladder)), ladder["step"])
-plt.gca().invert_yaxis()
-plt.xlabel("log loss, out of fold");
+plot_ladder(ladder, "log_loss", "log loss, out of fold")

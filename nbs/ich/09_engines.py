@@ -186,8 +186,6 @@ for view in parts.views:   # the same pictures that the classifier was trained o
 
 # %%
 #| export
-PROVIDERS = ("onnxruntime-fp32", "openvino-fp32", "openvino-bf16")
-
 def run_stage(
     run: Run,
 ) -> dict[str, float]:   # encoder, sequence -> largest difference against torch
@@ -216,8 +214,8 @@ def run_stage(
                      "each": [{"place": p, "cell": k.cell, "deltas": k.deltas}
                               for p, k in zip(parts.places, parts.kinds)]}}
         results["sequence"] = export_checked(models, weights / "sequence.onnx", features, about, tolerance)
-        gate(weights, "encoder", inputs, load_engine(both)(inputs), PROVIDERS)
-        gate(weights, "sequence", {"embeddings": features}, load_engine(models)(features), PROVIDERS)
+        gate(weights, "encoder", inputs, load_engine(both)(inputs))
+        gate(weights, "sequence", {"embeddings": features}, load_engine(models)(features))
     return dict(results)
 
 # %%

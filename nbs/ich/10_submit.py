@@ -34,7 +34,7 @@ import pandas as pd
 from mammo_nb.core.budget import Mode
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.runs import Run
-from mammo_nb.core.submission import ItemSet, Submission
+from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.ich.learning.graphs import Bag, check_bag, open_bag, predict_series
 from mammo_nb.ich.reading.competition import SAMPLE, CompetitionError, images_folder, place_of, split_ids
@@ -168,7 +168,6 @@ assert decide(example, asked, {})["Label"].tolist() == [1e-5, 1e-5, .25, .25, .5
 
 # %%
 #| export
-DEMONSTRATION = "demonstration weights, not for clinical use"
 TABLE = ["file", "patient_id", "study", "series", "image_id", "place", "position_mm", *CLASSES, "cnn_any", "note",
          "error", "network"]
 

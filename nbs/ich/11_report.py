@@ -37,7 +37,7 @@ from IPython.display import Markdown
 from mammo_nb.core.files import read_json
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (environment_table, plot_history, plot_probabilities, stages_table,
+from mammo_nb.core.reports import (environment_table, plot_history, plot_ladder, plot_probabilities, stages_table,
                                    submission_line)
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.ich.bag import classifier_predictions
@@ -123,12 +123,7 @@ Markdown("\n\n".join(lines))
 # %%
 if len(ladder):
     display(ladder.set_index("step").astype(float).round(4))
-    plt.figure(figsize=(7, 0.4 * len(ladder) + 1))
-    width = [ladder["log_loss"] - ladder["low"], ladder["high"] - ladder["log_loss"]]
-    plt.errorbar(ladder["log_loss"], range(len(ladder)), xerr=width, fmt="o")
-    plt.yticks(range(len(ladder)), ladder["step"])
-    plt.gca().invert_yaxis()
-    plt.xlabel("log loss, out of fold")
+    plot_ladder(ladder, "log_loss", "log loss, out of fold")
 
 # %% [markdown]
 # ## Slices with and without a hemorrhage

@@ -32,14 +32,14 @@ from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.files import inside
 from mammo_nb.core.runs import Run
-from mammo_nb.core.submission import ItemSet, Submission, open_network
+from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission, open_network
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.mammo.crops import WHOLE
 from mammo_nb.mammo.datasets import DatasetError, competition, read_table
 from mammo_nb.mammo.reading.inputs import see_item
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.hidden import hidden_test
-from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, detector_of
+from mammo_nb.mammo.tools.predict import PER_IMAGE, detector_of
 
 # %%
 #| hide

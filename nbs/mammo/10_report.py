@@ -28,9 +28,9 @@ from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, pfbeta
 from mammo_nb.core.reports import extremes, show_pictures, submission_line
 from mammo_nb.core.runs import Run
+from mammo_nb.core.submission import DEMONSTRATION
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table
-from mammo_nb.mammo.tools.predict import DEMONSTRATION
 
 # %%
 #| hide

@@ -38,9 +38,8 @@ from mammo_nb.trauma.recipes import SUBMITTED, Model
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
-
 from mammo_nb.core.practice import practice
+from mammo_nb.core.reports import plot_ladder
 from mammo_nb.trauma.system import system
 
 # %% tags=["parameters"]
@@ -189,10 +188,5 @@ table.round(3)
 # the same few patients; the column `change_percent` compares each row with the first on the same draws.
 
 # %%
-plt.figure(figsize=(8, 0.4 * len(table) + 1))
-width = [table["score"] - table["low"], table["high"] - table["score"]]
-plt.errorbar(table["score"], range(len(table)), xerr=width, fmt="o")
-plt.yticks(range(len(table)), table["step"])
-plt.gca().invert_yaxis()
-plt.xlabel("score, out of fold")
+plot_ladder(table, "score", "score, out of fold")
 assert np.isfinite(table["score"]).all()

@@ -131,8 +131,6 @@ inputs, volume = sample_blocks(run, members)
 
 # %%
 #| export
-PROVIDERS = ("onnxruntime-fp32", "openvino-fp32", "openvino-bf16")
-
 def run_stage(
     run: Run,
 ) -> dict[str, float]:   # segmenter, classifier -> largest difference against torch
@@ -150,7 +148,7 @@ def run_stage(
             "faithful": info.faithful, "rebuild": {
                 "kind": "trauma_segmenter", "network": about["network"], "widths": about["widths"], "mirrored": False,
                 "weights": ["segment.safetensors"]}}, tolerance)
-        gate(weights, "segmenter", {"volume": windows}, load_engine(organs)({"volume": windows}), PROVIDERS)
+        gate(weights, "segmenter", {"volume": windows}, load_engine(organs)({"volume": windows}))
         graph, options = load_members(run, members, len(next(iter(inputs.values()))[0]))
         prepared, digest = run.recorded("volumes"), read_json(weights / "segmenter.json")["weights_sha256"]
         results["classifier"] = export_checked(graph, weights / "classifier.onnx", inputs, {
@@ -161,7 +159,7 @@ def run_stage(
                         for m, fold, _ in members],
             "rebuild": {"kind": "trauma_member", "mirrored": False, "weights": [file for *_, file in members],
                         "each": options}}, tolerance)
-        gate(weights, "classifier", inputs, load_engine(graph)(inputs), PROVIDERS)
+        gate(weights, "classifier", inputs, load_engine(graph)(inputs))
     return dict(results)
 
 # %%

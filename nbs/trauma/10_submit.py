@@ -33,7 +33,7 @@ import pandas as pd
 
 from mammo_nb.core.budget import Mode
 from mammo_nb.core.runs import Run
-from mammo_nb.core.submission import ItemSet, Submission
+from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.trauma.learning.inference import (Engines, Seen, check_weights, open_engines, patient_probabilities,
                                                 read_series, submitted)
@@ -177,7 +177,6 @@ assert made["bowel_injury"].round(4).tolist() == [.1818, .25, .1818] and made["p
 
 # %%
 #| export
-DEMONSTRATION = "demonstration weights, not for clinical use"
 TABLE = ["file", "patient_id", "series", "slices", *SUBMITTED, "note", "error", "network"]
 
 def modes_of(

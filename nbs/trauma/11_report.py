@@ -39,7 +39,7 @@ from IPython.display import Markdown
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import environment_table, plot_history, stages_table, submission_line
+from mammo_nb.core.reports import environment_table, plot_history, plot_ladder, stages_table, submission_line
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.trauma.learning.scores import GROUPS
 from mammo_nb.trauma.recipes import GRADES, ORGANS
@@ -125,12 +125,7 @@ Markdown("\n\n".join(lines))
 # %%
 if len(ladder):
     display(ladder.set_index("step").astype(float).round(3))
-    plt.figure(figsize=(8, 0.4 * len(ladder) + 1))
-    width = [ladder["score"] - ladder["low"], ladder["high"] - ladder["score"]]
-    plt.errorbar(ladder["score"], range(len(ladder)), xerr=width, fmt="o")
-    plt.yticks(range(len(ladder)), ladder["step"])
-    plt.gca().invert_yaxis()
-    plt.xlabel("score, out of fold")
+    plot_ladder(ladder, "score", "score, out of fold")
 
 # %% [markdown]
 # ## Organs

@@ -38,7 +38,7 @@ from mammo_nb.core.budget import in_words
 from mammo_nb.core.dicom import find_files, read_frame
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.parallel import map_files, print_kinds
 from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import find_dataset
 from mammo_nb.ich.reading import phe
@@ -242,16 +242,6 @@ def estimate(
 
 # %%
 #| export
-def _listed(rows: pd.DataFrame, column: str):
-    "Print the kinds of problems with their number and three files."
-    words = rows.assign(kind=rows[column].str.split("; ")).explode("kind")
-    words = words[words["kind"].fillna("").ne("")]
-    words["kind"] = words["kind"].str.replace(r"^(same \w+ as|series) \S+", r"\1 ...", regex=True)
-    if column == "error":
-        words["kind"] = words["kind"].str.replace(r"^(\w+: )\S+\.\w+: ", r"\1", regex=True)
-    for kind, files in words.groupby("kind", sort=False)["file"]:
-        print(f"{len(files):7,}  {kind}: {', '.join(files.head(3))}{', ...' if len(files) > 3 else ''}")
-
 def print_check(
     rows: pd.DataFrame,  # from `check_data`
 ) -> int:                # 0 if every file can be read and no label contradicts, else 1
@@ -263,8 +253,7 @@ def print_check(
     if (known := rows["any"].ne("")).any():
         share = rows.loc[known, "any"].astype(int).mean()
         print(f"{known.sum():,} slices have labels, {share:.1%} of them a hemorrhage")
-    _listed(rows, "problems")
-    _listed(rows, "error")
+    print_kinds(rows)
     if cost := rows.attrs.get("estimate"):
         print(f"{cost['files']:,} files: about {in_words(cost['seconds'])} with {cost['workers']} processes and "
               f"{cost['pictures'] / 1e9:.2g} GB of pictures, {cost['free'] / 1e9:.0f} GB free; as measured on "

@@ -32,7 +32,7 @@ from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import short_hash, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, write_png
-from mammo_nb.core.submission import by_row, find_weights
+from mammo_nb.core.submission import DEMONSTRATION, by_row, find_weights
 from mammo_nb.core.volumes import LOCALIZER
 from mammo_nb.ich.learning.graphs import check_bag, predict_series, process_bag
 from mammo_nb.ich.reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
@@ -64,7 +64,6 @@ output = Path(tempfile.mkdtemp()) / "out"
 class PredictError(ProjectError):
     "A folder or weights that nothing can be predicted with."
 
-DEMONSTRATION = "demonstration weights, not for clinical use"
 GIVEN = "the weights were trained on pictures of one window; the brain window is used"
 GREY = "a picture of one window, and the weights were trained on three windows of HU"
 

@@ -26,10 +26,8 @@
 # %%
 #| export
 import os
-import re
 import shutil
 import tempfile
-from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,7 +37,7 @@ import pandas as pd
 
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.files import write_csv
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.parallel import group_kinds, map_files, print_kinds
 from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import SettingsError, read_paths
 from mammo_nb.mammo.crops import crop_file, crop_path
@@ -243,19 +241,6 @@ def estimate_text(
         f"{_amount(cost['crops'])} of crops; {_amount(cost['free'])} free{short}\n"
         f"as measured on {cost['timed']:,} of them; {_amount(cost['dicom'])} of files to read")
 
-def group_kinds(
-    table: pd.DataFrame,  # from `check_folder`
-    column: str,          # problems or error
-) -> dict:                # kind -> its files, the most frequent kind first
-    "Group files by their problem. The name of a group omits what differs: names of files and numbers of rows."
-    kinds = defaultdict(list)
-    for file, text in zip(table["file"], table[column]):
-        parts = text.split("; ") if column == "problems" else [text.replace(f"{Path(file).name}: ", "").rstrip(".")]
-        for part in filter(None, parts):
-            kinds[re.sub(r"^(same \w+ as|named by) .+", r"\1 ...", part)].append((part, file))
-    found = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    return {kind if len(parts) > 1 else parts[0][0]: [file for _, file in parts] for kind, parts in found}
-
 def print_check(
     table: pd.DataFrame,  # from `check_folder`
 ) -> int:                # 0 if every file exists and can be read, and all numbers are the published ones; else 1
@@ -271,9 +256,7 @@ def print_check(
             print(f"{n:7,}  {syntax}, {rows} x {columns}, {photometric}")
         if len(kinds) > MANY // 2:
             print(f"{kinds[MANY // 2:].sum():7,}  of {len(kinds) - MANY // 2:,} other kinds")
-    for kind, files in (*group_kinds(table, "problems").items(), *group_kinds(table, "error").items()):
-        more = ", ..." if len(files) > 3 else ""
-        print(f"{len(files):7,}  {kind}: {', '.join(files[:3])}{more}")
+    print_kinds(table)
     if cost := table.attrs.get("estimate"):
         print(estimate_text(cost))
     short = False

@@ -34,7 +34,7 @@ from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside, read_json, short_hash, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.submission import find_weights
+from mammo_nb.core.submission import DEMONSTRATION, find_weights
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.reading.inputs import row_of, see
@@ -74,7 +74,6 @@ class PredictError(ProjectError):
 
 # %%
 #| export
-DEMONSTRATION = "demonstration weights, not for clinical use"
 
 def detector_of(
     weights: Path,   # a folder with ensemble.onnx

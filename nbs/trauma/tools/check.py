@@ -36,7 +36,7 @@ from mammo_nb.core.budget import in_words
 from mammo_nb.core.dicom import find_files, read_frame
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.parallel import map_files, print_kinds
 from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import find_dataset
 from mammo_nb.trauma.reading.competition import IMAGE_LEVEL, SAMPLE, TRAIN, read_image_labels, read_labels
@@ -196,12 +196,7 @@ def print_check(
     if len(series):
         print(f"{rows.loc[rows['series'].ne(''), 'patient_id'].nunique():,} patients, {len(series):,} series of "
               f"{series.min()} to {series.max()} slices, half of them up to {series.median():.0f}")
-    for column in ("problems", "error"):
-        words = rows.assign(kind=rows[column].str.split("; ") if column == "problems" else rows[column]).explode("kind")
-        words = words[words["kind"].fillna("").ne("")]
-        words["kind"] = words["kind"].str.replace(r"^(\w+: )\S+\.\w+: ", r"\1", regex=True)
-        for kind, files in words.groupby("kind", sort=False)["file"]:
-            print(f"{len(files):7,}  {kind}: {', '.join(files.head(3))}{', ...' if len(files) > 3 else ''}")
+    print_kinds(rows)
     if cost := rows.attrs.get("estimate"):
         print(f"{cost['files']:,} files: about {in_words(cost['seconds'])} with {cost['workers']} processes and "
               f"{cost['volumes'] / 1e9:.2g} GB of volumes, {cost['free'] / 1e9:.0f} GB free; as measured on "

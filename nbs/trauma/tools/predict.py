@@ -37,7 +37,7 @@ from mammo_nb.core.files import replacing, short_hash, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.series import read_series as read_files
 from mammo_nb.core.series import tables_of
-from mammo_nb.core.submission import find_weights
+from mammo_nb.core.submission import DEMONSTRATION, find_weights
 from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
 from mammo_nb.trauma.reading.organs import visibility
@@ -69,7 +69,6 @@ output = Path(tempfile.mkdtemp()) / "out"
 class PredictError(ProjectError):
     "A folder or weights that nothing can be predicted with."
 
-DEMONSTRATION = "demonstration weights, not for clinical use"
 NOT_AXIAL = "no axial volume; not predicted"
 
 # %% [markdown]
