@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from mammo_nb.core import sidecars
 from mammo_nb.core.backends import open_graph, process_graph
 from mammo_nb.core.sidecars import EngineError, Tensor, read_sidecar, write_graph
 from mammo_nb.core.tensorrt import build_tensorrt
@@ -263,6 +264,27 @@ def test_a_result_that_is_not_what_the_json_lists_is_refused(two):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_weights_that_are_too_large_for_the_graph_lie_beside_it(tmp_path, monkeypatch, backend):
+    needs(backend)
+    monkeypatch.setattr(sidecars, "LARGEST", 100)
+    model, file, weights = graph(), tmp_path / "g.onnx", tmp_path / "g.onnx.data"
+    made = write_graph(model, file, {})
+    assert write_graph(model, tmp_path / "h.onnx", {})["weights_file_sha256"] == made["weights_file_sha256"]
+    assert weights.stat().st_size >= 4 * 8 * 25 and {p.name for p in tmp_path.iterdir()} == {
+        f"{n}.{kind}" for n in "gh" for kind in ("onnx", "onnx.data", "json")}
+    np.testing.assert_allclose(open_graph(file, backend)(pictures(5)), by_hand(pictures(5)), atol=1e-5)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(EngineError, match="g.onnx.data, which has the weights of g.onnx, is missing or differs"):
+        open_graph(file, backend)
+    weights.unlink()
+    with pytest.raises(EngineError, match="is missing or differs.*copy all three"):
+        open_graph(file, backend)
+    monkeypatch.undo()
+    write_graph(model, tmp_path / "h.onnx", {})   # a small graph takes the place of a large one
+    assert not (tmp_path / "h.onnx.data").exists() and "weights_file_sha256" not in read_sidecar(tmp_path / "h.onnx")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_files_that_do_not_belong_together_or_cannot_be_run(path, backend):
     needs(backend)
     content, sidecar = path.read_bytes(), path.with_suffix(".json")
@@ -328,6 +350,20 @@ def test_half_the_bits_only_when_asked_for(path):
 def test_a_process_opens_a_graph_once(path):
     assert process_graph(str(path)) is process_graph(str(path))
     np.testing.assert_allclose(process_graph(str(path))(pictures(3)), by_hand(pictures(3)), atol=1e-5)
+
+
+@pytest.mark.skipif(not find_spec("openvino"), reason="no openvino")
+def test_graphs_that_are_closed_leave_the_handlers_of_signals_alone(path):
+    "OpenVINO's cores change the stack on which signals are handled; two of them once left it on freed memory."
+    code = (
+        "import faulthandler, signal, subprocess, sys; faulthandler.enable()\n"
+        "from mammo_nb.core.backends import open_graph\n"
+        "signal.signal(signal.SIGCHLD, lambda *_: None)\n"
+        "first, second = (open_graph(sys.argv[1], 'openvino') for _ in range(2))\n"
+        "del first\ndel second\n"
+        "subprocess.run(['true'])\nprint('alive')")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_a_process_that_runs_a_graph_never_loads_torch_and_reports_to_nobody(path):

@@ -49,11 +49,18 @@ def test_notebook_has_title_subtitle_and_module(source):
     assert any("#| default_exp" in c.source for c in nb.cells) != page
 
 
-def test_package_is_a_fresh_export(checkout):
-    shutil.rmtree(checkout / "mammo_nb" / "core")
-    shutil.rmtree(checkout / "mammo_nb" / "mammo")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    "A checkout whose package was written anew; a test that edits it puts it right again."
+    checkout = copy_checkout(tmp_path_factory.mktemp("exported"))
+    for folder in (p for p in (checkout / "mammo_nb").iterdir() if p.is_dir()):
+        shutil.rmtree(folder)
     export(checkout)
-    assert modules(checkout) == modules(ROOT)
+    return checkout
+
+
+def test_package_is_a_fresh_export(exported):
+    assert modules(exported) == modules(ROOT)
 
 
 def test_built_notebooks_are_the_same_elsewhere_and_twice(checkout, tmp_path_factory):
@@ -69,29 +76,25 @@ def edit(path: Path, old: str, new: str):
     path.write_text(text.replace(old, new, 1))
 
 
-def test_editing_a_text_cell_leaves_the_package_alone(checkout):
-    export(checkout)
-    before = modules(checkout)
-    edit(checkout / "nbs/mammo/05_folds.py", "# # Folds", "# # Folds again")
-    export(checkout)
-    assert modules(checkout) == before
-
-
-def test_editing_an_exported_cell_changes_its_module_only(checkout):
-    export(checkout)
-    before = modules(checkout)
-    edit(checkout / "nbs/mammo/07_select.py", "share: float = 0.95", "share: float = 0.90")
-    export(checkout)
-    after = modules(checkout)
+def test_an_exported_cell_changes_its_module_and_a_text_cell_none(exported):
+    texts = {name: (exported / name).read_text() for name in ("nbs/mammo/05_folds.py", "nbs/mammo/07_select.py")}
+    edit(exported / "nbs/mammo/05_folds.py", "# # Folds", "# # Folds again")
+    edit(exported / "nbs/mammo/07_select.py", "share: float = 0.95", "share: float = 0.90")
+    export(exported)
+    after, before = modules(exported), modules(ROOT)
     assert {p for p in after if after[p] != before[p]} == {"mammo_nb/mammo/select.py"}
+    for name, text in texts.items():
+        (exported / name).write_text(text)
 
 
-def test_the_module_of_a_removed_notebook_is_removed(checkout):
-    export(checkout)
-    (checkout / "nbs/mammo/10_report.py").unlink()
-    export(checkout)
-    assert not (checkout / "mammo_nb/mammo/report.py").exists()
-    assert not (checkout / "nbs/mammo/10_report.ipynb").exists()
+def test_the_module_of_a_removed_notebook_is_removed(exported):
+    source = exported / "nbs/mammo/10_report.py"
+    text = source.read_text()
+    source.unlink()
+    export(exported)
+    assert not (exported / "mammo_nb/mammo/report.py").exists()
+    assert not (exported / "nbs/mammo/10_report.ipynb").exists()
+    source.write_text(text)
 
 
 def test_an_edit_in_jupyter_comes_back_to_the_source_only(checkout):

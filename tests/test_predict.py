@@ -1,8 +1,10 @@
 "`mammo-nb check` and `mammo-nb predict`, as commands, on phantoms and on real scans."
+import io
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from mammo_nb import cli
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble
@@ -23,9 +26,15 @@ from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, predict_folder
 
 
-def mammo_nb(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([Path(sys.prefix) / "bin/mammo-nb", *map(str, arguments)], cwd=cwd, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def mammo_nb(*arguments, cwd=ROOT) -> SimpleNamespace:
+    "The command in this process: its exit code and what it printed."
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["mammo-nb", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    return SimpleNamespace(returncode=end.value.code or 0, stdout=printed.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +42,7 @@ def weights(tmp_path_factory):
     "An untrained ensemble of two: what it says means nothing, how it is used does."
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    export_onnx(Ensemble([create_network("tf_efficientnet_lite0").eval() for _ in range(2)], .5,
+    export_onnx(Ensemble([create_network("resnet10t").eval() for _ in range(2)], .5,
                          .5), folder / "ensemble.onnx", (128, 64),
                 metadata={"threshold": .5, "crops": {}, "demonstration": True, "recipe": "test"})
     return folder

@@ -52,41 +52,47 @@ def bits(folder):
     return hashlib.sha256((folder / "epoch_1.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.fixture
-def importable(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
+def train_all(folder):
+    "What two processes can do in one launch: each launch takes as long as importing torch twice."
+    train(f"{folder}/two")
+    train(f"{folder}/whole", .3)
+    try:
+        fit(nn.Linear(6, 1), Points(), lambda e: batches(e)[:7], F.binary_cross_entropy_with_logits, lambda m, e: {},
+            Optimisation(**CONFIG), Path(folder) / "odd")
+    except ValueError as e:
+        (Path(folder) / "error.txt").write_text(str(e))
 
 
-def test_two_processes_do_what_one_does_with_batches_twice_as_large(importable, tmp_path):
-    launch(train, [str(tmp_path / "two")], 2)
+@pytest.fixture(scope="module")
+def importable():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
+        yield
+
+
+@pytest.fixture(scope="module")
+def by_two(importable, tmp_path_factory):
+    "What two processes have trained."
+    folder = tmp_path_factory.mktemp("ranks")
+    launch(train_all, [str(folder)], 2)
+    return folder
+
+
+def test_two_processes_do_what_one_does_with_batches_twice_as_large(by_two, tmp_path):
     train(tmp_path / "one", joined=True)
     states = [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0), nn.Linear(8, 1)) for _ in range(2)]
-    for model, name in zip(states, ("one", "two")):
-        load_weights(model, tmp_path / name / "epoch_1.safetensors")
+    for model, folder in zip(states, (tmp_path / "one", by_two / "two")):
+        load_weights(model, folder / "epoch_1.safetensors")
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*(s.state_dict().values() for s in states)))
 
 
-def test_killed_and_resumed_two_processes_end_with_the_same_bits(importable, tmp_path):
-    launch(train, [str(tmp_path / "whole"), .3], 2)
+def test_killed_and_resumed_two_processes_end_with_the_same_bits(by_two, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         launch(train, [str(tmp_path / "cut"), .3, 53], 2)   # in the second epoch, after a checkpoint
     assert (tmp_path / "cut/last.pt").exists() and not (tmp_path / "cut/done.json").exists()
     launch(train, [str(tmp_path / "cut"), .3], 2)
-    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+    assert bits(tmp_path / "cut") == bits(by_two / "whole")
 
 
-def test_batches_that_cannot_be_shared_are_refused(importable, tmp_path):
-    with pytest.raises(subprocess.CalledProcessError):
-        launch(train_odd, [str(tmp_path)], 2)
-    assert "7 batches cannot be shared by 2" in (tmp_path / "error.txt").read_text()
-
-
-def train_odd(folder):
-    "Seven batches for two."
-    try:
-        fit(nn.Linear(6, 1), Points(), lambda e: batches(e)[:7], F.binary_cross_entropy_with_logits, lambda m, e: {},
-            Optimisation(**CONFIG),
-            Path(folder) / "x")
-    except ValueError as e:
-        (Path(folder) / "error.txt").write_text(str(e))
-        raise
+def test_batches_that_cannot_be_shared_are_refused(by_two):
+    assert "7 batches cannot be shared by 2" in (by_two / "error.txt").read_text()

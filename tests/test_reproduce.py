@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, copy_checkout, make
-
-from mammo_nb.core.systems import find_system, system_names
+from conftest import copy_checkout, make
 
 STAGES = [
     "01_phantom", "02_datasets", "03_detector", "04_crops", "05_folds", "06_train", "07_select", "08_engines",
@@ -66,30 +64,8 @@ def test_run_leaves_what_the_readme_promises(first):
     assert not list(first.rglob("*.failed.ipynb"))
 
 
-@pytest.mark.parametrize("name", [n for n in system_names() if not find_system(n).default])
-def test_the_other_systems_go_from_nothing_to_a_report(checkout, name):
-    system = find_system(name)
-    assert ran(reproduce(checkout, f"SYSTEM={name}")) == [s.source(ROOT).stem for s in system.plan("tiny", "full")]
-    run = checkout / "runs" / f"{name}-tiny"
-    assert (run / "report.html").is_file() and (run / "submission.csv").is_file()
-    assert ran(reproduce(checkout, f"SYSTEM={name}")) == []
-
-
 def test_second_run_finds_nothing_to_do(checkout, first):
     assert ran(reproduce(checkout)) == []
-
-
-def test_a_parameter_reruns_its_stage_and_those_after_it_only(checkout, first):
-    source = checkout / "nbs/mammo/09_submit.py"
-    text = source.read_text()
-    code, sentence = text.replace("workers = 0 ", "workers = 1 ", 1), "a decision for each breast"
-    assert code != text and sentence in text
-    source.write_text(code)
-    before = results(first)
-    assert ran(reproduce(checkout)) == ["09_submit", "10_report"]
-    assert results(first) == before
-    source.write_text(code.replace(sentence, "one decision for each breast", 1))
-    assert ran(reproduce(checkout)) == []   # a text cell costs nothing
 
 
 def test_trained_weights_predict_without_training(checkout, first):
@@ -127,13 +103,6 @@ def _descendants(pid: int) -> list[int]:
         int(c) for c in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
     ]
     return [d for c in children for d in _descendants(c)] + children
-
-
-def test_a_failing_stage_names_notebook_cell_and_error(checkout, first):
-    done = make(checkout, "reproduce", "RECIPE=tiny", "RUN=failing", "SET=folds.n_folds=50")
-    assert done.returncode != 0
-    assert "05_folds.py, cell" in done.stdout and "cannot be spread over 50 folds" in done.stdout
-    assert (checkout / "runs/failing/05_folds.failed.ipynb").exists()
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -39,12 +39,38 @@ def test_a_system_of_one_folder_runs_and_reports(first):
     assert list(json.loads((first / "manifest.json").read_text())["stages"]) == ["draw", "count"]
 
 
+def test_code_reruns_its_stage_and_a_sentence_costs_nothing(checkout, first):
+    source = checkout / "nbs/toy/02_count.py"
+    text = source.read_text()
+    code, title = "    with run.stage", "## What came out"
+    assert code in text and title in text
+    source.write_text(text.replace(title, "## What is counted"))
+    assert ran(reproduce(checkout)[1]) == []
+    source.write_text(text.replace(code, f"    assert folder.is_dir()\n{code}"))
+    assert ran(reproduce(checkout)[1]) == ["02_count"]
+    source.write_text(text)
+    assert ran(reproduce(checkout)[1]) == ["02_count"]
+
+
 def test_it_resumes_where_something_changed(checkout, first):
     assert ran(reproduce(checkout)[1]) == []
     (first / "counts.csv").unlink()
     assert ran(reproduce(checkout)[1]) == ["02_count"]
     assert ran(reproduce(checkout, "SET=count.threshold=0.25")[1]) == ["02_count"]
     assert ran(reproduce(checkout, "SET=draw.pictures=3")[1]) == ["01_draw", "02_count"]
+
+
+def test_a_failing_stage_names_notebook_cell_and_error(checkout, first):
+    source = checkout / "nbs/toy/02_count.py"
+    text = source.read_text()
+    source.write_text(text.replace("= run_stage(run)", "= run_stage(1 / 0)"))
+    code, output = reproduce(checkout, "RUN=failing")
+    source.write_text(text)
+    assert code != 0 and ran(output) == ["01_draw", "02_count"]
+    assert "02_count.py, cell" in output and "ZeroDivisionError" in output
+    assert (checkout / "runs/failing/02_count.failed.ipynb").exists()
+    assert ran(reproduce(checkout, "RUN=failing")[1]) == ["02_count"]
+    assert not (checkout / "runs/failing/02_count.failed.ipynb").exists()
 
 
 def test_failed_files_are_counted_at_the_end(checkout, first):

@@ -188,8 +188,8 @@ def check_metadata(
     if problems:
         raise KernelError("\n".join(problems))
 
-# %% ../../nbs/core/65_kernels.ipynb #1589184b
-CARRIED = (".onnx", ".engine", ".safetensors", ".json")
+# %% ../../nbs/core/65_kernels.ipynb #6da17926
+CARRIED = (".onnx", ".data", ".engine", ".safetensors", ".json")
 
 def _networks(files: list[Path], weights: Path) -> list[Path]:
     "Files of weights in folders below, which torch needs where no graph can be run."

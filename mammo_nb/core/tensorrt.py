@@ -17,7 +17,7 @@ import numpy as np
 from .files import replacing, sha256, write_json
 from .sidecars import EngineError, Tensor, read_sidecar, read_tensors, sidecar_path
 
-# %% ../../nbs/core/52_tensorrt.ipynb #c7974d6f
+# %% ../../nbs/core/52_tensorrt.ipynb #48aba8bd
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}  # module -> what to install
 TAKEN = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")  # types of inputs that TensorRT accepts
 
@@ -119,7 +119,7 @@ def build_tensorrt(
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(path_onnx.read_bytes()):
+    if not parser.parse(path_onnx.read_bytes(), str(path_onnx)):
         raise EngineError(f"{failed}: {'; '.join(parser.get_error(k).desc() for k in range(parser.num_errors))}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # it has 10 bits of mantissa instead of 23
@@ -141,7 +141,7 @@ def build_tensorrt(
         temporary.write_bytes(content)
     items = inputs[0].shape[0]
     sidecar = {
-        **{k: v for k, v in metadata.items() if k not in ("format", "opset", "sha256")},
+        **{k: v for k, v in metadata.items() if k not in ("format", "opset", "sha256", "weights_file_sha256")},
         "format": "tensorrt",
         "package": package,
         "version": trt.__version__,

@@ -50,7 +50,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_slice.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/ich/00_system.ipynb #f376d197
+# %% ../../nbs/ich/00_system.ipynb #6f49fec5
 _LEARNED = ("sequence", "end2end", "bag", "engines")
 
 system = System(
@@ -77,7 +77,7 @@ system = System(
                                   "weights/members.json", end_to_end),
               writes=("oof.csv", "ladder.csv", "bag.json")),
         Stage("engines", Engines, reads=("bag.json", "folds.csv", "processed/pictures/", encoders, "weights/sequence/"),
-              writes=("weights/encoder.onnx", "weights/encoder.json", "weights/sequence.onnx",
+              writes=("weights/encoder.onnx*", "weights/encoder.json", "weights/sequence.onnx*",
                       "weights/sequence.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_slice.csv", "submit.json")),

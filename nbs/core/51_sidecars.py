@@ -27,6 +27,8 @@ size = (96, 64)  # height, width of the example's pictures, pixels
 # %%
 #| export
 import hashlib
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +41,6 @@ from mammo_nb.core.files import read_json, replacing, sha256, write_json
 
 # %%
 #| hide
-import tempfile
 from dataclasses import replace
 
 import pandas as pd
@@ -193,7 +194,8 @@ for wrong in (given["images"], {**given, "lengths": np.array([5, 2])}, {**given,
 # Names, types and shapes are read from the graph itself; the caller adds the layout, the activation and the names of
 # the classes. The JSON also holds the graph's checksum, so that files of different runs are not used together.
 # Exporters write comments and source locations into a graph, with folders of the machine. They are removed, and the
-# bytes are put in a fixed order: the same graph is the same file.
+# bytes are put in a fixed order: the same graph is the same file. Weights of more than 1.9 GB go into a third file,
+# `NAME.onnx.data`, which has its own checksum.
 
 # %%
 #| export
@@ -233,6 +235,33 @@ def describe_value(
         raise EngineError(f"{more.name} is stated as {more.dtype}, and the graph has {found.dtype}.")
     return Tensor(found.name, found.dtype, shape, more.layout, more.activation, more.classes)
 
+LARGEST = 1_900_000_000  # bytes of weights in a graph; its format, protobuf, ends at 2 GiB
+
+def weights_path(
+    path: Path,  # NAME.onnx
+) -> Path:       # NAME.onnx.data
+    "Path of the weights of a graph that is too large for one file."
+    return path.with_name(f"{path.name}.data")
+
+def _write_model(model: onnx.ModelProto, path: Path) -> dict[str, str]:
+    "Write a graph, with its weights in a second file if they are too large; returns the checksums."
+    weights = weights_path(path)
+    if sum(len(t.raw_data) for t in model.graph.initializer) <= LARGEST:
+        content = model.SerializeToString(deterministic=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        weights.unlink(missing_ok=True)
+        return {"sha256": hashlib.sha256(content).hexdigest()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        made = Path(folder) / path.name
+        # axes and shapes, which are small, stay: ONNX Runtime needs them in the graph
+        onnx.save_model(model, made, save_as_external_data=True, location=weights.name, size_threshold=512)
+        onnx.load_external_data_for_model(model, folder)  # the caller's graph keeps its weights
+        os.replace(weights_path(made), weights)
+        os.replace(made, path)
+    return {"sha256": sha256(path), "weights_file_sha256": sha256(weights)}
+
 def write_graph(
     model: onnx.ModelProto,         # its traces are removed
     path: Path,                     # NAME.onnx
@@ -247,16 +276,14 @@ def write_graph(
         raise EngineError(f"{path.name} has no input or output {', '.join(sorted(unknown))}: it has "
                           f"{', '.join(t.name for t in (*inputs, *outputs))}.")
     strip_traces(model)
-    content = model.SerializeToString(deterministic=True)
-    sidecar = add_entries(metadata, {
+    entries = add_entries(metadata, {
         "format": "onnx",
         "opset": model.opset_import[0].version,
         "inputs": [*map(tensor_entry, inputs)],
         "outputs": [*map(tensor_entry, outputs)],
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": None,
     })
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    sidecar = entries | _write_model(model, path)
     write_json(sidecar_path(path), sidecar)
     return sidecar
 
@@ -264,7 +291,8 @@ def carried(
     metadata: dict,  # NAME.json
 ) -> dict:           # the entries that hold for another form of the same network, too
     "Select the entries that do not describe the file itself."
-    return {k: v for k, v in metadata.items() if k not in ("format", "opset", "inputs", "outputs", "sha256")}
+    own = ("format", "opset", "inputs", "outputs", "sha256", "weights_file_sha256")
+    return {k: v for k, v in metadata.items() if k not in own}
 
 def sidecar_path(
     path: Path,  # NAME.onnx or NAME.engine
@@ -289,6 +317,10 @@ def read_sidecar(
     if not isinstance(metadata, dict) or metadata.get("sha256") != sha256(path):
         raise EngineError(f"{path.name} differs from the checksum in {sidecar.name}. The two belong to different runs, "
                           "or one was damaged: copy both again.")
+    weights, expected = weights_path(path), metadata.get("weights_file_sha256")
+    if expected and not (weights.is_file() and sha256(weights) == expected):
+        raise EngineError(f"{weights.name}, which has the weights of {path.name}, is missing or differs from "
+                          f"the checksum in {sidecar.name}: copy all three again.")
     return metadata
 
 # %% [markdown]

@@ -161,7 +161,7 @@ def build_tensorrt(
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(path_onnx.read_bytes()):
+    if not parser.parse(path_onnx.read_bytes(), str(path_onnx)):
         raise EngineError(f"{failed}: {'; '.join(parser.get_error(k).desc() for k in range(parser.num_errors))}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # it has 10 bits of mantissa instead of 23
@@ -183,7 +183,7 @@ def build_tensorrt(
         temporary.write_bytes(content)
     items = inputs[0].shape[0]
     sidecar = {
-        **{k: v for k, v in metadata.items() if k not in ("format", "opset", "sha256")},
+        **{k: v for k, v in metadata.items() if k not in ("format", "opset", "sha256", "weights_file_sha256")},
         "format": "tensorrt",
         "package": package,
         "version": trt.__version__,

@@ -31,7 +31,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -150,16 +150,24 @@ def _openvino_tensors(ports: list, declared: tuple[Tensor, ...]) -> tuple[Tensor
         found.append(Tensor(name, np.dtype(port.element_type.to_dtype()).name, shape))
     return tuple(found)
 
+@cache
+def _openvino_core():
+    """OpenVINO of this process. A core gives the calling thread another stack for signals, and takes it away at its
+    end (2026.4). Of two cores, the one that ends last restores the stack that the other has freed, and the next signal
+    with a handler ends the process. So there is one, which stays."""
+    from openvino import Core
+    return Core()
+
 def _open_openvino(path: Path, metadata: dict, threads: int | None, precision: str, device: str) -> tuple:
     if device.startswith("cuda"):
         raise EngineError("openvino computes on the CPU, not on an NVIDIA GPU: use device 'cpu'.")
     sys.modules.setdefault("openvino_telemetry", None)  # an import of it fails
     openvino = load_package("openvino", BACKENDS["openvino"].pip)
+    core = _openvino_core()
     options = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision], "NUM_STREAMS": 1,
                "ENABLE_CPU_PINNING": False}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EngineError("This processor has no bfloat16: use precision 'fp32'.")
     try:

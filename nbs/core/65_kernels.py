@@ -247,7 +247,7 @@ assert len(metadata_problems(sent)) == 3
 
 # %%
 #| export
-CARRIED = (".onnx", ".engine", ".safetensors", ".json")
+CARRIED = (".onnx", ".data", ".engine", ".safetensors", ".json")
 
 def _networks(files: list[Path], weights: Path) -> list[Path]:
     "Files of weights in folders below, which torch needs where no graph can be run."

@@ -109,7 +109,7 @@ system = System(
                                   "weights/members.json", end_to_end),
               writes=("oof.csv", "ladder.csv", "bag.json")),
         Stage("engines", Engines, reads=("bag.json", "folds.csv", "processed/pictures/", encoders, "weights/sequence/"),
-              writes=("weights/encoder.onnx", "weights/encoder.json", "weights/sequence.onnx",
+              writes=("weights/encoder.onnx*", "weights/encoder.json", "weights/sequence.onnx*",
                       "weights/sequence.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_slice.csv", "submit.json")),

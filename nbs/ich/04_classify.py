@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Classify
 # > One classifier of single slices for each view and fold.

@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Embed
 # > Features and probabilities of every slice, from every classifier.

@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # End to end
 # > Classifier and sequence model trained as one, from the weights of the two stages.

@@ -121,18 +121,9 @@ pd.DataFrame({"model": list(parts.models), "kind": [k.name for k in parts.kinds]
 
 # %% [markdown]
 # ## Both ensembles
-# A graph file holds at most 2 GB, which is less than a bag of the original's size has.
 
 # %%
 #| export
-LARGEST = 2e9  # bytes of a graph file
-
-def _too_large(files: list[Path], what: str, remedy: str):
-    size = sum(f.stat().st_size for f in files)
-    if size > LARGEST:
-        raise EngineError(f"The {len(files)} {what} of the bag have {size / 1e9:.1f} GB, and a graph file holds "
-                          f"{LARGEST / 1e9:.0f} GB. {remedy}")
-
 def load_parts(
     run: Run,
     parts: Parts,
@@ -142,9 +133,6 @@ def load_parts(
     classes, folder = classes_of(read_table(run.path("folds.csv"))), Path(encoder_files(run)[0])
     names = list(dict.fromkeys(input_name(v) for v in parts.views))
     files = [folder / Path(f).name for f in parts.classifiers]
-    _too_large(files, "classifiers", "Bag fewer folds or epochs: embed.epochs, classify.folds.")
-    _too_large([run.path(f"weights/{f}") for f in parts.models], "sequence models",
-               "Bag fewer epochs or readers: sequence.bag_epochs, bag.readers.")
     members = []
     for file, view in zip(files, parts.views):
         member = Member(settings.network, len(classes), settings.embedding, names.index(input_name(view)))

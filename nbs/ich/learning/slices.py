@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Slices
 # > What a network gets to see of a slice: the crop, three slices at once, augmentation, and three views.

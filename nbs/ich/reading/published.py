@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Published weights
 # > The files of the original's classifiers, read without running code from them.
