@@ -111,13 +111,13 @@ def _auto_order(folder: Path, name: str, device: str, reduced: bool) -> list[tup
         order = [(p, device) for p in (*engines, *PROVIDERS["cuda"])] + order
     return [(p, d) for p, d in order if reduced or p.endswith(("fp32", ".engine"))]
 
-# %% ../../nbs/core/57_providers.ipynb #7b53100f
+# %% ../../nbs/core/57_providers.ipynb #eb0ae6dd
 def gate(
     folder: Path,
     name: str,                # NAME.json gets the providers that are not to be taken
     given: np.ndarray | Mapping[str, np.ndarray],      # inputs of all providers
     reference: np.ndarray | Mapping[str, np.ndarray],  # the results of torch, in float32
-    providers: Sequence[str], # such as 'openvino-bf16'
+    providers: Sequence[str] = ("onnxruntime-fp32", "openvino-fp32", "openvino-bf16"),
     limits: dict = LIMITS,    # precision -> largest difference of a probability
     device: str = "cpu",      # device that they run on
 ) -> dict[str, dict]:         # provider -> difference and limit, or why it is unavailable here

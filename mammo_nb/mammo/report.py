@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['test_score', 'result_lines', 'show_extremes']
 
-# %% ../../nbs/mammo/10_report.ipynb #a7d9a593
+# %% ../../nbs/mammo/10_report.ipynb #08d00fa5
 import cv2
 
 from ..core.files import read_json
 from ..core.metrics import auc, pfbeta
 from ..core.reports import extremes, show_pictures, submission_line
 from ..core.runs import Run
+from ..core.submission import DEMONSTRATION
 from .crops import crop_path
 from .datasets import read_table
-from .tools.predict import DEMONSTRATION
 
 # %% ../../nbs/mammo/10_report.ipynb #c622316f
 def test_score(

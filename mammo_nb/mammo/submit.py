@@ -6,7 +6,7 @@
 __all__ = ['submission', 'to_submission', 'read_test', 'decide', 'item_entries', 'open_engine', 'per_image', 'show_boxes',
            'run_stage']
 
-# %% ../../nbs/mammo/09_submit.ipynb #195cd274
+# %% ../../nbs/mammo/09_submit.ipynb #a1e35fff
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,14 +16,14 @@ from ..core.dicom import read_frame
 from ..core.engines import Engine
 from ..core.files import inside
 from ..core.runs import Run
-from ..core.submission import ItemSet, Submission, open_network
+from ..core.submission import DEMONSTRATION, ItemSet, Submission, open_network
 from ..core.submit import submit_stage
 from .crops import WHOLE
 from .datasets import DatasetError, competition, read_table
 from .reading.inputs import see_item
 from .system import system
 from .tools.hidden import hidden_test
-from .tools.predict import DEMONSTRATION, PER_IMAGE, detector_of
+from .tools.predict import PER_IMAGE, detector_of
 
 # %% ../../nbs/mammo/09_submit.ipynb #ecf693f0
 def to_submission(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'CheckError', 'label_faults', 'inspect_file', 'measure_file', 'check_data', 'estimate', 'print_check']
 
-# %% ../../../nbs/ich/tools/check.ipynb #52c4e175
+# %% ../../../nbs/ich/tools/check.ipynb #3eef8460
 import hashlib
 import shutil
 import tempfile
@@ -21,7 +21,7 @@ from ...core.budget import in_words
 from ...core.dicom import find_files, read_frame
 from ...core.errors import ProjectError
 from ...core.files import inside
-from ...core.parallel import map_files
+from ...core.parallel import map_files, print_kinds
 from ...core.runs import locate
 from ...core.settings import find_dataset
 from ..reading import phe
@@ -187,17 +187,7 @@ def estimate(
             "seconds": float(timed["seconds"].mean()) * count / workers,
             "pictures": float(timed["size"].mean()) * count, "free": shutil.disk_usage(Path.cwd()).free}
 
-# %% ../../../nbs/ich/tools/check.ipynb #44581727
-def _listed(rows: pd.DataFrame, column: str):
-    "Print the kinds of problems with their number and three files."
-    words = rows.assign(kind=rows[column].str.split("; ")).explode("kind")
-    words = words[words["kind"].fillna("").ne("")]
-    words["kind"] = words["kind"].str.replace(r"^(same \w+ as|series) \S+", r"\1 ...", regex=True)
-    if column == "error":
-        words["kind"] = words["kind"].str.replace(r"^(\w+: )\S+\.\w+: ", r"\1", regex=True)
-    for kind, files in words.groupby("kind", sort=False)["file"]:
-        print(f"{len(files):7,}  {kind}: {', '.join(files.head(3))}{', ...' if len(files) > 3 else ''}")
-
+# %% ../../../nbs/ich/tools/check.ipynb #4dc77da2
 def print_check(
     rows: pd.DataFrame,  # from `check_data`
 ) -> int:                # 0 if every file can be read and no label contradicts, else 1
@@ -209,8 +199,7 @@ def print_check(
     if (known := rows["any"].ne("")).any():
         share = rows.loc[known, "any"].astype(int).mean()
         print(f"{known.sum():,} slices have labels, {share:.1%} of them a hemorrhage")
-    _listed(rows, "problems")
-    _listed(rows, "error")
+    print_kinds(rows)
     if cost := rows.attrs.get("estimate"):
         print(f"{cost['files']:,} files: about {in_words(cost['seconds'])} with {cost['workers']} processes and "
               f"{cost['pictures'] / 1e9:.2g} GB of pictures, {cost['free'] / 1e9:.0f} GB free; as measured on "

@@ -5,56 +5,28 @@
 # %% auto #0
 __all__ = ['ODD', 'hidden_test']
 
-# %% ../../../nbs/ich/tools/hidden.ipynb #0053f306
+# %% ../../../nbs/ich/tools/hidden.ipynb #3bc19574
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pydicom
 
 from ...core.files import write_csv
+from ...core.submission import change_tags, cut_short, halve_last, keep_first, remove_places
 from ..phantom import label_rows, make_patient, plan
 from ..reading.competition import SAMPLE
 from ..recipes import CLASSES
 
-# %% ../../../nbs/ich/tools/hidden.ipynb #36c8edf0
-def _change(path: Path, **tags):
-    "Set tags of a file; None deletes one."
-    ds = pydicom.dcmread(path)
-    for name, value in tags.items():
-        if value is None:
-            ds.pop(name, None)
-        else:
-            setattr(ds, name, value)
-    ds.save_as(path)
-
-def _single(files: list[Path]):
-    for path in files[1:]:
-        path.unlink()
-
-def _placeless(files: list[Path]):
-    for path in files:
-        _change(path, ImagePositionPatient=None, ImageOrientationPatient=None)
-
+# %% ../../../nbs/ich/tools/hidden.ipynb #c76c35db
 def _localizer(files: list[Path]):
-    _change(files[0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    change_tags(files[0], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
 
 def _copied(files: list[Path]):
     shutil.copy(files[2], files[2].with_name("ID_00000c09e.dcm"))
 
-def _smaller(files: list[Path]):
-    ds = pydicom.dcmread(files[-1])
-    ds.PixelData = np.ascontiguousarray(ds.pixel_array[::2, ::2]).tobytes()
-    ds.Rows, ds.Columns = ds.Rows // 2, ds.Columns // 2
-    ds.PixelSpacing = [2 * float(s) for s in ds.PixelSpacing]
-    ds.save_as(files[-1])
-
-def _broken(files: list[Path]):
-    files[1].write_bytes(files[1].read_bytes()[:files[1].stat().st_size // 3])
-
-ODD = {"single": _single, "placeless": _placeless, "localizer": _localizer, "copied": _copied, "smaller": _smaller,
-       "broken": _broken}  # kind -> function of the files of a series, in the order of the head
+ODD = {"single": keep_first, "placeless": remove_places, "localizer": _localizer, "copied": _copied,
+       "smaller": halve_last, "broken": cut_short}  # kind -> function of the files of a series, in order
 
 def hidden_test(
     root: Path,         # folder of the competition, made here

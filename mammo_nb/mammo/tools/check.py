@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'measure_crop', 'estimate', 'check_folder', 'check_dataset', 'check_data',
-           'estimate_text', 'group_kinds', 'print_check']
+           'estimate_text', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #55702e6b
+# %% ../../../nbs/mammo/tools/check.ipynb #c0a561ff
 import os
-import re
 import shutil
 import tempfile
-from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import pandas as pd
 
 from ...core.dicom import find_files
 from ...core.files import write_csv
-from ...core.parallel import map_files
+from ...core.parallel import group_kinds, map_files, print_kinds
 from ...core.runs import locate
 from ...core.settings import SettingsError, read_paths
 from ..crops import crop_file, crop_path
@@ -144,7 +142,7 @@ def check_data(
     how["settings"] = Crops(height=height, width=width)
     return check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
 
-# %% ../../../nbs/mammo/tools/check.ipynb #c7ef8c4a
+# %% ../../../nbs/mammo/tools/check.ipynb #3451f8c5
 MANY = 40  # number of files above which they are counted instead of listed
 
 def _amount(size: float) -> str:
@@ -175,19 +173,6 @@ def estimate_text(
         f"{_amount(cost['crops'])} of crops; {_amount(cost['free'])} free{short}\n"
         f"as measured on {cost['timed']:,} of them; {_amount(cost['dicom'])} of files to read")
 
-def group_kinds(
-    table: pd.DataFrame,  # from `check_folder`
-    column: str,          # problems or error
-) -> dict:                # kind -> its files, the most frequent kind first
-    "Group files by their problem. The name of a group omits what differs: names of files and numbers of rows."
-    kinds = defaultdict(list)
-    for file, text in zip(table["file"], table[column]):
-        parts = text.split("; ") if column == "problems" else [text.replace(f"{Path(file).name}: ", "").rstrip(".")]
-        for part in filter(None, parts):
-            kinds[re.sub(r"^(same \w+ as|named by) .+", r"\1 ...", part)].append((part, file))
-    found = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    return {kind if len(parts) > 1 else parts[0][0]: [file for _, file in parts] for kind, parts in found}
-
 def print_check(
     table: pd.DataFrame,  # from `check_folder`
 ) -> int:                # 0 if every file exists and can be read, and all numbers are the published ones; else 1
@@ -203,9 +188,7 @@ def print_check(
             print(f"{n:7,}  {syntax}, {rows} x {columns}, {photometric}")
         if len(kinds) > MANY // 2:
             print(f"{kinds[MANY // 2:].sum():7,}  of {len(kinds) - MANY // 2:,} other kinds")
-    for kind, files in (*group_kinds(table, "problems").items(), *group_kinds(table, "error").items()):
-        more = ", ..." if len(files) > 3 else ""
-        print(f"{len(files):7,}  {kind}: {', '.join(files[:3])}{more}")
+    print_kinds(table)
     if cost := table.attrs.get("estimate"):
         print(estimate_text(cost))
     short = False

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'inspect_file', 'measure_file', 'table_faults', 'check_data', 'print_check']
 
-# %% ../../../nbs/trauma/tools/check.ipynb #31308f3a
+# %% ../../../nbs/trauma/tools/check.ipynb #5f4c0ae9
 import shutil
 import tempfile
 import time
@@ -19,7 +19,7 @@ from ...core.budget import in_words
 from ...core.dicom import find_files, read_frame
 from ...core.errors import ProjectError
 from ...core.files import inside
-from ...core.parallel import map_files
+from ...core.parallel import map_files, print_kinds
 from ...core.runs import locate
 from ...core.settings import find_dataset
 from ..reading.competition import IMAGE_LEVEL, SAMPLE, TRAIN, read_image_labels, read_labels
@@ -143,7 +143,7 @@ def _problems(rows: pd.DataFrame, noted: dict) -> list[str]:
             found[k].append("at the position of another slice of its series")
     return ["; ".join(words) for words in found.values()]
 
-# %% ../../../nbs/trauma/tools/check.ipynb #94289394
+# %% ../../../nbs/trauma/tools/check.ipynb #cca6cead
 def print_check(
     rows: pd.DataFrame,  # from `check_data`
 ) -> int:                # 0 if every file can be read and no table is wrong, else 1
@@ -152,12 +152,7 @@ def print_check(
     if len(series):
         print(f"{rows.loc[rows['series'].ne(''), 'patient_id'].nunique():,} patients, {len(series):,} series of "
               f"{series.min()} to {series.max()} slices, half of them up to {series.median():.0f}")
-    for column in ("problems", "error"):
-        words = rows.assign(kind=rows[column].str.split("; ") if column == "problems" else rows[column]).explode("kind")
-        words = words[words["kind"].fillna("").ne("")]
-        words["kind"] = words["kind"].str.replace(r"^(\w+: )\S+\.\w+: ", r"\1", regex=True)
-        for kind, files in words.groupby("kind", sort=False)["file"]:
-            print(f"{len(files):7,}  {kind}: {', '.join(files.head(3))}{', ...' if len(files) > 3 else ''}")
+    print_kinds(rows)
     if cost := rows.attrs.get("estimate"):
         print(f"{cost['files']:,} files: about {in_words(cost['seconds'])} with {cost['workers']} processes and "
               f"{cost['volumes'] / 1e9:.2g} GB of volumes, {cost['free'] / 1e9:.0f} GB free; as measured on "

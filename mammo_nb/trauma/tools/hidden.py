@@ -5,51 +5,23 @@
 # %% auto #0
 __all__ = ['ODD', 'hidden_test']
 
-# %% ../../../nbs/trauma/tools/hidden.ipynb #b61978e6
+# %% ../../../nbs/trauma/tools/hidden.ipynb #7895db67
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pydicom
 
 from ...core.files import write_csv
+from ...core.submission import change_tags, cut_short, halve_last, keep_first, remove_places
 from ..phantom import make_patient, plan
 from ..reading.competition import SAMPLE, by_number
 from ..recipes import SUBMITTED
 
-# %% ../../../nbs/trauma/tools/hidden.ipynb #9f875bd2
-def _change(path: Path, **tags):
-    "Set tags of a file; None deletes one."
-    ds = pydicom.dcmread(path)
-    for name, value in tags.items():
-        if value is None:
-            ds.pop(name, None)
-        else:
-            setattr(ds, name, value)
-    ds.save_as(path)
-
-def _single(files: list[Path]):
-    for path in files[1:]:
-        path.unlink()
-
-def _placeless(files: list[Path]):
-    for path in files:
-        _change(path, ImagePositionPatient=None, ImageOrientationPatient=None)
-
+# %% ../../../nbs/trauma/tools/hidden.ipynb #db319475
 def _reformat(files: list[Path]):
     for path in files[:2]:
-        _change(path, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
-
-def _smaller(files: list[Path]):
-    ds = pydicom.dcmread(files[-1])
-    ds.PixelData = np.ascontiguousarray(ds.pixel_array[::2, ::2]).tobytes()
-    ds.Rows, ds.Columns = ds.Rows // 2, ds.Columns // 2
-    ds.PixelSpacing = [2 * float(s) for s in ds.PixelSpacing]
-    ds.save_as(files[-1])
-
-def _cut(files: list[Path]):
-    files[1].write_bytes(files[1].read_bytes()[:files[1].stat().st_size // 3])
+        change_tags(path, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
 
 def _missing(files: list[Path]):
     files[3].unlink()
@@ -58,7 +30,7 @@ def _broken(files: list[Path]):
     for path in files:
         path.write_bytes(path.read_bytes()[:300])
 
-ODD = {"single": _single, "placeless": _placeless, "reformat": _reformat, "smaller": _smaller, "cut": _cut,
+ODD = {"single": keep_first, "placeless": remove_places, "reformat": _reformat, "smaller": halve_last, "cut": cut_short,
        "missing": _missing, "broken": _broken}  # kind -> function of the files of a series, by instance
 
 def hidden_test(
