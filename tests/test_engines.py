@@ -22,7 +22,10 @@ from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.networks import Mirrored, create_network, save_weights
 from mammo_nb.core.providers import LIMITS, build_engines, gate, open_ensemble, write_smaller
 from mammo_nb.core.sidecars import EngineError, Tensor
+from mammo_nb.ich.learning import graphs as ich
 from mammo_nb.mammo.learning.lesions import Pointing
+from mammo_nb.trauma.learning import graphs as trauma
+from mammo_nb.trauma.recipes import Model
 
 SIZE = (64, 48)
 
@@ -210,6 +213,33 @@ def test_any_module_becomes_a_graph(tmp_path, dynamic, batch):
     assert parity(opened, open_graph(path, threads=1), x.numpy()) <= 1e-5
     with pytest.raises(EngineError, match="no ensemble"):
         load_engine(path)
+
+
+class OfTwo(nn.Module):
+    "Computes with two items only."
+    def forward(self, x):
+        return x + torch.arange(2.)[:, None]
+
+
+def test_a_dimension_that_torch_would_fix_is_an_error(tmp_path):
+    with pytest.raises(EngineError, match=r"shape \[2, 4\] only"):
+        export_module(OfTwo(), tmp_path / "two.onnx", [Tensor("x", "float32", ("n", 4))],
+                      [Tensor("y", "float32", ("n", 4))], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_exports_before_leave_no_trace_in_a_graph(tmp_path):
+    "Torch remembers the shapes of recurrent layers that it has seen in the process."
+    readers = [ich.SeriesReader(16, 16, 2, 0, cell=cell, deltas=deltas)
+               for cell, deltas in (("lstm", True), ("gru", True), ("lstm", False))]
+    sequence = ich.readers(readers, 2, 16, ["subdural", "any"])
+    export_module(sequence, tmp_path / "sequence.onnx", sequence.inputs, sequence.outputs, {})
+    models = [Model(backbone="resnet10t", size=32, hidden=8, auxiliary="none", columns="bowel_injury"),
+              Model("e", "resnet10t", rnn="lstm", size=32, hidden=8, auxiliary="none", columns="bowel_injury")]
+    members = [trauma.make_member(**trauma.member_options(m, ["crop_32"])) for m in models]
+    blocks = trauma.injury_graph(members, ["crop_32"], [32], 4)
+    export_module(blocks, tmp_path / "blocks.onnx", blocks.inputs, blocks.outputs, {})
+    assert open_graph(tmp_path / "blocks.onnx").inputs[0].shape == ("n", 4, 3, 32, 32)
 
 
 @pytest.mark.parametrize("key", ["precision", "weights_sha256", "versions"])

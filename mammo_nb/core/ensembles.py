@@ -6,7 +6,7 @@
 __all__ = ['GREY', 'PROBABILITIES', 'NETWORKS', 'Ensemble', 'drawn_ensemble', 'weights_digest', 'place_of', 'export_module',
            'bound', 'register_network', 'timm_classifier', 'make_network', 'weights_file', 'rebuild']
 
-# %% ../../nbs/core/54_ensembles.ipynb #f48b7a8b
+# %% ../../nbs/core/54_ensembles.ipynb #784168a3
 import hashlib
 import inspect
 import logging
@@ -21,7 +21,7 @@ from torch import nn
 
 from .files import inside
 from .networks import Mirrored, WeightsError, create_network, load_weights
-from .sidecars import EngineError, Tensor, add_entries, read_tensors, write_graph
+from .sidecars import EngineError, Tensor, add_entries, describe_value, read_tensors, write_graph
 
 # %% ../../nbs/core/54_ensembles.ipynb #4dcf26a4
 GREY = Tensor("images", "uint8", ("n", 1, "height", "width"), "NCHW")
@@ -116,7 +116,7 @@ def drawn_ensemble(
         nn.init.normal_(model.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(folds))
     return Ensemble(models, **models[0].normalization)
 
-# %% ../../nbs/core/54_ensembles.ipynb #4e588ebf
+# %% ../../nbs/core/54_ensembles.ipynb #95eb342d
 def weights_digest(
     module: nn.Module,
 ) -> str:               # 64 hexadecimal digits
@@ -160,6 +160,7 @@ def export_module(
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    torch.compiler.reset()   # of shapes seen in earlier exports torch would fix some that have to stay free
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # the exporter warns of its own code
@@ -168,6 +169,11 @@ def export_module(
                 output_names=[t.name for t in outputs], dynamic_shapes=dims if words else None)
     finally:
         logger.setLevel(level)
+    for value, tensor in zip(program.model_proto.graph.input, inputs):
+        got = describe_value(value).shape
+        if any(isinstance(n, str) and n != m for n, m in zip(tensor.shape, got)):
+            raise EngineError(f"torch {version('torch')} would export {tensor} with the shape {list(got)} only: the "
+                              "network has to compute without a branch on its free dimensions.")
     return write_graph(program.model_proto, path, metadata, [*inputs, *outputs])
 
 def bound(

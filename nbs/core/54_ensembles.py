@@ -42,7 +42,7 @@ from torch import nn
 
 from mammo_nb.core.files import inside
 from mammo_nb.core.networks import Mirrored, WeightsError, create_network, load_weights
-from mammo_nb.core.sidecars import EngineError, Tensor, add_entries, read_tensors, write_graph
+from mammo_nb.core.sidecars import EngineError, Tensor, add_entries, describe_value, read_tensors, write_graph
 
 # %%
 #| hide
@@ -225,6 +225,7 @@ def export_module(
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    torch.compiler.reset()   # of shapes seen in earlier exports torch would fix some that have to stay free
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # the exporter warns of its own code
@@ -233,6 +234,11 @@ def export_module(
                 output_names=[t.name for t in outputs], dynamic_shapes=dims if words else None)
     finally:
         logger.setLevel(level)
+    for value, tensor in zip(program.model_proto.graph.input, inputs):
+        got = describe_value(value).shape
+        if any(isinstance(n, str) and n != m for n, m in zip(tensor.shape, got)):
+            raise EngineError(f"torch {version('torch')} would export {tensor} with the shape {list(got)} only: the "
+                              "network has to compute without a branch on its free dimensions.")
     return write_graph(program.model_proto, path, metadata, [*inputs, *outputs])
 
 def bound(
