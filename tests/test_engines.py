@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from mammo_nb.core.backends import open_graph
-from mammo_nb.core.engines import export_onnx, load_engine, parity, probe_inputs, probe_pictures, process_engine
+from mammo_nb.core.engines import (export_onnx, largest_difference, load_engine, parity, probe_inputs, probe_pictures,
+                                   process_engine)
 from mammo_nb.core.ensembles import Ensemble, export_module, rebuild, weights_digest
 from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.networks import Mirrored, create_network, save_weights
@@ -213,6 +214,17 @@ def test_any_module_becomes_a_graph(tmp_path, dynamic, batch):
     assert parity(opened, open_graph(path, threads=1), x.numpy()) <= 1e-5
     with pytest.raises(EngineError, match="no ensemble"):
         load_engine(path)
+
+
+def test_differences_of_probabilities_are_absolute_and_those_of_features_relative():
+    features, probabilities = np.float32([[-50, 2]]), np.float32([[.5, 1]])
+    assert largest_difference(probabilities, probabilities + [[0, .25]]) == .25
+    assert largest_difference(features, features + [[0, .5]]) == .01
+    both = {"features": features, "probabilities": probabilities}
+    assert largest_difference(both, {"features": features + [[1, 0]], "probabilities": probabilities - .125}) == .125
+    for a, b in ((features, [[np.nan, 2]]), ([[np.nan, 2]], features)):
+        assert np.isnan(largest_difference(a, b))
+    assert largest_difference(features, [[np.inf, 2]]) == np.inf
 
 
 class OfTwo(nn.Module):

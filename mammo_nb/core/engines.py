@@ -50,7 +50,7 @@ class Engine(Graph):
             named = {**named, first.name: np.expand_dims(x, channel)}
         return super().__call__(named)
 
-# %% ../../nbs/core/56_engines.ipynb #f3475aa4
+# %% ../../nbs/core/56_engines.ipynb #aa6387f9
 _HALVES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def load_engine(
@@ -130,16 +130,18 @@ def largest_difference(
     a: np.ndarray | Mapping[str, np.ndarray],
     b: np.ndarray | Mapping[str, np.ndarray],  # of the same shapes and names
 ) -> float:                                    # NaN if either holds one
-    "The largest absolute difference of two results."
+    """The largest absolute difference of two results. Features have no bounds as probabilities have, and rounding grows
+    with the numbers: where |a| exceeds 1, the difference is divided by its largest value."""
     if isinstance(a, Mapping):
         return float(np.max([largest_difference(a[name], b[name]) for name in a]))
-    return float(np.abs(np.asarray(a, np.float64) - b).max())
+    a = np.asarray(a, np.float64)
+    return float(np.abs(a - b).max() / max(1., np.abs(a).max()))
 
 def parity(
     a: Graph,
     b: Graph,
     given: np.ndarray | Mapping[str, np.ndarray],  # what both take
-) -> float:                                        # largest absolute difference of a probability
+) -> float:                                        # as `largest_difference`
     "The largest difference between two engines, or two graphs, on the same inputs."
     return largest_difference(a(given), b(given))
 
