@@ -127,7 +127,7 @@ class Engines:
     "The bag as two graphs: classifiers, and sequence models."
     tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
-# %% ../../nbs/ich/recipes.ipynb #7a3df103
+# %% ../../nbs/ich/recipes.ipynb #d4c3fce8
 _CLASSIFIER = Classify(
     network="resnext101_32x8d.fb_wsl_ig1b_ft_in1k", weights="imagenet", embedding=0, size=480, views=(View("cropped"),),
     loop=Optimisation(epochs=5, batch_size=64, optimizer="adam", lr=2e-5, schedule="step", step_epochs=100, seed=1234,
@@ -142,10 +142,11 @@ _REAL = Prepare(COMPETITION)
 
 RECIPES = {
     "demo": Recipe(
-        "a synthetic competition, EfficientNet-Lite0 at 64x64 pixels, three folds",
-        Phantom(prevalence=0.7, contrast=1.4), Folds(n_folds=3),
-        Classify(freeze=46, loop=replace(Classify().loop, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
-        Sequence(views="each", smoothing=0.02)),
+        "a synthetic competition, EfficientNet-Lite0 at 64x64 pixels, two folds",
+        Phantom(patients=84, prevalence=0.7, contrast=1.4), Folds(n_folds=2),
+        Classify(folds="0 1", freeze=46,
+                 loop=replace(Classify().loop, epochs=2, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
+        Sequence(views="each", smoothing=0.02, loop=replace(Sequence().loop, epochs=10))),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, slices=10), Folds(n_folds=2),

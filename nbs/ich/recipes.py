@@ -187,10 +187,11 @@ _REAL = Prepare(COMPETITION)
 
 RECIPES = {
     "demo": Recipe(
-        "a synthetic competition, EfficientNet-Lite0 at 64x64 pixels, three folds",
-        Phantom(prevalence=0.7, contrast=1.4), Folds(n_folds=3),
-        Classify(freeze=46, loop=replace(Classify().loop, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
-        Sequence(views="each", smoothing=0.02)),
+        "a synthetic competition, EfficientNet-Lite0 at 64x64 pixels, two folds",
+        Phantom(patients=84, prevalence=0.7, contrast=1.4), Folds(n_folds=2),
+        Classify(folds="0 1", freeze=46,
+                 loop=replace(Classify().loop, epochs=2, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
+        Sequence(views="each", smoothing=0.02, loop=replace(Sequence().loop, epochs=10))),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, slices=10), Folds(n_folds=2),

@@ -231,14 +231,16 @@ PUBLISHED = {  # name of the script -> window of its volumes, models
 
 # %%
 #| export
-_DEMO = Segment(network="resnet18d", depth=16, size=32, n_folds=4, repeat=4,
-                loop=replace(Segment().loop, epochs=6, batch_size=4, lr=2e-3, workers=0))
+_DEMO = Segment(network="test_resnet", widths="64 48 24 12", depth=16, size=48, n_folds=4, repeat=3,
+                loop=replace(Segment().loop, epochs=8, batch_size=4, lr=2e-3, workers=0))
 _SHORT = Blocks(step=20, keep=18, cutoff=60)
 _TINY = Model(size=32, hidden=8, folds="0 1", loop=replace(Model().loop, epochs=1))
 
 RECIPES = {
-    "demo": Recipe("a synthetic competition at 96 pixels, blocks of 20 slices, one small network for each kind of "
-                   "injury", _DEMO, _SHORT),
+    "demo": Recipe(
+        "a synthetic competition at 96 pixels, blocks of 20 slices, two folds, one small network for each kind of "
+        "injury", Phantom(patients=36, contrast=1.5), _DEMO, _SHORT, Folds(n_folds=2),
+        Train(tuple(replace(m, folds="0 1", loop=replace(m.loop, epochs=5)) for m in Train().models))),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, lengths="18 20 26"),
