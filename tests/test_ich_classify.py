@@ -330,6 +330,21 @@ def test_two_processes_train_one_classifier(tmp_path):
     assert done["processes"] == 2
 
 
+def test_trainings_side_by_side_give_what_one_after_the_other_gives(run, tmp_path, monkeypatch):
+    "Classifiers, features and sequence models."
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    jobs = {f"{section}.jobs": 2 for section in ("classify", "embed", "sequence")}
+    other = drawn_run(tmp_path / "run", **{"classify.folds": "0 1"}, **jobs)
+    classify.run_stage(other)
+    embed.run_stage(other)
+    for each in (run, other):
+        sequence.run_stage(each)
+    for name in ("encoders", "embeddings", "sequence"):
+        alone, beside = ({p.name: sha256(p) for p in sorted(each.path(f"weights/{name}").glob("*.safetensors"))}
+                         for each in (run, other))
+        assert len(alone) > 1 and alone == beside
+
+
 def test_end_to_end_starts_where_the_two_stages_ended(run):
     "Without a learning rate the predictions of the fold are those of encoder, mean of views and sequence model."
     sequence.run_stage(run)

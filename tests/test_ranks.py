@@ -2,7 +2,9 @@
 bits twice."""
 import hashlib
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.optimisation import Optimisation
-from mammo_nb.core.ranks import launch
+from mammo_nb.core.ranks import launch, side_by_side
 from mammo_nb.core.train import fit
 
 CONFIG = dict(epochs=2, batch_size=8, optimizer="sgd", lr=.05, min_lr=.01, ema_decay=.9, precision="fp32",
@@ -96,3 +98,51 @@ def test_killed_and_resumed_two_processes_end_with_the_same_bits(by_two, tmp_pat
 
 def test_batches_that_cannot_be_shared_are_refused(by_two):
     assert "7 batches cannot be shared by 2" in (by_two / "error.txt").read_text()
+
+
+# ---- trainings side by side
+def train_part(folder, cut, part=0, parts=1):
+    "Three trainings, of which the second is interrupted in a process of its own if `cut` is not 0."
+    (Path(folder) / f"threads_{part}_{parts}").write_text(str(torch.get_num_threads()))
+    torch.set_num_threads(1)
+    for k in range(3)[part::parts]:
+        train(f"{folder}/{k}", .1 * k, cut if k == 1 and parts > 1 else 0)
+
+
+def wait_for_parent(folder, part, parts):
+    "Say that it runs, and wait for longer than any test."
+    print(os.getpid(), flush=True)
+    signal.pause()
+
+
+def test_trainings_side_by_side_end_with_the_same_bits_as_alone(importable, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("apart", "alone"):
+        (tmp_path / name).mkdir()
+    assert side_by_side(train_part, [str(tmp_path / "apart"), 0], 2) == 0
+    assert all((tmp_path / f"apart/{k}/done.json").exists() for k in range(3))
+    share = (tmp_path / "apart/threads_1_2").read_text()
+    assert share == str(max(1, os.cpu_count() // 2))
+    assert side_by_side(train_part, [str(tmp_path / "alone"), 0], 1) == 0 and not list((tmp_path / "alone").iterdir())
+    threads = torch.get_num_threads()
+    train_part(str(tmp_path / "alone"), 0)
+    torch.set_num_threads(threads)
+    assert [bits(tmp_path / f"apart/{k}") for k in range(3)] == [bits(tmp_path / f"alone/{k}") for k in range(3)]
+    assert len({bits(tmp_path / f"apart/{k}") for k in range(3)}) == 3
+
+
+def test_a_process_that_fails_loses_nothing_of_the_other(importable, tmp_path, capsys):
+    assert side_by_side(train_part, [str(tmp_path), 53], 2) == 1
+    assert "1 of 2 processes failed" in capsys.readouterr().out
+    assert [(tmp_path / f"{k}/done.json").exists() for k in range(3)] == [True, False, True]
+    assert (tmp_path / "1/last.pt").exists()   # from which the caller continues
+
+
+def test_processes_end_with_a_parent_that_is_killed(importable, tmp_path):
+    code = f"import test_ranks as t; t.side_by_side(t.wait_for_parent, [{str(tmp_path)!r}], 2)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        children = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+        assert parent.stdout.read() == ""   # which ends when the last of them has ended
+    assert not any(os.path.exists(f"/proc/{child}/cmdline") and Path(f"/proc/{child}/cmdline").read_bytes()
+                   for child in children)

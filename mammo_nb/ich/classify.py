@@ -6,7 +6,7 @@
 __all__ = ['ON_ALL', 'FIRST', 'chosen_folds', 'split_rows', 'slice_pictures', 'build_encoder', 'initial_weights', 'validation',
            'take_published', 'train_classifier', 'train_all', 'run_stage']
 
-# %% ../../nbs/ich/04_classify.ipynb #ec247090
+# %% ../../nbs/ich/04_classify.ipynb #ccefd961
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from ..core.files import read_json, sha256, write_csv, write_json
 from ..core.metrics import auc
 from ..core.networks import save_weights
-from ..core.ranks import join, launch
+from ..core.ranks import join, launch, side_by_side
 from ..core.recipes import RecipeError
 from ..core.runs import Run, locate
 from ..core.train import fit
@@ -156,10 +156,12 @@ def train_classifier(
     fit(encoder, data, batches, weighted_log_loss, validate, loop, folder, label=f"{view.name} fold {fold}",
         identity=identity)
 
-# %% ../../nbs/ich/04_classify.ipynb #ab782fbc
+# %% ../../nbs/ich/04_classify.ipynb #7f815aa7
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
+    part: int = 0,     # which of the trainings: every `parts`-th one, from this on
+    parts: int = 1,
 ):
     "folds.csv and pictures -> checkpoints/classify/<view>/fold_<fold>/; finished trainings are not repeated."
     run = Run.open(folder, overrides)
@@ -168,9 +170,10 @@ def train_all(
     reads = [run.path("folds.csv"), run.path("processed/slices.csv")]
     prepared = run.recorded("prepare")
     identity = {"reads": [sha256(r) for r in reads], "prepare": asdict(prepared), "code": run.code("classify")}
-    for view in settings.views:
+    folds = chosen_folds(settings.folds, table)
+    for number, view in enumerate(settings.views):
         data = slice_pictures(table, run.path("processed/pictures"), view, settings, prepared.faithful)
-        for fold in chosen_folds(settings.folds, table):
+        for fold in [f for k, f in enumerate(folds, number * len(folds)) if k % parts == part]:
             weights = initial_weights(settings.weights, view.name, fold, run.folder)
             train_classifier(table, data, fold, run.path(f"checkpoints/classify/{view.name}/fold_{fold}"), settings,
                              weights, identity)
@@ -187,6 +190,7 @@ def run_stage(
         if settings.processes > 1:
             launch(train_all, [str(run.folder), run.overrides], settings.processes)
         else:
+            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts = []
         for name in names:

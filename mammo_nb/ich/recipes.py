@@ -21,7 +21,7 @@ def classes_of(
     "The classes for which a table has a column of labels."
     return tuple(c for c in CLASSES if c in table.columns)
 
-# %% ../../nbs/ich/recipes.ipynb #18b12ddb
+# %% ../../nbs/ich/recipes.ipynb #29f362fe
 COMPETITION = "rsna-intracranial-hemorrhage-detection"
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Classify:
     loop: Optimisation = Optimisation(epochs=3, batch_size=32, optimizer="adamw", lr=1e-3, min_lr=5e-5,
                                       warmup_epochs=0.5, weight_decay=1e-2, schedule="cosine", checkpoint_every=50)
     processes: int = bounded(1, low=1)      # of torchrun that train one network together
+    jobs: int = bounded(1, low=1)           # trainings at the same time, each with its share of cores or GPUs
 
 @dataclass(frozen=True)
 class Embed:
@@ -86,6 +87,7 @@ class Embed:
     epochs: int = bounded(1, low=1)         # last epochs of each training that are used
     tta: int = bounded(3, low=1, high=3)    # views of a slice: plain, also mirrored, also transposed
     batch_size: int = bounded(64, low=1)
+    jobs: int = bounded(1, low=1)           # classifiers at the same time
 
 @dataclass(frozen=True)
 class Reader:
@@ -108,6 +110,7 @@ class Sequence:
     # features that a training reads: mean, as the original's; each: one of the averaged views at a time
     views: str = bounded("mean", choices=("mean", "each"))
     smoothing: float = bounded(0.0, low=0, high=1)  # share of a label that is replaced by the mean of its class
+    jobs: int = bounded(1, low=1)           # trainings at the same time
     faithful: bool = False                  # zeros before a shorter series, which the model reads, as in the original
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class EndToEnd:
     reader: str = "lstm"        # the kind that is continued
     loop: Optimisation = Optimisation(epochs=1, batch_size=1, accumulate=4, optimizer="adamw", lr=1e-4,
                                       min_lr=1e-5, schedule="cosine", weight_decay=1e-2, precision="fp32")
+    jobs: int = bounded(1, low=1)           # trainings at the same time
 
 @dataclass(frozen=True)
 class Bag:
@@ -127,7 +131,7 @@ class Engines:
     "The bag as two graphs: classifiers, and sequence models."
     tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
-# %% ../../nbs/ich/recipes.ipynb #d4c3fce8
+# %% ../../nbs/ich/recipes.ipynb #fda8062c
 _CLASSIFIER = Classify(
     network="resnext101_32x8d.fb_wsl_ig1b_ft_in1k", weights="imagenet", embedding=0, size=480, views=(View("cropped"),),
     loop=Optimisation(epochs=5, batch_size=64, optimizer="adam", lr=2e-5, schedule="step", step_epochs=100, seed=1234,
@@ -144,9 +148,10 @@ RECIPES = {
     "demo": Recipe(
         "a synthetic competition, EfficientNet-Lite0 at 64x64 pixels, two folds",
         Phantom(patients=84, prevalence=0.7, contrast=1.4), Folds(n_folds=2),
-        Classify(folds="0 1", freeze=46,
+        Classify(folds="0 1", freeze=46, jobs=2,
                  loop=replace(Classify().loop, epochs=2, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
-        Sequence(views="each", smoothing=0.02, loop=replace(Sequence().loop, epochs=10))),
+        Embed(jobs=2), Sequence(views="each", smoothing=0.02, jobs=2, loop=replace(Sequence().loop, epochs=10)),
+        EndToEnd(jobs=2)),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, slices=10), Folds(n_folds=2),
@@ -157,10 +162,10 @@ RECIPES = {
     "phe": Recipe(
         "60 patients with real hemorrhages, one window, one label a slice, all of five folds",
         Prepare("head_ich_phe_256", box="series"),
-        Classify(size=128, views=(View(),), folds="0 1 2 3 4", freeze=46, dropout=0.25, augment="upright",
+        Classify(size=128, views=(View(),), folds="0 1 2 3 4", freeze=46, dropout=0.25, augment="upright", jobs=2,
                  loop=replace(Classify().loop, batch_size=16, min_lr=1e-5, ema_decay=0.98)),
-        Embed(tta=2),
-        Sequence((Reader("plain", deltas=False, tta=1), Reader("deltas", tta=1), Reader(tta=2)), bag_epochs=6,
+        Embed(tta=2, jobs=2),
+        Sequence((Reader("plain", deltas=False, tta=1), Reader("deltas", tta=1), Reader(tta=2)), bag_epochs=6, jobs=2,
                  loop=replace(Sequence().loop, epochs=30, batch_size=16, optimizer="adamw", min_lr=1e-5,
                               schedule="cosine"), views="each", smoothing=0.02),
         mode="labelled", skips=("phantom", "end2end")),

@@ -24,7 +24,7 @@ ORGAN_COLUMNS = ("liver_injury spleen_injury kidney_injury liver_low liver_high 
 COLUMNS = (*ORGAN_COLUMNS.split(), "bowel_marked", "extravasation_injury")
 MASKS = ("liver", "spleen", "kidneys", "bowel")
 
-# %% ../../nbs/trauma/recipes.ipynb #8aaa890e
+# %% ../../nbs/trauma/recipes.ipynb #9ed39762
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Train:
         Model("organs_slice_by_slice", auxiliary="none", rnn="none"),
         Model("extravasation", columns="bowel_injury extravasation_injury", crop=False, best="loss"))
     processes: int = bounded(1, low=1)   # of torchrun that train one network together
+    jobs: int = bounded(1, low=1)        # trainings at the same time, each with its share of cores or GPUs
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -177,7 +178,7 @@ PUBLISHED = {  # name of the script -> window of its volumes, models
                 crop=False, flips="horizontal", folds="0", best="loss", loop=_loop(1e-4, 9, 1, 1.05)),)),
 }
 
-# %% ../../nbs/trauma/recipes.ipynb #794f9527
+# %% ../../nbs/trauma/recipes.ipynb #d8730078
 _DEMO = Segment(network="test_resnet", widths="64 48 24 12", depth=16, size=48, n_folds=4, repeat=3,
                 loop=replace(Segment().loop, epochs=8, batch_size=4, lr=2e-3, workers=0))
 _SHORT = Blocks(step=20, keep=18, cutoff=60)
@@ -187,7 +188,7 @@ RECIPES = {
     "demo": Recipe(
         "a synthetic competition at 96 pixels, blocks of 20 slices, two folds, one small network for each kind of "
         "injury", Phantom(patients=36, contrast=1.5), _DEMO, _SHORT, Folds(n_folds=2),
-        Train(tuple(replace(m, folds="0 1", loop=replace(m.loop, epochs=5)) for m in Train().models))),
+        Train(tuple(replace(m, folds="0 1", loop=replace(m.loop, epochs=5)) for m in Train().models), jobs=2)),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, lengths="18 20 26"),

@@ -6,7 +6,7 @@
 __all__ = ['ON_ALL', 'labelled_blocks', 'chosen_folds', 'block_dataset', 'build_classifier', 'predict_blocks', 'truths',
            'fold_scores', 'best_epoch', 'initial_weights', 'train_model', 'train_all', 'run_stage']
 
-# %% ../../nbs/trauma/07_train.ipynb #2afc4c5f
+# %% ../../nbs/trauma/07_train.ipynb #50ca09fb
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..core.files import read_json, sha256, write_csv
 from ..core.metrics import auc
-from ..core.ranks import from_first, join, launch
+from ..core.ranks import from_first, join, launch, side_by_side
 from ..core.recipes import RecipeError
 from ..core.runs import Run, locate
 from ..core.train import fit
@@ -178,19 +178,21 @@ def train_model(
     fit(build_classifier(model, weights, loop.seed + fold + 1), data, batches, classifier_loss(model.auxiliary_weight),
         validate, loop, folder, label=f"{model.name} fold {fold}", identity=known)
 
-# %% ../../nbs/trauma/07_train.ipynb #714ae45e
+# %% ../../nbs/trauma/07_train.ipynb #e6d405ef
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
+    part: int = 0,     # which of the trainings: every `parts`-th one, from this on
+    parts: int = 1,
 ):
     "Blocks -> checkpoints/train/<model>/fold_<fold>/; finished trainings are not repeated."
     run = Run.open(folder, overrides)
     tables = labelled_blocks(run)
     reads = [run.path(name) for name in ("info.csv", "blocks.csv", "folds.csv", "processed/slices.csv")]
     identity = from_first({"reads": [sha256(path) for path in reads], "code": run.code("train")})
-    for model in run.section("train").models:
-        for fold in chosen_folds(model, tables[2]):
-            train_model(run, model, fold, tables, identity)
+    trainings = [(m, fold) for m in run.section("train").models for fold in chosen_folds(m, tables[2])]
+    for model, fold in trainings[part::parts]:
+        train_model(run, model, fold, tables, identity)
 
 def run_stage(
     run: Run,
@@ -206,6 +208,7 @@ def run_stage(
         if settings.processes > 1:
             launch(train_all, [str(run.folder), run.overrides], settings.processes)
         else:
+            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts, kept = [], run.path("weights/models")
         shutil.rmtree(kept, ignore_errors=True)   # of models that are no longer in the recipe

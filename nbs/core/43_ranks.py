@@ -28,6 +28,7 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import joblib
 import torch
 from torch import distributed
 
@@ -96,8 +97,64 @@ def launch(
     subprocess.run([*torchrun, "--no-python", sys.executable, "-c", code, json.dumps(arguments)], check=True)
 
 # %% [markdown]
+# ## Trainings side by side
+# Trainings that do not depend on each other, such as those of folds, need no common process. Small networks gain from
+# this: two processes with one thread each train two of them in little more than the time of one with two threads. Each
+# process takes every n-th training, and gets its share of the cores, or a GPU of its own where there are several.
+#
+# Finished trainings are not repeated. So the caller goes through all of them afterwards, in its own process. It
+# collects what is finished, and continues what a process that failed has left. A process that loses its parent ends,
+# because the end of its standard input tells it so.
+
+# %%
+#| export
+_CHILD = """
+import json, os, sys, threading
+def end_with_parent():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+from {module} import {name} as function
+function(*json.loads(sys.argv[1]))
+"""
+
+def _share_of_machine(part: int, parts: int) -> dict[str, str]:
+    "The environment of one of several processes: its threads, and its GPU if there are several."
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, joblib.cpu_count() // parts)))
+    share = {**os.environ, "OMP_NUM_THREADS": threads}
+    if (gpus := torch.cuda.device_count()) > 1:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        share["CUDA_VISIBLE_DEVICES"] = names[part % gpus]
+    return share
+
+def side_by_side(
+    function,         # f(*arguments, part, parts) of a module that can be imported; it resumes, and repeats nothing
+    arguments: list,  # which can be written as JSON
+    jobs: int,        # number of processes; 1: nothing is done, since the caller goes through all trainings anyway
+) -> int:             # number of processes that failed
+    "Call a function for each part of its trainings, at the same time. The caller finishes what a process has left."
+    if jobs == 1:
+        return 0
+    code, children = _CHILD.format(module=function.__module__, name=function.__name__), []
+    try:
+        for part in range(jobs):
+            children.append(subprocess.Popen([sys.executable, "-c", code, json.dumps([*arguments, part, jobs])],
+                                             stdin=subprocess.PIPE, env=_share_of_machine(part, jobs)))
+        failed = sum(child.wait() != 0 for child in children)
+    finally:
+        for child in children:
+            child.stdin.close()
+            child.wait()
+    if failed:
+        print(f"{failed} of {jobs} processes failed (their messages are above). Their trainings go on in this process.")
+    return failed
+
+# %% [markdown]
 # ## What came out
-# Two processes, each of which prints a line:
+# Two processes that belong together, each of which prints a line. Then two that do not, and that get different parts:
 
 # %%
 launch(print, ["hello from each"], processes)
+
+# %%
+assert side_by_side(print, ["part and number of parts:"], processes) == 0

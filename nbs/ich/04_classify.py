@@ -33,7 +33,7 @@ from torch import nn
 from mammo_nb.core.files import read_json, sha256, write_csv, write_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import save_weights
-from mammo_nb.core.ranks import join, launch
+from mammo_nb.core.ranks import join, launch, side_by_side
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run, locate
 from mammo_nb.core.train import fit
@@ -240,13 +240,16 @@ def train_classifier(
 
 # %% [markdown]
 # ## Run the stage
-# If `processes` is above 1, the stage starts so many processes with `torchrun`, one for each GPU.
+# If `processes` is above 1, the stage starts so many processes with `torchrun`, one for each GPU, and they train one
+# network together. If `jobs` is above 1, so many networks are trained at the same time.
 
 # %%
 #| export
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
+    part: int = 0,     # which of the trainings: every `parts`-th one, from this on
+    parts: int = 1,
 ):
     "folds.csv and pictures -> checkpoints/classify/<view>/fold_<fold>/; finished trainings are not repeated."
     run = Run.open(folder, overrides)
@@ -255,9 +258,10 @@ def train_all(
     reads = [run.path("folds.csv"), run.path("processed/slices.csv")]
     prepared = run.recorded("prepare")
     identity = {"reads": [sha256(r) for r in reads], "prepare": asdict(prepared), "code": run.code("classify")}
-    for view in settings.views:
+    folds = chosen_folds(settings.folds, table)
+    for number, view in enumerate(settings.views):
         data = slice_pictures(table, run.path("processed/pictures"), view, settings, prepared.faithful)
-        for fold in chosen_folds(settings.folds, table):
+        for fold in [f for k, f in enumerate(folds, number * len(folds)) if k % parts == part]:
             weights = initial_weights(settings.weights, view.name, fold, run.folder)
             train_classifier(table, data, fold, run.path(f"checkpoints/classify/{view.name}/fold_{fold}"), settings,
                              weights, identity)
@@ -274,6 +278,7 @@ def run_stage(
         if settings.processes > 1:
             launch(train_all, [str(run.folder), run.overrides], settings.processes)
         else:
+            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts = []
         for name in names:

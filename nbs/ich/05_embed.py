@@ -32,6 +32,7 @@ import torch
 
 from mammo_nb.core.files import sha256, write_json
 from mammo_nb.core.networks import read_state, save_weights
+from mammo_nb.core.ranks import side_by_side
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.ich.classify import build_encoder, slice_pictures
@@ -130,6 +131,7 @@ def is_there(
 
 # %% [markdown]
 # ## Run the stage
+# If `jobs` is above 1, so many classifiers work at the same time.
 
 # %%
 #| export
@@ -137,7 +139,9 @@ def embed_all(
     run: Run,
     settings: Embed,
     classify: Classify,   # as the classifiers were trained
-) -> dict:                # content of weights/embeddings.json
+    part: int = 0,        # which of the classifiers: every `parts`-th one, from this on
+    parts: int = 1,
+) -> dict:                # content of weights/embeddings.json, of these classifiers
     "Write weights/encoders/ and weights/embeddings/, file by file; what is there already is kept."
     prepared, table = run.recorded("prepare"), read_folds(run.path("folds.csv"))
     classes, ids = classes_of(table), table["image_id"].tolist()
@@ -146,7 +150,7 @@ def embed_all(
     made = {"encoders": {}, "embeddings": {}, "classes": list(classes), "embedding": 0,
             "prepare": asdict(prepared), "classify": asdict(classify), "embed": asdict(settings)}
     views, data, shown = {v.name: v for v in classify.views}, {}, VIEWS[:settings.tta]
-    for row in chosen_encoders(history, classify, settings.epochs).itertuples():
+    for row in chosen_encoders(history, classify, settings.epochs)[part::parts].itertuples():
         name = encoder_name(row.encoder, row.fold, row.epoch)
         source = run.path(f"checkpoints/classify/{row.encoder}/fold_{row.fold}/epoch_{row.epoch}.safetensors")
         encoder = build_encoder(classify, len(classes)).to(device)
@@ -172,11 +176,22 @@ def embed_all(
             made["embeddings"][file] = sha256(path)
     return made
 
+def embed_part(
+    folder: str,       # folder of the run
+    overrides: dict,   # of the run, dotted field -> value
+    part: int,         # as for `embed_all`
+    parts: int,
+):
+    "Embed with some of the classifiers, in a process of its own."
+    run = Run.open(folder, overrides)
+    embed_all(run, run.section("embed"), run.recorded("classify"), part, parts)
+
 def run_stage(
     run: Run,
 ) -> dict:   # content of weights/embeddings.json
     "folds.csv, pictures and classifiers -> weights/encoders/, weights/embeddings/ and weights/embeddings.json."
     with run.stage("embed") as results:
+        side_by_side(embed_part, [str(run.folder), run.overrides], run.section("embed").jobs)
         made = embed_all(run, run.section("embed"), run.recorded("classify"))
         write_json(run.path("weights/embeddings.json"), made)
         results |= {"encoders": len(made["encoders"]), "files": len(made["embeddings"]), "features": made["embedding"]}

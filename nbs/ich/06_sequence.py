@@ -34,6 +34,7 @@ import torch
 
 from mammo_nb.core.files import read_json, sha256, write_csv, write_json
 from mammo_nb.core.metrics import auc
+from mammo_nb.core.ranks import side_by_side
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
@@ -199,7 +200,8 @@ def train_reader(
 # %% [markdown]
 # ## Run the stage
 # The weights of the averaged epochs go to `weights/sequence/`, and `weights/members.json` names them. A bag reads these
-# names and no others, so a file of an earlier run that lies beside them cannot enter.
+# names and no others, so a file of an earlier run that lies beside them cannot enter. If `jobs` is above 1, so many
+# models are trained at the same time.
 
 # %%
 #| export
@@ -215,36 +217,48 @@ def sequence_name(
 def train_readers(
     run: Run,
     settings: Sequence,
-) -> tuple[dict, pd.DataFrame]:   # content of weights/members.json, histories
-    "Train all sequence models of a run; finished ones are not repeated."
+    part: int = 0,                # which of the trainings: every `parts`-th one, from this on
+    parts: int = 1,
+) -> tuple[dict, pd.DataFrame]:   # content of weights/members.json, histories; of these trainings
+    "Train the sequence models of a run; finished ones are not repeated."
     source, table = embeddings_folder(run), read_folds(run.path("folds.csv"))
     made = read_json(source / "embeddings.json")
     identity = {"folds": sha256(run.path("folds.csv")), "code": run.code("sequence"),
                 **{name: getattr(settings, name) for name in ("units", "views", "smoothing", "faithful")}}
     members, histories, predictions = [], [], {}
     run.path("weights/sequence").mkdir(parents=True, exist_ok=True)
-    for reader in settings.readers:
-        for fold, epoch in embedded(made, reader.view, reader.tta):
-            files = feature_files(source, made, reader.view, fold, epoch, reader.tta)
-            ids = table["image_id"].tolist()
-            features, _ = mean_views(list(files), ids)
-            views = np.stack([read_embeddings(f, ids)[0] for f in files]) if settings.views == "each" else None
-            data = SeriesEmbeddings(features, table, classes_of(table), views)
-            known = {**identity, "reader": asdict(reader), "embeddings": list(files.values())}
-            folder = run.path(f"checkpoints/sequence/{reader.name}/fold_{fold}_epoch{epoch}")
-            history = train_reader(data, table, fold, reader, settings, folder, known, f"{reader.name} fold {fold}")
-            histories.append(history.assign(reader=reader.name, fold=fold, encoder_epoch=epoch))
-            if (folder / "pred.csv").is_file():
-                predictions[f"{reader.name}/{folder.name}/pred.csv"] = sha256(folder / "pred.csv")
-            for last in range(settings.loop.epochs)[-settings.bag_epochs:]:
-                name = sequence_name(reader.name, fold, epoch, last)
-                shutil.copyfile(folder / f"epoch_{last}.safetensors", run.path(f"weights/sequence/{name}"))
-                members.append({"reader": reader.name, "view": reader.view, "fold": fold, "epoch": epoch,
-                                "sequence_epoch": last, "tta": reader.tta, "cell": reader.cell, "deltas": reader.deltas,
-                                "encoder": f"{reader.view}_fold{fold}_epoch{epoch}.safetensors", "file": name})
+    trainings = [(reader, *at) for reader in settings.readers for at in embedded(made, reader.view, reader.tta)]
+    for reader, fold, epoch in trainings[part::parts]:
+        files = feature_files(source, made, reader.view, fold, epoch, reader.tta)
+        ids = table["image_id"].tolist()
+        features, _ = mean_views(list(files), ids)
+        views = np.stack([read_embeddings(f, ids)[0] for f in files]) if settings.views == "each" else None
+        data = SeriesEmbeddings(features, table, classes_of(table), views)
+        known = {**identity, "reader": asdict(reader), "embeddings": list(files.values())}
+        folder = run.path(f"checkpoints/sequence/{reader.name}/fold_{fold}_epoch{epoch}")
+        history = train_reader(data, table, fold, reader, settings, folder, known, f"{reader.name} fold {fold}")
+        histories.append(history.assign(reader=reader.name, fold=fold, encoder_epoch=epoch))
+        if (folder / "pred.csv").is_file():
+            predictions[f"{reader.name}/{folder.name}/pred.csv"] = sha256(folder / "pred.csv")
+        for last in range(settings.loop.epochs)[-settings.bag_epochs:]:
+            name = sequence_name(reader.name, fold, epoch, last)
+            shutil.copyfile(folder / f"epoch_{last}.safetensors", run.path(f"weights/sequence/{name}"))
+            members.append({"reader": reader.name, "view": reader.view, "fold": fold, "epoch": epoch,
+                            "sequence_epoch": last, "tta": reader.tta, "cell": reader.cell, "deltas": reader.deltas,
+                            "encoder": f"{reader.view}_fold{fold}_epoch{epoch}.safetensors", "file": name})
     written = {"members": members, "predictions": predictions, "units": settings.units, "faithful": settings.faithful,
                "sha256": {m["file"]: sha256(run.path(f"weights/sequence/{m['file']}")) for m in members}}
-    return written, pd.concat(histories, ignore_index=True)
+    return written, pd.concat(histories, ignore_index=True) if histories else pd.DataFrame()
+
+def train_part(
+    folder: str,       # folder of the run
+    overrides: dict,   # of the run, dotted field -> value
+    part: int,         # as for `train_readers`
+    parts: int,
+):
+    "Train some of the sequence models, in a process of its own."
+    run = Run.open(folder, overrides)
+    train_readers(run, run.section("sequence"), part, parts)
 
 def run_stage(
     run: Run,
@@ -255,6 +269,7 @@ def run_stage(
     if len(set(names)) < len(names):
         raise RecipeError(f"sequence.readers has the names {', '.join(names)}. Give each reader a name of its own.")
     with run.stage("sequence"):
+        side_by_side(train_part, [str(run.folder), run.overrides], settings.jobs)
         written, history = train_readers(run, settings)
         write_csv(run.path("checkpoints/sequence/history.csv"), history)
         write_json(run.path("weights/members.json"), written)

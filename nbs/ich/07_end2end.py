@@ -34,7 +34,7 @@ from mammo_nb.core.batches import step_mask
 from mammo_nb.core.files import read_json, sha256, write_csv, write_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
-from mammo_nb.core.ranks import join
+from mammo_nb.core.ranks import join, side_by_side
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
@@ -258,17 +258,29 @@ def train_whole(
 # %% [markdown]
 # ## Run the stage
 # `pred.json` has the digest of the predictions and that of the list of models from which the training started, so that
-# predictions of an earlier run cannot be compared with the models of this one.
+# predictions of an earlier run cannot be compared with the models of this one. If `jobs` is above 1, so many folds are
+# trained at the same time.
 
 # %%
 #| export
+def train_all(
+    folder: str,       # folder of the run
+    overrides: dict,   # of the run, dotted field -> value
+    part: int = 0,     # which of the folds: every `parts`-th one, from this on
+    parts: int = 1,
+) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:   # fold -> history, predictions
+    "Train the networks of the folds; finished ones are not repeated."
+    run = Run.open(folder, overrides)
+    table, members = read_folds(run.path("folds.csv")), first_members(run, run.section("end2end").reader)
+    return {fold: train_whole(run, table, members[fold]) for fold in list(members)[part::parts]}
+
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:   # history of all folds
     "Pictures, encoders, sequence models -> checkpoints/end2end/: a network for each fold, pred.csv and pred.json."
     with run.stage("end2end"):
-        table = read_folds(run.path("folds.csv"))
-        parts = {f: train_whole(run, table, m) for f, m in first_members(run, run.section("end2end").reader).items()}
+        side_by_side(train_all, [str(run.folder), run.overrides], run.section("end2end").jobs)
+        parts = train_all(str(run.folder), run.overrides)
         folder = run.path("checkpoints/end2end/")
         history = pd.concat([h.assign(fold=f) for f, (h, _) in parts.items()], ignore_index=True)
         write_csv(folder / "history.csv", history)

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from mammo_nb.core.files import read_json, sha256, write_csv
 from mammo_nb.core.metrics import auc
-from mammo_nb.core.ranks import from_first, join, launch
+from mammo_nb.core.ranks import from_first, join, launch, side_by_side
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run, locate
 from mammo_nb.core.train import fit
@@ -264,23 +264,26 @@ def train_model(
 
 # %% [markdown]
 # ## Run the stage
-# If `processes` is above 1, the stage starts so many processes with `torchrun`, one for each GPU. The weights of the
-# chosen epochs go to `weights/models/`.
+# If `processes` is above 1, the stage starts so many processes with `torchrun`, one for each GPU, and they train one
+# network together. If `jobs` is above 1, so many networks are trained at the same time. The weights of the chosen
+# epochs go to `weights/models/`.
 
 # %%
 #| export
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
+    part: int = 0,     # which of the trainings: every `parts`-th one, from this on
+    parts: int = 1,
 ):
     "Blocks -> checkpoints/train/<model>/fold_<fold>/; finished trainings are not repeated."
     run = Run.open(folder, overrides)
     tables = labelled_blocks(run)
     reads = [run.path(name) for name in ("info.csv", "blocks.csv", "folds.csv", "processed/slices.csv")]
     identity = from_first({"reads": [sha256(path) for path in reads], "code": run.code("train")})
-    for model in run.section("train").models:
-        for fold in chosen_folds(model, tables[2]):
-            train_model(run, model, fold, tables, identity)
+    trainings = [(m, fold) for m in run.section("train").models for fold in chosen_folds(m, tables[2])]
+    for model, fold in trainings[part::parts]:
+        train_model(run, model, fold, tables, identity)
 
 def run_stage(
     run: Run,
@@ -296,6 +299,7 @@ def run_stage(
         if settings.processes > 1:
             launch(train_all, [str(run.folder), run.overrides], settings.processes)
         else:
+            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts, kept = [], run.path("weights/models")
         shutil.rmtree(kept, ignore_errors=True)   # of models that are no longer in the recipe

@@ -157,6 +157,7 @@ class Train:
         Model("organs_slice_by_slice", auxiliary="none", rnn="none"),
         Model("extravasation", columns="bowel_injury extravasation_injury", crop=False, best="loss"))
     processes: int = bounded(1, low=1)   # of torchrun that train one network together
+    jobs: int = bounded(1, low=1)        # trainings at the same time, each with its share of cores or GPUs
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -240,7 +241,7 @@ RECIPES = {
     "demo": Recipe(
         "a synthetic competition at 96 pixels, blocks of 20 slices, two folds, one small network for each kind of "
         "injury", Phantom(patients=36, contrast=1.5), _DEMO, _SHORT, Folds(n_folds=2),
-        Train(tuple(replace(m, folds="0 1", loop=replace(m.loop, epochs=5)) for m in Train().models))),
+        Train(tuple(replace(m, folds="0 1", loop=replace(m.loop, epochs=5)) for m in Train().models), jobs=2)),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, lengths="18 20 26"),
