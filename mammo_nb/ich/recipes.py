@@ -131,7 +131,7 @@ class Engines:
     "The bag as two graphs: classifiers, and sequence models."
     tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
-# %% ../../nbs/ich/recipes.ipynb #fda8062c
+# %% ../../nbs/ich/recipes.ipynb #12bd29c2
 _CLASSIFIER = Classify(
     network="resnext101_32x8d.fb_wsl_ig1b_ft_in1k", weights="imagenet", embedding=0, size=480, views=(View("cropped"),),
     loop=Optimisation(epochs=5, batch_size=64, optimizer="adam", lr=2e-5, schedule="step", step_epochs=100, seed=1234,
@@ -150,7 +150,7 @@ RECIPES = {
         Phantom(patients=84, prevalence=0.7, contrast=1.4), Folds(n_folds=2),
         Classify(folds="0 1", freeze=46, jobs=2,
                  loop=replace(Classify().loop, epochs=2, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
-        Embed(jobs=2), Sequence(views="each", smoothing=0.02, jobs=2, loop=replace(Sequence().loop, epochs=10)),
+        Embed(jobs=2), Sequence(views="each", smoothing=0.02, jobs=2, loop=replace(Sequence().loop, lr=3e-3)),
         EndToEnd(jobs=2)),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",

@@ -217,9 +217,10 @@ class Training:
     ):
         self.config, self.device = config, device
         self.model = model.to(device)
-        for parameter in self.model.parameters():  # the layout in which 2-D convolutions are fastest
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}  # in which convolutions are fastest
+        for parameter in self.model.parameters():
+            if parameter.ndim in layouts:
+                parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
         self.rank, self.ranks = join()
         # gradients are averaged over the processes; batch normalisation uses the statistics of the first one
         self.network = DistributedDataParallel(self.model) if self.ranks > 1 else self.model

@@ -49,8 +49,7 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.files import read_json
 from mammo_nb.core.practice import practice
-from mammo_nb.core.submission import find_weights
-from mammo_nb.core.submit import submit, summary
+from mammo_nb.core.submit import summary
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -263,13 +262,3 @@ axes[0].legend(fontsize=7);
 
 # %%
 show_series(table, competition);
-
-# %% [markdown]
-# ## Out of time
-# The same slices with a time limit of one second: the submission is valid, and the report lists what was dropped.
-
-# %%
-place, short = find_weights("encoder", run.weights or run.path("weights/")), Path(tempfile.mkdtemp())
-submit(submission, competition, place, short, budget="1s", workers=1)
-assert pd.read_csv(short / "submission.csv")["ID"].equals(decided["ID"])
-print(*summary(read_json(short / "submit.json")), sep="\n")

@@ -195,7 +195,7 @@ RECIPES = {
         Phantom(patients=84, prevalence=0.7, contrast=1.4), Folds(n_folds=2),
         Classify(folds="0 1", freeze=46, jobs=2,
                  loop=replace(Classify().loop, epochs=2, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
-        Embed(jobs=2), Sequence(views="each", smoothing=0.02, jobs=2, loop=replace(Sequence().loop, epochs=10)),
+        Embed(jobs=2), Sequence(views="each", smoothing=0.02, jobs=2, loop=replace(Sequence().loop, lr=3e-3)),
         EndToEnd(jobs=2)),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",

@@ -50,8 +50,7 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.files import read_json
 from mammo_nb.core.practice import practice
-from mammo_nb.core.submission import find_weights
-from mammo_nb.core.submit import submit, summary
+from mammo_nb.core.submit import summary
 from mammo_nb.trauma.reading.competition import read_labels
 
 # %% tags=["parameters"]
@@ -246,13 +245,3 @@ if answers.is_file():   # a drawn competition: points are the injuries that ther
     truth = read_labels(answers).set_index("patient_id").loc[decided["patient_id"]]
     ill = 1 - truth[[f"{organ}_healthy" for organ in GRADES]].to_numpy()
     ax.plot(*np.argwhere(ill).T, "o", color="black", ms=4)
-
-# %% [markdown]
-# ## Out of time
-# The same patients with a time limit of one second: the submission is valid, and the report lists what was dropped.
-
-# %%
-place, short = find_weights("classifier", run.weights or run.path("weights/")), Path(tempfile.mkdtemp())
-submit(submission, competition, place, short, budget="1s", workers=1)
-assert pd.read_csv(short / "submission.csv", dtype={"patient_id": str})["patient_id"].tolist() == test.groups
-print(*summary(read_json(short / "submit.json")), sep="\n")
