@@ -70,8 +70,9 @@ assert as_cast(np.array([40_000], np.uint16), "window")[0] == 40_000 - 65_536
 # In the submission, JPEG 2000 and JPEG Lossless files were decoded on the GPU, and there the two numbers of a window
 # were held as float16. `half` does so, too. Where float16 holds both numbers exactly, nothing changes, and whole
 # numbers up to 2048 are exact. In the figures, 1.6 to 3.2 % of the pixels change by one level elsewhere. A width of
-# 65,520 or more becomes infinite, and all pixels get level 127. So this is a switch of its own, `Crops.half_windows`,
-# and it is off.
+# 65,520 or more becomes infinite, and all pixels get level 127. So this is a switch of its own, `crops.half_windows`,
+# and it is off. For the published weights it is an entry of `ensemble.json`. It changes predictions only: the crops of
+# the training were made on the CPU.
 
 # %%
 #| export
