@@ -90,15 +90,18 @@ for ax, p in zip(axes, (picture, fit_resize(picture, *size))):
     ax.axis("off")
 
 # %% [markdown]
-# Published code often truncates the sides and takes one bilinear step, however small the result is: `plain`. Then a
-# picture of twice the size loses one pixel of four, and `h * (2048 / h)` may give 2047. Of 200 sizes of crops, 148 give
-# another side than with rounding. The two ways are compared with the mean over the area of each pixel, the result that
-# counts all pixels alike, on a picture of fine grain that is made smaller by a factor of 1.5 to 5:
+# Published code often truncates the sides and takes one bilinear step, however small the result is: `plain`. Beyond a
+# factor of 2, some pixels then do not count at all, and `h * (2048 / h)` may give 2047. Of 200 sizes of crops, 148 give
+# another side than with rounding.
+#
+# The two ways are compared with the mean over the area of each pixel, the result that counts all pixels alike. Two real
+# mammograms were made 2.2 to 17 times smaller: by halving the mean distance is 0.7 to 3.4 levels, plainly it is 0.8 to
+# 3.6, and larger at each size. At a factor of 1.5 the two are equal. Here is the same for a picture of fine grain:
 
 # %%
 grain = np.random.default_rng(0).integers(0, 256, (960, 480), dtype=np.uint8)
 errors = []
-for factor in (1.5, 2, 2.5, 3, 4, 5):
+for factor in (1.5, 2.5, 3, 4, 5):
     h, w = int(960 / factor), int(480 / factor)
     exact = cv2.resize(grain, (w, h), interpolation=cv2.INTER_AREA).astype(int)
     errors.append({"factor": factor} | {
