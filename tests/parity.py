@@ -108,3 +108,18 @@ def given_input(stated: dict) -> np.ndarray:
     if "sha256" in stated:
         assert sha256(x.tobytes()).hexdigest() == stated["sha256"], f"{stated['name']} is another input"
     return x.reshape(stated["reshape"]) if "reshape" in stated else x
+
+
+def frame(name: str, rows: int, columns: int, marker: bool = False, monochrome1: bool = False) -> np.ndarray:
+    "A mammography frame by formula, int16 (rows, columns)."
+    u = uniform(name, 4)
+    middle, across, down = rows * (.35 + .3 * u[0]), columns * (.35 + .4 * u[1]), rows * (.25 + .2 * u[2])
+    blocks = -(-rows // 16), -(-columns // 16)
+    grain = uniform(f"{name}/grain", blocks[0] * blocks[1]).reshape(blocks)
+    y, x = np.arange(rows)[:, None], np.arange(columns)
+    inside = 1 - ((x / across) * (x / across) + ((y - middle) / down) * ((y - middle) / down))
+    grain = grain.repeat(16, 0)[:rows].repeat(16, 1)[:, :columns]
+    values = np.floor(120 + (inside > 0) * (600 + 2600 * inside * (.5 + .5 * grain))) + (7 * y + 13 * x) % 11
+    if marker:
+        values[int(.02 * rows):int(.08 * rows), int(.85 * columns):int(.97 * columns)] = 4095
+    return (4095 - values if monochrome1 else values).astype(np.int16)
