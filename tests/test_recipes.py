@@ -95,6 +95,13 @@ def test_the_winners_detector_agrees_with_the_facts():
         precision="fp32", seed=42, workers=4, checkpoint_every=1000)
 
 
+@pytest.mark.parametrize("name", [n for n in system.recipes if n.startswith("winner")])
+def test_recipes_of_the_winner_prepare_frames_and_crops_as_he_did(name):
+    assert system.recipe(name).section(Detector).faithful
+    assert system.recipe(name).section(Crops).faithful or name == "winner_roi"   # which ends before the crops
+    assert not system.recipe("demo").section(Crops).faithful and not system.recipe("demo").section(Detector).faithful
+
+
 def test_every_recipe_is_possible_and_a_slip_in_its_loop_is_an_error():
     for name in system.recipes:
         for kind in (Detector, Train):
