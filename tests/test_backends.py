@@ -136,6 +136,22 @@ def test_float_inputs_have_numpys_name(tmp_path, backend):
     np.testing.assert_allclose(opened(pictures(2).astype(np.float32)), by_hand(pictures(2)), atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_other_types_are_converted_only_where_the_json_lists_them(tmp_path, backend):
+    needs(backend)
+    shape = ("n", 1, 40, 32)
+    for also in ((), ("uint8",)):
+        write_graph(graph(type="float"), tmp_path / "g.onnx", {}, [Tensor("images", "float32", shape, also=also)])
+        opened = open_graph(tmp_path / "g.onnx", backend)
+        if also:
+            np.testing.assert_allclose(opened(pictures(2)), by_hand(pictures(2)), atol=1e-5)
+        else:
+            with pytest.raises(EngineError, match="takes images: float32 .*got uint8"):
+                opened(pictures(2))
+        with pytest.raises(EngineError, match="got int16"):
+            opened(pictures(2).astype(np.int16))
+
+
 def test_the_same_graph_is_the_same_file_without_traces(path):
     model = graph()
     model.doc_string = model.graph.node[0].doc_string = "/home/somebody/train.py"

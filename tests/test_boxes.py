@@ -57,6 +57,28 @@ def test_the_box_with_the_highest_score_is_given_in_frame_pixels(image):
     assert (box.x1, box.y1) == (640, 832)
 
 
+def test_a_detector_of_an_older_version_is_shown_whole_levels(image):
+    class Old(Constant):
+        metadata = {"size": 416, "inputs": [{"name": "images", "dtype": "uint8"}]}
+
+        def __call__(self, squares):
+            self.dtype = squares.dtype
+            return super().__call__(squares)
+
+    old = Old((100, 200, 120, 180, .9, .9))
+    assert find_box(image, Crops(faithful=True), old) == find_box(image, Crops(faithful=True), Constant(*old.output))
+    assert old.dtype == np.uint8
+
+
+def test_faithful_divides_both_axes_by_one_ratio(make_image):
+    image = make_image(2803, 1001, np.s_[500:2000, 0:700])   # the view has 415 x 148 pixels, not 416 x 148.6
+    box = find_box(image, Crops(faithful=True), Constant((80, 200, 100, 180, .9, .9)))
+    ratio = 416 / 2803
+    assert (box.x0, box.y0, box.x1, box.y1) == tuple(int(side / ratio) for side in (30, 110, 130, 290))
+    ours = find_box(image, graph=Constant((80, 200, 100, 180, .9, .9)))
+    assert (ours.x0, ours.y0, ours.x1, ours.y1) == (201, 741, 874, 1955)   # each axis by its own, rounded outwards
+
+
 @pytest.mark.parametrize("box, source", [
     ((100, 200, 120, 180, .71, .71), "detector"),  # score .5041
     ((100, 200, 120, 180, .7, .7), "otsu"),        # score .49

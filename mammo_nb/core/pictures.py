@@ -28,18 +28,21 @@ def shrink(
         return pixels
     return cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
-# %% ../../nbs/core/28_pictures.ipynb #5336f8c7
+# %% ../../nbs/core/28_pictures.ipynb #051c2aaa
 def fit_resize(
-    grey: np.ndarray,  # uint8 (rows, columns)
-    height: int,       # of the result, pixels
-    width: int,        # of the result, pixels
-) -> np.ndarray:       # uint8 (height, width)
+    grey: np.ndarray,     # uint8 (rows, columns)
+    height: int,          # of the result, pixels
+    width: int,           # of the result, pixels
+    plain: bool = False,  # sides truncated and one bilinear step, as in published code; False: rounded, and `shrink`
+) -> np.ndarray:          # uint8 (height, width)
     "Resize to fit, keep the proportions, pad with black on both sides."
     ratio = min(height / grey.shape[0], width / grey.shape[1])
-    h, w = max(1, round(grey.shape[0] * ratio)), max(1, round(grey.shape[1] * ratio))
+    whole = int if plain else round
+    h, w = (max(1, whole(side * ratio)) for side in grey.shape)
+    small = cv2.resize(grey, (w, h), interpolation=cv2.INTER_LINEAR) if plain else shrink(grey, h, w)
     top, left = (height - h) // 2, (width - w) // 2
     bottom, right = height - h - top, width - w - left
-    return cv2.copyMakeBorder(shrink(grey, h, w), top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
+    return cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
 
 # %% ../../nbs/core/28_pictures.ipynb #7472e5bf
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1,

@@ -25,7 +25,7 @@ from .files import read_json, replacing, sha256, write_json
 class EngineError(ProjectError):
     "A graph or an engine that cannot be made, read or fed, with the remedy."
 
-# %% ../../nbs/core/51_sidecars.ipynb #321bf6bf
+# %% ../../nbs/core/51_sidecars.ipynb #dff806e9
 @dataclass(frozen=True)
 class Tensor:
     "One input or output of a graph."
@@ -35,6 +35,7 @@ class Tensor:
     layout: str = ""               # a letter for each axis, such as 'NCHW'; "": not stated
     activation: str = ""           # of an output: 'sigmoid', 'softmax', or "" for values as the network gives them
     classes: tuple[str, ...] = ()  # of an output: names along the axis C, or the name of the only class
+    also: tuple[str, ...] = ()     # of an input: other types that mean the same numbers and are converted
 
     def __post_init__(self):
         if self.layout and (len(self.layout) != len(self.shape) or len({*self.layout}) != len(self.layout)):
@@ -85,7 +86,7 @@ def read_tensors(
     except (TypeError, AttributeError, EngineError) as e:
         raise EngineError(f"{file} describes its {key} wrongly ({e}): write it again with this version.") from e
 
-# %% ../../nbs/core/51_sidecars.ipynb #81f57db8
+# %% ../../nbs/core/51_sidecars.ipynb #b77afa72
 def bind_shape(
     tensor: Tensor,
     array: np.ndarray,
@@ -93,7 +94,8 @@ def bind_shape(
 ) -> str:                               # what does not fit; "" if all does
     "Compare one array with its description."
     got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
+    if not isinstance(array, np.ndarray) or array.ndim != len(tensor.shape) or str(array.dtype) not in (
+            tensor.dtype, *tensor.also):
         return f"got {got}"
     for stated, n in zip(tensor.shape, array.shape):
         if n == 0 or isinstance(stated, int) and stated != n:
@@ -120,7 +122,7 @@ def check_inputs(
         if problem := bind_shape(tensor, named[tensor.name], words):
             least = "; every dimension at least 1" if any(isinstance(n, str) for n in tensor.shape) else ""
             raise EngineError(f"{label} takes {tensor}{least}; {problem}. Give an array of this type and shape.")
-    return {t.name: np.ascontiguousarray(named[t.name]) for t in tensors}, words
+    return {t.name: np.ascontiguousarray(named[t.name], t.dtype) for t in tensors}, words
 
 def check_outputs(
     tensors: Sequence[Tensor],    # outputs that the JSON lists
@@ -134,7 +136,7 @@ def check_outputs(
         if problem := bind_shape(tensor, made.get(tensor.name), words):
             raise EngineError(f"{label} should give {tensor}; {problem}. Export the network again.")
 
-# %% ../../nbs/core/51_sidecars.ipynb #bc5d2501
+# %% ../../nbs/core/51_sidecars.ipynb #8566da87
 def add_entries(
     metadata: dict,  # the caller's entries
     own: dict,       # those that an export makes
@@ -169,7 +171,7 @@ def describe_value(
         return found
     if more.dtype != found.dtype:
         raise EngineError(f"{more.name} is stated as {more.dtype}, and the graph has {found.dtype}.")
-    return Tensor(found.name, found.dtype, shape, more.layout, more.activation, more.classes)
+    return Tensor(found.name, found.dtype, shape, more.layout, more.activation, more.classes, more.also)
 
 LARGEST = 1_900_000_000  # bytes of weights in a graph; its format, protobuf, ends at 2 GiB
 

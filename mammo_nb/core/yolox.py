@@ -119,7 +119,7 @@ def load_yolox(
     load_state(network, state, path)
     return metadata
 
-# %% ../../nbs/core/59_yolox.ipynb #95061cee
+# %% ../../nbs/core/59_yolox.ipynb #dc914cde
 def grey_stem(
     stem: nn.Module,   # YOLOX's Focus: four quarters of the pixels as channels, convolution 3x3, normalisation, SiLU
 ) -> nn.Module:        # the same for one channel, float (n, 1, size, size)
@@ -144,7 +144,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decode, self.size = decode, size
-        self.inputs = (Tensor("images", "uint8", ("n", 1, size, size), "NCHW"),)
+        self.inputs = (Tensor("images", "float32", ("n", 1, size, size), "NCHW", also=("uint8",)),)
         self.outputs = (Tensor("candidates", "float32", ("n", "cells", 5 + network.head.num_classes), "NLC"),)
         self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
         for name, value in zip(("place", "stride"), cells(size)):
@@ -152,7 +152,7 @@ class DetectorGraph(nn.Module):
         self.eval()
 
     def forward(self,
-        images: torch.Tensor,  # uint8 (n, 1, size, size)
+        images: torch.Tensor,  # float32 or uint8 (n, 1, size, size), levels 0 to 255
     ) -> torch.Tensor:         # float32 (n, cells, 5 + classes): box, objectness and classes as probabilities
         raw = self.network(images.float())
         box, scores = raw[..., :4], torch.sigmoid(raw[..., 4:])

@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #cc362778
+# %% ../../nbs/mammo/04_crops.ipynb #d3ed1bc9
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +16,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 import pandas as pd
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from ..core.backends import Graph, read_sidecar
 from ..core.dicom import Frame, Image, find_files, read_frame
@@ -77,7 +78,7 @@ def crop(
         return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
     return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
 
-# %% ../../nbs/mammo/04_crops.ipynb #76743701
+# %% ../../nbs/mammo/04_crops.ipynb #c79873a2
 @dataclass(frozen=True)
 class Breast:
     "A breast cut out of its frame."
@@ -113,10 +114,11 @@ def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
 def faithful_floats(
     image: Image,     # the whole frame at full scale
     box: Box,
-    settings: Crops,  # scaling, from `scaling_of`
+    settings: Crops,  # scaling, from `scaling_of`; half_windows
 ) -> np.ndarray:      # float32 (rows, columns) of the box, 0 to 255
     "Make the winner's crop, before it is truncated to whole grey levels."
-    return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling)
+    half = settings.half_windows and image.header.syntax in (JPEG2000Lossless, JPEGLosslessSV1)
+    return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling, half=half)
 
 # %% ../../nbs/mammo/04_crops.ipynb #5731faaf
 def preview(

@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'make_frames', 'Frames', 'frame_batches', 'read_views', 'found_in', 'torch_graph', 'expect', 'train_detector',
            'export_detector', 'convert_detector', 'keep_detector', 'run_stage']
 
-# %% ../../nbs/mammo/03_detector.ipynb #c5d667d8
+# %% ../../nbs/mammo/03_detector.ipynb #85c2984f
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core.backends import EngineError, Graph, open_graph, read_sidecar
-from ..core.detection import STRIDES, coco_score, corners, letterbox
+from ..core.detection import STRIDES, coco_score, corners, letterbox, pad_square
 from ..core.engines import load_engine
 from ..core.files import sha256
 from ..core.networks import load_weights, save_weights
@@ -46,7 +46,7 @@ def make_frames(
     raw = run.path(f"raw/{run.section('datasets').name}")
     return prepare_frames(raw.parent / settings.annotations, raw, folder, settings, workers), folder
 
-# %% ../../nbs/mammo/03_detector.ipynb #477af7a5
+# %% ../../nbs/mammo/03_detector.ipynb #66eb3c20
 class Frames(Dataset):
     "Frames as squares, with their boxes: `dataset[(index, seed)]`, mirrored for half of the seeds, not for -1."
     def __init__(
@@ -54,8 +54,9 @@ class Frames(Dataset):
         boxes: pd.DataFrame,   # roi.COLUMNS
         folder: Path,          # of the set
         size: int,             # side of the square, pixels
+        fitted: bool = False,  # the frames have been resized to fit
     ):
-        self.files, self.size = [Path(folder) / image for image in boxes["image"]], size
+        self.files, self.size, self.fitted = [Path(folder) / image for image in boxes["image"]], size, fitted
         self.shares = corners(boxes[["cx", "cy", "w", "h"]].to_numpy(float))
 
     def __len__(self):
@@ -71,6 +72,8 @@ class Frames(Dataset):
             picture = np.ascontiguousarray(picture[:, ::-1])
             x0, y0, x1, y1 = box
             box = np.array([picture.shape[1] - x1, y0, picture.shape[1] - x0, y1])
+        if self.fitted:
+            return pad_square(picture, self.size), box
         square, ratio = letterbox(picture, self.size)
         return square, box * ratio
 
@@ -79,7 +82,7 @@ class Frames(Dataset):
         target = [[0, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]]
         return torch.from_numpy(square).float().expand(3, -1, -1), torch.tensor(target, dtype=torch.float32)
 
-# %% ../../nbs/mammo/03_detector.ipynb #55851f27
+# %% ../../nbs/mammo/03_detector.ipynb #3664594d
 def frame_batches(
     count: int,         # frames
     batch_size: int,
@@ -140,7 +143,7 @@ def train_detector(
     identity: dict,        # which data and code this is
     initial: Path | None = None,  # .pth of YOLOX with the initial weights
 ) -> pd.DataFrame:         # history: a row for each epoch
-    "Train YOLOX-nano; with `faithful`, boxes are assigned to cells as in the winner's copy of YOLOX."
+    "Train YOLOX-nano; with `faithful`, frames and the cells of boxes are as in the winner's copy of YOLOX."
     loop = settings.loop
     train, held = (boxes[boxes["split"] == split].reset_index(drop=True) for split in ("train", "val"))
     network = create_yolox(seed=loop.seed)
@@ -164,7 +167,7 @@ def train_detector(
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
-        return fit(network, Frames(train, folder, settings.size),
+        return fit(network, Frames(train, folder, settings.size, fitted=settings.faithful),
                    frame_batches(len(train), loop.batch_size, loop.seed), loss, validate, loop, output,
                    label="detector", identity=identity, on_epoch=on_epoch)
     finally:

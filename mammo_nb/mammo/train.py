@@ -35,9 +35,9 @@ from .learning.sampler import one_positive_batches
 from .learning.targets import lesion_cells, pointing_loss, soft_targets
 from .recipes import Train
 
-# %% ../../nbs/mammo/06_train.ipynb #02b188be
+# %% ../../nbs/mammo/06_train.ipynb #7081e204
 # fields of Train that determine the network and its predictions
-NETWORK = ["network", "global_pool", "height", "width", "lesion_weight", "mirrored"]
+NETWORK = ["network", "global_pool", "height", "width", "lesion_weight", "mirrored", "faithful"]
 
 class BreastCrops(Dataset):
     """Crops of a table as normalised float tensors (3, height, width), with their targets: `dataset[(index, seed)]`, no
@@ -74,11 +74,12 @@ class BreastCrops(Dataset):
     def picture(self, index: int, seed: int) -> np.ndarray:
         "uint8 (height, width), or with its mask (height, width, 2); augmented unless the seed is negative."
         size, rng = (self.settings.height, self.settings.width), np.random.default_rng(max(seed, 0))
+        exact = self.settings.faithful
         policy = self.settings.augment if seed >= 0 and rng.random() < self.settings.augmentation else "none"
         stored = self._read(self.paths[index])
         if policy in BEFORE_FITTING and self.masks is None:
-            return fit_resize(augment(stored, rng, policy), *size)
-        fitted = fit_resize(stored, *size)
+            return fit_resize(augment(stored, rng, policy, exact), *size, plain=exact)
+        fitted = fit_resize(stored, *size, plain=exact)
         if self.masks is not None:
             path = self.masks[index]
             mask = fit_resize(self._read(path), *size) if path else np.zeros_like(fitted)

@@ -67,6 +67,7 @@ class Tensor:
     layout: str = ""               # a letter for each axis, such as 'NCHW'; "": not stated
     activation: str = ""           # of an output: 'sigmoid', 'softmax', or "" for values as the network gives them
     classes: tuple[str, ...] = ()  # of an output: names along the axis C, or the name of the only class
+    also: tuple[str, ...] = ()     # of an input: other types that mean the same numbers and are converted
 
     def __post_init__(self):
         if self.layout and (len(self.layout) != len(self.shape) or len({*self.layout}) != len(self.layout)):
@@ -125,7 +126,8 @@ print(pictures, lengths, sep="\n")
 
 # %% [markdown]
 # Arrays are compared with the list before the computation. OpenVINO would silently convert float pictures to 8-bit
-# ones, and ONNX Runtime would not. With the check, every package gives the same error.
+# ones, and ONNX Runtime would not. With the check, every package gives the same error. A network that takes grey levels
+# from 0 to 255 as floats may list `uint8` under `also`; then 8-bit pictures are converted.
 
 # %%
 #| export
@@ -136,7 +138,8 @@ def bind_shape(
 ) -> str:                               # what does not fit; "" if all does
     "Compare one array with its description."
     got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    if not isinstance(array, np.ndarray) or array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
+    if not isinstance(array, np.ndarray) or array.ndim != len(tensor.shape) or str(array.dtype) not in (
+            tensor.dtype, *tensor.also):
         return f"got {got}"
     for stated, n in zip(tensor.shape, array.shape):
         if n == 0 or isinstance(stated, int) and stated != n:
@@ -163,7 +166,7 @@ def check_inputs(
         if problem := bind_shape(tensor, named[tensor.name], words):
             least = "; every dimension at least 1" if any(isinstance(n, str) for n in tensor.shape) else ""
             raise EngineError(f"{label} takes {tensor}{least}; {problem}. Give an array of this type and shape.")
-    return {t.name: np.ascontiguousarray(named[t.name]) for t in tensors}, words
+    return {t.name: np.ascontiguousarray(named[t.name], t.dtype) for t in tensors}, words
 
 def check_outputs(
     tensors: Sequence[Tensor],    # outputs that the JSON lists
@@ -180,6 +183,8 @@ def check_outputs(
 # %%
 given = {"images": np.zeros((3, 1, *size), np.uint8), "lengths": np.array([5, 2, 4])}
 assert check_inputs([pictures, lengths], given, "example")[1]["n"][0] == 3
+levels = Tensor("images", "float32", ("n", 1, *size), "NCHW", also=("uint8",))
+assert check_inputs([levels], given["images"], "example")[0]["images"].dtype == np.float32
 for wrong in (given["images"], {**given, "lengths": np.array([5, 2])}, {**given, "images": given["images"] / 255},
               {**given, "images": given["images"].transpose(0, 1, 3, 2)}):
     try:
@@ -233,7 +238,7 @@ def describe_value(
         return found
     if more.dtype != found.dtype:
         raise EngineError(f"{more.name} is stated as {more.dtype}, and the graph has {found.dtype}.")
-    return Tensor(found.name, found.dtype, shape, more.layout, more.activation, more.classes)
+    return Tensor(found.name, found.dtype, shape, more.layout, more.activation, more.classes, more.also)
 
 LARGEST = 1_900_000_000  # bytes of weights in a graph; its format, protobuf, ends at 2 GiB
 

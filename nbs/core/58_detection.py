@@ -39,11 +39,20 @@ size = 416   # side of a detector's input, pixels
 # %% [markdown]
 # ## Letterbox
 # The picture goes to the top left corner of a square, as large as it fits, and the rest is grey 114. With no padding on
-# the left and above, mapping boxes back is a division.
+# the left and above, mapping boxes back is a division. A picture that was already resized to fit is only padded.
 
 # %%
 #| export
 PAD = 114  # YOLOX's grey
+
+def pad_square(
+    picture: np.ndarray,  # (rows, columns), uint8 or floats, neither side longer than `size`
+    size: int,            # side of the square, pixels
+) -> np.ndarray:          # (size, size), same dtype
+    "Put a picture into the top left corner of a square."
+    square = np.full((size, size), PAD, picture.dtype)
+    square[:picture.shape[0], :picture.shape[1]] = picture
+    return square
 
 def letterbox(
     picture: np.ndarray,  # uint8 (rows, columns)
@@ -53,11 +62,9 @@ def letterbox(
     rows, columns = picture.shape
     ratio = min(size / rows, size / columns)
     fitted = max(1, int(rows * ratio)), max(1, int(columns * ratio))
-    square = np.full((size, size), PAD, np.uint8)
     if picture.shape != fitted:
         picture = cv2.resize(picture, fitted[::-1], interpolation=cv2.INTER_LINEAR)
-    square[:fitted[0], :fitted[1]] = picture
-    return square, ratio
+    return pad_square(picture, size), ratio
 
 def unletterbox(
     boxes: np.ndarray,   # (n, 4) x0, y0, x1, y1 in the square

@@ -213,7 +213,8 @@ except WeightsError as e:
 
 # %% [markdown]
 # ## One graph
-# For use the picture goes in as it is stored, one channel of 8 bits, and decoded boxes come out. The winner's engine
+# For use the picture goes in as one channel of grey levels from 0 to 255, and decoded boxes come out. The levels may be
+# 8 bits as stored, or floats: the winner's detector was shown levels that were not cut to whole numbers. His engine
 # left the decoding to the caller; with `decode` off the graph gives the same values as his.
 #
 # The network was made for colours, and its first layer sorts the pixels by odd and even rows and columns. With three
@@ -245,7 +246,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decode, self.size = decode, size
-        self.inputs = (Tensor("images", "uint8", ("n", 1, size, size), "NCHW"),)
+        self.inputs = (Tensor("images", "float32", ("n", 1, size, size), "NCHW", also=("uint8",)),)
         self.outputs = (Tensor("candidates", "float32", ("n", "cells", 5 + network.head.num_classes), "NLC"),)
         self.network.backbone.backbone.stem = grey_stem(network.backbone.backbone.stem)
         for name, value in zip(("place", "stride"), cells(size)):
@@ -253,7 +254,7 @@ class DetectorGraph(nn.Module):
         self.eval()
 
     def forward(self,
-        images: torch.Tensor,  # uint8 (n, 1, size, size)
+        images: torch.Tensor,  # float32 or uint8 (n, 1, size, size), levels 0 to 255
     ) -> torch.Tensor:         # float32 (n, cells, 5 + classes): box, objectness and classes as probabilities
         raw = self.network(images.float())
         box, scores = raw[..., :4], torch.sigmoid(raw[..., 4:])

@@ -35,7 +35,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mammo_nb.core.backends import EngineError, Graph, open_graph, read_sidecar
-from mammo_nb.core.detection import STRIDES, coco_score, corners, letterbox
+from mammo_nb.core.detection import STRIDES, coco_score, corners, letterbox, pad_square
 from mammo_nb.core.engines import load_engine
 from mammo_nb.core.files import sha256
 from mammo_nb.core.networks import load_weights, save_weights
@@ -113,6 +113,8 @@ fig.tight_layout()
 # %% [markdown]
 # ## The input of the network
 # Each frame in a square, every second one mirrored, as the winner did. Other variety comes from the frames themselves.
+# With `detector.faithful`, the frames of the set already have the winner's size, whose longer side may be 415 of 416
+# pixels, and they are only padded.
 
 # %%
 #| export
@@ -123,8 +125,9 @@ class Frames(Dataset):
         boxes: pd.DataFrame,   # roi.COLUMNS
         folder: Path,          # of the set
         size: int,             # side of the square, pixels
+        fitted: bool = False,  # the frames have been resized to fit
     ):
-        self.files, self.size = [Path(folder) / image for image in boxes["image"]], size
+        self.files, self.size, self.fitted = [Path(folder) / image for image in boxes["image"]], size, fitted
         self.shares = corners(boxes[["cx", "cy", "w", "h"]].to_numpy(float))
 
     def __len__(self):
@@ -140,6 +143,8 @@ class Frames(Dataset):
             picture = np.ascontiguousarray(picture[:, ::-1])
             x0, y0, x1, y1 = box
             box = np.array([picture.shape[1] - x1, y0, picture.shape[1] - x0, y1])
+        if self.fitted:
+            return pad_square(picture, self.size), box
         square, ratio = letterbox(picture, self.size)
         return square, box * ratio
 
@@ -228,7 +233,7 @@ def train_detector(
     identity: dict,        # which data and code this is
     initial: Path | None = None,  # .pth of YOLOX with the initial weights
 ) -> pd.DataFrame:         # history: a row for each epoch
-    "Train YOLOX-nano; with `faithful`, boxes are assigned to cells as in the winner's copy of YOLOX."
+    "Train YOLOX-nano; with `faithful`, frames and the cells of boxes are as in the winner's copy of YOLOX."
     loop = settings.loop
     train, held = (boxes[boxes["split"] == split].reset_index(drop=True) for split in ("train", "val"))
     network = create_yolox(seed=loop.seed)
@@ -252,7 +257,7 @@ def train_detector(
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads or threads)
     try:
-        return fit(network, Frames(train, folder, settings.size),
+        return fit(network, Frames(train, folder, settings.size, fitted=settings.faithful),
                    frame_batches(len(train), loop.batch_size, loop.seed), loss, validate, loop, output,
                    label="detector", identity=identity, on_epoch=on_epoch)
     finally:

@@ -33,6 +33,7 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 import pandas as pd
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from mammo_nb.core.backends import Graph, read_sidecar
 from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
@@ -214,10 +215,11 @@ def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
 def faithful_floats(
     image: Image,     # the whole frame at full scale
     box: Box,
-    settings: Crops,  # scaling, from `scaling_of`
+    settings: Crops,  # scaling, from `scaling_of`; half_windows
 ) -> np.ndarray:      # float32 (rows, columns) of the box, 0 to 255
     "Make the winner's crop, before it is truncated to whole grey levels."
-    return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling)
+    half = settings.half_windows and image.header.syntax in (JPEG2000Lossless, JPEGLosslessSV1)
+    return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling, half=half)
 
 # %% [markdown]
 # The same file at full size, and fitted into 64 x 32 pixels, for which a smaller picture is decoded. The practice

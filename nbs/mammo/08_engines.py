@@ -87,9 +87,9 @@ def fitted_crops(
     size: tuple[int, int],  # height, width
 ) -> np.ndarray:            # uint8 (rows, height, width)
     "Crops in the size of a network's input."
-    images = run.path("processed/cleaned_images")
+    images, plain = run.path("processed/cleaned_images"), run.recorded("train").faithful
     return np.stack([
-        fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size)
+        fit_resize(cv2.imread(str(crop_path(images, p, i)), cv2.IMREAD_GRAYSCALE), *size, plain=plain)
         for p, i in zip(rows["patient_id"], rows["image_id"])
     ])
 

@@ -22,7 +22,7 @@ from .boxes import frame_view
 from .roi import apart, read_yolo, write_yolo
 from ..recipes import Detector
 
-# %% ../../../nbs/mammo/reading/annotations.ipynb #9ad904b1
+# %% ../../../nbs/mammo/reading/annotations.ipynb #5caeb6af
 def view_file(
     item: dict,  # file and folder of the competition; target: PNG; size in pixels; faithful
 ) -> dict:       # rows and columns of the frame
@@ -35,7 +35,7 @@ def view_file(
         image = frame.decode()
         whole, _ = faithful.detector_view(faithful.as_cast(image.pixels, "window"), image.header, "window",
                                           max(rows, columns))
-        whole = cv2.imdecode(cv2.imencode(".jpg", whole)[1], cv2.IMREAD_GRAYSCALE)
+        whole = cv2.imdecode(cv2.imencode(".jpg", whole.astype(np.uint8))[1], cv2.IMREAD_GRAYSCALE)
         ratio = min(size / rows, size / columns)
         view = cv2.resize(whole, (int(columns * ratio), int(rows * ratio)), interpolation=cv2.INTER_LINEAR)
     else:

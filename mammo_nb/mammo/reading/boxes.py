@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_view', 'otsu_box', 'open_detector', 'detect', 'find_detector', 'Box', 'find_boxes', 'find_box']
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #622d47c4
+# %% ../../../nbs/mammo/reading/boxes.ipynb #3da6448a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ...core.backends import EngineError, Graph, process_graph
-from ...core.detection import candidates, letterbox, unletterbox
+from ...core.detection import candidates, letterbox, pad_square, unletterbox
 from ...core.dicom import Image
 from ...core.pictures import shrink
 from ...core.runs import find_trained
@@ -62,7 +62,7 @@ def otsu_box(
     x, y, w, h = cv2.boundingRect(largest)
     return x, y, x + w, y + h
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #4b26a451
+# %% ../../../nbs/mammo/reading/boxes.ipynb #b2cc22e2
 def open_detector(
     path: Path,              # detector.onnx, with detector.json beside it
     backend: str = "auto",   # as for `open_graph`
@@ -75,6 +75,12 @@ def open_detector(
             "Make one with `mammo-nb detector`.")
     return graph
 
+def _candidates(squares: Sequence[np.ndarray], graph: Graph, confidence: float, overlap: float) -> list[tuple]:
+    "Boxes in pixels of the squares and their scores, for each square."
+    batch, stated = np.stack(squares)[:, None], graph.metadata.get("inputs")
+    outputs = graph(batch.astype(stated[0]["dtype"]) if stated else batch)
+    return [candidates(output, confidence, overlap) for output in outputs]
+
 def detect(
     views: Sequence[np.ndarray],  # uint8 (rows, columns), from `frame_view`
     graph: Graph,                 # from `open_detector`
@@ -84,7 +90,7 @@ def detect(
     "Predict all boxes of some views, in one batch."
     size = graph.metadata["size"]
     squares, ratios = zip(*(letterbox(view, size) for view in views))
-    found = [candidates(output, confidence, overlap) for output in graph(np.stack(squares)[:, None])]
+    found = _candidates(squares, graph, confidence, overlap)
     return [(unletterbox(boxes, ratio, *view.shape), scores)
             for (boxes, scores), ratio, view in zip(found, ratios, views)]
 
@@ -106,7 +112,7 @@ def find_detector(
             f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #69297300
+# %% ../../../nbs/mammo/reading/boxes.ipynb #815d6275
 @dataclass(frozen=True)
 class Box:
     "A box in frame pixels, half-open: rows y0 to y1 - 1, columns x0 to x1 - 1."
@@ -128,35 +134,55 @@ def _chosen(view: np.ndarray, found: tuple | None, settings: Crops) -> tuple | N
     fallback = otsu_box(view, settings.min_area)
     return None if fallback is None else (*fallback, "otsu", None)
 
-def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image, cut_off: bool) -> Box:
-    "Map a box from view to frame pixels, rounded outwards, or truncated as the winner did."
+def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image) -> Box:
+    "Map a box from view to frame pixels, rounded outwards."
     rows, columns = image.header.rows, image.header.columns
     if chosen is None:
         return Box(0, 0, columns, rows, "full frame")
     down, across = rows / view.shape[0], columns / view.shape[1]
-    # the small term keeps 100.00000001 from becoming 101
-    end = int if cut_off else lambda v: int(np.ceil(v - 1e-6))
     x0, y0, x1, y1, source, score = chosen
-    return Box(int(x0 * across), int(y0 * down), min(columns, end(x1 * across)), min(rows, end(y1 * down)), source,
-               score)
+    # the small term keeps 100.00000001 from becoming 101
+    x1, y1 = (int(np.ceil(end - 1e-6)) for end in (x1 * across, y1 * down))
+    return Box(int(x0 * across), int(y0 * down), min(columns, x1), min(rows, y1), source, score)
+
+def _faithful_box(view: np.ndarray, ratio: float, found: tuple, image: Image, settings: Crops) -> Box:
+    "Choose the winner's box: both axes divided by the ratio of the view, truncated, clipped to the frame."
+    rows, columns = image.header.rows, image.header.columns
+
+    def in_frame(box) -> list[int]:
+        return np.clip((np.asarray(box) / ratio).astype(int), 0, (columns, rows, columns, rows)).tolist()
+
+    boxes, scores = found
+    if view.min() == view.max():  # a frame without contrast
+        return Box(0, 0, columns, rows, "full frame")
+    if len(boxes) and _area(box := in_frame(boxes[0])) >= settings.min_area * rows * columns:
+        return Box(*box, "detector", float(scores[0]))
+    fallback = otsu_box(view.astype(np.uint8), settings.min_area)
+    return Box(*in_frame(fallback), "otsu") if fallback else Box(0, 0, columns, rows, "full frame")
+
+def _faithful_boxes(images: Sequence[Image], size: int, settings: Crops, graph: Graph | None) -> list[Box]:
+    "Find the breast in each frame as the winner did."
+    scaling = settings.scaling
+    views = [faithful.detector_view(faithful.as_cast(image.pixels, scaling), image.header, scaling, size)
+             for image in images]
+    found = [((), ())] * len(views)
+    if graph:
+        squares = [pad_square(view, size) for view, _ in views]
+        found = _candidates(squares, graph, settings.confidence, settings.overlap)
+    return [_faithful_box(*view, boxes, image, settings) for view, boxes, image in zip(views, found, images)]
 
 def find_boxes(
     images: Sequence[Image],      # frames as stored, at any scale
-    settings: Crops = Crops(),    # with `faithful`, the view and the rounding are the winner's
+    settings: Crops = Crops(),    # with `faithful`, the view, its levels and the mapping of boxes are the winner's
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> list[Box]:                   # one box per frame, in frame pixels; its source is "full frame" if none was found
     "Find the breast in each frame."
     size = graph.metadata["size"] if graph else settings.box_size
-    views = []
-    for image in images:
-        if settings.faithful:
-            cast = faithful.as_cast(image.pixels, settings.scaling)
-            views.append(faithful.detector_view(cast, image.header, settings.scaling, size)[0])
-        else:
-            views.append(frame_view(image, size, settings.scaling))
+    if settings.faithful:
+        return _faithful_boxes(images, size, settings, graph)
+    views = [frame_view(image, size, settings.scaling) for image in images]
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
-    chosen = [_chosen(view, boxes, settings) for view, boxes in zip(views, found)]
-    return [_in_frame(c, view, image, settings.faithful) for c, view, image in zip(chosen, views, images)]
+    return [_in_frame(_chosen(view, boxes, settings), view, image) for view, boxes, image in zip(views, found, images)]
 
 def find_box(
     image: Image,                 # a frame as stored, at any scale

@@ -21,7 +21,7 @@ def as_cast(
     # a view of uint16 wraps as well, and needs no memory
     return pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels.astype(np.int16)
 
-# %% ../../../nbs/mammo/reading/faithful.ipynb #2fca7458
+# %% ../../../nbs/mammo/reading/faithful.ipynb #f5d125b8
 def _range(x: np.ndarray, low: float, high: float) -> np.ndarray:
     "Scale two limits to 0 and 255. Works in place, because a frame of floats needs twice the memory."
     if not high > low:
@@ -32,9 +32,24 @@ def _range(x: np.ndarray, low: float, high: float) -> np.ndarray:
     x *= 255
     return x
 
-def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
+def _held(number: float, half: bool) -> float:
+    "Round a number to float16, in which 65,520 and more is infinite, or leave it."
+    with np.errstate(over="ignore"):
+        return float(np.float16(number)) if half else float(number)
+
+def _line(center: float, width: float, function: str, half: bool) -> tuple[float, float]:
+    "Factor and offset of a linear window, to 0 to 255."
+    if function == "LINEAR":  # ((x - (c - 0.5)) / (w - 1) + 0.5) * 255
+        center, width = center - 0.5, width - 1
+        share = center / width
+    else:                     # LINEAR_EXACT: ((x - c) / w + 0.5) * 255, where c / w is rounded to float16 as well
+        share = _held(center / width, half)
+    return 255 / width, (0.5 - share) * 255
+
+def _windowed(x: np.ndarray, center: float, width: float, function: str, half: bool) -> np.ndarray:
     "Apply a window, to 0 to 255, in place."
-    if not (np.isfinite(center) and width > 1):
+    center, width = _held(center, half), _held(width, half)
+    if not (np.isfinite(center) and width > (1 if function == "LINEAR" else 0)):
         raise WindowError(
             f"the first window has center {center} and width {width}, and the winner's preparation uses no other one")
     if function == "SIGMOID":  # 255 / (1 + exp(-4 (x - c) / w))
@@ -47,12 +62,9 @@ def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.n
         return np.divide(255, x, out=x)
     if function not in ("LINEAR", "LINEAR_EXACT"):
         raise WindowError(f"VOILUTFunction (0028,1056) is {function!r}. Known are LINEAR, LINEAR_EXACT and SIGMOID.")
-    # LINEAR: ((x - (c - 0.5)) / (w - 1) + 0.5) * 255; LINEAR_EXACT: ((x - c) / w + 0.5) * 255
-    shift = np.float32(1 if function == "LINEAR" else 0)
-    x -= center - shift / 2
-    x /= width - shift
-    x += np.float32(0.5)
-    x *= 255
+    factor, offset = _line(center, width, function, half)
+    x *= factor
+    x += offset
     return np.clip(x, 0, 255, out=x)
 
 def _limits(pixels: np.ndarray, scaling: str) -> tuple:
@@ -66,13 +78,14 @@ def grey_floats(
     header,              # object with windows, voi_function and photometric
     scaling: str,        # "window", or "percentile": (x - min) / (p99 - 1 - min)
     limits: tuple | None = None,  # black and white of the whole crop, if `pixels` are some of its rows
+    half: bool = False,  # the numbers of the window are rounded to float16
 ) -> np.ndarray:         # float32 from 0 to 255, same shape
     "Apply window or percentile, then invert MONOCHROME1. Raises WindowError."
     x = pixels.astype(np.float32)
     if scaling == "percentile":
         return _range(x, *(limits or _limits(pixels, scaling)))  # never inverted
     if header.windows:
-        grey = _windowed(x, *map(np.float32, header.windows[0]), header.voi_function)
+        grey = _windowed(x, *header.windows[0], header.voi_function, half)
     else:
         grey = _range(x, *(limits or _limits(pixels, scaling)))
     return np.subtract(255, grey, out=grey) if header.photometric == "MONOCHROME1" else grey
@@ -89,15 +102,17 @@ def grey_levels(
         levels[start:start + 256] = grey_floats(pixels[start:start + 256], header, scaling, limits)
     return levels
 
-# %% ../../../nbs/mammo/reading/faithful.ipynb #ac6a86cc
-def _bilinear(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    "Resize as OpenCV's INTER_LINEAR does, in float32: pixel centres, four neighbours, no smoothing."
+# %% ../../../nbs/mammo/reading/faithful.ipynb #4572a346
+def _bilinear(pixels: np.ndarray, rows: int, columns: int, scaled=np.float32) -> np.ndarray:
+    """Resize as OpenCV's INTER_LINEAR does, in float32: pixel centres, four neighbours, no smoothing. Only the
+    neighbours are scaled, which saves a whole frame of floats."""
     def neighbours(have: int, wanted: int):
         at = np.clip((np.arange(wanted) + .5) * have / wanted - .5, 0, have - 1)
         low = np.minimum(at.astype(int), max(have - 2, 0))
         return low, np.minimum(low + 1, have - 1), (at - low).astype(np.float32)
     (top, bottom, down), (left, right, across) = neighbours(pixels.shape[0], rows), neighbours(pixels.shape[1], columns)
-    upper, lower = ((1 - across) * pixels[np.ix_(r, left)] + across * pixels[np.ix_(r, right)] for r in (top, bottom))
+    upper, lower = ((1 - across) * scaled(pixels[np.ix_(r, left)]) + across * scaled(pixels[np.ix_(r, right)])
+                    for r in (top, bottom))
     return ((1 - down)[:, None] * upper + down[:, None] * lower).astype(np.float32)
 
 def detector_view(
@@ -105,15 +120,18 @@ def detector_view(
     header,              # object with photometric
     scaling: str,        # as in `grey_floats`
     size: int = 416,     # longest side, in pixels
-) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), without padding; view pixels per frame pixel
+) -> tuple[np.ndarray, float]:  # float32 (rows, columns), 0 to 255, without padding; view pixels per frame pixel
     "Make the input of the winner's detector."
+    unchanged = scaling == "percentile" and pixels.dtype == np.uint8
+    limits = None if unchanged else _limits(pixels, scaling)
+
+    def scaled(part: np.ndarray) -> np.ndarray:
+        grey = part.astype(np.float32)
+        return grey if unchanged else _range(grey, *limits)
+
     ratio = min(size / pixels.shape[0], size / pixels.shape[1])
-    # resizing and scaling are both linear; resizing first avoids a whole frame of floats
-    small = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio))
-    grey = small if scaling == "percentile" and pixels.dtype == np.uint8 else _range(small, *_limits(pixels, scaling))
-    if scaling == "window" and header.photometric == "MONOCHROME1":
-        grey = 255 - grey
-    return grey.astype(np.uint8), ratio
+    grey = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio), scaled)
+    return 255 - grey if scaling == "window" and header.photometric == "MONOCHROME1" else grey, ratio
 
 # %% ../../../nbs/mammo/reading/faithful.ipynb #2ecd188d
 def network_input(

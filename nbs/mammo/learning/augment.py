@@ -17,6 +17,11 @@
 # A network that is trained on every image thirty times memorises the images, unless they differ each time. The winner
 # used a list of ten small transforms with probabilities. Each is a function here, and its random numbers come from a
 # generator that the caller seeds. The augmentation of an image depends on its seed and on nothing else.
+#
+# Four transforms of the winner's library have small defects. Here they are mended, and `faithful` gives them as they
+# were: grey levels are rounded and not truncated, sizes and levels of `downscale` too, `elastic` turns around the
+# middle, and `grid_distortion` does not read outside of the image. How far the two ways are apart is said in
+# `learning/faithful`.
 
 # %%
 #| default_exp mammo.learning.augment
@@ -27,6 +32,9 @@ from functools import partial
 
 import cv2
 import numpy as np
+
+from mammo_nb.mammo.learning.faithful import bend, contrast as truncated_contrast, distort, rescale
+from mammo_nb.mammo.learning.parts import flip_ends, flip_sides, random_crop
 
 # %%
 #| hide
@@ -53,58 +61,6 @@ def show(transform, title: str):
     return after
 
 # %% [markdown]
-# ## A part of the breast
-# A rectangle of half to all of the area, with proportions near those of the network's input. It is not resized here:
-# the transforms that follow work on the stored pixels, and the caller fits the result (`core/pictures.fit_resize`).
-
-# %%
-#| export
-def random_crop(
-    image: np.ndarray,           # uint8 (height, width)
-    rng: np.random.Generator,
-    area: tuple = (0.5, 1.0),    # share of the area
-    ratio: tuple = (0.5, 0.8),   # width / height, log-uniform
-    tries: int = 10,             # draws; after them the largest centred rectangle with an allowed ratio is taken
-) -> np.ndarray:                 # uint8, a view of the image
-    "Cut out a rectangle (Szegedy et al. 2015, section 6), without resizing."
-    h, w = image.shape
-    for _ in range(tries):
-        pixels = h * w * rng.uniform(*area)
-        proportion = np.exp(rng.uniform(*np.log(ratio)))
-        crop_h, crop_w = round((pixels / proportion) ** 0.5), round((pixels * proportion) ** 0.5)
-        if 0 < crop_h <= h and 0 < crop_w <= w:
-            top, left = rng.integers(0, h - crop_h + 1), rng.integers(0, w - crop_w + 1)
-            return image[top:top + crop_h, left:left + crop_w]
-    crop_h, crop_w = min(h, max(1, round(w / ratio[0]))), min(w, max(1, round(h * ratio[1])))
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
-    return image[top:top + crop_h, left:left + crop_w]
-
-def flip_sides(
-    image: np.ndarray,          # uint8 (height, width)
-    rng: np.random.Generator,
-) -> np.ndarray:                # uint8, same shape
-    "Exchange left and right."
-    return cv2.flip(image, 1)
-
-def flip_ends(
-    image: np.ndarray,          # uint8 (height, width)
-    rng: np.random.Generator,
-) -> np.ndarray:                # uint8, same shape
-    "Exchange top and bottom."
-    return cv2.flip(image, 0)
-
-# %%
-shares = [c.size / breast.size for c in show(random_crop, "crops, not resized")]
-assert min(shares) >= .49 and max(shares) <= 1
-# too wide for any try: centre crop
-assert random_crop(np.zeros((100, 300), np.uint8), np.random.default_rng(0)).shape == (100, 80)
-
-# %%
-sides, ends = flip_sides(breast, None), flip_ends(breast, None)
-sheet([breast, sides, ends, flip_ends(sides, None)], columns=8, title="flips")
-assert (sides[:, 0] == breast[:, -1]).all() and (ends[0] == breast[-1]).all()
-
-# %% [markdown]
 # ## Fewer pixels
 # The image is made smaller and resized back, which gives the sharpness of another machine. The result depends on the
 # interpolations, so the winner used three pairs of them.
@@ -117,10 +73,13 @@ def downscale(
     down: int = cv2.INTER_LINEAR,     # interpolation of the way down
     up: int = cv2.INTER_LINEAR,       # and of the way up
     scale: tuple = (0.75, 0.95),      # range of the size of the smaller image, as a share
+    faithful: bool = False,           # in floats, truncated
 ) -> np.ndarray:                      # uint8, same shape
     "Lose detail and keep the size."
     h, w = image.shape
     s = rng.uniform(*scale)
+    if faithful:
+        return rescale(image, s, down, up)
     small = cv2.resize(image, (max(1, round(w * s)), max(1, round(h * s))), interpolation=down)
     return cv2.resize(small, (w, h), interpolation=up)
 
@@ -176,9 +135,13 @@ def brightness_contrast(
     rng: np.random.Generator,
     brightness: tuple = (-0.1, 0.2),  # added, as a share of 255
     contrast: tuple = (-0.4, 0.5),    # 1 + this is the factor
+    faithful: bool = False,           # truncated
 ) -> np.ndarray:                      # uint8, same shape
     "Scale and shift the grey levels."
-    return _look_up(image, np.arange(256) * (1 + rng.uniform(*contrast)) + 255 * rng.uniform(*brightness))
+    factor, shift = 1 + rng.uniform(*contrast), rng.uniform(*brightness)
+    if faithful:
+        return truncated_contrast(image, factor, shift)
+    return _look_up(image, np.arange(256) * factor + 255 * shift)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
@@ -247,15 +210,18 @@ def elastic(
     alpha: float = 1,         # strength of the noise, pixels
     sigma: float = 20,        # its smoothness, pixels
     alpha_affine: float = 10, # largest movement of the three points, pixels
+    faithful: bool = False,   # around (h // 2, w // 2) as x and y, in two interpolations
 ) -> np.ndarray:              # uint8, same shape
     "An affine map of three points and a displacement of each pixel, in one interpolation."
     h, w = image.shape
-    # the winner's library takes h // 2 for x and w // 2 for y
+    moves = rng.uniform(-alpha_affine, alpha_affine, (3, 2)).astype(np.float32)
+    at = smooth_noise(rng, (h, w), alpha, sigma)
+    if faithful:
+        return bend(image, moves, at)
     centre, arm = np.array([w // 2, h // 2]), max(1, min(h, w) // 3)
     points = (centre + arm * np.array([[1, 1], [1, -1], [-1, -1]])).astype(np.float32)
-    moved = points + rng.uniform(-alpha_affine, alpha_affine, points.shape).astype(np.float32)
-    back = cv2.getAffineTransform(moved, points).astype(np.float32)   # from a pixel of the result to its source
-    at = smooth_noise(rng, (h, w), alpha, sigma)
+    # from a pixel of the result to its source
+    back = cv2.getAffineTransform(points + moves, points).astype(np.float32)
     at[..., 0] += np.arange(w, dtype=np.float32)
     at[..., 1] += np.arange(h, dtype=np.float32)[:, None]
     return cv2.remap(image, cv2.transform(at, back), None, cv2.INTER_LINEAR, borderValue=0)
@@ -290,9 +256,12 @@ def grid_distortion(
     rng: np.random.Generator,
     steps: int = 5,             # columns and rows of the grid
     limit: float = 0.3,         # largest change of a column's width before normalisation
+    faithful: bool = False,     # with a shorter last cell, which ends outside of the image
 ) -> np.ndarray:                # uint8, same shape
     "A grid of unequal columns and rows; the corners stay."
     h, w = image.shape
+    if faithful:
+        return distort(image, *(1 + rng.uniform(-limit, limit, (2, steps + 1))))
     x, y = np.meshgrid(_stretched(rng, w, steps, limit), _stretched(rng, h, steps, limit))
     return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderValue=0)
 
@@ -351,9 +320,12 @@ WINNER = (  # probability of the step, its transforms with their weights
     (0.25, ((1, coarse_dropout),)),
 )
 
+MENDED = (downscale, brightness_contrast, elastic, grid_distortion)   # transforms with the switch `faithful`
+
 def winner(
     image: np.ndarray,          # uint8 (height, width)
     rng: np.random.Generator,
+    faithful: bool = False,     # with the defects of the winner's library
 ) -> np.ndarray:                # uint8, smaller where it was cropped
     "Apply the winner's list."
     for probability, choices in WINNER:
@@ -361,7 +333,9 @@ def winner(
             continue
         weights, transforms = zip(*choices)
         chosen = rng.choice(len(choices), p=np.divide(weights, sum(weights)))
-        image = transforms[chosen](image, rng)
+        transform = transforms[chosen]
+        switch = {"faithful": True} if faithful and getattr(transform, "func", transform) in MENDED else {}
+        image = transform(image, rng, **switch)
     return image
 
 # %%
@@ -451,13 +425,15 @@ def augment(
     image: np.ndarray,            # uint8 (height, width); for WITH_MASK also (height, width, 2), image and mask
     rng: np.random.Generator,
     policy: str,                  # a key of POLICIES
+    faithful: bool = False,       # of the policy `winner`; the others have no such switch
 ) -> np.ndarray:                  # uint8; another shape where the policy crops
     "Augment one image with the random numbers of the generator. Raises ValueError for an unknown policy."
     if policy not in POLICIES:
         raise ValueError(f"No augmentation {policy!r}. There are {', '.join(POLICIES)}.")
     if image.ndim == 3 and policy not in WITH_MASK:
         raise ValueError(f"Augmentation {policy} does not move masks along; {' and '.join(WITH_MASK)} do.")
-    return np.ascontiguousarray(POLICIES[policy](image, rng))
+    switch = {"faithful": True} if faithful and policy == "winner" else {}
+    return np.ascontiguousarray(POLICIES[policy](image, rng, **switch))
 
 # %% [markdown]
 # ## What came out

@@ -69,7 +69,7 @@ def view_file(
         image = frame.decode()
         whole, _ = faithful.detector_view(faithful.as_cast(image.pixels, "window"), image.header, "window",
                                           max(rows, columns))
-        whole = cv2.imdecode(cv2.imencode(".jpg", whole)[1], cv2.IMREAD_GRAYSCALE)
+        whole = cv2.imdecode(cv2.imencode(".jpg", whole.astype(np.uint8))[1], cv2.IMREAD_GRAYSCALE)
         ratio = min(size / rows, size / columns)
         view = cv2.resize(whole, (int(columns * ratio), int(rows * ratio)), interpolation=cv2.INTER_LINEAR)
     else:

@@ -61,7 +61,18 @@ assert as_cast(np.array([40_000], np.uint16), "window")[0] == 40_000 - 65_536
 # The first window of the header is applied with its function. The result is a float from 0 to 255. Without a window,
 # the range of the crop is used. Slope, intercept and look-up tables are ignored; the tables of VinDr made images too
 # bright. MiniDDSM and CDD-CESM have no windows. Their white level is the 99th percentile minus one, an error with which
-# the winning networks were trained.
+# the winning networks were trained: without it, 19 % of the pixels of an 8-bit picture differ by up to 2 levels.
+#
+# A linear window is a factor and an offset in float32. In this order of the arithmetic, the levels of the figures in
+# `tests/test_parity_mammo.py` are equal in all pixels. In other orders, up to 0.2 % of the pixels of a case differ by
+# a level. A width of 1 is accepted by LINEAR_EXACT and SIGMOID, and leaves LINEAR nothing to divide by.
+#
+# In the submission, JPEG 2000 and JPEG Lossless files were decoded on the GPU, and there the two numbers of a window
+# were held as float16. `half` does so, too. Where float16 holds both numbers exactly, nothing changes, and whole
+# numbers up to 2048 are exact. In the figures, 1.6 to 3.2 % of the pixels change by one level elsewhere. A width of
+# 65,520 or more becomes infinite, and all pixels get level 127. So this is a switch of its own, `crops.half_windows`,
+# and it is off. For the published weights it is an entry of `ensemble.json`. It changes predictions only: the crops of
+# the training were made on the CPU.
 
 # %%
 #| export
@@ -75,9 +86,24 @@ def _range(x: np.ndarray, low: float, high: float) -> np.ndarray:
     x *= 255
     return x
 
-def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
+def _held(number: float, half: bool) -> float:
+    "Round a number to float16, in which 65,520 and more is infinite, or leave it."
+    with np.errstate(over="ignore"):
+        return float(np.float16(number)) if half else float(number)
+
+def _line(center: float, width: float, function: str, half: bool) -> tuple[float, float]:
+    "Factor and offset of a linear window, to 0 to 255."
+    if function == "LINEAR":  # ((x - (c - 0.5)) / (w - 1) + 0.5) * 255
+        center, width = center - 0.5, width - 1
+        share = center / width
+    else:                     # LINEAR_EXACT: ((x - c) / w + 0.5) * 255, where c / w is rounded to float16 as well
+        share = _held(center / width, half)
+    return 255 / width, (0.5 - share) * 255
+
+def _windowed(x: np.ndarray, center: float, width: float, function: str, half: bool) -> np.ndarray:
     "Apply a window, to 0 to 255, in place."
-    if not (np.isfinite(center) and width > 1):
+    center, width = _held(center, half), _held(width, half)
+    if not (np.isfinite(center) and width > (1 if function == "LINEAR" else 0)):
         raise WindowError(
             f"the first window has center {center} and width {width}, and the winner's preparation uses no other one")
     if function == "SIGMOID":  # 255 / (1 + exp(-4 (x - c) / w))
@@ -90,12 +116,9 @@ def _windowed(x: np.ndarray, center: float, width: float, function: str) -> np.n
         return np.divide(255, x, out=x)
     if function not in ("LINEAR", "LINEAR_EXACT"):
         raise WindowError(f"VOILUTFunction (0028,1056) is {function!r}. Known are LINEAR, LINEAR_EXACT and SIGMOID.")
-    # LINEAR: ((x - (c - 0.5)) / (w - 1) + 0.5) * 255; LINEAR_EXACT: ((x - c) / w + 0.5) * 255
-    shift = np.float32(1 if function == "LINEAR" else 0)
-    x -= center - shift / 2
-    x /= width - shift
-    x += np.float32(0.5)
-    x *= 255
+    factor, offset = _line(center, width, function, half)
+    x *= factor
+    x += offset
     return np.clip(x, 0, 255, out=x)
 
 def _limits(pixels: np.ndarray, scaling: str) -> tuple:
@@ -109,13 +132,14 @@ def grey_floats(
     header,              # object with windows, voi_function and photometric
     scaling: str,        # "window", or "percentile": (x - min) / (p99 - 1 - min)
     limits: tuple | None = None,  # black and white of the whole crop, if `pixels` are some of its rows
+    half: bool = False,  # the numbers of the window are rounded to float16
 ) -> np.ndarray:         # float32 from 0 to 255, same shape
     "Apply window or percentile, then invert MONOCHROME1. Raises WindowError."
     x = pixels.astype(np.float32)
     if scaling == "percentile":
         return _range(x, *(limits or _limits(pixels, scaling)))  # never inverted
     if header.windows:
-        grey = _windowed(x, *map(np.float32, header.windows[0]), header.voi_function)
+        grey = _windowed(x, *header.windows[0], header.voi_function, half)
     else:
         grey = _range(x, *(limits or _limits(pixels, scaling)))
     return np.subtract(255, grey, out=grey) if header.photometric == "MONOCHROME1" else grey
@@ -149,18 +173,25 @@ plt.legend();
 # %% [markdown]
 # ## Input of the detector
 # The whole frame is scaled from its minimum to its maximum, with bright tissue, and resized to fit into 416 pixels. The
-# 8-bit images of CDD-CESM are used unchanged.
+# 8-bit images of CDD-CESM are used unchanged. The frame is scaled first, so that values beyond the 99th percentile of
+# MiniDDSM are clipped before they are averaged; in the other order the view differs by up to 41 levels. The levels are
+# not rounded: the detector was shown floats, and only Otsu's threshold whole levels.
+#
+# The sides of the view are truncated. Of 200 sizes of frames, 54 give a view whose longer side is 415 pixels, because
+# `h * (416 / h)` may be a little less than 416.
 
 # %%
 #| export
-def _bilinear(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    "Resize as OpenCV's INTER_LINEAR does, in float32: pixel centres, four neighbours, no smoothing."
+def _bilinear(pixels: np.ndarray, rows: int, columns: int, scaled=np.float32) -> np.ndarray:
+    """Resize as OpenCV's INTER_LINEAR does, in float32: pixel centres, four neighbours, no smoothing. Only the
+    neighbours are scaled, which saves a whole frame of floats."""
     def neighbours(have: int, wanted: int):
         at = np.clip((np.arange(wanted) + .5) * have / wanted - .5, 0, have - 1)
         low = np.minimum(at.astype(int), max(have - 2, 0))
         return low, np.minimum(low + 1, have - 1), (at - low).astype(np.float32)
     (top, bottom, down), (left, right, across) = neighbours(pixels.shape[0], rows), neighbours(pixels.shape[1], columns)
-    upper, lower = ((1 - across) * pixels[np.ix_(r, left)] + across * pixels[np.ix_(r, right)] for r in (top, bottom))
+    upper, lower = ((1 - across) * scaled(pixels[np.ix_(r, left)]) + across * scaled(pixels[np.ix_(r, right)])
+                    for r in (top, bottom))
     return ((1 - down)[:, None] * upper + down[:, None] * lower).astype(np.float32)
 
 def detector_view(
@@ -168,21 +199,24 @@ def detector_view(
     header,              # object with photometric
     scaling: str,        # as in `grey_floats`
     size: int = 416,     # longest side, in pixels
-) -> tuple[np.ndarray, float]:  # uint8 (rows, columns), without padding; view pixels per frame pixel
+) -> tuple[np.ndarray, float]:  # float32 (rows, columns), 0 to 255, without padding; view pixels per frame pixel
     "Make the input of the winner's detector."
+    unchanged = scaling == "percentile" and pixels.dtype == np.uint8
+    limits = None if unchanged else _limits(pixels, scaling)
+
+    def scaled(part: np.ndarray) -> np.ndarray:
+        grey = part.astype(np.float32)
+        return grey if unchanged else _range(grey, *limits)
+
     ratio = min(size / pixels.shape[0], size / pixels.shape[1])
-    # resizing and scaling are both linear; resizing first avoids a whole frame of floats
-    small = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio))
-    grey = small if scaling == "percentile" and pixels.dtype == np.uint8 else _range(small, *_limits(pixels, scaling))
-    if scaling == "window" and header.photometric == "MONOCHROME1":
-        grey = 255 - grey
-    return grey.astype(np.uint8), ratio
+    grey = _bilinear(pixels, int(pixels.shape[0] * ratio), int(pixels.shape[1] * ratio), scaled)
+    return 255 - grey if scaling == "window" and header.photometric == "MONOCHROME1" else grey, ratio
 
 # %%
 view, ratio = detector_view(ramp, header, "window")
 expected = cv2.resize(ramp.astype(np.float32), (41, 100), interpolation=cv2.INTER_LINEAR)
 assert np.abs(_bilinear(ramp, 100, 41) - expected).max() < 1e-2
-assert view.shape == (416, 416) and ratio == 6.5 and view.max() == 255
+assert view.shape == (416, 416) and ratio == 6.5 and view.max() == 255 and (view % 1 > 0).any()
 
 # %% [markdown]
 # ## Input of the classifier
