@@ -80,7 +80,7 @@ def test_the_winners_trainings_agree_with_the_facts():
         assert {k: getattr(recipe.section(Train), k) for k in shared} == shared, name
         assert {k: getattr(recipe.section(Train).loop, k) for k in loop} == loop, name
         assert (recipe.section(Crops).height, recipe.section(Crops).width) == (0, 0) and "phantom" in recipe.skips
-        assert recipe.section(Folds) == Folds(n_folds=4, seed=67)
+        assert recipe.section(Folds) == Folds(n_folds=4, seed=67, faithful=True)
         assert recipe.section(Datasets) == Datasets("rsna-breast-cancer-detection",
                                                     external="vindr miniddsm cmmd cddcesm bmcd")
     parts = training("winner").by_fold

@@ -103,6 +103,7 @@ class Folds:
     "The split into folds; a patient is in one fold only."
     n_folds: int = bounded(4, low=2)
     seed: int = bounded(67, low=0)  # the winner's
+    faithful: bool = False          # the rule of scikit-learn 1.2 to 1.7, as the winner's split; else the newer rule
 
 @dataclass(frozen=True)
 class Train:
@@ -195,7 +196,8 @@ _RSNA = "rsna-breast-cancer-detection"
 def _winner(about: str, train: Train, **changes) -> Recipe:
     "A training of the winner's classifiers: his preparation, crops in their own size, six data sets."
     datasets = Datasets(_RSNA, external="vindr miniddsm cmmd cddcesm bmcd")
-    return Recipe(about, datasets, _detector, Crops(faithful=True), replace(train, **changes), skips=("phantom",))
+    return Recipe(about, datasets, _detector, Crops(faithful=True), Folds(faithful=True), replace(train, **changes),
+                  skips=("phantom",))
 
 def _cbis(about: str, height: int, width: int, epochs: int, **changes) -> Recipe:
     """A training on CBIS-DDSM. Half of these breasts have a cancer, so a batch has as many positives as negatives, and
