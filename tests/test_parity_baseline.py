@@ -18,7 +18,7 @@ from mammo_nb.baseline.prepare import full_range, largest_box, pad_upright, prep
 from mammo_nb.baseline.system import RECIPES, Prepare, Train
 from mammo_nb.baseline.train import THRESHOLDS, best_on_grid, build_network, pictures, weighted_batches
 from mammo_nb.core.networks import Mirrored, load_state
-from parity import FOLDER, arrays, figures, filled, frame, given_input, needs_parity
+from parity import FOLDER, arrays, figures, filled, frame, given_input, needs_parity, picture
 
 pytestmark = needs_parity
 PUBLISHED = RECIPES["baseline_tiny"]
@@ -37,11 +37,6 @@ def prepared_frames() -> list[str]:
 
 def digest(array: np.ndarray) -> str:
     return sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def picture(name: str, rows: int, columns: int) -> np.ndarray:
-    "A picture by name, uint8."
-    return np.minimum(255, frame(name, rows, columns).astype(int) * 255 // 3600).astype(np.uint8)
 
 
 def stored(name: str) -> SimpleNamespace:
