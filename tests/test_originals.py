@@ -30,7 +30,7 @@ def command_switches(system: str) -> set[str]:
     module = find_system(system).commands
     if not module:
         return set()
-    commands = import_module(module).app.registered_commands
+    commands = import_module(f"mammo_nb.{system}.{module}").app.registered_commands
     taking = [c for c in commands if "faithful" in c.callback.__code__.co_varnames[:c.callback.__code__.co_argcount]]
     return {f"mammo-nb {c.name or c.callback.__name__} --faithful" for c in taking}
 
