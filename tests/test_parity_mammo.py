@@ -289,18 +289,14 @@ def interpolated_alike(made: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("number, case", parameters("brightness_contrast"))
 def test_brightness_and_contrast(number, case):
     image, expected = before_and_after("brightness_contrast", number)
-    drawn = case["alpha"] - 1, case["beta"]
-    assert np.array_equal(brightness_contrast(image, Given(*drawn), faithful=True), expected)
-    rounded = brightness_contrast(image, Given(*drawn)).astype(int) - expected
-    np.testing.assert_allclose(rounded.mean(), case["naive_rounded"]["bias"], atol=1e-6)   # what ours differs by
+    drawn = Given(case["alpha"] - 1, case["beta"])
+    assert np.array_equal(brightness_contrast(image, drawn, faithful=True), expected)
 
 
 @pytest.mark.parametrize("number, case", parameters("downscale"))
 def test_downscale(number, case):
     image, expected = before_and_after("downscale", number)
     assert np.array_equal(downscale(image, Given(case["scale"]), case["down"], case["up"], faithful=True), expected)
-    ours = downscale(image, Given(case["scale"]), case["down"], case["up"]).astype(int)
-    np.testing.assert_allclose((ours - expected).mean(), case["naive_uint8"]["bias"], atol=1e-6)
 
 
 @pytest.mark.parametrize("number, case", parameters("tone_curve"))
