@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
 
-# %% ../../nbs/mammo/recipes.ipynb #559e1789
+# %% ../../nbs/mammo/recipes.ipynb #513fc074
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; recipes for real data skip its stage."
@@ -101,6 +101,7 @@ class Train:
     lesion_weight: float = bounded(0.0, low=0)
     freeze: int = bounded(0, low=0)          # number of parameters, from the first layer on, that are not trained
     mirrored: bool = False                   # validated and used with horizontal-flip TTA
+    faithful: bool = False                   # crops fitted and augmented as the winner's code did, defects included
     folds: str = ""                          # which are trained, separated by blanks; "": all
     # a training of the same fold that comes first; this one continues from its last EMA weights
     before: "Train | None" = None
@@ -126,7 +127,7 @@ class Engines:
     # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, but not the GPU
     targets: str = ""
 
-# %% ../../nbs/mammo/recipes.ipynb #f9d8beb1
+# %% ../../nbs/mammo/recipes.ipynb #a067a711
 _detector = Detector(
     annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", l1_epochs=5, norm_momentum=0.03,
     frozen_norm=0, threads=0,
@@ -136,7 +137,7 @@ _detector = Detector(
 _train = Train(
     network="convnext_small.fb_in22k_ft_in1k_384", weights="imagenet", global_pool="max", height=2048, width=1024,
     drop_rate=0.5, drop_path_rate=0.2, positive_ratio=0.1429, soft_positive=0.1, augmentation=0.9, augment="winner",
-    val_batch_size=16,
+    val_batch_size=16, faithful=True,
     loop=Optimisation(epochs=31, batch_size=8, optimizer="sgd", lr=3e-3, min_lr=5e-5, warmup_epochs=4, warmup_lr=3e-5,
                       flat_epochs=1, weight_decay=2e-5, ema_decay=0.9998, ema_ramp=-1, checkpoint_every=500, workers=8))
 _stage1 = replace(_train, soft_positive=0.2,
