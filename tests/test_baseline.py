@@ -17,10 +17,11 @@ from mammo_nb.baseline.system import RECIPES, Prepare, Train
 from mammo_nb.baseline.report import compare
 from mammo_nb.baseline.select import summarise_fold
 from mammo_nb.baseline.train import (THRESHOLDS, BreastCrops, Mirrored, build_network, pictures, train_fold,
-                                     weighted_batches)
+                                     weighted_batches, weights_of)
 from mammo_nb.core.engines import export_onnx, load_engine
 from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.files import sha256, write_csv, write_json
+from mammo_nb.core.networks import WeightsError
 from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
@@ -64,12 +65,12 @@ def test_the_box_is_that_of_the_largest_outline():
     cv2.rectangle(grey, (80, 10), (95, 20), 255, -1)   # a marker
     box = largest_box(grey)
     # the blur moves an edge by two at most
-    assert np.allclose([box.x0, box.y0, box.x1, box.y1], [0, 50, 60, 150], atol=2) and box.source == "otsu"
+    assert np.allclose([box.x0, box.y0, box.x1, box.y1], [0, 50, 60, 150], atol=2) and box.source == "triangle"
 
 
 @pytest.mark.parametrize("rows, columns, size", [
-    (30, 40, (80, 40)), (90, 20, (90, 45)), (91, 20, (92, 46)), (80, 40, (80, 40)), (79, 40, (80, 40)),
-    (1, 1, (2, 1))])
+    (30, 40, (80, 40)), (90, 20, (90, 45)), (91, 20, (91, 45)), (80, 40, (80, 40)), (79, 40, (80, 40)),
+    (81, 40, (81, 40)), (1, 1, (2, 1))])
 def test_zeros_go_on_top_or_to_the_left(rows, columns, size):
     padded = pad_upright(np.full((rows, columns), 9, np.uint8))
     assert padded.shape == size and (padded[-rows:, -columns:]
@@ -187,6 +188,33 @@ def test_the_published_network_has_the_published_head():
     assert sum(not p.requires_grad for p in model.parameters()) == 70
     assert (settings.loop.epochs, settings.loop.batch_size) == (17, 26) and 3e-5 <= settings.loop.lr <= 8e-5
     assert 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
+
+
+def test_torchvisions_weights_enter_from_a_file(tmp_path):
+    convnext_tiny = pytest.importorskip("torchvision").models.convnext_tiny
+    theirs = convnext_tiny(weights=None).eval()
+    nn.init.constant_(theirs.classifier[0].weight, 2.0)
+    torch.save(theirs.state_dict(), tmp_path / "tv.pth")
+    settings = replace(TINY, network="convnext_tiny", weights=f"torchvision:{tmp_path / 'tv.pth'}")
+    weights = weights_of(settings, tmp_path)
+    kept, renewed = (build_network(replace(settings, faithful=f), weights).eval() for f in (False, True))
+    x = torch.rand(1, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(kept.forward_features(x), theirs.features(x), atol=1e-5)
+    assert (kept.head.norm.weight == 2).all() and (renewed.head.norm.weight == 1).all()
+    assert kept.head.fc.out_features == 1 and torch.equal(kept.stem[0].weight, renewed.stem[0].weight)
+    with pytest.raises(WeightsError, match="unexpected"):
+        build_network(replace(settings, network="test_convnext"), weights)
+
+
+def test_torchvisions_weights_without_a_connection_name_the_file(monkeypatch):
+    weights = pytest.importorskip("torchvision").models.ConvNeXt_Tiny_Weights
+
+    def refused(*_, **__):
+        raise OSError("no route")
+    monkeypatch.setattr(weights, "get_state_dict", refused)
+    with pytest.raises(WeightsError, match="Download https://download.pytorch.org/models/convnext_tiny-.*pth"):
+        build_network(replace(TINY, network="convnext_tiny"), "torchvision")
 
 
 class Sided(nn.Module):
@@ -342,6 +370,8 @@ def test_thresholds_are_twentieths(no_interval):
     result = summarise_fold(oof)
     assert result["threshold"] == 0.5 and result["plateau"] == (
         0.2, 0.6) and result["pf1"] == pytest.approx(0.8) and result["breasts"] == 5
+    first = summarise_fold(oof, faithful=True)
+    assert first["threshold"] == 0.2 and first["plateau"] == (0.2, 0.6) and first["pf1"] == pytest.approx(0.8, abs=1e-5)
 
 
 def test_recipes_are_found_by_system_and_share_the_data(tmp_path):

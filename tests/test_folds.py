@@ -2,9 +2,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from sklearn.model_selection import StratifiedGroupKFold
 
-from mammo_nb.core.folds import LeakageError, assign_folds, balance, check_folds
+from mammo_nb.core.folds import LeakageError, assign_folds, balance, check_folds, stratified_groups
 
 
 @pytest.fixture
@@ -20,12 +21,31 @@ def labels() -> pd.DataFrame:
     return table.drop(columns=["images", "sick"])
 
 
-def test_it_is_scikit_learns_split_with_the_winners_seed_in_table_order(labels):
-    splitter = StratifiedGroupKFold(n_splits=4, shuffle=True, random_state=67)
-    folds = assign_folds(labels)
-    for k, (train, held) in enumerate(splitter.split(labels, y=labels["cancer"], groups=labels["patient_id"])):
-        assert folds.index[folds["fold"] == k].tolist() == held.tolist()
-    assert not assign_folds(labels, seed=68)["fold"].equals(folds["fold"])
+def scikit_learns(y, groups, n_folds, seed) -> np.ndarray:
+    "The folds of the installed version."
+    folds = np.empty(len(y), int)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for k, (_, held) in enumerate(splitter.split(y, y, groups)):
+        folds[held] = k
+    return folds
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rule_is_scikit_learns_and_the_older_one_gives_the_places_to_the_unshuffled_groups(labels, seed):
+    rng = np.random.default_rng(seed)
+    y, groups, n_folds = rng.integers(0, 3, len(labels)), labels["patient_id"].astype(int).to_numpy(), 3 + seed
+    installed = scikit_learns(y, groups, n_folds, seed)
+    old = tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8)
+    assert (stratified_groups(y, groups, n_folds, seed, faithful=old) == installed).all()
+    older, newer = (pd.Series(stratified_groups(y, groups, n_folds, seed, f), groups).groupby(level=0).first()
+                    for f in (True, False))
+    places = np.random.RandomState(seed).permutation(len(older))
+    assert newer.iloc[places].tolist() == older.tolist() != newer.tolist()
+
+
+def test_another_seed_is_another_split(labels):
+    assert not assign_folds(labels, seed=68)["fold"].equals(assign_folds(labels)["fold"])
+    assert not assign_folds(labels, faithful=True)["fold"].equals(assign_folds(labels)["fold"])
 
 
 def test_patients_are_whole_positives_even_and_the_table_is_left_alone(labels):

@@ -16,7 +16,7 @@ from mammo_nb.core.runs import Run
 from mammo_nb.mammo.recipes import Train
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.select import best_epochs, combinations, plateau
-from mammo_nb.mammo.submit import to_submission
+from mammo_nb.mammo.submit import predict_means, to_submission
 from mammo_nb.mammo.train import one_positive_batches
 
 
@@ -189,6 +189,27 @@ def test_submission_follows_the_sample_and_a_lost_breast_is_zero():
     sample = pd.DataFrame({"prediction_id": ["c", "a", "b"], "cancer": .021})
     # a: mean .55 is not above
     assert to_submission(predictions, sample, .55).values.tolist() == [["c", 0], ["a", 0], ["b", 1]]
+
+
+def test_an_image_without_a_number_is_left_out_or_counts_as_zero_with_faithful():
+    class Two:
+        "Two networks, one of which fails on the second image."
+        metadata = {"crops": {}}
+
+        def __call__(self, inputs):
+            return np.array([[.2, .6], [.8, np.nan]], np.float32)
+    engine = Two()
+    assert np.allclose(predict_means(engine, None), [[.4], [np.nan]], equal_nan=True)
+    engine.metadata = {"crops": {"faithful": True}}
+    assert np.allclose(predict_means(engine, None), [[.4], [.4]])
+    engine.metadata = {}   # the baseline's weights, whose pictures are prepared in another way
+    assert np.isnan(predict_means(engine, None)[1, 0])
+
+
+def test_a_breast_on_the_threshold_is_negative_also_in_float32():
+    predictions = pd.DataFrame({"prediction_id": ["a", "b"], "probability": np.float32([.31, .310001])})
+    sample = pd.DataFrame({"prediction_id": ["a", "b"], "cancer": .021})
+    assert float(np.float32(.31)) > .31 and to_submission(predictions, sample, .31)["cancer"].tolist() == [0, 1]
 
 
 def test_a_stranger_in_the_test_table_is_told():

@@ -14,14 +14,15 @@ from mammo_nb.core.networks import WeightsError, create_network, load_weights, r
 from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.recipes import RecipeError, check_section, override
-from mammo_nb.core.steps import Training, make_optimizer, update_ema
+from mammo_nb.core.steps import Training, half_precision, make_optimizer, update_ema
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.learning import augment as augment_module
-from mammo_nb.mammo.learning.sampler import one_positive_batches
+from mammo_nb.mammo.learning.sampler import winner_batches
 from mammo_nb.mammo.learning.targets import soft_targets
 from mammo_nb.mammo.recipes import Crops, Datasets, Detector, Folds, Train
 from mammo_nb.mammo.system import system
-from mammo_nb.mammo.train import (BreastCrops, build_network, chosen_folds, initial_weights, settings_of, train_fold)
+from mammo_nb.mammo.train import (BreastCrops, batches_of, build_network, chosen_folds, held_back_probabilities,
+                                  initial_weights, settings_of, train_fold)
 
 # facts, section 4: folds, softening, LR, least LR, epochs and LR of the warm-up, epochs without the last
 TABLE = {"winner_fold2": ("2", .1, 3e-3, 5e-5, 4, 3e-5, 30), "winner_fold3": ("3", .1, 3e-3, 5e-5, 4, 3e-5, 30),
@@ -79,8 +80,9 @@ def test_the_winners_trainings_agree_with_the_facts():
         recipe = system.recipe(name)
         assert {k: getattr(recipe.section(Train), k) for k in shared} == shared, name
         assert {k: getattr(recipe.section(Train).loop, k) for k in loop} == loop, name
+        assert recipe.section(Train).faithful
         assert (recipe.section(Crops).height, recipe.section(Crops).width) == (0, 0) and "phantom" in recipe.skips
-        assert recipe.section(Folds) == Folds(n_folds=4, seed=67)
+        assert recipe.section(Folds) == Folds(n_folds=4, seed=67, faithful=True)
         assert recipe.section(Datasets) == Datasets("rsna-breast-cancer-detection",
                                                     external="vindr miniddsm cmmd cddcesm bmcd")
     parts = training("winner").by_fold
@@ -93,6 +95,13 @@ def test_the_winners_detector_agrees_with_the_facts():
         epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, schedule="yolox", warmup_epochs=50,
         warmup_lr=1e-5, flat_epochs=5, weight_decay=5e-4, momentum=.9, ema_decay=.9998, ema_ramp=2000, clip_norm=0,
         precision="fp32", seed=42, workers=4, checkpoint_every=1000)
+
+
+@pytest.mark.parametrize("name", [n for n in system.recipes if n.startswith("winner")])
+def test_recipes_of_the_winner_prepare_frames_and_crops_as_he_did(name):
+    assert system.recipe(name).section(Detector).faithful
+    assert system.recipe(name).section(Crops).faithful or name == "winner_roi"   # which ends before the crops
+    assert not system.recipe("demo").section(Crops).faithful and not system.recipe("demo").section(Detector).faithful
 
 
 def test_every_recipe_is_possible_and_a_slip_in_its_loop_is_an_error():
@@ -152,8 +161,34 @@ def test_targets_by_hand():
 def test_a_batch_of_the_winners_is_one_cancer_and_seven_others():
     settings = training("winner_fold2")
     cancer = np.array([1] * 20 + [0] * 140)
-    batches = one_positive_batches(cancer, settings.loop.batch_size, settings.positive_ratio, settings.loop.seed)(0)
+    batches = batches_of(cancer, settings, 2)(0)
     assert len(batches) == 20 and all(cancer[[i for i, _ in b]].tolist() == [1] + [0] * 7 for b in batches)
+
+
+def test_the_winners_batches_are_full_shared_by_processes_and_known_for_one_positive_only():
+    cancer = np.array([1] * 20 + [0] * 143)
+    whole, shared = (winner_batches(cancer, 8, .1429, 42, ranks)(3) for ranks in (1, 3))
+    assert len(whole) == 20 and shared == whole[:18] and {len(b) for b in whole} == {8}
+    with pytest.raises(ValueError, match="positive_ratio 0.5 do not give. Set train.faithful to False"):
+        winner_batches(cancer, 8, .5, 42)
+    with pytest.raises(ValueError, match="0 positives"):
+        winner_batches(cancer[20:], 8, .1429, 42)
+    small = replace(training("winner_fold2"), faithful=False)
+    assert sorted(len(b) for b in batches_of(cancer, small, 2)(0)) == [7] * 4 + [8] * 17, "no negative is left out"
+
+
+def test_a_prediction_that_is_no_number_is_zero_with_faithful_and_an_error_else():
+    settings, broken = training("winner_fold2"), np.array([.5, np.nan], np.float32)
+    assert held_back_probabilities(broken, settings).tolist() == [.5, 0]
+    assert np.isnan(held_back_probabilities(broken, replace(settings, faithful=False))[1])
+
+
+def test_the_precisions():
+    cpu = torch.device("cpu")
+    assert half_precision(cpu, "fp16") == torch.float16 and half_precision(cpu, "fp32") is None
+    assert Training(nn.Linear(1, 1), Optimisation(precision="fp16"), cpu).scaler.is_enabled()
+    with pytest.raises(ValueError, match="no precision 'fp8'. Choose one of amp, fp16, fp32"):
+        half_precision(cpu, "fp8")
 
 
 # ---- what a fold starts from

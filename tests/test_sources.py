@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mammo_nb.cli import app
 from mammo_nb.core.dicom import find_files, read_frame, read_header, read_image
-from mammo_nb.core.folds import LeakageError, assign_folds
+from mammo_nb.core.folds import RULES, LeakageError, assign_folds
 from mammo_nb.core.headers import BadHeader, CorruptPixels, MultiFrame, NotDicom
 from mammo_nb.core.recipes import Recipe
 from mammo_nb.core.runs import Run, read_manifest
@@ -625,6 +625,9 @@ def test_external_sets_are_read_cropped_and_never_split(places, monkeypatch):
     assert sorted(set(reread["fold"]) - {EXTERNAL}) == [0, 1] and reread.loc[reread["fold"] != 0,
                                                                              "dataset"].nunique() == 2
     assert spread(folded).loc[("cancer", 1), EXTERNAL] == pytest.approx(1 / 3, abs=1e-3)
+    for winners in (False, True):
+        folds.run_stage(Run.open(places / "both", {"folds.faithful": winners}))
+        assert read_manifest(places / "both")["stages"]["folds"]["results"] == {"rule": RULES[winners]}
 
 
 def test_the_error_of_a_missing_set_names_the_folders_and_the_publisher(places):
@@ -652,15 +655,17 @@ def test_a_patient_in_two_sets_or_folds_is_an_error():
         split(labels, 2)
 
 
-def test_the_split_is_the_winners_with_and_without_external_sets():
+@pytest.mark.parametrize("winners", [False, True])
+def test_the_split_is_the_same_with_and_without_external_sets(winners):
     rng = np.random.default_rng(1)
     ours = pd.DataFrame({
         "patient_id": np.repeat([str(i) for i in rng.permutation(50_000)[:200]], 4),
         "cancer": np.repeat(rng.random(200) < .2, 4).astype(int), "dataset": "rsna"
     })
     theirs = pd.DataFrame({"patient_id": [f"D1-{i:04}" for i in range(50)], "cancer": 1, "dataset": "cmmd"})
-    both = split(pd.concat([ours, theirs], ignore_index=True))
-    assert both["fold"].tolist() == assign_folds(ours, 4, 67)["fold"].tolist() + [EXTERNAL] * 50
+    both = split(pd.concat([ours, theirs], ignore_index=True), faithful=winners)
+    alone = assign_folds(ours, 4, 67, faithful=winners)
+    assert both["fold"].tolist() == alone["fold"].tolist() + [EXTERNAL] * 50
 
 
 def test_expectations_are_reported():

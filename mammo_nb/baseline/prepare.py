@@ -33,26 +33,27 @@ def full_range(
     x = high - x if image.header.photometric == "MONOCHROME1" else x - low
     return (x * 255 // max(1, high - low)).astype(np.uint8)
 
-# %% ../../nbs/baseline/01_prepare.ipynb #ecf3a6a4
+# %% ../../nbs/baseline/01_prepare.ipynb #ae8673f7
 def largest_box(
     grey: np.ndarray,   # uint8 (rows, columns)
-) -> Box:               # source "otsu"; "full frame" if there is no outline
-    "Bounding box of the largest outline above Otsu's threshold (Otsu 1979)."
-    _, bright = cv2.threshold(cv2.GaussianBlur(grey, (5, 5), 0), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+) -> Box:               # source "triangle"; "full frame" if there is no outline
+    "Bounding box of the largest outline above the threshold of the triangle method (Zack, Rogers & Latt 1977)."
+    _, bright = cv2.threshold(cv2.GaussianBlur(grey, (5, 5), 0), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_TRIANGLE)
     outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not outlines:
         return Box(0, 0, grey.shape[1], grey.shape[0], "full frame")
     x, y, w, h = cv2.boundingRect(max(outlines, key=cv2.contourArea))
-    return Box(x, y, x + w, y + h, "otsu")
+    return Box(x, y, x + w, y + h, "triangle")
 
-# %% ../../nbs/baseline/01_prepare.ipynb #f0f1d352
+# %% ../../nbs/baseline/01_prepare.ipynb #16883524
 def pad_upright(
     grey: np.ndarray,   # uint8 (rows, columns)
-) -> np.ndarray:        # uint8 (2 n, n), the picture in its lower right corner
-    "Zeros on top or on the left, until the height is twice the width."
+) -> np.ndarray:        # uint8 (2 n, n) or (2 n + 1, n), the picture in its lower right corner
+    "Zeros on top or on the left, until the height is twice the width; an odd height is one more."
     rows, columns = grey.shape
-    width = max(columns, -(-rows // 2))
-    return cv2.copyMakeBorder(grey, 2 * width - rows, 0, width - columns, 0, cv2.BORDER_CONSTANT, value=0)
+    width = max(columns, rows // 2)
+    top = max(0, 2 * width - rows)
+    return cv2.copyMakeBorder(grey, top, 0, width - columns, 0, cv2.BORDER_CONSTANT, value=0)
 
 def prepare(
     image: Image,        # a frame as stored

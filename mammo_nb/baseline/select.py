@@ -5,29 +5,30 @@
 # %% auto #0
 __all__ = ['summarise_fold', 'run_stage']
 
-# %% ../../nbs/baseline/03_select.ipynb #5cfccfa1
+# %% ../../nbs/baseline/03_select.ipynb #b040fbcc
 import shutil
 
 import pandas as pd
 
-from .train import THRESHOLDS
+from .train import THRESHOLDS, best_on_grid
 from ..core.files import write_csv, write_json
-from ..core.metrics import best_threshold, threshold_curve
+from ..core.metrics import threshold_curve
 from ..core.runs import Run
 from ..mammo.datasets import per_breast, read_table
 from ..mammo.select import best_epochs, plateau, summarise
 
-# %% ../../nbs/baseline/03_select.ipynb #19b8e572
+# %% ../../nbs/baseline/03_select.ipynb #8443101a
 def summarise_fold(
     oof: pd.DataFrame,  # predictions of the fold, one row for each image
+    faithful: bool = False,  # the first of equal thresholds
 ) -> dict:              # values for JSON, with the keys of mammo's selection
     "Scores per breast, and the best threshold of 0, 0.05 ... 0.95."
     breasts = per_breast(oof)
-    threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)
+    threshold, pf1 = best_on_grid(breasts["cancer"], breasts["probability"], faithful)
     wide = plateau(threshold_curve(breasts["cancer"], breasts["probability"], THRESHOLDS), threshold)
     return {**summarise(oof), "threshold": threshold, "pf1": pf1, "plateau": wide}
 
-# %% ../../nbs/baseline/03_select.ipynb #94b3cec4
+# %% ../../nbs/baseline/03_select.ipynb #2ffd20f6
 def run_stage(
     run: Run,
 ) -> dict:           # selection.json
@@ -41,6 +42,7 @@ def run_stage(
         final.mkdir(parents=True, exist_ok=True)
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(checkpoints / f"fold_{fold}" / f"epoch_{epoch}{suffix}", final / f"fold_{fold}{suffix}")
-        result = {"folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), **summarise_fold(oof)}
+        chosen = chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records")
+        result = {"folds": chosen, **summarise_fold(oof, run.recorded("train").faithful)}
         write_json(run.path("selection.json"), result)
     return result

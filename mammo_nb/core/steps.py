@@ -6,7 +6,7 @@
 __all__ = ['seed_everything', 'update_ema', 'make_optimizer', 'training_mode', 'half_precision', 'loss_terms', 'CheckpointError',
            'DivergedError', 'Training']
 
-# %% ../../nbs/core/47_steps.ipynb #e83488b2
+# %% ../../nbs/core/47_steps.ipynb #7c379651
 import copy
 import math
 import os
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .batches import to_device, to_float
 from .errors import ProjectError
 from .files import replacing
-from .optimisation import OPTIMIZERS, Optimisation
+from .optimisation import OPTIMIZERS, PRECISIONS, Optimisation
 from .ranks import join
 
 # %% ../../nbs/core/47_steps.ipynb #50c0036e
@@ -69,7 +69,7 @@ def update_ema(
     for name in state.keys() - set(moving):
         average[name].copy_(state[name])
 
-# %% ../../nbs/core/47_steps.ipynb #04fa8db1
+# %% ../../nbs/core/47_steps.ipynb #62d06c4e
 def make_optimizer(
     model: nn.Module,
     config: Optimisation,
@@ -97,13 +97,13 @@ def training_mode(
 
 def half_precision(
     device: torch.device,
-    precision: str,          # amp or fp32
+    precision: str,          # one of PRECISIONS
 ) -> torch.dtype | None:     # None: everything in 32 bits
-    "The 16-bit type that is fast on a device: bfloat16 on CPUs with AMX and on GPUs that have it, else float16."
-    if precision == "fp32":
-        return None
+    "The 16-bit type of a training; for amp the fast one: bfloat16 on CPUs with AMX and GPUs that have it, or float16."
+    if precision not in PRECISIONS:
+        raise ValueError(f"There is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
     if precision != "amp":
-        raise ValueError(f"There is no precision {precision!r}. Choose amp or fp32.")
+        return torch.float16 if precision == "fp16" else None
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else None

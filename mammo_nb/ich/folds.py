@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['original_folds', 'split', 'run_stage']
 
-# %% ../../nbs/ich/03_folds.ipynb #bd03f4df
+# %% ../../nbs/ich/03_folds.ipynb #c3b406b7
 import pandas as pd
 
 from ..core.files import write_csv
-from ..core.folds import assign_folds, check_folds
+from ..core.folds import RULES, assign_folds, check_folds
 from ..core.runs import Run
 from .reading.competition import read_table, usable
 from .recipes import classes_of
@@ -40,13 +40,14 @@ def split(
     check_folds(slices)
     return slices
 
-# %% ../../nbs/ich/03_folds.ipynb #9cd7bc4e
+# %% ../../nbs/ich/03_folds.ipynb #741c40f1
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:       # folds.csv
     "processed/slices.csv -> folds.csv."
     settings = run.section("folds")
-    with run.stage("folds"):
+    with run.stage("folds") as results:
+        results["rule"] = RULES[False] if settings.method == "stratified" else "place of the patient's first image"
         table = read_table(run.path("processed/slices.csv"))
         write_csv(run.path("folds.csv"), split(table, settings.n_folds, settings.method, settings.seed))
     return read_table(run.path("folds.csv"))

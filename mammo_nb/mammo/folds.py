@@ -5,26 +5,27 @@
 # %% auto #0
 __all__ = ['EXTERNAL', 'split', 'spread', 'expectations', 'run_stage']
 
-# %% ../../nbs/mammo/05_folds.ipynb #50ee86fb
+# %% ../../nbs/mammo/05_folds.ipynb #f815085d
 import pandas as pd
 
 from ..core.files import write_csv
-from ..core.folds import assign_folds, balance, check_folds
+from ..core.folds import RULES, assign_folds, balance, check_folds
 from ..core.runs import Run
 from .datasets import REQUIRED, read_table
 
-# %% ../../nbs/mammo/05_folds.ipynb #559293a3
+# %% ../../nbs/mammo/05_folds.ipynb #9a158d74
 EXTERNAL = -1  # fold of the rows that are in every training and in no validation
 
 def split(
     labels: pd.DataFrame,  # the unified table; the rows of its first `dataset` are split, the others are external
     n_folds: int = 4,
     seed: int = 67,        # the winner's
+    faithful: bool = False,  # the rule of scikit-learn 1.2 to 1.7, which the winner used
 ) -> pd.DataFrame:         # `labels` and `fold`, 0 .. n_folds - 1, or EXTERNAL
     "Split the set that the recipe names; external rows get the fold EXTERNAL."
     own = labels["dataset"] == labels["dataset"].iloc[0]
     table = labels.assign(fold=EXTERNAL)
-    table.loc[own, "fold"] = assign_folds(labels[own], n_folds, seed)["fold"]
+    table.loc[own, "fold"] = assign_folds(labels[own], n_folds, seed, faithful=faithful)["fold"]
     check_folds(table)
     return table
 
@@ -56,15 +57,17 @@ def expectations(
             rows.append((fold, expected, f"{share:.2%}", bool(0.01 <= share <= 0.02)))
     return pd.DataFrame(rows, columns=["fold", "expected", "found", "holds"])
 
-# %% ../../nbs/mammo/05_folds.ipynb #c4d80a2d
+# %% ../../nbs/mammo/05_folds.ipynb #839e8ab1
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:                   # folds.csv
     "The unified table and crops.csv -> folds.csv."
     settings = run.section("folds")
-    with run.stage("folds"):
+    with run.stage("folds") as results:
+        results["rule"] = RULES[settings.faithful]
         labels, crops = (read_table(run.path(f"processed/{name}.csv"), []) for name in ("cleaned_label", "crops"))
-        table = split(labels[[*REQUIRED, *(c for c in labels if c not in REQUIRED)]], settings.n_folds, settings.seed)
+        ordered = labels[[*REQUIRED, *(c for c in labels if c not in REQUIRED)]]
+        table = split(ordered, settings.n_folds, settings.seed, settings.faithful)
         failed = crops.loc[crops["error"].fillna("").ne(""), ["patient_id", "image_id"]]
         table = table.merge(failed.assign(failed=True), how="left", on=["patient_id", "image_id"])
         table = table[table.pop("failed").isna()].drop(columns=["file", "scaling"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
 
-# %% ../../nbs/mammo/recipes.ipynb #7fa59c0d
+# %% ../../nbs/mammo/recipes.ipynb #f3fb657f
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; recipes for real data skip its stage."
@@ -74,6 +74,7 @@ class Folds:
     "The split into folds; a patient is in one fold only."
     n_folds: int = bounded(4, low=2)
     seed: int = bounded(67, low=0)  # the winner's
+    faithful: bool = False          # the rule of scikit-learn 1.2 to 1.7, as the winner's split; else the newer rule
 
 @dataclass(frozen=True)
 class Train:
@@ -127,10 +128,10 @@ class Engines:
     # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, but not the GPU
     targets: str = ""
 
-# %% ../../nbs/mammo/recipes.ipynb #503a85cd
+# %% ../../nbs/mammo/recipes.ipynb #ffae6f08
 _detector = Detector(
     annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", l1_epochs=5, norm_momentum=0.03,
-    frozen_norm=0, threads=0,
+    frozen_norm=0, threads=0, faithful=True,
     loop=Optimisation(epochs=400, batch_size=64, optimizer="sgd", lr=1e-3, min_lr=5e-5, schedule="yolox",
                       warmup_epochs=50.0, warmup_lr=1e-5, flat_epochs=5, weight_decay=5e-4, ema_decay=0.9998,
                       ema_ramp=2000, precision="fp32", checkpoint_every=1000, workers=4))
@@ -148,9 +149,10 @@ _stage2 = replace(_train, before=_stage1,
 _RSNA = "rsna-breast-cancer-detection"
 
 def _winner(about: str, train: Train, **changes) -> Recipe:
-    "A training of the winner's classifiers: crops in their own size, six data sets."
+    "A training of the winner's classifiers: his preparation, crops in their own size, six data sets."
     datasets = Datasets(_RSNA, external="vindr miniddsm cmmd cddcesm bmcd")
-    return Recipe(about, datasets, _detector, replace(train, **changes), skips=("phantom",))
+    return Recipe(about, datasets, _detector, Crops(faithful=True), Folds(faithful=True), replace(train, **changes),
+                  skips=("phantom",))
 
 def _cbis(about: str, height: int, width: int, epochs: int, **changes) -> Recipe:
     """A training on CBIS-DDSM. Half of these breasts have a cancer, so a batch has as many positives as negatives, and

@@ -15,9 +15,9 @@
 # > A simple way from a frame to a picture: all grey levels, the largest bright area, twice as high as wide.
 #
 # There is no detector and no window from the header. The darkest pixel becomes black and the brightest white, and the
-# breast is the largest area above Otsu's threshold. So a bright marker next to a faint breast costs grey levels, and a
-# label that touches the breast is in the picture. The winner's preparation avoids both; the comparison measures what
-# that is worth.
+# breast is the largest area above a threshold. So a bright marker next to a faint breast costs grey levels, and a label
+# that touches the breast is in the picture. The winner's preparation avoids both; the comparison measures what that is
+# worth. Boxes and pictures are those of the walk-through's code, pixel by pixel: `tests/test_parity_baseline`.
 
 # %%
 #| default_exp baseline.prepare
@@ -93,20 +93,24 @@ fig.tight_layout()
 
 # %% [markdown]
 # ## The largest bright area
-# The frame is blurred a little and cut at Otsu's threshold, and the largest outline is kept.
+# The frame is blurred a little and cut at a threshold, and the largest outline is kept. The walk-through speaks of
+# Otsu's threshold, but its code sets OpenCV's flag to 16, which is the triangle method; Otsu's is 8. So all its boxes
+# come from the triangle method, and ours do. It is also the better one here: it puts the threshold at the foot of the
+# background's peak, where the skin begins. On 104 drawn frames the boxes contain the whole breast (IoU 0.979 to 0.994).
+# Otsu's are tighter on most, but their IoU falls to 0.72, and on 3 frames they cut off more than a tenth of the breast.
 
 # %%
 #| export
 def largest_box(
     grey: np.ndarray,   # uint8 (rows, columns)
-) -> Box:               # source "otsu"; "full frame" if there is no outline
-    "Bounding box of the largest outline above Otsu's threshold (Otsu 1979)."
-    _, bright = cv2.threshold(cv2.GaussianBlur(grey, (5, 5), 0), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+) -> Box:               # source "triangle"; "full frame" if there is no outline
+    "Bounding box of the largest outline above the threshold of the triangle method (Zack, Rogers & Latt 1977)."
+    _, bright = cv2.threshold(cv2.GaussianBlur(grey, (5, 5), 0), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_TRIANGLE)
     outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not outlines:
         return Box(0, 0, grey.shape[1], grey.shape[0], "full frame")
     x, y, w, h = cv2.boundingRect(max(outlines, key=cv2.contourArea))
-    return Box(x, y, x + w, y + h, "otsu")
+    return Box(x, y, x + w, y + h, "triangle")
 
 # %%
 box = largest_box(grey)
@@ -118,17 +122,19 @@ ax.add_patch(plt.Rectangle((box.x0, box.y0), box.x1 - box.x0, box.y1 - box.y0, f
 
 # %% [markdown]
 # ## Twice as high as wide
-# Black rows are added on top, or black columns on the left. The result is resized to the network's input, bilinear.
+# Black rows are added on top, or black columns on the left. An odd height stays odd, as in the walk-through: the width
+# is half of it, rounded down. The result is resized to the network's input, bilinear.
 
 # %%
 #| export
 def pad_upright(
     grey: np.ndarray,   # uint8 (rows, columns)
-) -> np.ndarray:        # uint8 (2 n, n), the picture in its lower right corner
-    "Zeros on top or on the left, until the height is twice the width."
+) -> np.ndarray:        # uint8 (2 n, n) or (2 n + 1, n), the picture in its lower right corner
+    "Zeros on top or on the left, until the height is twice the width; an odd height is one more."
     rows, columns = grey.shape
-    width = max(columns, -(-rows // 2))
-    return cv2.copyMakeBorder(grey, 2 * width - rows, 0, width - columns, 0, cv2.BORDER_CONSTANT, value=0)
+    width = max(columns, rows // 2)
+    top = max(0, 2 * width - rows)
+    return cv2.copyMakeBorder(grey, top, 0, width - columns, 0, cv2.BORDER_CONSTANT, value=0)
 
 def prepare(
     image: Image,        # a frame as stored
@@ -141,8 +147,8 @@ def prepare(
     return cv2.resize(upright, (settings.width, settings.height), interpolation=cv2.INTER_LINEAR), box
 
 # %%
-examples = [np.full((30, 40), 200, np.uint8), np.full((90, 20), 200, np.uint8), grey[box.y0:box.y1, box.x0:box.x1]]
-assert [pad_upright(e).shape for e in examples[:2]] == [(80, 40), (90, 45)]
+examples = [np.full((30, 40), 200, np.uint8), np.full((91, 20), 200, np.uint8), grey[box.y0:box.y1, box.x0:box.x1]]
+assert [pad_upright(e).shape for e in examples[:2]] == [(80, 40), (91, 45)]
 assert pad_upright(examples[0])[:50].max() == 0 and pad_upright(examples[1])[:, :25].max() == 0
 fig, axes = plt.subplots(1, 4, figsize=(7, 3), facecolor="slategrey")
 for ax, p in zip(axes, [*map(pad_upright, examples), prepare(image, settings)[0]]):

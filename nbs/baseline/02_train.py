@@ -33,12 +33,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import WeightedRandomSampler
 
+from mammo_nb.baseline.learning.walkthrough import first_threshold, renew_head, torchvision_state
 from mammo_nb.baseline.system import Train
 from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
-from mammo_nb.core.networks import Mirrored, create_network
+from mammo_nb.core.networks import Mirrored, create_network, load_state
 from mammo_nb.core.recipes import RecipeError
-from mammo_nb.core.runs import Run
+from mammo_nb.core.runs import Run, locate
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Train as Classifier
@@ -141,17 +142,38 @@ assert set(data.targets) == {0, 1}
 # %% [markdown]
 # ## The network
 # timm's ConvNeXt has the published head: mean over the picture, LayerNorm, one linear layer. The parameters are counted
-# from the input of the network on, and the first ones are frozen.
+# from the input of the network on, and the first ones are frozen. A fine-tuned network usually keeps the LayerNorm of
+# its head, which has seen ImageNet; with `faithful` it starts anew with the linear layer, as in the walk-through.
 
 # %%
 #| export
+PUBLISHED = "torchvision"   # the word for its weights
+
 def build_network(
-    settings: Train,             # network, freeze
-    weights: str = "none",       # initial weights, as `create_network` takes them
+    settings: Train,             # network, drop_path_rate, freeze, faithful
+    weights: str = "none",       # initial weights, as `create_network` takes them, or torchvision, torchvision:FILE
     seed: int = 0,               # of the layers without initial weights, such as the last one
 ) -> nn.Module:                  # one logit for each image
-    "The classifier of a recipe, its first parameters frozen."
-    return create_network(settings.network, weights=weights, seed=seed, freeze=settings.freeze)
+    "The classifier of a recipe, its first parameters frozen. Raises WeightsError."
+    word, _, file = weights.partition(":")
+    named = "none" if word == PUBLISHED else weights
+    model = create_network(settings.network, weights=named, drop_path_rate=settings.drop_path_rate, seed=seed,
+                           freeze=settings.freeze)
+    if word == PUBLISHED:
+        load_state(model, torchvision_state(model, file), file or PUBLISHED)
+    if settings.faithful:
+        renew_head(model, seed)
+    return model
+
+def weights_of(
+    settings: Train,   # weights, fold
+    folder: Path,      # folder from which a file is located
+) -> str:              # for `build_network`
+    "Initial weights with the full path of their file."
+    word, _, file = settings.weights.partition(":")
+    if word != PUBLISHED:
+        return initial_weights(settings.weights, settings.fold, folder)
+    return f"{word}:{locate(folder, file)}" if file else word
 
 # %%
 convnext = build_network(system.recipe("baseline_tiny").section(Train))
@@ -166,13 +188,29 @@ assert not network.bn1.training and network.blocks[-1][-1].bn3.training   # a fr
 # %% [markdown]
 # ## One fold
 # After each epoch the fold that is held back is predicted with horizontal-flip TTA, as the test set will be. Its
-# threshold comes from a coarse grid. A training that does not separate cancers after the first epochs never learns to
-# do so. It is stopped if its pF1 is too low.
+# threshold comes from a coarse grid. Of equally good thresholds the one nearest to 0.5 is taken. The walk-through takes
+# the first (`faithful`), which lies at the lower end of the plateau, so that a slightly higher probability of a healthy
+# breast is already a false alarm. A training that does not separate cancers after the first epochs never learns to do
+# so. It is stopped if its pF1 is too low.
 
 # %%
 #| export
 THRESHOLDS = np.arange(20) / 20  # 0, 0.05 ... 0.95
 
+def best_on_grid(
+    labels,                   # (n,) 0 or 1
+    probabilities,            # (n,)
+    faithful: bool = False,   # the first of equal thresholds, and the score of the walk-through
+) -> tuple[float, float]:     # threshold, its F1
+    "The best of the thresholds."
+    return (first_threshold if faithful else best_threshold)(labels, probabilities, THRESHOLDS)
+
+# %%
+labels, probabilities = [0, 0, 1, 1], [.1, .22, .9, .95]   # each threshold from .25 to .85 is perfect
+assert [best_on_grid(labels, probabilities, faithful)[0] for faithful in (False, True)] == [.5, .25]
+
+# %%
+#| export
 def train_fold(
     table: pd.DataFrame,   # folds.csv
     images: Path,          # cleaned_images/
@@ -187,8 +225,8 @@ def train_fold(
     if held.empty:
         there = ", ".join(map(str, sorted(set(table["fold"].tolist()) - {-1})))
         raise RecipeError(f"train.fold is {settings.fold}, and there are the folds {there}.")
-    weights = initial_weights(settings.weights, settings.fold, folder)
-    if (file := Path(weights.removeprefix("imagenet:"))).is_file():
+    weights = weights_of(settings, folder)
+    if (file := Path(weights.removeprefix("imagenet:").removeprefix(f"{PUBLISHED}:"))).is_file():
         identity = {**identity, "weights": sha256(file)}
     model = build_network(settings, weights, loop.seed)
     train_set, held_set = (pictures(t, images, size, model.normalization, settings.augment) for t in (rest, held))
@@ -202,7 +240,7 @@ def train_fold(
             epoch=epoch, probability=probability)
         write_csv(folder / f"pred_{epoch}.csv", predictions)
         breasts = per_breast(predictions)
-        threshold, pf1 = best_threshold(breasts["cancer"], breasts["probability"], THRESHOLDS)
+        threshold, pf1 = best_on_grid(breasts["cancer"], breasts["probability"], settings.faithful)
         return {
             "auc": auc(breasts["cancer"], breasts["probability"]), "pf1": pf1, "threshold": threshold,
             "stop": epoch + 1 >= settings.dud_epochs and pf1 < settings.dud_pf1

@@ -44,6 +44,7 @@ epochs = 30  # of the schedules that are drawn below
 #| export
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("timm", "yolox", "cosine", "step")
+PRECISIONS = ("amp", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class Optimisation:
@@ -66,7 +67,7 @@ class Optimisation:
     momentum: float = bounded(0.9, low=0, high=1)        # of sgd
     ema_decay: float = bounded(0.0, low=0, high=1)       # decay of the EMA of the weights, per step; 0 = no EMA
     ema_ramp: int = bounded(0, low=-1)          # steps in which the decay grows, see `update_ema`; -1: constant
-    precision: str = bounded("amp", choices=("amp", "fp32"))  # amp: 16 bits where the device has units for them
+    precision: str = bounded("amp", choices=PRECISIONS)  # amp: 16 bits where the device has units for them
     clip_norm: float = bounded(0.0, low=0)      # largest norm of the gradient; 0 = no clipping
     seed: int = bounded(42, low=0)              # of sampler, augmentation, dropout and new layers
     deterministic: bool = True                  # refuse operations whose results may differ between two runs

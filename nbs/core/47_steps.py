@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mammo_nb.core.batches import to_device, to_float
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import replacing
-from mammo_nb.core.optimisation import OPTIMIZERS, Optimisation
+from mammo_nb.core.optimisation import OPTIMIZERS, PRECISIONS, Optimisation
 from mammo_nb.core.ranks import join
 
 # %%
@@ -127,6 +127,13 @@ plt.ylim(0, 1.05);
 # ## Optimiser and precision
 # Weight decay acts on kernels and matrices, never on biases or normalisations. A parameter that requires no gradient is
 # frozen: it has no entry in the optimiser, and a frozen batch normalisation keeps its running statistics.
+#
+# With `amp` a network is trained in bfloat16 where the device has units for it. Its range is that of float32, so no
+# gradient vanishes or overflows, but it has 8 significant bits. `fp16` is float16 on every device, as in most published
+# trainings: 11 significant bits and a small range, so the loss is multiplied by a factor that a scaler adapts. The
+# weights, the optimiser and the EMA are float32 in both. A validation runs in float32. On a GPU torch computes its
+# convolutions with 11 significant bits of the factors (TF32), but not its matrix products. The memory layout
+# `channels_last` changes the order of sums only.
 
 # %%
 #| export
@@ -157,13 +164,13 @@ def training_mode(
 
 def half_precision(
     device: torch.device,
-    precision: str,          # amp or fp32
+    precision: str,          # one of PRECISIONS
 ) -> torch.dtype | None:     # None: everything in 32 bits
-    "The 16-bit type that is fast on a device: bfloat16 on CPUs with AMX and on GPUs that have it, else float16."
-    if precision == "fp32":
-        return None
+    "The 16-bit type of a training; for amp the fast one: bfloat16 on CPUs with AMX and GPUs that have it, or float16."
+    if precision not in PRECISIONS:
+        raise ValueError(f"There is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
     if precision != "amp":
-        raise ValueError(f"There is no precision {precision!r}. Choose amp or fp32.")
+        return torch.float16 if precision == "fp16" else None
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else None

@@ -25,7 +25,7 @@
 import pandas as pd
 
 from mammo_nb.core.files import write_csv
-from mammo_nb.core.folds import assign_folds, check_folds
+from mammo_nb.core.folds import RULES, assign_folds, check_folds
 from mammo_nb.core.runs import Run
 from mammo_nb.ich.reading.competition import read_table, usable
 from mammo_nb.ich.recipes import classes_of
@@ -96,7 +96,8 @@ def run_stage(
 ) -> pd.DataFrame:       # folds.csv
     "processed/slices.csv -> folds.csv."
     settings = run.section("folds")
-    with run.stage("folds"):
+    with run.stage("folds") as results:
+        results["rule"] = RULES[False] if settings.method == "stratified" else "place of the patient's first image"
         table = read_table(run.path("processed/slices.csv"))
         write_csv(run.path("folds.csv"), split(table, settings.n_folds, settings.method, settings.seed))
     return read_table(run.path("folds.csv"))

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #fc0185be
+# %% ../../../nbs/mammo/tools/commands.ipynb #f7b191ae
 def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -33,7 +33,7 @@ def crops(
         "", help="detector.onnx or a folder with one, or otsu; default: assets/trained, then the newest finished run, "
         "then otsu"),
     previews: bool = typer.Option(False, help="write previews/ too: each frame with its box"),
-    faithful: bool = typer.Option(False, help="the winner's preparation to the bit"),
+    faithful: bool = typer.Option(False, help="the winner's preparation, defects included"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
     backend: str = typer.Option("loky", help="loky: processes of this machine; dask: a cluster"),

@@ -18,6 +18,10 @@
 # radiologist's suspicion, CMMD a biopsy, and BMCD an earlier image of a breast that is ill today. The rules are the
 # winner's. A value without a rule is an error, because otherwise it would count as healthy. Every reader gives one row
 # per image with the columns REQUIRED, those of KEPT that are known, and `file`.
+#
+# The rows are in the order of the published table, or of the sorted file names. The winner listed the folders of CMMD
+# and BMCD as the operating system gives them, so the order of his rows is in his label tables only: 243 of the 328 rows
+# of BMCD are in another place there. The order decides which images are together in a batch, and nothing else.
 
 # %%
 #| default_exp mammo.reading.published
@@ -181,7 +185,9 @@ def read_cmmd(
 # %% [markdown]
 # ## CDD-CESM
 # There are two pictures of each view. The low-energy picture is an ordinary mammogram and is used. The subtracted
-# picture is not used. The pathology is given for each image, so the two views of a breast need not agree.
+# picture is not used. The pathology is given for each image, so the two views of a breast need not agree. A patient has
+# the name that is in the names of his files, such as P39. The winner's table names the patients otherwise; only names
+# of files depend on it, because an external set is not split.
 
 # %%
 #| export
@@ -216,7 +222,9 @@ def read_cddcesm(
 # %% [markdown]
 # ## BMCD
 # The set has one breast of each patient, with two examinations: the recent one and the one before. The biopsy belongs
-# to the recent images. The prior images were read as healthy.
+# to the recent images. The prior images were read as healthy. Each patient has four rows here, and a file that is not
+# there is reported when the crops are made. The winner's table has the files that there were, so an absent prior has no
+# row; the published set has all 328.
 
 # %%
 #| export

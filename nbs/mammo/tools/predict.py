@@ -25,6 +25,7 @@
 #| export
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mammo_nb.core.backends import read_sidecar
@@ -37,6 +38,7 @@ from mammo_nb.core.pictures import write_png
 from mammo_nb.core.submission import DEMONSTRATION, find_weights
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
+from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.inputs import row_of, see
 from mammo_nb.mammo.recipes import Crops
 
@@ -46,7 +48,6 @@ import tempfile
 
 import cv2
 import matplotlib.pyplot as plt
-import numpy as np
 
 from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
@@ -130,13 +131,20 @@ def read_sides(
 
 # %%
 #| export
+class NotFinite(ProjectError):
+    "A prediction that is no number."
+
 def predict_file(
     item: dict,  # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview
 ) -> dict:       # a row of per_image.csv
-    "Predict one file and draw its preview."
+    "Predict one file and draw its preview. Raises NotFinite."
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
-    seen = see(inside(item["folder"], item["file"]), Crops(**engine.metadata["crops"]), item["detector"], engine.size)
-    row, probability = row_of(seen, item), float(engine(seen.picture[None]).mean())
+    settings = Crops(**engine.metadata["crops"])
+    seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size)
+    row = row_of(seen, item)
+    probability = float(image_means(engine(seen.picture[None]), settings.faithful)[0])
+    if not np.isfinite(probability):
+        raise NotFinite(f"a network predicted {probability}. Run it in 32 bits, or leave its weights out.")
     if item.get("previews"):
         lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"]
         if engine.metadata["demonstration"]:
