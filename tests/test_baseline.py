@@ -188,6 +188,7 @@ def test_the_published_network_has_the_published_head():
     assert sum(not p.requires_grad for p in model.parameters()) == 70
     assert (settings.loop.epochs, settings.loop.batch_size) == (17, 26) and 3e-5 <= settings.loop.lr <= 8e-5
     assert 10 <= settings.positive_weight <= 15 and 15 <= settings.pos_weight <= 25
+    assert {group["weight_decay"] for group in make_optimizer(model, settings.loop).param_groups} == {1e-2}
 
 
 def test_torchvisions_weights_enter_from_a_file(tmp_path):

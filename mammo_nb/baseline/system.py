@@ -48,7 +48,7 @@ class Engines:
     "The network as a graph."
     tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
-# %% ../../nbs/baseline/00_system.ipynb #2e2141fc
+# %% ../../nbs/baseline/00_system.ipynb #fff81886
 _TINY = mammo.recipe("tiny")
 
 RECIPES = {
@@ -62,7 +62,7 @@ RECIPES = {
                             Train(network="convnext_tiny.fb_in1k", weights="torchvision", drop_path_rate=0.1,
                                   positive_weight=12.0, pos_weight=20.0, freeze=70, faithful=True,
                                   loop=replace(Train().loop, epochs=17, lr=5e-5, restart_epochs=8.5,
-                                               precision="fp16", checkpoint_every=400, workers=8)),
+                                               precision="fp16", decay_all=True, checkpoint_every=400, workers=8)),
                             skips=("phantom",)),
 }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .recipes import bounded
 
-# %% ../../nbs/core/45_optimisation.ipynb #3e0e7e0b
+# %% ../../nbs/core/45_optimisation.ipynb #74504536
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("timm", "yolox", "cosine", "step")
 PRECISIONS = ("amp", "fp16", "fp32")
@@ -34,6 +34,7 @@ class Optimisation:
     warmup_epochs: float = bounded(0.0, low=0)  # epochs in which the learning rate rises from `warmup_lr` to `lr`
     warmup_lr: float = bounded(0.0, low=0)      # learning rate at the start of the warm-up
     weight_decay: float = bounded(0.0, low=0)   # of matrices and kernels; biases and normalisations are not decayed
+    decay_all: bool = False                     # all parameters are decayed, as by default in torch
     momentum: float = bounded(0.9, low=0, high=1)        # of sgd
     ema_decay: float = bounded(0.0, low=0, high=1)       # decay of the EMA of the weights, per step; 0 = no EMA
     ema_ramp: int = bounded(0, low=-1)          # steps in which the decay grows, see `update_ema`; -1: constant

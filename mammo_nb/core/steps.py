@@ -69,15 +69,16 @@ def update_ema(
     for name in state.keys() - set(moving):
         average[name].copy_(state[name])
 
-# %% ../../nbs/core/47_steps.ipynb #62d06c4e
+# %% ../../nbs/core/47_steps.ipynb #e56961a3
 def make_optimizer(
     model: nn.Module,
     config: Optimisation,
 ) -> torch.optim.Optimizer:
-    "Make SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters have no weight decay."
+    "Make SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters have no weight decay by default."
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+              {"params": [p for p in parameters if p.ndim <= 1],
+               "weight_decay": config.weight_decay if config.decay_all else 0.0}]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.optimizer == "adam":

@@ -104,7 +104,7 @@ RECIPES = {
                             Train(network="convnext_tiny.fb_in1k", weights="torchvision", drop_path_rate=0.1,
                                   positive_weight=12.0, pos_weight=20.0, freeze=70, faithful=True,
                                   loop=replace(Train().loop, epochs=17, lr=5e-5, restart_epochs=8.5,
-                                               precision="fp16", checkpoint_every=400, workers=8)),
+                                               precision="fp16", decay_all=True, checkpoint_every=400, workers=8)),
                             skips=("phantom",)),
 }
 

@@ -259,9 +259,9 @@ def apply_window(
 
 # %% [markdown]
 # Last, eight bits. MONOCHROME1 means that *low* values are white, so the grey level is inverted after the window. The
-# level times 255 is cut off, not rounded, as the published pipelines do, so that networks trained on their images get
-# the same levels here. A ten-thousandth of a level is added first, because a value that is exactly 85 may otherwise
-# become 84 in binary arithmetic.
+# level times 255 is cut off, not rounded, as the published pipelines do. A ten-thousandth of a level is added first,
+# because a value that is exactly 85 may otherwise become 84 in binary arithmetic. There a published pipeline may be one
+# level lower.
 
 # %%
 #| export

@@ -259,7 +259,7 @@ def imagenet_lite_state(
 # Every tensor is assigned: nothing is missing or left over, and no shape differs. Two layers of the same shape could
 # still have been swapped, so the decisive test is whether the network still recognises pictures. scikit-learn comes
 # with two photographs, a pavilion and a flower; ImageNet has no pavilion, but it has a bell cote, a boathouse and a
-# palace. (For the same input, the code base of the weights gives the same logits to the last bit.)
+# palace.
 
 # %%
 #| hide

@@ -125,8 +125,9 @@ plt.ylim(0, 1.05);
 
 # %% [markdown]
 # ## Optimiser and precision
-# Weight decay acts on kernels and matrices, never on biases or normalisations. A parameter that requires no gradient is
-# frozen: it has no entry in the optimiser, and a frozen batch normalisation keeps its running statistics.
+# Weight decay acts on kernels and matrices, and on biases and normalisations only with `decay_all`. A parameter that
+# requires no gradient is frozen: it has no entry in the optimiser, and a frozen batch normalisation keeps its running
+# statistics.
 #
 # With `amp` a network is trained in bfloat16 where the device has units for it. Its range is that of float32, so no
 # gradient vanishes or overflows, but it has 8 significant bits. `fp16` is float16 on every device, as in most published
@@ -141,10 +142,11 @@ def make_optimizer(
     model: nn.Module,
     config: Optimisation,
 ) -> torch.optim.Optimizer:
-    "Make SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters have no weight decay."
+    "Make SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters have no weight decay by default."
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+              {"params": [p for p in parameters if p.ndim <= 1],
+               "weight_decay": config.weight_decay if config.decay_all else 0.0}]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.optimizer == "adam":
