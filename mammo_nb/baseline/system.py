@@ -66,7 +66,7 @@ RECIPES = {
                             skips=("phantom",)),
 }
 
-# %% ../../nbs/baseline/00_system.ipynb #57054754
+# %% ../../nbs/baseline/00_system.ipynb #e14c75b9
 NETWORK = ("baseline.onnx", "baseline.json")
 
 def submitted_weights(run) -> list[str]:
@@ -103,4 +103,5 @@ system = System(
     failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
     competition=mammo.competition,
     weights=NETWORK,
+    outcomes="select",
 )

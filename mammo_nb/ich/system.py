@@ -50,7 +50,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_slice.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/ich/00_system.ipynb #6f49fec5
+# %% ../../nbs/ich/00_system.ipynb #bff70476
 _LEARNED = ("sequence", "end2end", "bag", "engines")
 
 system = System(
@@ -99,4 +99,5 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="bag",
 )

@@ -50,7 +50,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_patient.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/trauma/00_system.ipynb #1e715f09
+# %% ../../nbs/trauma/00_system.ipynb #5e5c6ac7
 _PREPARED = ("volumes", "segment", "info", "blocks", "folds")
 _LEARNED = ("train", "ensemble", "engines")
 _READ = ("info.csv", "blocks.csv", "folds.csv", "processed/volumes/", "processed/masks/")
@@ -96,4 +96,5 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="ensemble",
 )

@@ -129,6 +129,7 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="ensemble",
 )
 
 # %% [markdown]
