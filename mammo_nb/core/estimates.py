@@ -90,7 +90,7 @@ def estimates(
     low, high = interval(bootstrap(scores, patients, n, seed))
     return pd.DataFrame({"metric": scores.names, "value": scores(), "low": low, "high": high})
 
-# %% ../../nbs/core/73_estimates.ipynb #04fae6d0
+# %% ../../nbs/core/73_estimates.ipynb #0fbcdbfc
 GROUP_SCORES = ("AUC", "sensitivity", "specificity", "recall rate")
 OUTCOME_SCORES = ("AUC", "average precision", f"sensitivity at specificity {SPECIFICITY:g}", "Brier", "ECE")
 
@@ -134,5 +134,7 @@ def number_in_words(
     low: float,
     high: float,
 ) -> str:     # "" for a score that does not exist
-    "A value and its interval with three decimals."
-    return "" if np.isnan(value) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    "A value and its interval with three decimals; the value alone where there is no interval."
+    if np.isnan(value):
+        return ""
+    return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"

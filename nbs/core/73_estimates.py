@@ -188,8 +188,13 @@ def number_in_words(
     low: float,
     high: float,
 ) -> str:     # "" for a score that does not exist
-    "A value and its interval with three decimals."
-    return "" if np.isnan(value) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    "A value and its interval with three decimals; the value alone where there is no interval."
+    if np.isnan(value):
+        return ""
+    return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+# %%
+assert number_in_words(.5, .4, .61) == "0.500 (0.400 to 0.610)" and number_in_words(.5, np.nan, np.nan) == "0.500"
 
 # %% [markdown]
 # ## What came out
