@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'predict', 'series', 'check', 'submit', 'reproduce', 'systems', 'main']
 
-# %% ../nbs/90_cli.ipynb #125ffba3
+# %% ../nbs/90_cli.ipynb #c6c57248
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from . import kaggle
-from .core.errors import ProjectError
+from .core.errors import ProjectError, ending, explain
 from .core.systems import default_system, find_system, system_names
 
 # %% ../nbs/90_cli.ipynb #a45f8bca
@@ -199,11 +199,17 @@ for _name in system_names():
         if _module:
             _add_commands(import_module(f"mammo_nb.{_name}.{_module}").app)
 
-# %% ../nbs/90_cli.ipynb #25c3cd53
+# %% ../nbs/90_cli.ipynb #d2e8229e
 def main():
     "Entry point of `mammo-nb`."
     try:
-        app()
+        with ending():
+            app()
     except ProjectError as e:
         print(e, file=sys.stderr)
+        sys.exit(2)
+    except (OSError, MemoryError) as e:
+        if not (told := explain(e)):
+            raise
+        print(told, file=sys.stderr)
         sys.exit(2)

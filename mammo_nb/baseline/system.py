@@ -15,12 +15,12 @@ from ..mammo.recipes import Datasets, Folds, Phantom
 from ..mammo.system import results, source_images, test_set
 from ..mammo.system import system as mammo
 
-# %% ../../nbs/baseline/00_system.ipynb #6d50bc16
+# %% ../../nbs/baseline/00_system.ipynb #25bd1ce0
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
-    height: int = bounded(256, low=1)        # of the stored pictures and of the network's input, pixels
-    width: int = bounded(128, low=1)         # half of the height, pixels
+    height: int = bounded(256, low=16, pixels=True)  # of the stored pictures and of the network's input, pixels
+    width: int = bounded(128, low=16, pixels=True)  # half of the height, pixels
 
 @dataclass(frozen=True)
 class Train:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DEMONSTRATION', 'SubmissionError', 'MissingWeights', 'ItemSet', 'by_row', 'mean_of_folds', 'flip_horizontally',
            'no_entries', 'open_network', 'with_predictions', 'Submission', 'change_tags', 'keep_first', 'remove_places',
-           'halve_last', 'cut_short', 'submission_names', 'find_submission', 'read_submission', 'find_weights']
+           'halve_last', 'cut_short', 'submission_names', 'find_submission', 'read_submission', 'find_weights',
+           'parts_of']
 
-# %% ../../nbs/core/62_submission.ipynb #af1685a6
+# %% ../../nbs/core/62_submission.ipynb #ec8a7eda
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,9 @@ import mammo_nb
 from .budget import read_modes
 from .engines import Engine
 from .errors import ProjectError
-from .files import read_json
+from .files import read_json, sha256
 from .providers import open_ensemble
-from .runs import find_trained
-from .settings import SettingsError
+from .settings import SettingsError, find_trained
 
 # %% ../../nbs/core/62_submission.ipynb #3b3b6ae6
 DEMONSTRATION = "demonstration weights, not for clinical use"  # beside each prediction of such weights
@@ -229,7 +229,7 @@ def read_submission(
             f"{weights} has no manifest.json that names a system. Make the folder with make kaggle-weights.")
     return find_submission(system)
 
-# %% ../../nbs/core/62_submission.ipynb #effac0c5
+# %% ../../nbs/core/62_submission.ipynb #3ecc7b7b
 def find_weights(
     engine: str,                  # the weights are <engine>.onnx and <engine>.json
     weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
@@ -249,3 +249,9 @@ def find_weights(
     raise MissingWeights(
         f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
         "weights go to assets/trained or are named with --weights.")
+
+def parts_of(
+    weights: Path,      # a folder of weights
+) -> dict[str, str]:    # name of each JSON -> its sha256
+    "What predictions depend on. The JSON of each network has the digest of the network itself."
+    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json"))}

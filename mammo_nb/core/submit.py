@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['devices', 'Network', 'batch_size', 'Output', 'submit_items', 'submit', 'submit_stage', 'summary']
 
-# %% ../../nbs/core/63_submit.ipynb #17b5743e
+# %% ../../nbs/core/63_submit.ipynb #fa94751c
 import shutil
-import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ import pandas as pd
 
 from .budget import Mode, Planner, in_words, read_budget
 from .engines import Engine
+from .errors import ending
 from .files import read_json, replacing, write_csv, write_json
 from .parallel import UNREACHED, collect
 from .runs import Run
@@ -82,27 +81,13 @@ def batch_size(
     "The batch that an engine was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/core/63_submit.ipynb #2b4c101e
+# %% ../../nbs/core/63_submit.ipynb #d570b6ea
 @dataclass(frozen=True)
 class Output:
     "The files of a submission."
     submission: Path   # submission.csv
     table: Path        # the table of items
     report: Path       # submit.json
-
-@contextmanager
-def _ending():
-    "Turn SIGTERM into an exception, so that the predictions so far are written."
-    def leave(number, frame):
-        raise SystemExit(128 + number)
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 def _first_file(submission: Submission, folder: Path, target: Path):
     "Write a valid submission that needs no prediction."
@@ -200,7 +185,7 @@ def submit_items(
 ) -> pd.DataFrame:              # the submission
     "Predict a test set in one pass and write the submission, the table of items and the report."
     started, folder = clock(), Path(folder).resolve()
-    with _ending():
+    with ending():
         _first_file(submission, folder, output.submission)
         seconds, test = read_budget(budget), submission.read_test(folder)
         work = _Pass(submission, test, find_weights(submission.engine, weights).resolve(), backend, folder, pngs)

@@ -47,8 +47,8 @@ import pandas as pd
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
-    height: int = bounded(256, low=1)        # of the stored pictures and of the network's input, pixels
-    width: int = bounded(128, low=1)         # half of the height, pixels
+    height: int = bounded(256, low=16, pixels=True)  # of the stored pictures and of the network's input, pixels
+    width: int = bounded(128, low=16, pixels=True)  # half of the height, pixels
 
 @dataclass(frozen=True)
 class Train:

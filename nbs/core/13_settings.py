@@ -165,6 +165,37 @@ for name in ("heart", "../raw"):
         print(e)
 
 # %% [markdown]
+# ## Trained weights
+# Later runs use what an earlier run has trained. A named folder comes first, then `assets/trained`, then the newest
+# finished run.
+
+# %%
+#| export
+def find_trained(
+    names,                      # files that must all be there, such as ensemble.onnx and ensemble.json
+    named: Path | None = None,  # a folder, or the folder of a run; None or "": search
+) -> Path | None:               # the folder that has them; None if none does
+    "Find a folder with trained files."
+    def whole(folder: Path) -> bool:
+        return all((folder / name).is_file() for name in names)
+
+    if named:
+        return next((f for f in (Path(named), Path(named) / "weights") if whole(f)), None)
+    paths = read_paths()
+    if whole(paths.assets / "trained"):
+        return paths.assets / "trained"
+    finished = [read_paths(report.parent).weights for report in paths.runs.glob("*/report.html")]
+    return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
+
+# %%
+trained = folder / "first" / "weights"
+trained.mkdir(parents=True)
+for name in ("detector.onnx", "detector.json"):
+    (trained / name).write_text("")
+assert find_trained(["detector.onnx", "detector.json"], folder / "first") == trained
+assert find_trained(["ensemble.onnx"], folder / "first") is None
+
+# %% [markdown]
 # A misspelt name is an error:
 
 # %%

@@ -36,10 +36,9 @@ import mammo_nb
 from mammo_nb.core.budget import read_modes
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import read_json
+from mammo_nb.core.files import read_json, sha256
 from mammo_nb.core.providers import open_ensemble
-from mammo_nb.core.runs import find_trained
-from mammo_nb.core.settings import SettingsError
+from mammo_nb.core.settings import SettingsError, find_trained
 
 # %%
 #| export
@@ -309,3 +308,9 @@ def find_weights(
     raise MissingWeights(
         f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
         "weights go to assets/trained or are named with --weights.")
+
+def parts_of(
+    weights: Path,      # a folder of weights
+) -> dict[str, str]:    # name of each JSON -> its sha256
+    "What predictions depend on. The JSON of each network has the digest of the network itself."
+    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json"))}

@@ -25,12 +25,10 @@
 # %%
 #| export
 import shutil
-import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +39,7 @@ import pandas as pd
 
 from mammo_nb.core.budget import Mode, Planner, in_words, read_budget
 from mammo_nb.core.engines import Engine
+from mammo_nb.core.errors import ending
 from mammo_nb.core.files import read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import UNREACHED, collect
 from mammo_nb.core.runs import Run
@@ -129,20 +128,6 @@ class Output:
     submission: Path   # submission.csv
     table: Path        # the table of items
     report: Path       # submit.json
-
-@contextmanager
-def _ending():
-    "Turn SIGTERM into an exception, so that the predictions so far are written."
-    def leave(number, frame):
-        raise SystemExit(128 + number)
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 def _first_file(submission: Submission, folder: Path, target: Path):
     "Write a valid submission that needs no prediction."
@@ -240,7 +225,7 @@ def submit_items(
 ) -> pd.DataFrame:              # the submission
     "Predict a test set in one pass and write the submission, the table of items and the report."
     started, folder = clock(), Path(folder).resolve()
-    with _ending():
+    with ending():
         _first_file(submission, folder, output.submission)
         seconds, test = read_budget(budget), submission.read_test(folder)
         work = _Pass(submission, test, find_weights(submission.engine, weights).resolve(), backend, folder, pngs)

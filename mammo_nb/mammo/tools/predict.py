@@ -6,7 +6,7 @@
 __all__ = ['PER_IMAGE', 'PredictError', 'detector_of', 'read_sides', 'NotFinite', 'predict_file', 'predict_items',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #6cf8969a
+# %% ../../../nbs/mammo/tools/predict.ipynb #db4d2422
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from ...core.backends import read_sidecar
 from ...core.dicom import find_files
 from ...core.engines import process_engine
 from ...core.errors import ProjectError
-from ...core.files import inside, read_json, short_hash, write_csv
-from ...core.parallel import map_files
+from ...core.files import inside, owned, read_json, short_hash, write_csv
+from ...core.parallel import forget, map_files
 from ...core.pictures import write_png
-from ...core.submission import DEMONSTRATION, find_weights
+from ...core.submission import DEMONSTRATION, find_weights, parts_of
 from ..crops import WHOLE, preview
 from ..datasets import DatasetError, per_breast, read_table
 from ..learning.decision import image_means
@@ -97,7 +97,7 @@ def predict_file(
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": round(probability, 6)}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #8976ce40
+# %% ../../../nbs/mammo/tools/predict.ipynb #f7d05dea
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -113,18 +113,19 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
 
 def predict_items(
     items: list[dict],           # for `predict_file`, all with the same weights; the detector is added here
-    output: Path,                # per_image.csv, with its journal beside it while it runs
+    output: Path,                # per_image.csv, with its journal beside it
     workers: int | None = None,  # processes; None means one a core
 ) -> pd.DataFrame:               # PER_IMAGE and `note`
     "Predict files in parallel; a file that fails is a row with an error."
     weights = Path(items[0]["weights"])
     metadata, detector = read_json(weights / "ensemble.json"), detector_of(weights)
     items = [{**item, "detector": str(detector or "")} for item in items]
-    table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
+    table = map_files(predict_file, items, table=output, params=parts_of(weights), workers=workers, label="predict")
     table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
     table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
     return table
 
+@owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
@@ -148,6 +149,7 @@ def predict_folder(
          "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     if hash_ids:
+        forget(output / "per_image.csv")
         result = _hide(result)
     write_csv(output / "per_image.csv", result)
     breasts = per_breast(result[result["probability"].notna()])[["patient_id", "laterality", "images", "probability"]]

@@ -29,10 +29,10 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import short_hash, write_csv
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.files import owned, short_hash, write_csv
+from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.pictures import fit_resize, write_png
-from mammo_nb.core.submission import DEMONSTRATION, by_row, find_weights
+from mammo_nb.core.submission import DEMONSTRATION, by_row, find_weights, parts_of
 from mammo_nb.core.volumes import LOCALIZER
 from mammo_nb.ich.learning.graphs import check_bag, predict_series, process_bag
 from mammo_nb.ich.reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
@@ -203,6 +203,11 @@ def _per_series(table: pd.DataFrame, series: pd.DataFrame, classes: list[str]) -
     names = [f"{c}{s}" for c in [*classes, "cnn_any"] for s in ("", "_slice")]
     return pd.DataFrame(rows, columns=["patient_id", "study", "series", "slices", *names, "note"])
 
+def _files_of(item: dict) -> list[Path]:
+    "The files of a series."
+    return [Path(item["folder"], row["file"]) for row in item["rows"]]
+
+@owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat; without any, pictures named <patient>_<slice>.png
     output: Path,                 # per_slice.csv, per_series.csv and previews/ go here
@@ -224,8 +229,8 @@ def predict_folder(
     names = {k: short_hash(k) if hash_ids else k.replace("/", "@") for k in keys}
     items = _items(slices, folder, weights, output / "previews", names, note)
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
-    found = map_files(predict_item, items, table=output / "per_slice.csv", params=metadata, workers=workers,
-                      label="predict").set_index("file").reindex(files)
+    found = map_files(predict_item, items, table=output / "per_slice.csv", params=parts_of(weights), reads=_files_of,
+                      workers=workers, label="predict").set_index("file").reindex(files)
     for column in [*classes, "cnn_any"]:
         values = by_row(found[column].tolist(), files) if column in found else np.nan
         slices.loc[slices["item"].ne(""), column] = pd.to_numeric(pd.Series(values, files.index)).to_numpy()
@@ -234,6 +239,8 @@ def predict_folder(
     slices.attrs["note"] = note
     totals = _per_series(slices, series, classes)
     if hash_ids:
+        for table in ("files.csv", "per_slice.csv"):
+            forget(output / table)
         slices, totals = _hide(slices), _hide(totals)
     columns = ["file", "patient_id", "study", "series", "image_id", "frame", "place", "position_mm", *classes,
                "cnn_any", "note", "error"]

@@ -32,10 +32,10 @@ from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import process_engine
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside, read_json, short_hash, write_csv
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.files import inside, owned, read_json, short_hash, write_csv
+from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.submission import DEMONSTRATION, find_weights
+from mammo_nb.core.submission import DEMONSTRATION, find_weights, parts_of
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.learning.decision import image_means
@@ -174,18 +174,19 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
 
 def predict_items(
     items: list[dict],           # for `predict_file`, all with the same weights; the detector is added here
-    output: Path,                # per_image.csv, with its journal beside it while it runs
+    output: Path,                # per_image.csv, with its journal beside it
     workers: int | None = None,  # processes; None means one a core
 ) -> pd.DataFrame:               # PER_IMAGE and `note`
     "Predict files in parallel; a file that fails is a row with an error."
     weights = Path(items[0]["weights"])
     metadata, detector = read_json(weights / "ensemble.json"), detector_of(weights)
     items = [{**item, "detector": str(detector or "")} for item in items]
-    table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
+    table = map_files(predict_file, items, table=output, params=parts_of(weights), workers=workers, label="predict")
     table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
     table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
     return table
 
+@owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
@@ -209,6 +210,7 @@ def predict_folder(
          "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     if hash_ids:
+        forget(output / "per_image.csv")
         result = _hide(result)
     write_csv(output / "per_image.csv", result)
     breasts = per_breast(result[result["probability"].notna()])[["patient_id", "laterality", "images", "probability"]]
