@@ -25,7 +25,7 @@ from .cluster import connect_cluster, rows_on_cluster
 from .files import owner, replacing, sync, sync_all, telling, unchanged, write_csv
 from .processes import FILES, plain, rows_in_processes
 
-# %% ../../nbs/core/35_parallel.ipynb #c3e2cd34
+# %% ../../nbs/core/35_parallel.ipynb #412f80dc
 PAUSE = 1.0   # seconds between two syncs of a journal
 SYNCED = b'{"synced": true}\n'
 
@@ -59,7 +59,8 @@ class Journal:
         try:
             self.sync()
         finally:
-            self.file.close()
+            with telling(self.path):
+                self.file.close()
 
     def _read(self, line: bytes):
         "Take the row of a line. The row of a damaged line is computed again."

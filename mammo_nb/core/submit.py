@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['devices', 'Network', 'batch_size', 'Output', 'submit_items', 'submit', 'submit_stage', 'summary']
 
-# %% ../../nbs/core/63_submit.ipynb #fa94751c
+# %% ../../nbs/core/63_submit.ipynb #7cc36489
 import shutil
 import time
 from collections import defaultdict
@@ -25,6 +25,7 @@ from .errors import ending
 from .files import read_json, replacing, write_csv, write_json
 from .parallel import UNREACHED, collect
 from .runs import Run
+from .sidecars import read_entries
 from .stream import flow, grouped
 from .submission import ItemSet, Submission, SubmissionError, by_row, find_weights
 
@@ -81,7 +82,7 @@ def batch_size(
     "The batch that an engine was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/core/63_submit.ipynb #d570b6ea
+# %% ../../nbs/core/63_submit.ipynb #5ad1dda8
 @dataclass(frozen=True)
 class Output:
     "The files of a submission."
@@ -111,7 +112,7 @@ class _Pass:
     def __init__(self, submission: Submission, test: ItemSet, weights: Path, backend: str, folder: Path,
                  pngs: Path | None):
         self.submission, self.test = submission, test
-        self.metadata = read_json(weights / f"{submission.engine}.json")
+        self.metadata = read_entries(weights / f"{submission.engine}.json")
         self.networks = [Network(submission, weights, device, backend) for device in devices()]
         more = {"folder": str(folder), "pngs": str(Path(pngs).resolve()) if pngs else "",
                 **submission.entries(weights, self.metadata)}
@@ -232,7 +233,7 @@ def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) 
         "items_per_second": round(len(planner.decodes) / max(spent, 1e-9), 3)
     }
 
-# %% ../../nbs/core/63_submit.ipynb #846bfd83
+# %% ../../nbs/core/63_submit.ipynb #d2c44835
 def submit(
     submission: Submission,     # declaration of the system
     competition: Path,          # folder with the tables and the test images; it is only read
@@ -268,6 +269,7 @@ def summary(
         f"{report['items_per_second']} a second; {report['failed']} failed, {report['not_reached']} not reached"]
     if report["waited"]:
         lines.append("waited: " + ", ".join(f"{part} {share:.0%}" for part, share in report["waited"].items()))
+    lines += [f"not used: {reason}" for reason in report["refused"]]
     lines += report["dropped"]
     for what, found in report["differences"].items():
         if found:

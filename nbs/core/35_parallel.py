@@ -100,7 +100,8 @@ class Journal:
         try:
             self.sync()
         finally:
-            self.file.close()
+            with telling(self.path):
+                self.file.close()
 
     def _read(self, line: bytes):
         "Take the row of a line. The row of a damaged line is computed again."

@@ -43,6 +43,7 @@ from mammo_nb.core.errors import ending
 from mammo_nb.core.files import read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import UNREACHED, collect
 from mammo_nb.core.runs import Run
+from mammo_nb.core.sidecars import read_entries
 from mammo_nb.core.stream import flow, grouped
 from mammo_nb.core.submission import ItemSet, Submission, SubmissionError, by_row, find_weights
 
@@ -151,7 +152,7 @@ class _Pass:
     def __init__(self, submission: Submission, test: ItemSet, weights: Path, backend: str, folder: Path,
                  pngs: Path | None):
         self.submission, self.test = submission, test
-        self.metadata = read_json(weights / f"{submission.engine}.json")
+        self.metadata = read_entries(weights / f"{submission.engine}.json")
         self.networks = [Network(submission, weights, device, backend) for device in devices()]
         more = {"folder": str(folder), "pngs": str(Path(pngs).resolve()) if pngs else "",
                 **submission.entries(weights, self.metadata)}
@@ -312,6 +313,7 @@ def summary(
         f"{report['items_per_second']} a second; {report['failed']} failed, {report['not_reached']} not reached"]
     if report["waited"]:
         lines.append("waited: " + ", ".join(f"{part} {share:.0%}" for part, share in report["waited"].items()))
+    lines += [f"not used: {reason}" for reason in report["refused"]]
     lines += report["dropped"]
     for what, found in report["differences"].items():
         if found:

@@ -6,7 +6,7 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #f93ee2ec
+# %% ../../../nbs/ich/tools/predict.ipynb #7f2804b7
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ from ...core.errors import ProjectError
 from ...core.files import owned, short_hash, write_csv
 from ...core.parallel import forget, map_files
 from ...core.pictures import fit_resize, write_png
+from ...core.providers import print_refused, refusals
 from ...core.submission import DEMONSTRATION, by_row, find_weights, parts_of
 from ...core.volumes import LOCALIZER
 from ..learning.graphs import check_bag, predict_series, process_bag
@@ -63,7 +64,7 @@ def montage(
         cv2.putText(head, line, (4, 15 + 18 * k), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230, 230, 230), 1, cv2.LINE_AA)
     return np.vstack([head, *rows])
 
-# %% ../../../nbs/ich/tools/predict.ipynb #db9c536d
+# %% ../../../nbs/ich/tools/predict.ipynb #487a5e22
 def predict_item(
     item: dict,  # folder, rows, weights, previews: folder or "", name: of the preview, lines: text above it
 ) -> dict:       # probabilities: a list of values for each class and for cnn_any; error: a list
@@ -76,16 +77,21 @@ def predict_item(
         read_picture(Path(item["folder"]), item["rows"][0], settings)  # raises
     together, alone = predict_series(bag, encoder_inputs(pictures, settings), bag.metadata["tta"])
     values = np.hstack([together, alone[:, -1:]]).astype(float).round(6)
-    found = {}
+    good = np.isfinite(values).all(1)
+    for k in np.flatnonzero(~good):
+        errors[kept[k]] = "NotFinite: a network predicted no number. Run it in 32 bits, or leave its weights out."
+    values, kept = values[good], [k for k, g in zip(kept, good) if g]
+    pictures = [p for p, g in zip(pictures, good) if g]
+    found = refusals(bag)
     for column, own in zip([*classes, "cnn_any"], values.T):
         of_rows = dict(zip(kept, own.tolist()))
         found[column] = [of_rows.get(k) for k in range(len(errors))]
-    if item["previews"]:
+    if item["previews"] and pictures:
         write_png(Path(item["previews"]) / f"{item['name']}.png", montage(pictures, values[:, len(classes) - 1],
                                                                           item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #9b7a0fbf
+# %% ../../../nbs/ich/tools/predict.ipynb #71165cad
 def read_folder(
     folder: Path,
     output: Path,
@@ -170,6 +176,7 @@ def predict_folder(
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
     found = map_files(predict_item, items, table=output / "per_slice.csv", params=parts_of(weights), reads=_files_of,
                       workers=workers, label="predict").set_index("file").reindex(files)
+    print_refused(found)
     for column in [*classes, "cnn_any"]:
         values = by_row(found[column].tolist(), files) if column in found else np.nan
         slices.loc[slices["item"].ne(""), column] = pd.to_numeric(pd.Series(values, files.index)).to_numpy()

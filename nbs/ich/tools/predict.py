@@ -32,6 +32,7 @@ from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import owned, short_hash, write_csv
 from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.pictures import fit_resize, write_png
+from mammo_nb.core.providers import print_refused, refusals
 from mammo_nb.core.submission import DEMONSTRATION, by_row, find_weights, parts_of
 from mammo_nb.core.volumes import LOCALIZER
 from mammo_nb.ich.learning.graphs import check_bag, predict_series, process_bag
@@ -131,11 +132,16 @@ def predict_item(
         read_picture(Path(item["folder"]), item["rows"][0], settings)  # raises
     together, alone = predict_series(bag, encoder_inputs(pictures, settings), bag.metadata["tta"])
     values = np.hstack([together, alone[:, -1:]]).astype(float).round(6)
-    found = {}
+    good = np.isfinite(values).all(1)
+    for k in np.flatnonzero(~good):
+        errors[kept[k]] = "NotFinite: a network predicted no number. Run it in 32 bits, or leave its weights out."
+    values, kept = values[good], [k for k, g in zip(kept, good) if g]
+    pictures = [p for p, g in zip(pictures, good) if g]
+    found = refusals(bag)
     for column, own in zip([*classes, "cnn_any"], values.T):
         of_rows = dict(zip(kept, own.tolist()))
         found[column] = [of_rows.get(k) for k in range(len(errors))]
-    if item["previews"]:
+    if item["previews"] and pictures:
         write_png(Path(item["previews"]) / f"{item['name']}.png", montage(pictures, values[:, len(classes) - 1],
                                                                           item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
@@ -231,6 +237,7 @@ def predict_folder(
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
     found = map_files(predict_item, items, table=output / "per_slice.csv", params=parts_of(weights), reads=_files_of,
                       workers=workers, label="predict").set_index("file").reindex(files)
+    print_refused(found)
     for column in [*classes, "cnn_any"]:
         values = by_row(found[column].tolist(), files) if column in found else np.nan
         slices.loc[slices["item"].ne(""), column] = pd.to_numeric(pd.Series(values, files.index)).to_numpy()

@@ -37,6 +37,7 @@ from mammo_nb.core.files import owned, replacing, short_hash, write_csv
 from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.series import read_series as read_files
 from mammo_nb.core.series import tables_of
+from mammo_nb.core.providers import print_refused, refusals
 from mammo_nb.core.submission import DEMONSTRATION, find_weights, parts_of
 from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
@@ -192,7 +193,8 @@ def predict_item(
         rows += [{"series": own["series"], "place": k, **{c: v for c, v in row.items() if v == v}}
                  for k, row in enumerate(table.to_dict("records"))]
     values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
-    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows}
+    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
+            **refusals(engines)}
 
 # %% [markdown]
 # ## A folder
@@ -225,6 +227,7 @@ def predict_folder(
     found = map_files(predict_item, items, table=output / "per_patient.csv", key="patient_id",
                       params=parts_of(weights), reads=lambda item: [Path(v["path"]) for v in item["volumes"]],
                       workers=workers, label="predict")
+    print_refused(found)
     shutil.rmtree(output / "volumes", ignore_errors=True)
     rows = [row | {"patient_id": p} for p, places in zip(found["patient_id"], found.get("places", []))
             if isinstance(places, list) for row in places]
