@@ -453,7 +453,7 @@ def test_a_file_of_other_weights_is_not_taken(folder):
 
 
 def test_a_folder_that_cannot_be_opened_at_all(folder):
-    with pytest.raises(EngineError, match="no none.json that can be read"):
+    with pytest.raises(EngineError, match="none.json cannot be read"):
         open_ensemble(folder, "none")
     sidecar = json.loads((folder / "ensemble.json").read_text())
     del sidecar["probe"]

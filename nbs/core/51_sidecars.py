@@ -314,35 +314,29 @@ _AGAIN = "Copy it again, or run the stage that wrote it again."
 
 def _check_number(name: str, value, file: Path) -> None:
     "Raise EngineError for a number that is not finite or not in the range of its name; goes through lists and dicts."
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_number(key, inner, file)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _check_number(name, inner, file)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if name in SCORES and math.isnan(value):
-            return
-        low, high = RANGES.get(name, (-math.inf, math.inf))
-        if not math.isfinite(value) or not low <= value <= high:
-            wanted = f"a number from {low} to {high}" if name in RANGES else "a finite number"
-            raise EngineError(f"{file}: {name} is {value}, and must be {wanted}. {_AGAIN}")
+    inner = value.items() if isinstance(value, dict) else [(name, v) for v in value] if isinstance(value, list) else []
+    for key, each in inner:
+        _check_number(key, each, file)
+    if type(value) not in (int, float) or name in SCORES and math.isnan(value):
+        return
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if not math.isfinite(value) or not low <= value <= high:
+        wanted = f"a number from {low} to {high}" if name in RANGES else "a finite number"
+        raise EngineError(f"{file}: {name} is {value}, and must be {wanted}. {_AGAIN}")
 
 def check_entries(
-    entries,                  # content of a JSON file of a training
-    file: Path,               # named in the error
+    entries,                     # content of a JSON file of a training
+    file: Path,                  # named in the error
     needed: Sequence[str] = (),  # entries that it must have
-) -> dict:                    # the same
+) -> dict:                       # the same
     "Raise EngineError if entries are missing, or if a number is not finite or out of its range."
-    if not isinstance(entries, dict):
-        raise EngineError(f"{file} holds no entries. {_AGAIN}")
-    if missing := [name for name in needed if name not in entries]:
+    if missing := [n for n in needed if n not in entries] if isinstance(entries, dict) else ["entries"]:
         raise EngineError(f"{file} has no {', '.join(missing)}. {_AGAIN}")
     _check_number("", entries, file)
     return entries
 
 def read_entries(
-    path: Path,               # a JSON file of a training, such as selection.json or ensemble.json
+    path: Path,                  # a JSON file of a training, such as selection.json or ensemble.json
     needed: Sequence[str] = (),  # entries that it must have
 ) -> dict:
     "Read and check a JSON file of a training. Raises EngineError."
@@ -362,14 +356,10 @@ def read_sidecar(
         if not needed.is_file():
             raise EngineError(
                 f"{needed.name} is not there. An engine is two files, {path.name} and {sidecar.name}: copy both.")
-    try:
-        metadata = read_json(sidecar)
-    except ValueError as e:
-        raise EngineError(f"{sidecar.name} is no JSON ({e}): copy it again.") from e
-    if not isinstance(metadata, dict) or metadata.get("sha256") != sha256(path):
+    metadata = read_entries(sidecar)
+    if metadata.get("sha256") != sha256(path):
         raise EngineError(f"{path.name} differs from the checksum in {sidecar.name}. The two belong to different runs, "
                           "or one was damaged: copy both again.")
-    check_entries(metadata, sidecar)
     weights, expected = weights_path(path), metadata.get("weights_file_sha256")
     if expected and not (weights.is_file() and sha256(weights) == expected):
         raise EngineError(f"{weights.name}, which has the weights of {path.name}, is missing or differs from "
