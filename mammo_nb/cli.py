@@ -68,7 +68,7 @@ def series(
         write_labels(labels, volumes, output)
     raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #58d24c96
+# %% ../nbs/90_cli.ipynb #cb91baaa
 @app.command()
 def check(
     folder: Path = typer.Argument(None, help="a competition, or any folder with scans"),
@@ -95,7 +95,7 @@ def check(
         raise typer.BadParameter("a data set has its own table; leave --table out")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.check}")
     found = tool.check_data(folder, dataset, table=table, size=size, sample=sample, everything=everything,
-                            workers=workers or None)
+                            workers=workers or None, output=output)
     if output:
         write_csv(output, found)
     raise typer.Exit(tool.print_check(found))

@@ -123,7 +123,7 @@ def check(
         raise typer.BadParameter("a data set has its own table; leave --table out")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.check}")
     found = tool.check_data(folder, dataset, table=table, size=size, sample=sample, everything=everything,
-                            workers=workers or None)
+                            workers=workers or None, output=output)
     if output:
         write_csv(output, found)
     raise typer.Exit(tool.print_check(found))

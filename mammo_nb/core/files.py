@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['sync', 'sync_all', 'recording', 'StorageError', 'telling', 'make_folder', 'replacing', 'sha256', 'short_hash',
            'mark_of', 'unchanged', 'owner', 'owned', 'PathError', 'inside', 'write_text', 'write_json', 'read_json',
-           'write_csv', 'Digests']
+           'write_csv', 'kept_beside', 'Digests']
 
-# %% ../../nbs/core/12_files.ipynb #15f4ff09
+# %% ../../nbs/core/12_files.ipynb #5a1d7d20
 import errno
 import fcntl
 import functools
@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -234,6 +235,20 @@ def write_csv(
     "Write a table as CSV, with the same bytes on every system."
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
+
+# %% ../../nbs/core/12_files.ipynb #57fd14a2
+@contextmanager
+def kept_beside(
+    output: Path | str | None,  # a file; None: a temporary folder
+) -> Iterator[Path]:            # the folder, which stays if there is a file
+    "A folder for what a command computes on the way to its file."
+    if output:
+        folder = Path(output).absolute().with_name(f".{Path(output).name}")
+        with owner(folder):
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
 
 # %% ../../nbs/core/12_files.ipynb #6c6b7a31
 class Digests:

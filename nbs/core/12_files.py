@@ -33,6 +33,7 @@ import hashlib
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,10 +42,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Iterator
 
 from mammo_nb.core.errors import ProjectError
-
-# %%
-#| hide
-import tempfile
 
 # %% [markdown]
 # ## On the disk
@@ -356,6 +353,30 @@ def write_csv(
 write_json(folder / "a" / "numbers.json", {"one": 1})
 assert read_json(folder / "a" / "numbers.json") == {"one": 1}
 (folder / "a" / "numbers.json").read_text()
+
+# %% [markdown]
+# A command that writes one file may keep what it has computed in a hidden folder beside it. Without a file there is
+# nothing to keep.
+
+# %%
+#| export
+@contextmanager
+def kept_beside(
+    output: Path | str | None,  # a file; None: a temporary folder
+) -> Iterator[Path]:            # the folder, which stays if there is a file
+    "A folder for what a command computes on the way to its file."
+    if output:
+        folder = Path(output).absolute().with_name(f".{Path(output).name}")
+        with owner(folder):
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+# %%
+with kept_beside(folder / "check.csv") as kept:
+    (kept / "files.csv.journal").write_text("")
+assert kept == folder / ".check.csv" and kept.is_dir()
 
 # %% [markdown]
 # ## Many digests

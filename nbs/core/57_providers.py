@@ -158,12 +158,22 @@ def _auto_order(folder: Path, name: str, device: str, reduced: bool) -> list[tup
 # %%
 #| export
 @lru_cache(maxsize=4)
+def _opened(path: Path) -> Engine | EngineError:
+    "Open an ensemble on one thread. An error is kept, since it would be the same for the next item."
+    try:
+        exact = ("onnxruntime-fp32", "openvino-fp32", "torch-fp32")
+        return open_ensemble(path.parent, path.stem, exact, "cpu", threads=1)
+    except EngineError as e:
+        return e
+
 def process_engine(
     path: str,   # NAME.onnx
 ) -> Engine:
     "Open an ensemble once in this process, on one thread. Raises EngineError."
-    where, exact = Path(path), ("onnxruntime-fp32", "openvino-fp32", "torch-fp32")
-    return open_ensemble(where.parent, where.stem, exact, "cpu", threads=1)
+    found = _opened(Path(path))
+    if isinstance(found, EngineError):
+        raise found
+    return found
 
 def refusals(
     engine,      # with `refused`
