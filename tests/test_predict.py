@@ -225,7 +225,8 @@ def test_a_prediction_that_is_no_number_is_an_error_row_and_its_breast_stays(sca
     key = ["patient_id", "laterality"]
     assert breasts[key].equals(before[key])   # none is dropped
     gone = (breasts["patient_id"] == whole["patient_id"][0]) & (breasts["laterality"] == "L")
-    assert gone.sum() == 1 and breasts.loc[gone, "probability"].isna().all() and (breasts.loc[gone, "images"] == 0).all()
+    assert gone.sum() == 1 and breasts.loc[gone, "probability"].isna().all()
+    assert (breasts.loc[gone, "images"] == 0).all()
     assert breasts.loc[gone, "note"].item() == f"no image could be predicted; {DEMONSTRATION}"
     assert breasts[~gone].equals(before[~gone].astype(breasts.dtypes))
     predict_folder(scans / "train_images", tmp_path / "b", weights, workers=1)   # the network is whole again

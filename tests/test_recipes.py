@@ -316,8 +316,7 @@ def test_a_picture_with_a_mask_has_two_targets(tmp_path):
     ("train", {"loop.lr": float("nan")}, "train.loop.lr must be a finite number, got nan"),
     ("train", {"positive_ratio": float("inf")}, "train.positive_ratio must be a finite number, got inf"),
     ("train", {"height": 0}, "train.height must be at least 16, got 0"),
-    ("train", {"height": 100_000}, r"train.height must be at most 8192, got 100000. One square picture of this side takes "
-                                   r"40.0 GB"),
+    ("train", {"height": 100_000}, "train.height must be at most 8192, got 100000. One square picture .* 40.0 GB"),
     ("crops", {"width": 100_000}, "crops.width must be at most 8192"),
     ("detector", {"size": 100}, "detector.size must be a multiple of 32, got 100"),
 ])
