@@ -21,6 +21,7 @@ from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
+from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.submission import MissingWeights, find_weights
 from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
@@ -267,3 +268,16 @@ def test_an_engine_that_says_something_else_here_is_refused_and_told(scans, weig
     done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", place, "--workers", 1)
     assert done.returncode == 1 and "for the probe inputs it differs by 0.2" in done.stdout
     assert pd.read_csv(tmp_path / "out/per_image.csv")["probability"].isna().all()
+
+
+def test_a_part_of_another_training_and_an_edited_threshold_are_noticed(scans, weights, tmp_path):
+    place = shutil.copytree(weights, tmp_path / "weights")
+    seal_parts(place)
+    predict_folder(scans / "test_images", tmp_path / "out", place, workers=1)
+    about = json.loads((place / "ensemble.json").read_text())
+    (place / "ensemble.json").write_text(json.dumps(about | {"threshold": .6}))
+    for command in (("predict", scans / "test_images"), ("submit", scans)):
+        done = mammo_nb(*command, "-o", tmp_path / "out", "--weights", place)
+        assert done.returncode == 2 and "ensemble.json of" in done.stdout and "was edited, or belongs" in done.stdout
+    (place / "parts.json").unlink()   # it is wanted
+    assert mammo_nb("predict", scans / "test_images", "-o", tmp_path / "out", "--weights", place).returncode == 0

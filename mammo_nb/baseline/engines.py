@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_network', 'sample_pictures', 'run_stage']
 
-# %% ../../nbs/baseline/04_engines.ipynb #5cda4c7d
+# %% ../../nbs/baseline/04_engines.ipynb #5124a6e1
 from dataclasses import asdict
 
 import cv2
@@ -16,6 +16,7 @@ from ..core.engines import export_checked
 from ..core.ensembles import Ensemble
 from ..core.networks import Mirrored, load_weights
 from ..core.runs import Run
+from ..core.settings import seal_parts
 from ..core.sidecars import read_entries
 from ..mammo.crops import crop_path
 from ..mammo.datasets import read_table
@@ -41,7 +42,7 @@ def sample_pictures(
     paths = [crop_path(folder, p, i) for p, i in zip(rows["patient_id"], rows["image_id"])]
     return np.stack([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths])
 
-# %% ../../nbs/baseline/04_engines.ipynb #2419fac9
+# %% ../../nbs/baseline/04_engines.ipynb #99411df9
 def run_stage(
     run: Run,
 ) -> float:                          # largest difference of a probability against torch
@@ -57,5 +58,7 @@ def run_stage(
         }
     }
     with run.stage("engines"):
-        return export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
-                              settings.tolerance)
+        difference = export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
+                                    settings.tolerance)
+        seal_parts(run.path("weights/"))
+    return difference

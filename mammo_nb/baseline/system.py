@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['RECIPES', 'NETWORK', 'system', 'Prepare', 'Train', 'Engines', 'submitted_weights']
 
-# %% ../../nbs/baseline/00_system.ipynb #ec9cc563
+# %% ../../nbs/baseline/00_system.ipynb #2f270ecc
 from dataclasses import dataclass, replace
 
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
+from ..core.settings import sealed
 from ..core.systems import Mode, Stage, System
 from ..mammo.recipes import Datasets, Folds, Phantom
 from ..mammo.system import results, source_images, test_set
@@ -66,12 +67,13 @@ RECIPES = {
                             skips=("phantom",)),
 }
 
-# %% ../../nbs/baseline/00_system.ipynb #57054754
+# %% ../../nbs/baseline/00_system.ipynb #da957783
 NETWORK = ("baseline.onnx", "baseline.json")
 
 def submitted_weights(run) -> list[str]:
     "the network: of the run, or of the folder WEIGHTS"
-    return [str((run.weights or run.path("weights/")) / name) for name in NETWORK]
+    place = run.weights or run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*NETWORK, *sealed(place)))]
 
 system = System(
     name="baseline",
@@ -89,7 +91,7 @@ system = System(
               writes=("oof.csv", "selection.json", "weights/fold_*")),
         Stage("engines", Engines,
               reads=("selection.json", "oof.csv", "weights/fold_*", "processed/cleaned_images/"),
-              writes=("weights/baseline.onnx", "weights/baseline.json")),
+              writes=("weights/baseline.onnx", "weights/baseline.json", "weights/parts.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['DEMONSTRATION', 'SubmissionError', 'MissingWeights', 'ItemSet', 'by_row', 'mean_of_folds', 'flip_horizontally',
            'no_entries', 'open_network', 'with_predictions', 'Submission', 'change_tags', 'keep_first', 'remove_places',
-           'halve_last', 'cut_short', 'submission_names', 'find_submission', 'read_submission', 'find_weights',
-           'parts_of']
+           'halve_last', 'cut_short', 'submission_names', 'find_submission', 'read_submission', 'find_weights']
 
-# %% ../../nbs/core/62_submission.ipynb #ec8a7eda
+# %% ../../nbs/core/62_submission.ipynb #a10015c1
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ import mammo_nb
 from .budget import read_modes
 from .engines import Engine
 from .errors import ProjectError
-from .files import read_json, sha256
+from .files import read_json
 from .providers import open_ensemble
-from .settings import SettingsError, find_trained
+from .settings import SettingsError, check_parts, find_trained
 
 # %% ../../nbs/core/62_submission.ipynb #3b3b6ae6
 DEMONSTRATION = "demonstration weights, not for clinical use"  # beside each prediction of such weights
@@ -229,18 +228,19 @@ def read_submission(
             f"{weights} has no manifest.json that names a system. Make the folder with make kaggle-weights.")
     return find_submission(system)
 
-# %% ../../nbs/core/62_submission.ipynb #3ecc7b7b
+# %% ../../nbs/core/62_submission.ipynb #9622ec4d
 def find_weights(
     engine: str,                  # the weights are <engine>.onnx and <engine>.json
     weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
 ) -> Path:                        # the folder
-    "Find the weights of a system; raises MissingWeights."
+    "Find the weights of a system; raises MissingWeights, or PartsError if a part belongs to another training."
     try:
         found = find_trained([f"{engine}.onnx", f"{engine}.json"], weights)
     except SettingsError:
         raise MissingWeights(
             "No weights were named. Name a folder with --weights, or start in a checkout of mammo_nb.") from None
     if found:
+        check_parts(found)
         return found
     if weights:
         raise MissingWeights(
@@ -249,9 +249,3 @@ def find_weights(
     raise MissingWeights(
         f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
         "weights go to assets/trained or are named with --weights.")
-
-def parts_of(
-    weights: Path,      # a folder of weights
-) -> dict[str, str]:    # name of each JSON -> its sha256
-    "What predictions depend on. The JSON of each network has the digest of the network itself."
-    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json"))}

@@ -6,7 +6,7 @@
 __all__ = ['MEASURED', 'load_ensemble', 'fitted_crops', 'sample_crops', 'wanted_variants', 'best_folds', 'held_back_auc',
            'write_variants', 'build_available', 'about_ensemble', 'run_stage']
 
-# %% ../../nbs/mammo/08_engines.ipynb #4c6dcee1
+# %% ../../nbs/mammo/08_engines.ipynb #1f2f58e5
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..core.pictures import fit_resize
 from ..core.providers import build_engines, gate, write_smaller
 from ..core.recipes import RecipeError
 from ..core.runs import Run
+from ..core.settings import seal_parts
 from ..core.sidecars import EngineError, read_entries, read_sidecar
 from .crops import crop_path
 from .datasets import per_breast, read_table
@@ -116,7 +117,7 @@ def held_back_auc(
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
-# %% ../../nbs/mammo/08_engines.ipynb #af465233
+# %% ../../nbs/mammo/08_engines.ipynb #ea334d38
 def write_variants(
     run: Run,
     ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
@@ -206,4 +207,5 @@ def run_stage(
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
         if targets:
             results["engines"] = build_available(path.parent, targets)
+        seal_parts(path.parent)
     return results["parity"]

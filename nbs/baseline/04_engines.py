@@ -33,6 +33,7 @@ from mammo_nb.core.engines import export_checked
 from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.networks import Mirrored, load_weights
 from mammo_nb.core.runs import Run
+from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.sidecars import read_entries
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table
@@ -101,8 +102,10 @@ def run_stage(
         }
     }
     with run.stage("engines"):
-        return export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
-                              settings.tolerance)
+        difference = export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
+                                    settings.tolerance)
+        seal_parts(run.path("weights/"))
+    return difference
 
 # %%
 difference = run_stage(run)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import read_json, sha256, short_hash, write_json
 
 # %%
 #| hide
@@ -194,6 +195,70 @@ for name in ("detector.onnx", "detector.json"):
     (trained / name).write_text("")
 assert find_trained(["detector.onnx", "detector.json"], folder / "first") == trained
 assert find_trained(["ensemble.onnx"], folder / "first") is None
+
+# %% [markdown]
+# ## The parts of a training
+# Detector, networks and thresholds of one training belong together. So the stage that writes the last of them adds
+# `parts.json`: an id of the training and the digest of each JSON. Each of these has the digest of its network. A part
+# that was edited, or that comes from another training, is found before anything is predicted.
+
+# %%
+#| export
+PARTS = "parts.json"
+
+class PartsError(ProjectError):
+    "A part of a training that is not as the training has left it."
+
+def parts_of(
+    weights: Path,      # a folder of weights
+) -> dict[str, str]:    # name of each JSON -> its sha256
+    "What predictions depend on."
+    own = (PARTS, "manifest.json", "dataset-metadata.json")   # the others are made for Kaggle
+    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json")) if path.name not in own}
+
+def seal_parts(
+    weights: Path,      # a folder of weights of which nothing is missing
+) -> dict:              # parts.json: training, files
+    "Write parts.json."
+    files = parts_of(weights)
+    parts = {"training": short_hash(repr(sorted(files.items()))), "files": files}
+    write_json(Path(weights) / PARTS, parts)
+    return parts
+
+def sealed(
+    weights: Path,      # a folder of weights, perhaps with parts.json
+) -> list[str]:         # names of the files that `check_parts` reads
+    "List the parts of a training."
+    return [PARTS, *parts_of(weights)] if (Path(weights) / PARTS).is_file() else []
+
+def check_parts(
+    weights: Path,      # a folder of weights; one without parts.json is not checked
+):
+    "Raise PartsError if a part is not as the training has left it."
+    if not (weights / PARTS).is_file():
+        return
+    try:
+        parts, found = read_json(weights / PARTS), parts_of(weights)
+        wrong = [name for name, digest in parts["files"].items() if found.get(name, digest) != digest]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise PartsError(f"{weights / PARTS} is damaged. Copy all files of one training again.") from None
+    if wrong:
+        raise PartsError(
+            f"{', '.join(wrong)} of {weights} was edited, or belongs to another training than {parts['training']}. "
+            f"Copy all files of one training again. If you have edited it on purpose, remove {PARTS}.")
+
+# %%
+place = Path(tempfile.mkdtemp())
+write_json(place / "toy.json", {"threshold": 0.4})
+seal_parts(place)
+check_parts(place)
+write_json(place / "toy.json", {"threshold": 0.5})
+try:
+    check_parts(place)
+except PartsError as e:
+    print(str(e).replace(str(place), "weights"))
+else:
+    raise AssertionError
 
 # %% [markdown]
 # A misspelt name is an error:

@@ -36,9 +36,9 @@ import mammo_nb
 from mammo_nb.core.budget import read_modes
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import read_json, sha256
+from mammo_nb.core.files import read_json
 from mammo_nb.core.providers import open_ensemble
-from mammo_nb.core.settings import SettingsError, find_trained
+from mammo_nb.core.settings import SettingsError, check_parts, find_trained
 
 # %%
 #| export
@@ -293,13 +293,14 @@ def find_weights(
     engine: str,                  # the weights are <engine>.onnx and <engine>.json
     weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
 ) -> Path:                        # the folder
-    "Find the weights of a system; raises MissingWeights."
+    "Find the weights of a system; raises MissingWeights, or PartsError if a part belongs to another training."
     try:
         found = find_trained([f"{engine}.onnx", f"{engine}.json"], weights)
     except SettingsError:
         raise MissingWeights(
             "No weights were named. Name a folder with --weights, or start in a checkout of mammo_nb.") from None
     if found:
+        check_parts(found)
         return found
     if weights:
         raise MissingWeights(
@@ -308,9 +309,3 @@ def find_weights(
     raise MissingWeights(
         f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
         "weights go to assets/trained or are named with --weights.")
-
-def parts_of(
-    weights: Path,      # a folder of weights
-) -> dict[str, str]:    # name of each JSON -> its sha256
-    "What predictions depend on. The JSON of each network has the digest of the network itself."
-    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json"))}

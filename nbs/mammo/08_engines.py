@@ -41,6 +41,7 @@ from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.providers import build_engines, gate, write_smaller
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
+from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.sidecars import EngineError, read_entries, read_sidecar
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
@@ -267,6 +268,7 @@ def run_stage(
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
         if targets:
             results["engines"] = build_available(path.parent, targets)
+        seal_parts(path.parent)
     return results["parity"]
 
 # %%

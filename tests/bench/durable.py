@@ -1,5 +1,5 @@
-"""What durability costs: `python tests/bench/durable.py [FILES]` crops drawn mammograms in one process, twice, and prints
-the share of the time that goes into syncing, digests, marks and locks, and the time of a second call."""
+"""What durability costs: `python tests/bench/durable.py [FILES]` crops drawn mammograms in one process, twice, and
+prints the share of the time that goes into syncing, digests and checks, and the time of the second call."""
 import sys
 import tempfile
 import time

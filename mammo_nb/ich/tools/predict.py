@@ -6,7 +6,7 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #7f2804b7
+# %% ../../../nbs/ich/tools/predict.ipynb #e33cff8e
 from pathlib import Path
 
 import cv2
@@ -18,7 +18,8 @@ from ...core.files import owned, short_hash, write_csv
 from ...core.parallel import forget, map_files
 from ...core.pictures import fit_resize, write_png
 from ...core.providers import print_refused, refusals
-from ...core.submission import DEMONSTRATION, by_row, find_weights, parts_of
+from ...core.settings import parts_of
+from ...core.submission import DEMONSTRATION, by_row, find_weights
 from ...core.volumes import LOCALIZER
 from ..learning.graphs import check_bag, predict_series, process_bag
 from ..reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,

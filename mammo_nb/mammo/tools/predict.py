@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'PER_IMAGE', 'PredictError', 'detector_of', 'read_sides', 'predict_file', 'predict_items', 'breasts_of',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #bbc82ae0
+# %% ../../../nbs/mammo/tools/predict.ipynb #26e04133
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from ...core.pictures import write_png
 from ...core.providers import print_refused, process_engine, refusals
 from ...core.recipes import from_dict
 from ...core.sidecars import read_entries, read_sidecar
-from ...core.submission import DEMONSTRATION, find_weights, parts_of
+from ...core.settings import parts_of
+from ...core.submission import DEMONSTRATION, find_weights
 from ..crops import WHOLE, preview
 from ..datasets import DatasetError, per_breast, read_table
 from ..learning.decision import image_means

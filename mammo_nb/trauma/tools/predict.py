@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #a5b8be49
+# %% ../../../nbs/trauma/tools/predict.ipynb #5b41ee54
 import shutil
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from ...core.parallel import forget, map_files
 from ...core.series import read_series as read_files
 from ...core.series import tables_of
 from ...core.providers import print_refused, refusals
-from ...core.submission import DEMONSTRATION, find_weights, parts_of
+from ...core.settings import parts_of
+from ...core.submission import DEMONSTRATION, find_weights
 from ..learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
 from ..reading.organs import visibility

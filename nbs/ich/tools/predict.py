@@ -33,7 +33,8 @@ from mammo_nb.core.files import owned, short_hash, write_csv
 from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.providers import print_refused, refusals
-from mammo_nb.core.submission import DEMONSTRATION, by_row, find_weights, parts_of
+from mammo_nb.core.settings import parts_of
+from mammo_nb.core.submission import DEMONSTRATION, by_row, find_weights
 from mammo_nb.core.volumes import LOCALIZER
 from mammo_nb.ich.learning.graphs import check_bag, predict_series, process_bag
 from mammo_nb.ich.reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,

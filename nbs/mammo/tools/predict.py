@@ -37,7 +37,8 @@ from mammo_nb.core.pictures import write_png
 from mammo_nb.core.providers import print_refused, process_engine, refusals
 from mammo_nb.core.recipes import from_dict
 from mammo_nb.core.sidecars import read_entries, read_sidecar
-from mammo_nb.core.submission import DEMONSTRATION, find_weights, parts_of
+from mammo_nb.core.settings import parts_of
+from mammo_nb.core.submission import DEMONSTRATION, find_weights
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.learning.decision import image_means

@@ -38,7 +38,8 @@ from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.series import read_series as read_files
 from mammo_nb.core.series import tables_of
 from mammo_nb.core.providers import print_refused, refusals
-from mammo_nb.core.submission import DEMONSTRATION, find_weights, parts_of
+from mammo_nb.core.settings import parts_of
+from mammo_nb.core.submission import DEMONSTRATION, find_weights
 from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
 from mammo_nb.trauma.reading.organs import visibility
