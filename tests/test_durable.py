@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from mammo_nb.core import files, parallel
 from mammo_nb.core.files import StorageError, owner, replacing, sha256, write_csv, write_json
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.parallel import SYNCED, map_files
 from mammo_nb.mammo.crops import crop_folder
 
 
@@ -125,6 +125,48 @@ def test_single_files_are_synced_with_their_new_folders(tmp_path, monkeypatch):
     assert disk.fail(root) == {root / "a/b/one.json": b'{\n "one": 1\n}\n', root / "t.csv": b"a\n1\n"}
 
 
+def test_a_power_failure_of_a_real_file_system(scans, tmp_path, monkeypatch):
+    "An ext4 file system in a file, which is copied in mid-run. The copy is what a machine without power would keep."
+    image, failed, disk = tmp_path / "image", tmp_path / "failed", tmp_path / "disk"
+    disk.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(32 << 20)
+
+    def mount(source):
+        return subprocess.run(["mount", "-o", "loop", source, disk], capture_output=True).returncode == 0
+
+    if not shutil.which("mkfs.ext4") or subprocess.run(["mkfs.ext4", "-q", image]).returncode or not mount(image):
+        pytest.skip("needs to make and mount a file system")
+    add = parallel.Journal.add
+
+    def fails(journal, item, row):
+        add(journal, item, row)
+        if len(journal.rows) == 30:
+            shutil.copyfile(image, failed)
+            raise PowerFailure
+    try:
+        monkeypatch.setattr(parallel, "PAUSE", 0.02)
+        with monkeypatch.context() as patch, pytest.raises(PowerFailure):
+            patch.setattr(parallel.Journal, "add", fails)
+            crop(scans, disk / "out")
+        subprocess.run(["umount", disk], check=True)
+        assert mount(failed)
+        lines = (disk / "out/crops_seconds.csv.journal").read_bytes().rpartition(SYNCED)[0].splitlines()
+        rows = [json.loads(line) for line in lines[1:] if b'"item"' in line]
+        assert len(rows) >= 10
+        for row in rows:
+            for path, mark in row["files"].items():
+                assert sha256(path) == mark[4]
+        before = inodes(disk / "out")
+        crop(scans, disk / "out")
+        redone = written(before, disk / "out")
+        assert len(redone) <= 40 - len(rows)
+        crop(scans, tmp_path / "anew")
+        assert content(disk / "out") == content(tmp_path / "anew")
+    finally:
+        subprocess.run(["umount", "-l", disk])
+
+
 # --- a finished folder
 
 @pytest.fixture
@@ -159,8 +201,7 @@ def content(out):
 
 
 def crop(scans, out):
-    found = crop_folder(scans, out, workers=1)
-    return found
+    return crop_folder(scans, out, workers=1)
 
 
 def test_ten_new_files_cost_ten_files(scans, tmp_path):
@@ -253,7 +294,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_the_next_one_continues(scans
 
 
 def test_a_small_disk(scans, tmp_path):
-    "The same on a file system of 300 kB, where root may mount one."
+    "The same on a file system of 60 kB, where root may mount one."
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "none", disk], capture_output=True).returncode:
@@ -304,7 +345,7 @@ def test_a_second_run_is_refused_in_a_sentence(scans, tmp_path):
 
 SLEEPERS = """
 import os, sys, time
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.parallel import SYNCED, map_files
 
 def work(item):
     print(os.getpid(), flush=True)
