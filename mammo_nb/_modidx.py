@@ -287,6 +287,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mammo_nb.core.files.replacing': ('core/files.html#replacing', 'mammo_nb/core/files.py'),
                                      'mammo_nb.core.files.sha256': ('core/files.html#sha256', 'mammo_nb/core/files.py'),
                                      'mammo_nb.core.files.short_hash': ('core/files.html#short_hash', 'mammo_nb/core/files.py'),
+                                     'mammo_nb.core.files.state_of': ('core/files.html#state_of', 'mammo_nb/core/files.py'),
                                      'mammo_nb.core.files.sync': ('core/files.html#sync', 'mammo_nb/core/files.py'),
                                      'mammo_nb.core.files.sync_all': ('core/files.html#sync_all', 'mammo_nb/core/files.py'),
                                      'mammo_nb.core.files.telling': ('core/files.html#telling', 'mammo_nb/core/files.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sync', 'sync_all', 'recording', 'StorageError', 'telling', 'make_folder', 'replacing', 'sha256', 'short_hash',
-           'mark_of', 'unchanged', 'owner', 'owned', 'PathError', 'inside', 'write_text', 'write_json', 'read_json',
-           'write_csv', 'kept_beside', 'Digests']
+           'state_of', 'mark_of', 'unchanged', 'owner', 'owned', 'PathError', 'inside', 'write_text', 'write_json',
+           'read_json', 'write_csv', 'kept_beside', 'Digests']
 
 # %% ../../nbs/core/12_files.ipynb #5a1d7d20
 import errno
@@ -125,13 +125,19 @@ def short_hash(
     "A digest in place of an id: the same for the same text, and without the name in it."
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-# %% ../../nbs/core/12_files.ipynb #9b292450
+# %% ../../nbs/core/12_files.ipynb #8ba2817c
+def state_of(
+    path: Path | str,   # a file
+) -> list[int]:         # bytes, time of the content and of the inode in ns, number of the inode
+    "What a file system says about a file. Raises OSError."
+    state = os.stat(path)
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+
 def mark_of(
     path: Path | str,   # a file
-) -> list:              # bytes, time of the content and of the inode in ns, number of the inode, sha256
+) -> list:              # its state and its sha256
     "What identifies a file and its content. Raises OSError."
-    state = os.stat(path)
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, sha256(path)]
+    return [*state_of(path), sha256(path)]
 
 def unchanged(
     path: Path | str,
@@ -140,11 +146,10 @@ def unchanged(
 ) -> bool:
     "Whether a file exists and has the content that it had. It is read if its state has changed."
     try:
-        state = os.stat(path)
-        if state.st_size != mark[0]:
+        state = state_of(path)
+        if state[0] != mark[0]:
             return False
-        same = not read and [state.st_mtime_ns, state.st_ctime_ns, state.st_ino] == mark[1:4]
-        return same or sha256(path) == mark[4]
+        return not read and state == mark[:4] or sha256(path) == mark[4]
     except OSError:
         return False
 
@@ -250,7 +255,7 @@ def kept_beside(
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
 
-# %% ../../nbs/core/12_files.ipynb #6c6b7a31
+# %% ../../nbs/core/12_files.ipynb #e02084d7
 class Digests:
     "Digests of files and folders, with the marks of all files that were read."
     def __init__(self,
@@ -266,7 +271,7 @@ class Digests:
 
     def _file(self, path: Path) -> str:
         mark = self.marks.get(str(path))
-        if mark is None or not unchanged(path, mark):
+        if mark is None or mark[:4] != state_of(path):
             mark = self.marks[str(path)] = mark_of(path)
             self.new.append(path)
         return mark[4]

@@ -189,12 +189,18 @@ sha256(note)
 
 # %%
 #| export
+def state_of(
+    path: Path | str,   # a file
+) -> list[int]:         # bytes, time of the content and of the inode in ns, number of the inode
+    "What a file system says about a file. Raises OSError."
+    state = os.stat(path)
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+
 def mark_of(
     path: Path | str,   # a file
-) -> list:              # bytes, time of the content and of the inode in ns, number of the inode, sha256
+) -> list:              # its state and its sha256
     "What identifies a file and its content. Raises OSError."
-    state = os.stat(path)
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, sha256(path)]
+    return [*state_of(path), sha256(path)]
 
 def unchanged(
     path: Path | str,
@@ -203,11 +209,10 @@ def unchanged(
 ) -> bool:
     "Whether a file exists and has the content that it had. It is read if its state has changed."
     try:
-        state = os.stat(path)
-        if state.st_size != mark[0]:
+        state = state_of(path)
+        if state[0] != mark[0]:
             return False
-        same = not read and [state.st_mtime_ns, state.st_ctime_ns, state.st_ino] == mark[1:4]
-        return same or sha256(path) == mark[4]
+        return not read and state == mark[:4] or sha256(path) == mark[4]
     except OSError:
         return False
 
@@ -400,7 +405,7 @@ class Digests:
 
     def _file(self, path: Path) -> str:
         mark = self.marks.get(str(path))
-        if mark is None or not unchanged(path, mark):
+        if mark is None or mark[:4] != state_of(path):
             mark = self.marks[str(path)] = mark_of(path)
             self.new.append(path)
         return mark[4]
