@@ -31,7 +31,7 @@ import numpy as np
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.mammo.drawing.breast import make_breast, mask_box
+from mammo_nb.mammo.drawing.breast import make_breast
 
 # %% tags=["parameters"]
 seed = 4   # of the drawn breast
@@ -175,10 +175,9 @@ plt.axis("off");
 # how far a valley falls below the largest width before, and how far the profile rises after it, both as shares of this
 # width
 UPPER, LOWER, ACROSS = (0.25, 0.30), (0.60, 0.05), (0.40, 0.20)
-NARROW = 0.25    # largest width of a strip, as a share of the breast's
+NARROW = 0.27    # largest width of a strip, as a share of the breast's
 EVEN = 0.04      # largest change of its width, as the same share
 LENGTH = 0.08    # least length of a strip, as a share of the box's height or width
-LEVEL = 0.03     # widths that differ by less are equal, as a share of the largest width
 
 def valley_end(
     profile: np.ndarray,   # float (n,), widths in pixels
@@ -194,7 +193,7 @@ def valley_end(
             return i
         if low < valley[0] * peak and width > low + valley[1] * peak:
             # a valley with a flat floor ends the breast where the floor begins
-            higher = np.flatnonzero(profile[start:lowest] > low + LEVEL * peak)
+            higher = np.flatnonzero(profile[start:lowest] > low + 1)
             return start + int(higher[-1]) + 1 if len(higher) else start
         if width > peak:
             peak, low, lowest = width, width, i
@@ -208,11 +207,11 @@ def strip_start(
     length: int,           # least length of a strip, in pixels
 ) -> int:                  # the end if there is no strip
     "Find where a narrow strip of constant width begins that leads to the end of a profile."
-    peak, rounded = profile[:end].max(initial=0), max(2, length // 4)  # the last pixels may be a rounded corner
-    strip = profile[max(0, end - rounded - length):max(0, end - rounded)]
+    last = max(0, end - max(3, length // 3))  # behind it may be a rounded corner, or a crossing strip
+    peak, strip = profile[:last].max(initial=0), profile[max(0, last - length):last]
     if not len(strip) or np.ptp(strip) > EVEN * peak + 1 or strip.max() > NARROW * peak:
         return end
-    wider = np.flatnonzero(profile[:end] > strip.max() + LEVEL * peak)
+    wider = np.flatnonzero(profile[:last] > strip.max() + 1)
     return int(wider[-1]) + 1 if len(wider) else end
 
 def side_end(
@@ -231,7 +230,7 @@ def side_end(
     if end < limit or end >= len(profile):
         return end, "edge"
     widths = profile[start:end]
-    narrower = widths[-1] < 0.9 * widths.max() and widths[-1] <= widths[-8:].min() + LEVEL * widths.max()
+    narrower = widths[-1] < 0.9 * widths.max() and widths[-1] <= widths[-8:].min() + 0.03 * widths.max()
     return end, "tapering" if narrower else "level"
 
 def component_sides(
@@ -268,8 +267,10 @@ fig.tight_layout()
 # ## Refining
 # The threshold is as low as the air allows, so that the faint line of the skin counts. If a side does not end, the air
 # or a collimator is part of the component, and higher thresholds are tried. These see less tissue, so with them the box
-# only grows. A side that does not end with any threshold stays where it was. If the breast becomes narrower up to the
-# limit, the box was far too small, and its new limits are searched again.
+# only grows. It only grows, too, if the air is so uneven that its threshold is high, or if the box contains pixels that
+# are darker than air, because the rim of such a breast may be as dark as its air. A side that does not end with any
+# threshold stays where it was. If the breast becomes narrower up to the limit, the box was far too small, and its new
+# limits are searched again.
 
 # %%
 #| export
@@ -286,9 +287,12 @@ def _refined(picture: np.ndarray, box: np.ndarray, growth: float) -> tuple[np.nd
     if levels is None:
         return box, False
     contrast = levels.tissue - levels.air
-    lowest = levels.air + max(4 * levels.spread, 0.03 * contrast)
-    if contrast < 0.05 * np.ptp(picture) or lowest > levels.air + 0.5 * contrast:
+    above = max(4 * levels.spread, 0.03 * contrast)
+    lowest = levels.air + above
+    if above > 0.5 * contrast:
         return box, False
+    darker = (part(picture, enlarge(box, 0, picture.shape)) < levels.air - above).mean() > 0.01
+    unsure = darker or above > 0.25 * contrast
     window = np.zeros(picture.shape, bool)
     part(window, limits)[:] = True
     size, refined, further = 1 + 2 * max(1, round(0.01 * max(picture.shape))), box, False
@@ -299,7 +303,7 @@ def _refined(picture: np.ndarray, box: np.ndarray, growth: float) -> tuple[np.nd
             break
         sides, ways = component_sides(breast, box, limits)
         sides = np.where(ways == "level", box, sides)
-        if step or lowest > levels.air + 0.25 * contrast:
+        if step or unsure:
             sides = np.concatenate([np.minimum(sides[:2], box[:2]), np.maximum(sides[2:], box[2:])])
         ended = (ways != "level").all()
         if ended or not step:
