@@ -60,7 +60,7 @@ def measure_levels(
     air = float(np.median(ring))
     return Levels(air, 1.4826 * float(np.median(np.abs(ring - air))), tissue)
 
-# %% ../../../nbs/mammo/reading/tissue.ipynb #3989c0f9
+# %% ../../../nbs/mammo/reading/tissue.ipynb #c4b7bb8e
 def component(
     mask: np.ndarray,   # bool (rows, columns)
     box,                # x0, y0, x1, y1 in pixels
@@ -79,8 +79,10 @@ def component(
         return np.zeros(mask.shape, bool)
     main = (labels == inside.argmax()).astype(np.uint8)
     near = cv2.dilate(main, np.ones((2 * size + 1, 2 * size + 1), np.uint8)) & mask
-    labels = cv2.connectedComponents(near)[1]
-    return np.isin(labels, np.unique(labels[main > 0]))
+    count, labels = cv2.connectedComponents(near)
+    kept = np.zeros(count, bool)
+    kept[labels[main > 0]] = True
+    return kept[labels]
 
 # %% ../../../nbs/mammo/reading/tissue.ipynb #58eae762
 # how far a valley falls below the largest width before, and how far the profile rises after it, both as shares of this

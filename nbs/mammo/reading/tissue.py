@@ -147,8 +147,10 @@ def component(
         return np.zeros(mask.shape, bool)
     main = (labels == inside.argmax()).astype(np.uint8)
     near = cv2.dilate(main, np.ones((2 * size + 1, 2 * size + 1), np.uint8)) & mask
-    labels = cv2.connectedComponents(near)[1]
-    return np.isin(labels, np.unique(labels[main > 0]))
+    count, labels = cv2.connectedComponents(near)
+    kept = np.zeros(count, bool)
+    kept[labels[main > 0]] = True
+    return kept[labels]
 
 # %%
 window = np.zeros(picture.shape, bool)
