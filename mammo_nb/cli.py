@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'predict', 'series', 'check', 'submit', 'reproduce', 'compare', 'systems', 'main']
 
-# %% ../nbs/90_cli.ipynb #125ffba3
+# %% ../nbs/90_cli.ipynb #c6c57248
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from . import kaggle
-from .core.errors import ProjectError
+from .core.errors import ProjectError, ending, explain
 from .core.systems import default_system, find_system, system_names
 
 # %% ../nbs/90_cli.ipynb #a45f8bca
@@ -68,7 +68,7 @@ def series(
         write_labels(labels, volumes, output)
     raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #58d24c96
+# %% ../nbs/90_cli.ipynb #cb91baaa
 @app.command()
 def check(
     folder: Path = typer.Argument(None, help="a competition, or any folder with scans"),
@@ -95,7 +95,7 @@ def check(
         raise typer.BadParameter("a data set has its own table; leave --table out")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.check}")
     found = tool.check_data(folder, dataset, table=table, size=size, sample=sample, everything=everything,
-                            workers=workers or None)
+                            workers=workers or None, output=output)
     if output:
         write_csv(output, found)
     raise typer.Exit(tool.print_check(found))
@@ -220,11 +220,17 @@ for _name in system_names():
         if _module:
             _add_commands(import_module(f"mammo_nb.{_name}.{_module}").app)
 
-# %% ../nbs/90_cli.ipynb #25c3cd53
+# %% ../nbs/90_cli.ipynb #d2e8229e
 def main():
     "Entry point of `mammo-nb`."
     try:
-        app()
+        with ending():
+            app()
     except ProjectError as e:
         print(e, file=sys.stderr)
+        sys.exit(2)
+    except (OSError, MemoryError) as e:
+        if not (told := explain(e)):
+            raise
+        print(told, file=sys.stderr)
         sys.exit(2)

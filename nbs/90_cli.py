@@ -30,7 +30,7 @@ from pathlib import Path
 import typer
 
 from mammo_nb import kaggle
-from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.errors import ProjectError, ending, explain
 from mammo_nb.core.systems import default_system, find_system, system_names
 
 # %%
@@ -123,7 +123,7 @@ def check(
         raise typer.BadParameter("a data set has its own table; leave --table out")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.check}")
     found = tool.check_data(folder, dataset, table=table, size=size, sample=sample, everything=everything,
-                            workers=workers or None)
+                            workers=workers or None, output=output)
     if output:
         write_csv(output, found)
     raise typer.Exit(tool.print_check(found))
@@ -265,16 +265,23 @@ for _name in system_names():
 
 # %% [markdown]
 # ## Entry
-# An error of the package's own classes is printed as its message, without a traceback.
+# An error of the package's own classes, or of the machine, is printed as its message, without a traceback. A command
+# that is ended by SIGTERM closes its files and ends its processes.
 
 # %%
 #| export
 def main():
     "Entry point of `mammo-nb`."
     try:
-        app()
+        with ending():
+            app()
     except ProjectError as e:
         print(e, file=sys.stderr)
+        sys.exit(2)
+    except (OSError, MemoryError) as e:
+        if not (told := explain(e)):
+            raise
+        print(told, file=sys.stderr)
         sys.exit(2)
 
 # %%
