@@ -128,7 +128,7 @@ class Journal:
             with replacing(self.path) as temporary:
                 temporary.write_bytes(b"".join([self.head.encode() + b"\n", *map(self._line, good), SYNCED]))
 
-# %% ../../nbs/core/35_parallel.ipynb #76cec3e9
+# %% ../../nbs/core/35_parallel.ipynb #c654dd4e
 def own_file(
     item: dict,      # perhaps with `file`, and `folder` that it is relative to
 ) -> list[Path]:
@@ -178,7 +178,7 @@ def of_package(
     "Whether a function, and those in its arguments, are in modules of this package."
     if isinstance(fn, partial):
         return all(of_package(f) for f in (fn.func, *fn.args, *fn.keywords.values()) if callable(f))
-    return getattr(fn, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
+    return (getattr(fn, "__module__", "") or "").partition(".")[0] == __name__.partition(".")[0]
 
 # %% ../../nbs/core/35_parallel.ipynb #0c9897b4
 UNREACHED = "NotReached: the time ended before this item was started. Repeat the call to continue with it"

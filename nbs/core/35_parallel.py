@@ -236,7 +236,7 @@ def of_package(
     "Whether a function, and those in its arguments, are in modules of this package."
     if isinstance(fn, partial):
         return all(of_package(f) for f in (fn.func, *fn.args, *fn.keywords.values()) if callable(f))
-    return getattr(fn, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
+    return (getattr(fn, "__module__", "") or "").partition(".")[0] == __name__.partition(".")[0]
 
 # %%
 assert of_package(own_file) and not of_package(lambda item: item) and not of_package(partial(own_file, lambda: 0))
