@@ -67,7 +67,7 @@ RECIPES = {
                             skips=("phantom",)),
 }
 
-# %% ../../nbs/baseline/00_system.ipynb #da957783
+# %% ../../nbs/baseline/00_system.ipynb #c75ff674
 NETWORK = ("baseline.onnx", "baseline.json")
 
 def submitted_weights(run) -> list[str]:
@@ -105,4 +105,5 @@ system = System(
     failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
     competition=mammo.competition,
     weights=NETWORK,
+    outcomes="select",
 )

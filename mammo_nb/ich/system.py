@@ -52,7 +52,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_slice.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/ich/00_system.ipynb #9a5a7d56
+# %% ../../nbs/ich/00_system.ipynb #eceb8820
 _LEARNED = ("sequence", "end2end", "bag", "engines")
 
 system = System(
@@ -101,4 +101,5 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="bag",
 )

@@ -79,7 +79,7 @@ def crop(
         return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
     return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
 
-# %% ../../nbs/mammo/04_crops.ipynb #c79873a2
+# %% ../../nbs/mammo/04_crops.ipynb #276bdcda
 @dataclass(frozen=True)
 class Breast:
     "A breast cut out of its frame."
@@ -100,7 +100,7 @@ def cut_breast(
         box = find_box(image, settings, graph)
         grey = faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling)
         return Breast(image, box, grey, settings.scaling)
-    view_size = graph.metadata["size"] if graph else settings.box_size
+    view_size = max(settings.box_size, graph.metadata["size"] if graph else 0)
     image = frame.decode(min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
     needed = crop_size(box, settings)[2]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
 
-# %% ../../nbs/mammo/recipes.ipynb #20c84327
+# %% ../../nbs/mammo/recipes.ipynb #e8ca23f3
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; recipes for real data skip its stage."
@@ -57,11 +57,14 @@ class Detector:
 @dataclass(frozen=True)
 class Crops:
     "From frame to breast."
-    # longer side of the frame in which a box is searched without a detector
+    # longer side of the frame in which a box is refined, and searched without a detector, pixels
     box_size: int = bounded(416, low=1, pixels=True)
     confidence: float = bounded(0.5, low=0, high=1)  # least confidence of the detector; the winner's
     overlap: float = bounded(0.9, low=0, high=1)     # IoU above which the less confident of two boxes is removed
     min_area: float = bounded(0.04, low=0, high=1)   # a box with a smaller share of the frame is no breast
+    # share of its sides by which a box may grow to the edge of the tissue in it; 0: boxes are used as they are found
+    growth: float = bounded(0.2, low=0, high=1)
+    margin: float = bounded(0.005, low=0, high=1)    # share of the longer side that is added to a refined box
     window: int = bounded(0, low=0)          # which of the header's windows; the winner took the first
     # the crop must fit into height x width pixels and is decoded no larger; 0: the size of the box
     height: int = bounded(0, low=0, pixels=True)

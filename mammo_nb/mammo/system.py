@@ -11,7 +11,7 @@ from ..core.settings import sealed
 from ..core.systems import Mode, Stage, System
 from .recipes import RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train
 
-# %% ../../nbs/mammo/00_system.ipynb #0b106d49
+# %% ../../nbs/mammo/00_system.ipynb #6c3bfb12
 DETECTOR = ("detector.onnx", "detector.json")
 ENSEMBLE = ("ensemble.onnx", "ensemble.json")
 
@@ -56,11 +56,11 @@ def submitted_weights(run) -> list[str]:
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
-    made = {"select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
+    made = {"folds": ["folds.csv"], "select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/mammo/00_system.ipynb #01626166
+# %% ../../nbs/mammo/00_system.ipynb #4642a7d6
 _TRAINED = ("datasets", "detector", "crops", "folds", "train", "select", "engines")
 
 system = System(
@@ -105,4 +105,5 @@ system = System(
     commands="tools.commands",
     predict="tools.predict",
     check="tools.check",
+    outcomes="select",
 )

@@ -52,7 +52,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_patient.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/trauma/00_system.ipynb #03e3d79c
+# %% ../../nbs/trauma/00_system.ipynb #e209e3a1
 _PREPARED = ("volumes", "segment", "info", "blocks", "folds")
 _LEARNED = ("train", "ensemble", "engines")
 _READ = ("info.csv", "blocks.csv", "folds.csv", "processed/volumes/", "processed/masks/")
@@ -98,4 +98,5 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="ensemble",
 )

@@ -155,6 +155,7 @@ system = System(
     failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
     competition=mammo.competition,
     weights=NETWORK,
+    outcomes="select",
 )
 
 # %%

@@ -133,6 +133,7 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="bag",
 )
 
 # %% [markdown]

@@ -201,7 +201,7 @@ def cut_breast(
         box = find_box(image, settings, graph)
         grey = faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling)
         return Breast(image, box, grey, settings.scaling)
-    view_size = graph.metadata["size"] if graph else settings.box_size
+    view_size = max(settings.box_size, graph.metadata["size"] if graph else 0)
     image = frame.decode(min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
     needed = crop_size(box, settings)[2]

@@ -131,6 +131,7 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="ensemble",
 )
 
 # %% [markdown]
