@@ -106,6 +106,19 @@ def test_a_finished_run_starts_anew(tmp_path):
     resume(tmp_path)
     assert len(resume(tmp_path)) == 10
 
+def test_a_finished_run_of_known_code_is_remembered(tmp_path):
+    "As a stage calls it, whose functions are in a notebook and whose code has a digest."
+    calls = []
+    def again(n, code):
+        calls.clear()
+        return map_files(interrupted_after(-1, calls), things(n), table=tmp_path / "t.csv", workers=1, code=code)
+    again(10, {"notebook": "a"})
+    assert len(calls) == 10 and (tmp_path / "t.csv.journal").exists()
+    assert again(12, {"notebook": "a"})["square"].tolist() == [x ** 2 for x in range(12)][::-1]
+    assert calls == ["011.dcm", "010.dcm"]
+    again(12, {"notebook": "b"})
+    assert len(calls) == 12
+
 def test_rows_with_an_error_are_tried_again(tmp_path):
     items = things(10)
     items[0]["bad"] = True

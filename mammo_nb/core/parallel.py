@@ -128,7 +128,7 @@ class Journal:
             with replacing(self.path) as temporary:
                 temporary.write_bytes(b"".join([self.head.encode() + b"\n", *map(self._line, good), SYNCED]))
 
-# %% ../../nbs/core/35_parallel.ipynb #76cec3e9
+# %% ../../nbs/core/35_parallel.ipynb #c654dd4e
 def own_file(
     item: dict,      # perhaps with `file`, and `folder` that it is relative to
 ) -> list[Path]:
@@ -178,9 +178,9 @@ def of_package(
     "Whether a function, and those in its arguments, are in modules of this package."
     if isinstance(fn, partial):
         return all(of_package(f) for f in (fn.func, *fn.args, *fn.keywords.values()) if callable(f))
-    return getattr(fn, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
+    return (getattr(fn, "__module__", "") or "").partition(".")[0] == __name__.partition(".")[0]
 
-# %% ../../nbs/core/35_parallel.ipynb #fdd8e214
+# %% ../../nbs/core/35_parallel.ipynb #0c9897b4
 UNREACHED = "NotReached: the time ended before this item was started. Repeat the call to continue with it"
 
 def _keys(items: list[dict], key: str, table: Path) -> list:
@@ -244,7 +244,7 @@ def map_files(
     params=None,           # what the rows depend on besides their items, can be written as JSON; a change starts anew
     code=None,             # digests of the code that the rows depend on; None or empty: the whole package
     reads=own_file,        # item -> list of the files that it reads; a change of one computes the item again
-    remember: bool = True, # whether the journal is kept beside the table, if `fn` belongs to the package
+    remember: bool = True, # whether the journal is kept beside the table, if the code of `fn` is known
     # processes of this machine; 1: in this process, for debugging; None: one per core; a cluster uses all its workers
     workers: int | None = None,
     label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
@@ -262,7 +262,7 @@ def map_files(
             processes = max(1, min(workers or joblib.cpu_count(), len(todo)))
             return rows_in_processes(fn, todo, processes if processes > 1 else 0)
         return collect(rows_of, items, table=table, key=key, params=params, code=code, reads=reads,
-                       remember=remember and of_package(fn), label=label)
+                       remember=remember and bool(code or of_package(fn)), label=label)
 
 # %% ../../nbs/core/35_parallel.ipynb #c977c0a6
 def group_kinds(

@@ -236,7 +236,7 @@ def of_package(
     "Whether a function, and those in its arguments, are in modules of this package."
     if isinstance(fn, partial):
         return all(of_package(f) for f in (fn.func, *fn.args, *fn.keywords.values()) if callable(f))
-    return getattr(fn, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
+    return (getattr(fn, "__module__", "") or "").partition(".")[0] == __name__.partition(".")[0]
 
 # %%
 assert of_package(own_file) and not of_package(lambda item: item) and not of_package(partial(own_file, lambda: 0))
@@ -248,7 +248,7 @@ assert of_package(own_file) and not of_package(lambda item: item) and not of_pac
 # elsewhere. A stream may run out of time. An item without a row is then an error, and the journal is kept for the next
 # call.
 #
-# If the function belongs to the package, the journal stays beside the finished table. Another call over the same folder
+# If the code of the function is known, the journal stays beside the finished table. Another call over the same folder
 # then computes only the files that were added or changed since. Else the journal is removed.
 
 # %%
@@ -316,7 +316,7 @@ def map_files(
     params=None,           # what the rows depend on besides their items, can be written as JSON; a change starts anew
     code=None,             # digests of the code that the rows depend on; None or empty: the whole package
     reads=own_file,        # item -> list of the files that it reads; a change of one computes the item again
-    remember: bool = True, # whether the journal is kept beside the table, if `fn` belongs to the package
+    remember: bool = True, # whether the journal is kept beside the table, if the code of `fn` is known
     # processes of this machine; 1: in this process, for debugging; None: one per core; a cluster uses all its workers
     workers: int | None = None,
     label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
@@ -334,7 +334,7 @@ def map_files(
             processes = max(1, min(workers or joblib.cpu_count(), len(todo)))
             return rows_in_processes(fn, todo, processes if processes > 1 else 0)
         return collect(rows_of, items, table=table, key=key, params=params, code=code, reads=reads,
-                       remember=remember and of_package(fn), label=label)
+                       remember=remember and bool(code or of_package(fn)), label=label)
 
 # %% [markdown]
 # The example has a dozen files, one of which is empty. The function is defined in this notebook and runs in other
