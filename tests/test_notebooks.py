@@ -45,8 +45,8 @@ def test_saving_in_jupyter_changes_nothing(source, jupyter, tmp_path):
 def test_notebook_has_title_subtitle_and_module(source):
     nb = jupytext.reads((ROOT / source).read_text(), fmt="py:percent")
     assert nb.cells[0].source.startswith("# ") and "\n> " in nb.cells[0].source
-    # the page of a chapter and the page of the originals export nothing
-    page = source.name == "70_originals.py" or source.parent.name == "core" and source.name[1] == "0"
+    # the start page, the page of a chapter and the page of the originals export nothing
+    page = source.name in ("00_start.py", "70_originals.py") or source.parent.name == "core" and source.name[1] == "0"
     assert any("#| default_exp" in c.source for c in nb.cells) != page
 
 
