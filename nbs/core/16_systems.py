@@ -122,6 +122,7 @@ class System:
     commands: str = ""              # module of the system with a typer `app`; "": no commands of its own
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
+    read: str = ""                  # module with `read_image`, for a header of its own; "": that of `core/dicom`
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
 
     def __post_init__(self):

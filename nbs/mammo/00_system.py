@@ -136,6 +136,7 @@ system = System(
     weights=ENSEMBLE + DETECTOR,
     commands="tools.commands",
     predict="tools.predict",
+    read="reading.mammograms",
     check="tools.check",
 )
 

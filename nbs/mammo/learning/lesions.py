@@ -46,7 +46,8 @@ from mammo_nb.core.pictures import diagram
 
 # %%
 diagram({"x": (0, 0.5, "picture\n(3, h, w)"), "fine": (1, 0.5, "first blocks:\nfeatures (c, h/16, w/16)"),
-         "coarse": (2.2, 0, "last blocks:\nfeatures (C, h/32, w/32)"), "head": (3.6, 0, "mean over the picture,\nlinear"),
+         "coarse": (2.2, 0, "last blocks:\nfeatures (C, h/32, w/32)"),
+         "head": (3.6, 0, "mean over the picture,\nlinear"),
          "cells": (2.2, 1, "1x1 convolution: each cell\nbenign, malignant"),
          "sum": (3.6, 1, "log-sum-exp of malignant\nminus that of benign"), "mean": (4.7, 0.5, "mean of\ntwo logits")},
         [("x", "fine"), ("fine", "coarse"), ("coarse", "head"), ("head", "mean"), ("fine", "cells"), ("cells", "sum"),
