@@ -43,7 +43,6 @@ import subprocess
 import sys
 
 import mammo_nb
-from mammo_nb import predict, read
 from mammo_nb.core.practice import practice
 from mammo_nb.core.systems import default_system
 

@@ -10,7 +10,7 @@ __all__ = ['DETECTOR', 'ENSEMBLE', 'system', 'published_tables', 'source_images'
 from ..core.systems import Mode, Stage, System
 from .recipes import RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train
 
-# %% ../../nbs/mammo/00_system.ipynb #6e321704
+# %% ../../nbs/mammo/00_system.ipynb #6ffa597d
 DETECTOR = ("detector.onnx", "detector.json")
 ENSEMBLE = ("ensemble.onnx", "ensemble.json")
 
@@ -54,7 +54,7 @@ def submitted_weights(run) -> list[str]:
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
-    made = {"select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
+    made = {"select": ["oof.csv", "selection.json", "folds.csv"], "train": ["checkpoints/history.csv"],
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 

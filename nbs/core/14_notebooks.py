@@ -101,8 +101,10 @@ def _was_edited(nb) -> bool:
     "Whether a built notebook was edited since it was built."
     return _cells_digest(nb) != nb.metadata.get("mammo_nb", {}).get("cells")
 
-def _build_one(source: Path) -> bool:
-    "Build the .ipynb of a source unless it is up to date. Returns True if the file was written."
+def build_one(
+    source: Path,  # a `.py` notebook
+) -> bool:         # whether the file was written
+    "Build the .ipynb of a source if it is missing or older than its text. Raises NotebookConflict if it was edited."
     text = source.read_text(encoding="utf-8")
     target = source.with_suffix(".ipynb")
     if target.exists():
@@ -128,7 +130,7 @@ def build(
         nb = nbformat.read(stray, as_version=4)
         if "mammo_nb" in nb.metadata and not _was_edited(nb):
             stray.unlink()
-    return [s.with_suffix(".ipynb") for s in sources if _build_one(s)]
+    return [s.with_suffix(".ipynb") for s in sources if build_one(s)]
 
 # %% [markdown]
 # A checkout with one notebook is built twice. The second build has nothing to do.

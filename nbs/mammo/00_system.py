@@ -84,7 +84,7 @@ def submitted_weights(run) -> list[str]:
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
-    made = {"select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
+    made = {"select": ["oof.csv", "selection.json", "folds.csv"], "train": ["checkpoints/history.csv"],
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 

@@ -33,7 +33,7 @@ from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.files import inside
 from mammo_nb.core.runs import Run
-from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission, open_network
+from mammo_nb.core.submission import ItemSet, Submission, caution, open_network
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.mammo.crops import WHOLE
 from mammo_nb.mammo.datasets import DatasetError, competition, read_table
@@ -183,7 +183,7 @@ def per_image(
         table[column] = test.items[column]
     for column in ("laterality", "view"):
         table[column] = table[column].where(table[column].notna(), test.items[column])
-    table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
+    table["note"] = caution(metadata["demonstration"])
     table["prediction_id"] = test.items["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 

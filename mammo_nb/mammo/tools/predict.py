@@ -6,7 +6,7 @@
 __all__ = ['PER_IMAGE', 'PredictError', 'detector_of', 'read_sides', 'NotFinite', 'predict_file', 'predict_items',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #6cf8969a
+# %% ../../../nbs/mammo/tools/predict.ipynb #2cd946d2
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from ...core.backends import read_sidecar
 from ...core.dicom import find_files
 from ...core.engines import process_engine
 from ...core.errors import ProjectError
-from ...core.files import inside, read_json, short_hash, write_csv
+from ...core.files import inside, read_json, short_hash, write_csv, write_json
 from ...core.parallel import map_files
 from ...core.pictures import write_png
-from ...core.submission import DEMONSTRATION, find_weights
+from ...core.submission import caution, check_score, find_weights, origin
 from ..crops import WHOLE, preview
 from ..datasets import DatasetError, per_breast, read_table
 from ..learning.decision import image_means
@@ -75,7 +75,7 @@ def read_sides(
             }
     return rows
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #7bad3e98
+# %% ../../../nbs/mammo/tools/predict.ipynb #8b1e4046
 class NotFinite(ProjectError):
     "A prediction that is no number."
 
@@ -92,12 +92,11 @@ def predict_file(
         raise NotFinite(f"a network predicted {probability}. Run it in 32 bits, or leave its weights out.")
     if item.get("previews"):
         lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"]
-        if engine.metadata["demonstration"]:
-            lines.append(DEMONSTRATION)
+        lines.append(caution(engine.metadata["demonstration"]))
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": round(probability, 6)}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #8976ce40
+# %% ../../../nbs/mammo/tools/predict.ipynb #47fd416b
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -122,7 +121,7 @@ def predict_items(
     items = [{**item, "detector": str(detector or "")} for item in items]
     table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
     table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
-    table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
+    table["note"] = caution(metadata["demonstration"])
     return table
 
 def predict_folder(
@@ -134,7 +133,10 @@ def predict_folder(
     workers: int | None = None,   # processes; None means one a core
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
-    folder, output, weights = Path(folder), Path(output), find_weights("ensemble", weights)
+    folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
+    metadata = read_json(place / "ensemble.json")
+    if not weights:
+        check_score(place, metadata)
     files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
 
@@ -144,16 +146,20 @@ def predict_folder(
         return file.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
 
     items = [
-        {"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem),
+        {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(Path(f).stem),
          "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
+    predicted = result["probability"].notna()
+    nameless = predicted & (result["patient_id"].eq("unknown") | result["laterality"].eq("unknown"))
     if hash_ids:
         result = _hide(result)
     write_csv(output / "per_image.csv", result)
-    breasts = per_breast(result[result["probability"].notna()])[["patient_id", "laterality", "images", "probability"]]
-    breasts["note"] = result["note"].iloc[0]
+    breasts = per_breast(result[predicted & ~nameless])[["patient_id", "laterality", "images", "probability"]]
+    breasts["note"] = caution(metadata["demonstration"])
     write_csv(output / "per_breast.csv", breasts)
-    result.attrs["weights"] = str(weights)
+    about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
+    write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
+    result.attrs |= {**about, "nameless": int(nameless.sum())}
     return result
 
 def print_predictions(
@@ -166,7 +172,10 @@ def print_predictions(
         print(f"{row.probability:.3f}  {row.laterality} {row.view:8} {row.file}")
     for row in failed.itertuples():
         print(f"failed {row.file}: {row.error}")
-    print(f"{len(result) - len(failed)} of {len(result)} files predicted with {result.attrs['weights']} -> {output}")
-    if result["note"].iloc[0]:
-        print(result["note"].iloc[0])
+    if nameless := result.attrs["nameless"]:
+        print(f"{nameless} files have no known patient or side, so per_breast.csv leaves them out. Name them in a CSV "
+              "with the columns file, patient_id, laterality and view: --table sides.csv")
+    print(f"{len(result) - len(failed)} of {len(result)} files predicted -> {output}")
+    print(f"weights {result.attrs['origin']}")
+    print(result.attrs["note"])
     return len(failed)

@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #0ba90277
+# %% ../../../nbs/trauma/tools/predict.ipynb #a0a0686e
 import shutil
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ...core.files import replacing, short_hash, write_csv
 from ...core.parallel import map_files
 from ...core.series import read_series as read_files
 from ...core.series import tables_of
-from ...core.submission import DEMONSTRATION, find_weights
+from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
 from ..learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
 from ..reading.organs import visibility
@@ -130,7 +130,7 @@ def predict_item(
     values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
     return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows}
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #3104d371
+# %% ../../../nbs/trauma/tools/predict.ipynb #111c7424
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat
     output: Path,                 # per_patient.csv, per_slice.csv and previews/ go here
@@ -142,7 +142,7 @@ def predict_folder(
     "Predict every patient of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
     seen = check_weights(weights)
-    note = DEMONSTRATION if seen.demonstration else ""
+    note = caution(seen.demonstration)
     output.mkdir(parents=True, exist_ok=True)
     volumes, slices, series = find_volumes(folder, output, seen, workers)
     for own in volumes:
@@ -186,7 +186,7 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
         if column != "series" or "slices" not in table:
             table[column] = [short_hash(str(v)) if v else v for v in table[column]]
     table["error"] = [e.split(":")[0] for e in table["error"]]
-    table["note"] = [DEMONSTRATION if DEMONSTRATION in n else "" for n in table["note"]]
+    table["note"] = [next((w for w in (DEMONSTRATION, NOT_A_DEVICE) if w in n), "") for n in table["note"]]
     return table
 
 def print_predictions(
