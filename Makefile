@@ -61,8 +61,7 @@ HELP = grep -hE '^[a-z-]+:.*\#\# ' Makefile | sed -E 's/^([a-z-]+):.*\#\# /  mak
 install: $(VENV)/.installed  ## create the environment
 
 $(VENV)/.installed: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else \
-	  "mammo_nb needs Python 3.10 to 3.13, this is {}.{}: make PYTHON=python3.12".format(*sys.version_info))'
+	@$(PYTHON) .ci/ready.py $(VENV)
 	@echo "installing into $(VENV) (about 7 GB, a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'

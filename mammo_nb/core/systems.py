@@ -67,7 +67,7 @@ class Mode:
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
-# %% ../../nbs/core/16_systems.ipynb #f1f5f995
+# %% ../../nbs/core/16_systems.ipynb #eb544609
 OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class System:
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
     read: str = ""                  # module with `read_image`, for a header of its own; "": that of `core/dicom`
+    ready: str = ""                 # module with `check_run(run)`, called before the first stage; "": none
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
 
     def __post_init__(self):

@@ -58,7 +58,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/mammo/00_system.ipynb #64f955f0
+# %% ../../nbs/mammo/00_system.ipynb #bf595bd2
 _TRAINED = ("datasets", "detector", "crops", "folds", "train", "select", "engines")
 
 system = System(
@@ -103,5 +103,6 @@ system = System(
     commands="tools.commands",
     predict="tools.predict",
     read="reading.mammograms",
+    ready="tools.ready",
     check="tools.check",
 )

@@ -245,3 +245,64 @@ def export(
 # %% [markdown]
 # `make test` and the continuous integration check that a build on another machine, or a second build, does not change
 # `mammo_nb/`.
+
+# %% [markdown]
+# ## What a run prints
+# A notebook teaches as well as works, so some of its cells print errors of made-up data. A run prints only the output
+# of two sections, and its executed notebook says that all other cells are examples.
+
+# %%
+#| export
+SHOWN = ("Run the stage", "What came out")  # sections whose output a run prints
+
+def shown_cells(
+    cells: list,     # of a notebook
+) -> list[bool]:     # for each cell, whether a run prints its output
+    "Choose the cells that are about the run; without a section that runs the stage, all of them."
+    titles, title = [], ""
+    for cell in cells:
+        if cell.cell_type == "markdown" and (found := re.search(r"^#+ (.+)$", cell.source, re.MULTILINE)):
+            title = found[1].strip()
+        titles.append(title)
+    return [SHOWN[0] not in titles or title in SHOWN for title in titles]
+
+class Printed:
+    "A stream that is silent while `on` is false. Where it is no terminal, a progress bar is one line, its last state."
+    def __init__(self,
+        file,    # sys.stdout or sys.stderr
+    ):
+        self.file, self.on, self.line = file, True, ""
+
+    def write(self, text: str):
+        "Write the text of a cell."
+        if not self.on:
+            return
+        if self.file.isatty():
+            self.file.write(text)
+            return
+        for piece in re.split(r"([\r\n])", text):
+            if piece == "\n":
+                self.file.write(self.line + piece)
+            self.line = "" if piece in ("\r", "\n") else self.line + piece
+
+    def flush(self):
+        "Pass on what is complete."
+        self.file.flush()
+
+_EXAMPLES = ("*The sections " + " and ".join(f"**{s}**" for s in SHOWN) + " are about this run. All other cells are "
+             "examples: they try single functions, some of them on made-up or damaged inputs, and what they print says "
+             "nothing about your files.*")
+
+def mark_examples(
+    path: Path,  # an executed notebook
+):
+    "Say in an executed notebook which cells are examples."
+    page = nbformat.read(path, as_version=4)
+    if not all(shown_cells(page.cells)):
+        page.cells.insert(1, nbformat.v4.new_markdown_cell(_EXAMPLES))
+        nbformat.write(page, path)
+
+# %%
+cells = [nbformat.v4.new_markdown_cell("# Work"), nbformat.v4.new_code_cell("1 / 3"),
+         nbformat.v4.new_markdown_cell("## Run the stage"), nbformat.v4.new_code_cell("2 / 3")]
+assert shown_cells(cells) == [False, False, True, True] and shown_cells(cells[:2]) == [True, True]

@@ -123,6 +123,7 @@ class System:
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
     read: str = ""                  # module with `read_image`, for a header of its own; "": that of `core/dicom`
+    ready: str = ""                 # module with `check_run(run)`, called before the first stage; "": none
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
 
     def __post_init__(self):

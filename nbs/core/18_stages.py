@@ -28,10 +28,11 @@ import ast
 import hashlib
 import json
 import os
-import re
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict, fields
+from importlib import import_module
 from pathlib import Path
 
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
@@ -183,45 +184,11 @@ def parameter_names(
                 names |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
     return names
 
-SHOWN = ("Run the stage", "What came out")  # sections whose output a run prints
-
-def shown_cells(
-    cells: list,     # of a notebook
-) -> list[bool]:     # for each cell, whether a run prints its output
-    "Choose the cells that are about the run; without a section that runs the stage, all of them."
-    titles, title = [], ""
-    for cell in cells:
-        if cell.cell_type == "markdown" and (found := re.search(r"^#+ (.+)$", cell.source, re.MULTILINE)):
-            title = found[1].strip()
-        titles.append(title)
-    return [SHOWN[0] not in titles or title in SHOWN for title in titles]
-
-class Printed:
-    "A stream that is silent while `on` is false. Where it is no terminal, a progress bar is one line, its last state."
-    def __init__(self,
-        file,    # sys.stdout or sys.stderr
-    ):
-        self.file, self.on, self.line = file, True, ""
-
-    def write(self, text: str):
-        "Write the text of a cell."
-        if not self.on:
-            return
-        if self.file.isatty():
-            self.file.write(text)
-            return
-        for piece in re.split(r"([\r\n])", text):
-            if piece == "\n":
-                self.file.write(self.line + piece)
-            self.line = "" if piece in ("\r", "\n") else self.line + piece
-
-    def flush(self):
-        "Pass on what is complete."
-        self.file.flush()
-
 def _engine() -> str:
     "Make papermill tell the streams which cell runs; returns the name of the engine."
     from papermill.engines import NBClientEngine, papermill_engines
+
+    from mammo_nb.core.notebooks import shown_cells
 
     class Sections(NBClientEngine):
         "papermill's own engine, with the streams switched at the start of each cell."
@@ -237,18 +204,6 @@ def _engine() -> str:
             return super().execute_managed_notebook(nb_man, *arguments, **options)
     papermill_engines.register("sections", Sections)
     return "sections"
-
-_EXAMPLES = ("*The sections " + " and ".join(f"**{s}**" for s in SHOWN) + " are about this run. All other cells are "
-             "examples: they try single functions, some of them on made-up or damaged inputs, and what they print says "
-             "nothing about your files.*")
-
-def _mark_examples(path: Path):
-    "Say in an executed notebook which cells are examples."
-    import nbformat
-    page = nbformat.read(path, as_version=4)
-    if not all(shown_cells(page.cells)):
-        page.cells.insert(1, nbformat.v4.new_markdown_cell(_EXAMPLES))
-        nbformat.write(page, path)
 
 def _failure(source: Path, failed: Path, error) -> str:
     "What a failed cell means to the user; `error` is papermill's."
@@ -270,6 +225,8 @@ def execute(
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
+
+    from mammo_nb.core.notebooks import Printed, mark_examples
     source, output = Path(source), Path(output)
     running = output.with_name(f".{output.name}")
     failed = output.with_suffix(".failed.ipynb")
@@ -277,8 +234,8 @@ def execute(
     accepted = parameter_names(source)
     parameters = {name: value for name, value in parameters.items() if name in accepted}
     try:
-        # only this user can open these sockets; a port would be open to every user
-        with tempfile.TemporaryDirectory() as sockets:
+        # only this user can open these sockets; a port would be open to every user. Their path has at most 107 bytes
+        with tempfile.TemporaryDirectory(dir="/tmp" if len(tempfile.gettempdir()) > 64 else None) as sockets:
             papermill.execute_notebook(
                 source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
                 progress_bar=False, coalesce_streams=True, engine_name=_engine(),
@@ -291,7 +248,7 @@ def execute(
         raise StageError(
             f"{source.name}: its process was ended from outside, most often for lack of memory. "
             "Run it again to continue where it stopped.") from None
-    _mark_examples(running)
+    mark_examples(running)
     os.replace(running, output)
     failed.unlink(missing_ok=True)
 
@@ -325,12 +282,26 @@ def _report(run: Run, notebook: Path):
     html, _ = HTMLExporter(exclude_input=True).from_notebook_node(page, title)
     write_text(run.folder / "report.html", html)
 
+LEAST_FREE = 1e9  # bytes; the demos write a fraction of it, `mammo-nb check` estimates what a data set needs
+
+def check_run(
+    run: Run,
+):
+    "Check in seconds what would stop a run late. Raises a `ProjectError` with the remedy."
+    free = shutil.disk_usage(run.folder).free
+    if free < LEAST_FREE:
+        raise StageError(f"{run.folder} has {free / 1e6:.0f} MB of free disk, and a run needs at least "
+                         f"{LEAST_FREE / 1e6:.0f}. Make room, or set another folder: MAMMO_NB_RUNS=/elsewhere make ...")
+    if run.system.ready:
+        import_module(f"mammo_nb.{run.system.name}.{run.system.ready}").check_run(run)
+
 def reproduce(
     run: Run,
     root: Path = Path("."),   # the checkout
 ) -> list[str]:               # the stages that ran
     "Run every stage of a run that has to run; raises `StageError` at the first that fails."
     from mammo_nb.core.notebooks import build_one  # needs jupytext, which predicting does not
+    check_run(run)
     ran = []
     before = None
     plan = run.plan

@@ -137,6 +137,7 @@ system = System(
     commands="tools.commands",
     predict="tools.predict",
     read="reading.mammograms",
+    ready="tools.ready",
     check="tools.check",
 )
 
