@@ -84,10 +84,11 @@ export: $(VENV)/.installed  ## build the notebooks and write mammo_nb/ from them
 sync: $(VENV)/.installed  ## bring edits made in built .ipynb files back to the .py
 	@$(PY) -c 'from mammo_nb.core.notebooks import sync; print(*sync("."), sep="\n")'
 
-lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
+lab: $(VENV)/.installed  ## JupyterLab, where the .py files are notebooks; LAB="--no-browser --port 9000" is passed on
 	@$(VENV)/bin/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json \
 	  set-default-viewer python
-	@$(VENV)/bin/jupyter lab --notebook-dir nbs
+	@$(VENV)/bin/jupyter lab --notebook-dir nbs $(if $(filter 0,$(shell id -u)),--allow-root) \
+	  --ContentsManager.hide_globs='["__pycache__", "*.pyc", "*~", ".DS_Store", "*.ipynb"]' $(LAB)
 
 check-export: export  ## fail if mammo_nb/ is not what the notebooks say
 	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; \

@@ -24,10 +24,10 @@ def _system(name: str):
     "A system by its name, or the default."
     return find_system(name) if name else default_system()
 
-# %% ../nbs/90_cli.ipynb #bf72e6da
+# %% ../nbs/90_cli.ipynb #a6f0c3e5
 @app.command()
 def predict(
-    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number of patients"),
+    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number, or one file"),
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
     weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
     table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),

@@ -53,7 +53,7 @@ def _system(name: str):
 #| export
 @app.command()
 def predict(
-    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number of patients"),
+    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number, or one file"),
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
     weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
     table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),

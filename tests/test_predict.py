@@ -220,7 +220,8 @@ def test_weights_say_where_they_come_from_and_weak_ones_have_to_be_named(scans, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeakWeights, match="0.450 .95 % 0.300 to 0.600, 24 breasts.*no better than guessing.*--weights"):
         predict_folder(scans / "train_images", tmp_path / "a", workers=1)
-    named = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "a", "--weights", weak, cwd=tmp_path)
+    named = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "a", "--weights", weak, "--workers", 1,
+                     cwd=tmp_path)
     for words in ("run mine, recipe test, trained on a drawn competition, 12 patients", "AUC per breast 0.450"):
         assert words in named.stdout and words in (tmp_path / "a/predict.json").read_text()
     shutil.rmtree(weak)
@@ -233,10 +234,18 @@ def test_every_table_preview_and_output_says_that_this_is_no_medical_device(scan
     about = json.loads((other / "ensemble.json").read_text())
     (other / "ensemble.json").write_text(json.dumps({**about, "demonstration": False}))
     for place in (weights, other):
-        done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", place)
+        done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", place, "--workers", 1)
         assert done.stdout.splitlines()[-1].endswith("not a medical device")
         for name in ("per_image.csv", "per_breast.csv"):
             assert pd.read_csv(tmp_path / "out" / name)["note"].str.endswith("not a medical device").all()
+
+
+def test_a_single_file_is_predicted_as_in_its_folder(scans, weights, tmp_path):
+    whole = predict_folder(scans / "train_images", tmp_path / "a", weights, workers=1).set_index("file")["probability"]
+    one = whole.index[0]
+    table = predict_folder(scans / "train_images" / one, tmp_path / "b", weights, workers=1)
+    assert table["file"].tolist() == [Path(one).name] and table["probability"].tolist() == [whole[one]]
+    assert len(list((tmp_path / "b/previews").glob("*.png"))) == 1
 
 
 def test_unknown_pictures_are_no_breast_and_the_table_is_pointed_to(weights, tmp_path):
@@ -245,10 +254,10 @@ def test_unknown_pictures_are_no_breast_and_the_table_is_pointed_to(weights, tmp
     for name, grey in (("a", 120), ("b", 150), ("c", 180)):
         cv2.imwrite(str(tmp_path / f"in/{name}.png"), ((np.hypot(x, y - 80) < 70) * grey).astype(np.uint8))
     (tmp_path / "sides.csv").write_text("file,patient_id,laterality,view\nb.png,7,L,CC\nc.png,7,,CC\n")
-    done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "a", "--weights", weights)
+    done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "a", "--weights", weights, "--workers", 1)
     assert done.returncode == 0 and "3 files have no known patient or side" in done.stdout and "--table" in done.stdout
     assert len(pd.read_csv(tmp_path / "a/per_breast.csv")) == 0 and len(pd.read_csv(tmp_path / "a/per_image.csv")) == 3
     done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "b", "--weights", weights, "--table",
-                    tmp_path / "sides.csv", "--hash-ids")
+                    tmp_path / "sides.csv", "--hash-ids", "--workers", 1)
     breasts = pd.read_csv(tmp_path / "b/per_breast.csv")
     assert "2 files have no known" in done.stdout and breasts[["laterality", "images"]].values.tolist() == [["L", 1]]

@@ -114,7 +114,7 @@ def refresh_inputs(
         write_json(target, inputs)
     return why
 
-# %% ../../nbs/core/18_stages.ipynb #a279840d
+# %% ../../nbs/core/18_stages.ipynb #6e772b02
 def parameter_names(
     source: Path,  # notebook source
 ) -> set[str]:
@@ -177,6 +177,7 @@ def execute(
     running = output.with_name(f".{output.name}")
     failed = output.with_suffix(".failed.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # not a kernel `python3` that another Python has installed
     accepted = parameter_names(source)
     parameters = {name: value for name, value in parameters.items() if name in accepted}
     try:

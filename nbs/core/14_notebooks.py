@@ -97,23 +97,42 @@ def _sources(root: Path) -> list[Path]:
     return sorted(p for p in (Path(root) / "nbs").rglob("*.py")
                   if not any(part.startswith(".") for part in p.parts[len(Path(root).parts):]))
 
-def _was_edited(nb) -> bool:
-    "Whether a built notebook was edited since it was built."
-    return _cells_digest(nb) != nb.metadata.get("mammo_nb", {}).get("cells")
+def _was_edited(nb, text: str) -> bool:
+    "Whether a built notebook has other cells than it was built with; `text` is its source, if it has no record."
+    record = nb.metadata.get("mammo_nb") or from_percent(text).metadata["mammo_nb"]  # nbdev-clean removes the record
+    return _cells_digest(nb) != record["cells"]
+
+_conflict = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
+
+def _read_source(path: Path) -> str:
+    "The text of a `.py` notebook, without the mark that some editors put first. Raises NotebookConflict."
+    text = path.read_text(encoding="utf-8-sig")
+    if _conflict.search(text):
+        raise NotebookConflict(f"{path} has conflict marks of git (<<<<<<<). Resolve them first.")
+    return text
+
+def _read_built(path: Path):
+    "A built notebook; raises NotebookConflict if it is none."
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as e:
+        raise NotebookConflict(f"{path} is damaged or has conflict marks, so it cannot be read ({type(e).__name__}). "
+                               f"It is built from {path.with_suffix('.py').name}: delete it, and `make notebooks` builds "
+                               "it again.") from e
 
 def build_one(
     source: Path,  # a `.py` notebook
 ) -> bool:         # whether the file was written
     "Build the .ipynb of a source if it is missing or older than its text. Raises NotebookConflict if it was edited."
-    text = source.read_text(encoding="utf-8")
+    text = _read_source(source)
     target = source.with_suffix(".ipynb")
     if target.exists():
-        old = nbformat.read(target, as_version=4)
-        if _was_edited(old):
+        old = _read_built(target)
+        if _was_edited(old, text):
             raise NotebookConflict(
                 f"{target} was edited in Jupyter. `make sync` copies the edit to {source.name}; "
                 "delete the .ipynb to discard it.")
-        if old.metadata["mammo_nb"]["source"] == _digest(text):
+        if old.metadata.get("mammo_nb", {}).get("source") == _digest(text):
             return False  # the file keeps its outputs
     write_text(target, nbformat.writes(from_percent(text)))
     return True
@@ -127,8 +146,8 @@ def build(
     for stray in set((Path(root) / "nbs").rglob("*.ipynb")) - {s.with_suffix(".ipynb") for s in sources}:
         if ".ipynb_checkpoints" in stray.parts:
             continue
-        nb = nbformat.read(stray, as_version=4)
-        if "mammo_nb" in nb.metadata and not _was_edited(nb):
+        nb = _read_built(stray)
+        if "mammo_nb" in nb.metadata and not _was_edited(nb, ""):
             stray.unlink()
     return [s.with_suffix(".ipynb") for s in sources if build_one(s)]
 
@@ -178,11 +197,11 @@ def sync(
         target = source.with_suffix(".ipynb")
         if not target.exists():
             continue
-        nb = nbformat.read(target, as_version=4)
-        text = source.read_text(encoding="utf-8")
-        if not _was_edited(nb):
+        nb = _read_built(target)
+        text = _read_source(source)
+        if not _was_edited(nb, text):
             continue
-        if nb.metadata["mammo_nb"]["source"] != _digest(text):
+        if nb.metadata.get("mammo_nb", {}).get("source") != _digest(text):
             conflicts.append(source)
             continue
         text = to_percent(nb, text)

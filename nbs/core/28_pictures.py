@@ -121,6 +121,8 @@ errors.round(1)
 
 # %%
 #| export
+NOT_A_DEVICE = "not a medical device"  # stands on every picture and beside every prediction
+
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1,
        cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
        cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]

@@ -37,13 +37,13 @@ from mammo_nb.core.budget import read_modes
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json
+from mammo_nb.core.pictures import NOT_A_DEVICE
 from mammo_nb.core.providers import open_ensemble
 from mammo_nb.core.runs import find_trained
 from mammo_nb.core.settings import SettingsError
 
 # %%
 #| export
-NOT_A_DEVICE = "not a medical device"                # beside each prediction
 DEMONSTRATION = f"demonstration weights, not for clinical use, {NOT_A_DEVICE}"  # of weights trained on drawn patients
 
 class SubmissionError(ProjectError):

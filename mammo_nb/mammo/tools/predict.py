@@ -75,7 +75,7 @@ def read_sides(
             }
     return rows
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #8b1e4046
+# %% ../../../nbs/mammo/tools/predict.ipynb #9051bb95
 class NotFinite(ProjectError):
     "A prediction that is no number."
 
@@ -91,12 +91,13 @@ def predict_file(
     if not np.isfinite(probability):
         raise NotFinite(f"a network predicted {probability}. Run it in 32 bits, or leave its weights out.")
     if item.get("previews"):
-        lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"]
+        sides = f"{row['laterality']} {row['view']}"
+        lines = [item["name"], f"{sides}   probability {probability:.3f}   box: {row['box_source']}"]
         lines.append(caution(engine.metadata["demonstration"]))
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": round(probability, 6)}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #47fd416b
+# %% ../../../nbs/mammo/tools/predict.ipynb #4769cd99
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -125,7 +126,7 @@ def predict_items(
     return table
 
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
+    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files; or a single file
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
     weights: Path | None = None,  # as in `find_weights`
     table: Path | None = None,    # as in `read_sides`
@@ -137,7 +138,10 @@ def predict_folder(
     metadata = read_json(place / "ensemble.json")
     if not weights:
         check_score(place, metadata)
-    files, _ = find_files(folder, besides=output)
+    if folder.is_file():
+        folder, files = folder.parent, [folder.name]
+    else:
+        files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
 
     def name(file: str) -> str:

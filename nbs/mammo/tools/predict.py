@@ -146,7 +146,8 @@ def predict_file(
     if not np.isfinite(probability):
         raise NotFinite(f"a network predicted {probability}. Run it in 32 bits, or leave its weights out.")
     if item.get("previews"):
-        lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"]
+        sides = f"{row['laterality']} {row['view']}"
+        lines = [item["name"], f"{sides}   probability {probability:.3f}   box: {row['box_source']}"]
         lines.append(caution(engine.metadata["demonstration"]))
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": round(probability, 6)}
@@ -188,7 +189,7 @@ def predict_items(
     return table
 
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
+    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files; or a single file
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
     weights: Path | None = None,  # as in `find_weights`
     table: Path | None = None,    # as in `read_sides`
@@ -200,7 +201,10 @@ def predict_folder(
     metadata = read_json(place / "ensemble.json")
     if not weights:
         check_score(place, metadata)
-    files, _ = find_files(folder, besides=output)
+    if folder.is_file():
+        folder, files = folder.parent, [folder.name]
+    else:
+        files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
 
     def name(file: str) -> str:
