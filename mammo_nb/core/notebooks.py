@@ -56,7 +56,7 @@ def from_percent(
         {"kernelspec": kernel, "mammo_nb": {"source": _digest(text), "cells": _cells_digest(nb)}})
     return nb
 
-# %% ../../nbs/core/14_notebooks.ipynb #c020e985
+# %% ../../nbs/core/14_notebooks.ipynb #dbea3098
 def _sources(root: Path) -> list[Path]:
     "List all notebook sources of a checkout, in reading order."
     return sorted(p for p in (Path(root) / "nbs").rglob("*.py")
@@ -82,8 +82,8 @@ def _read_built(path: Path):
         return nbformat.read(path, as_version=4)
     except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as e:
         raise NotebookConflict(f"{path} is damaged or has conflict marks, so it cannot be read ({type(e).__name__}). "
-                               f"It is built from {path.with_suffix('.py').name}: delete it, and `make notebooks` builds "
-                               "it again.") from e
+                               f"It is built from {path.with_suffix('.py').name}: delete it, and `make notebooks` "
+                               "builds it again.") from e
 
 def build_one(
     source: Path,  # a `.py` notebook

@@ -117,8 +117,8 @@ def _read_built(path: Path):
         return nbformat.read(path, as_version=4)
     except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as e:
         raise NotebookConflict(f"{path} is damaged or has conflict marks, so it cannot be read ({type(e).__name__}). "
-                               f"It is built from {path.with_suffix('.py').name}: delete it, and `make notebooks` builds "
-                               "it again.") from e
+                               f"It is built from {path.with_suffix('.py').name}: delete it, and `make notebooks` "
+                               "builds it again.") from e
 
 def build_one(
     source: Path,  # a `.py` notebook
