@@ -98,7 +98,7 @@ def environment() -> dict:
         "packages": {p: metadata.version(p) for p in _packages if p in installed}
     }
 
-# %% ../../nbs/core/17_runs.ipynb #309a6fd6
+# %% ../../nbs/core/17_runs.ipynb #5ccb63b9
 @dataclass(frozen=True)
 class Run:
     "A folder with the results of one recipe of one system."
@@ -179,8 +179,9 @@ class Run:
 
     @property
     def plan(self) -> list[Stage]:
-        "The stages that this run consists of, in order."
-        return self.system.plan(self.recipe, self.mode)
+        "The stages of this run, in order; what the user names as data is not drawn."
+        stages = self.system.plan(self.recipe, self.mode)
+        return [s for s in stages if self.overrides.get(s.unless, s.name) == s.name]
 
     def has(
         self,

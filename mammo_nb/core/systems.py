@@ -20,7 +20,7 @@ from .recipes import Recipe, RecipeError, check_section
 class DeclarationError(ProjectError):
     "A system that does not exist, or whose declaration contradicts itself."
 
-# %% ../../nbs/core/16_systems.ipynb #0d897cff
+# %% ../../nbs/core/16_systems.ipynb #9d4a61a0
 Names = tuple[str | Callable, ...]  # names of files, or functions: Run -> list of names
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Stage:
     section: type | None = None  # class of its section; None: nothing to set
     reads: Names = ()            # what must exist before it runs
     writes: Names = ()           # what exists after it has run
+    unless: str = ""             # field, such as datasets.name: a run that sets it to other data leaves the stage out
     home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
 
     def __post_init__(self):

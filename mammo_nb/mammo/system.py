@@ -58,14 +58,14 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/mammo/00_system.ipynb #bf595bd2
+# %% ../../nbs/mammo/00_system.ipynb #4cf08273
 _TRAINED = ("datasets", "detector", "crops", "folds", "train", "select", "engines")
 
 system = System(
     name="mammo",
     title="RSNA Screening Mammography (2023), first place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="datasets.name",
               writes=("competition/train.csv", "competition/test.csv", "competition/sample_submission.csv",
                       "competition/train_images/", "competition/test_images/", "competition/truth/")),
         Stage("datasets", Datasets, reads=(published_tables,), writes=("processed/cleaned_label.csv",)),

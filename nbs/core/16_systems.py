@@ -57,6 +57,7 @@ class Stage:
     section: type | None = None  # class of its section; None: nothing to set
     reads: Names = ()            # what must exist before it runs
     writes: Names = ()           # what exists after it has run
+    unless: str = ""             # field, such as datasets.name: a run that sets it to other data leaves the stage out
     home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
 
     def __post_init__(self):

@@ -89,7 +89,7 @@ system = System(
     name="ich",
     title="RSNA Intracranial Hemorrhage Detection (2019), second place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="prepare.dataset",
               writes=("competition/stage_2_train.csv", "competition/stage_2_sample_submission.csv",
                       "competition/stage_2_train_images/", "competition/stage_2_test_images/", "competition/truth/")),
         Stage("prepare", Prepare, reads=(training_set,), writes=("processed/slices.csv", "processed/pictures/")),

@@ -99,7 +99,7 @@ system = System(
     name="mammo",
     title="RSNA Screening Mammography (2023), first place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="datasets.name",
               writes=("competition/train.csv", "competition/test.csv", "competition/sample_submission.csv",
                       "competition/train_images/", "competition/test_images/", "competition/truth/")),
         Stage("datasets", Datasets, reads=(published_tables,), writes=("processed/cleaned_label.csv",)),

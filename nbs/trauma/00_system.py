@@ -93,7 +93,7 @@ system = System(
     name="trauma",
     title="RSNA Abdominal Trauma Detection (2023), first place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="volumes.dataset",
               writes=("competition/train.csv", "competition/image_level_labels.csv",
                       "competition/train_series_meta.csv", "competition/train_images/", "competition/segmentations/",
                       "competition/test_series_meta.csv", "competition/sample_submission.csv",

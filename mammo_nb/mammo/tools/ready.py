@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['check_labels', 'check_run']
 
-# %% ../../../nbs/mammo/tools/ready.ipynb #1cce4dd3
+# %% ../../../nbs/mammo/tools/ready.ipynb #3e51f884
 import pandas as pd
 
-from ...core.runs import Run
+from ...core.runs import Run, find_files
 from ..datasets import DatasetError, place_of, read_set, set_names
+from ..system import test_set
 
-# %% ../../../nbs/mammo/tools/ready.ipynb #79303792
+# %% ../../../nbs/mammo/tools/ready.ipynb #f9fc54be
 def check_labels(
     labels: pd.DataFrame,  # patient_id, cancer, and mask where there are some; of the set that is split into folds
     name: str,             # of the set
@@ -39,6 +40,9 @@ def check_run(
     "Check the data of a run before its first stage. Raises DatasetError."
     if run.has("phantom") or not run.has("folds"):
         return  # drawn data fits the recipe, and a detector needs no labels
+    if run.has("submit") and not all(find_files(run.folder, f) for f in test_set(run)):
+        raise DatasetError(f"{run.section('datasets').name} has no test set (test.csv, sample_submission.csv, "
+                           "test_images/), and the mode of the run predicts one. Add MODE=labelled.")
     tables = {name: read_set(name, run.path(place_of(name)), validated=name == set_names(run)[0])
               for name in set_names(run)}
     name = set_names(run)[0]

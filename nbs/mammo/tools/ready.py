@@ -24,8 +24,9 @@
 #| export
 import pandas as pd
 
-from mammo_nb.core.runs import Run
+from mammo_nb.core.runs import Run, find_files
 from mammo_nb.mammo.datasets import DatasetError, place_of, read_set, set_names
+from mammo_nb.mammo.system import test_set
 
 # %%
 #| hide
@@ -60,6 +61,9 @@ def check_run(
     "Check the data of a run before its first stage. Raises DatasetError."
     if run.has("phantom") or not run.has("folds"):
         return  # drawn data fits the recipe, and a detector needs no labels
+    if run.has("submit") and not all(find_files(run.folder, f) for f in test_set(run)):
+        raise DatasetError(f"{run.section('datasets').name} has no test set (test.csv, sample_submission.csv, "
+                           "test_images/), and the mode of the run predicts one. Add MODE=labelled.")
     tables = {name: read_set(name, run.path(place_of(name)), validated=name == set_names(run)[0])
               for name in set_names(run)}
     name = set_names(run)[0]
