@@ -120,7 +120,7 @@ def faithful_floats(
     half = settings.half_windows and image.header.syntax in (JPEG2000Lossless, JPEGLosslessSV1)
     return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling, half=half)
 
-# %% ../../nbs/mammo/04_crops.ipynb #a5350355
+# %% ../../nbs/mammo/04_crops.ipynb #9e3d2387
 def preview(
     breast: Breast,       # from `cut_breast`
     seen: np.ndarray,     # uint8 (height, width), the input of the network
@@ -138,7 +138,7 @@ def preview(
     frame = side(crop(breast.image, whole, Crops(height=height, scaling=breast.scaling)))
     cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1),
                   (0, 165, 255), 2)
-    lines = [*lines, f"frame {header.rows} x {header.columns}, shown at {scale:.2g} of its size"]
+    lines = [*lines, f"frame {header.rows} x {header.columns}, shown at {scale:.2g} times its size"]
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
     width = max(picture.shape[1], 520)
     picture = cv2.copyMakeBorder(picture, 0, 10 + 20 * len(lines), 0, width - picture.shape[1], cv2.BORDER_CONSTANT,

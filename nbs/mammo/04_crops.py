@@ -262,7 +262,7 @@ def preview(
     frame = side(crop(breast.image, whole, Crops(height=height, scaling=breast.scaling)))
     cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1),
                   (0, 165, 255), 2)
-    lines = [*lines, f"frame {header.rows} x {header.columns}, shown at {scale:.2g} of its size"]
+    lines = [*lines, f"frame {header.rows} x {header.columns}, shown at {scale:.2g} times its size"]
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
     width = max(picture.shape[1], 520)
     picture = cv2.copyMakeBorder(picture, 0, 10 + 20 * len(lines), 0, width - picture.shape[1], cv2.BORDER_CONSTANT,

@@ -113,7 +113,7 @@ if trained_here:
     fig, axes = plt.subplots(1, 3, figsize=(11, 3))
     plot_history(axes[0], read_table(run.path("checkpoints/history.csv"), ["loss"]))
     axes[1].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])
-    axes[1].set(title="ROC, out of fold, per breast", xlabel="false positive rate", ylabel="sensitivity")
+    axes[1].set(title=f"ROC, out of fold, {len(breasts)} breasts", xlabel="false positive rate", ylabel="sensitivity")
     plot_probabilities(axes[2], breasts["cancer"], breasts["probability"], s["threshold"], ("no cancer", "cancer"),
                        "probability of a breast")
     fig.tight_layout()
