@@ -1,8 +1,8 @@
 """Kaggle: what is sent is what was meant, what is missing is said beforehand, and a submission that would fail there
 fails here."""
 import json
-import shlex
 import os
+import shlex
 import subprocess
 import sys
 import threading
