@@ -68,7 +68,7 @@ class Mode:
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
-# %% ../../nbs/core/16_systems.ipynb #eb544609
+# %% ../../nbs/core/16_systems.ipynb #4c9d5a68
 OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class System:
     read: str = ""                  # module with `read_image`, for a header of its own; "": that of `core/dicom`
     ready: str = ""                 # module with `check_run(run)`, called before the first stage; "": none
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
+    outcomes: str = ""              # module with `outcomes(run)`, see core/comparison; "": runs cannot be compared
 
     def __post_init__(self):
         if not isinstance(self.stages, tuple):

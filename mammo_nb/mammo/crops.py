@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #5c43102f
+# %% ../../nbs/mammo/04_crops.ipynb #020e4d04
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,10 +20,11 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from ..core.backends import Graph, read_sidecar
 from ..core.dicom import Frame, Image, find_files, read_frame
-from ..core.files import inside, write_csv
+from ..core.files import inside, owned, write_csv
 from ..core.headers import BadHeader, Header
 from ..core.parallel import map_files
 from ..core.pictures import NOT_A_DEVICE, fit_resize, shrink, write_png
+from ..core.recipes import check_section
 from ..core.runs import Run
 from ..core.windows import WindowError, percentile, to_grey
 from .datasets import DatasetError, read_table, root_of
@@ -78,7 +79,7 @@ def crop(
         return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
     return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
 
-# %% ../../nbs/mammo/04_crops.ipynb #c79873a2
+# %% ../../nbs/mammo/04_crops.ipynb #276bdcda
 @dataclass(frozen=True)
 class Breast:
     "A breast cut out of its frame."
@@ -99,7 +100,7 @@ def cut_breast(
         box = find_box(image, settings, graph)
         grey = faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling)
         return Breast(image, box, grey, settings.scaling)
-    view_size = graph.metadata["size"] if graph else settings.box_size
+    view_size = max(settings.box_size, graph.metadata["size"] if graph else 0)
     image = frame.decode(min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
     needed = crop_size(box, settings)[2]
@@ -201,7 +202,12 @@ def crop_file(
         "seconds": round(time.perf_counter() - started, 3)
     }
 
-# %% ../../nbs/mammo/04_crops.ipynb #e252f8ff
+# %% ../../nbs/mammo/04_crops.ipynb #552158d0
+def _sources(item: dict) -> list[Path]:
+    "The files that a crop is made of."
+    return [Path(item["folder"], item[name]) for name in ("file", "mask") if item[name]]
+
+@owned
 def crop_files(
     # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, and scaling,
     # which replaces that of the settings unless it is empty
@@ -211,11 +217,12 @@ def crop_files(
     output: Path,             # gets cleaned_images/, cleaned_masks/, crops.csv, crop_errors.csv, crops_seconds.csv
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
-    version: str = "",        # version of the code, if it is known; crops of another version are made anew
+    version=None,             # digests of the code; crops of other code are made anew; None: the whole package
     previews: bool = False,   # whether previews/ is written, too
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or on a cluster. Continues where an interrupted run stopped."
+    check_section(settings, "crops")
     output, several = Path(output), isinstance(folder, Mapping)
     place = {
         "images": str((output / "cleaned_images").resolve()), "masks": str((output / "cleaned_masks").resolve()),
@@ -233,7 +240,7 @@ def crop_files(
         chosen = replace(settings, scaling=scaling or settings.scaling)
         items.append({**row, "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, table=output / "crops_seconds.csv",
-                     params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
+                     params={**place, "detector_sha256": known}, code=version, reads=_sources, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
         left.unlink()
     for column in ("patient_id", "image_id"):
@@ -243,7 +250,8 @@ def crop_files(
     write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
     return work
 
-# %% ../../nbs/mammo/04_crops.ipynb #bb38e57b
+# %% ../../nbs/mammo/04_crops.ipynb #0199881b
+@owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
     output: Path,             # as in `crop_files`

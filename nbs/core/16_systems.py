@@ -126,6 +126,7 @@ class System:
     read: str = ""                  # module with `read_image`, for a header of its own; "": that of `core/dicom`
     ready: str = ""                 # module with `check_run(run)`, called before the first stage; "": none
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
+    outcomes: str = ""              # module with `outcomes(run)`, see core/comparison; "": runs cannot be compared
 
     def __post_init__(self):
         if not isinstance(self.stages, tuple):

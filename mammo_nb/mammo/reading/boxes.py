@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_view', 'otsu_box', 'open_detector', 'detect', 'find_detector', 'Box', 'find_boxes', 'find_box']
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #3da6448a
+# %% ../../../nbs/mammo/reading/boxes.ipynb #aa431aee
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +17,36 @@ from ...core.backends import EngineError, Graph, process_graph
 from ...core.detection import candidates, letterbox, pad_square, unletterbox
 from ...core.dicom import Image
 from ...core.pictures import shrink
-from ...core.runs import find_trained
-from ...core.settings import SettingsError
+from ...core.settings import SettingsError, find_trained
 from ...core.windows import minmax, percentile
 from . import faithful
+from .tissue import refine_box
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #5b4497bf
+# %% ../../../nbs/mammo/reading/boxes.ipynb #878dce60
 def frame_view(
     image: Image,     # a frame as stored, at any scale
     size: int = 416,  # longest side of the result, in pixels
     scaling: str = "window",  # window: minimum to maximum; percentile or none: a picture without windows
 ) -> np.ndarray:      # uint8 (rows, columns), tissue bright
     "Make a small view of the whole frame."
-    rows, columns = image.pixels.shape
-    scale = min(1.0, size / max(rows, columns))
-    small = shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    small = _small(image, size)
     if scaling != "window" and small.dtype == np.uint8:
         return small
+    return (_grey(small, image, scaling) * 255).astype(np.uint8)
+
+def _small(image: Image, size: int) -> np.ndarray:
+    "Reduce a frame to `size` pixels on its longer side, if it is larger."
+    rows, columns = image.pixels.shape
+    scale = min(1.0, size / max(rows, columns))
+    return shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+
+def _grey(small: np.ndarray, image: Image, scaling: str) -> np.ndarray:
+    "Scale a small picture to floats from 0 to 1, tissue bright."
     if scaling != "window":
-        return (percentile(small, 0, 99) * 255).astype(np.uint8)
+        return percentile(small, 0, 99)
     grey = minmax(small)
-    if image.header.photometric == "MONOCHROME1":
-        grey = 1 - grey
-    return (grey * 255).astype(np.uint8)
+    return 1 - grey if image.header.photometric == "MONOCHROME1" else grey
 
 # %% ../../../nbs/mammo/reading/boxes.ipynb #6c5a6d2d
 def otsu_box(
@@ -112,7 +118,7 @@ def find_detector(
             f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #815d6275
+# %% ../../../nbs/mammo/reading/boxes.ipynb #174ba9dd
 @dataclass(frozen=True)
 class Box:
     "A box in frame pixels, half-open: rows y0 to y1 - 1, columns x0 to x1 - 1."
@@ -133,6 +139,15 @@ def _chosen(view: np.ndarray, found: tuple | None, settings: Crops) -> tuple | N
         return *found[0][0], "detector", float(found[1][0])
     fallback = otsu_box(view, settings.min_area)
     return None if fallback is None else (*fallback, "otsu", None)
+
+def _refined(chosen: tuple | None, view: np.ndarray, image: Image, settings: Crops) -> tuple | None:
+    "Move a box to the edge of its tissue; as `_chosen`, in pixels of the same view."
+    if chosen is None or not settings.growth:
+        return chosen
+    fine = _grey(_small(image, settings.box_size), image, settings.scaling)
+    ratio = np.tile(np.divide(fine.shape[::-1], view.shape[::-1]), 2)
+    box = refine_box(fine, np.array(chosen[:4]) * ratio, settings.growth, settings.margin) / ratio
+    return *box.tolist(), *chosen[4:]
 
 def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image) -> Box:
     "Map a box from view to frame pixels, rounded outwards."
@@ -173,7 +188,8 @@ def _faithful_boxes(images: Sequence[Image], size: int, settings: Crops, graph: 
 
 def find_boxes(
     images: Sequence[Image],      # frames as stored, at any scale
-    settings: Crops = Crops(),    # with `faithful`, the view, its levels and the mapping of boxes are the winner's
+    # with `faithful`, the view, its levels and the mapping of boxes are the winner's, and boxes are not refined
+    settings: Crops = Crops(),
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> list[Box]:                   # one box per frame, in frame pixels; its source is "full frame" if none was found
     "Find the breast in each frame."
@@ -182,7 +198,9 @@ def find_boxes(
         return _faithful_boxes(images, size, settings, graph)
     views = [frame_view(image, size, settings.scaling) for image in images]
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
-    return [_in_frame(_chosen(view, boxes, settings), view, image) for view, boxes, image in zip(views, found, images)]
+    chosen = [_chosen(view, boxes, settings) for view, boxes in zip(views, found)]
+    return [_in_frame(_refined(box, view, image, settings), view, image)
+            for box, view, image in zip(chosen, views, images)]
 
 def find_box(
     image: Image,                 # a frame as stored, at any scale

@@ -35,10 +35,10 @@ from mammo_nb.core.backends import EngineError, Graph, process_graph
 from mammo_nb.core.detection import candidates, letterbox, pad_square, unletterbox
 from mammo_nb.core.dicom import Image
 from mammo_nb.core.pictures import shrink
-from mammo_nb.core.runs import find_trained
-from mammo_nb.core.settings import SettingsError
+from mammo_nb.core.settings import SettingsError, find_trained
 from mammo_nb.core.windows import minmax, percentile
 from mammo_nb.mammo.reading import faithful
+from mammo_nb.mammo.reading.tissue import refine_box
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -77,17 +77,23 @@ def frame_view(
     scaling: str = "window",  # window: minimum to maximum; percentile or none: a picture without windows
 ) -> np.ndarray:      # uint8 (rows, columns), tissue bright
     "Make a small view of the whole frame."
-    rows, columns = image.pixels.shape
-    scale = min(1.0, size / max(rows, columns))
-    small = shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    small = _small(image, size)
     if scaling != "window" and small.dtype == np.uint8:
         return small
+    return (_grey(small, image, scaling) * 255).astype(np.uint8)
+
+def _small(image: Image, size: int) -> np.ndarray:
+    "Reduce a frame to `size` pixels on its longer side, if it is larger."
+    rows, columns = image.pixels.shape
+    scale = min(1.0, size / max(rows, columns))
+    return shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+
+def _grey(small: np.ndarray, image: Image, scaling: str) -> np.ndarray:
+    "Scale a small picture to floats from 0 to 1, tissue bright."
     if scaling != "window":
-        return (percentile(small, 0, 99) * 255).astype(np.uint8)
+        return percentile(small, 0, 99)
     grey = minmax(small)
-    if image.header.photometric == "MONOCHROME1":
-        grey = 1 - grey
-    return (grey * 255).astype(np.uint8)
+    return 1 - grey if image.header.photometric == "MONOCHROME1" else grey
 
 # %%
 view = frame_view(image)
@@ -190,6 +196,9 @@ def find_detector(
 # The box with the highest score is used if its confidence and its area are large enough. Otherwise the box of Otsu's
 # threshold is used, if its area is large enough. Otherwise the box is the full frame.
 #
+# A box of either kind is then refined in a larger view (`reading/tissue`): it is moved to the edge of the tissue in it,
+# and gets the margin of the recipe. The winner's boxes were used as they were found (`faithful`).
+#
 # The sides of a view are whole numbers, so rows and columns are not reduced by exactly the same factor. Here each axis
 # is mapped back by its own factor and rounded outwards, so that no tissue is lost. The winner divided both axes by the
 # ratio 416 / longer side and truncated. In the figures of `tests/test_parity_mammo.py`, 73 of 82 boxes of the detector
@@ -218,6 +227,15 @@ def _chosen(view: np.ndarray, found: tuple | None, settings: Crops) -> tuple | N
         return *found[0][0], "detector", float(found[1][0])
     fallback = otsu_box(view, settings.min_area)
     return None if fallback is None else (*fallback, "otsu", None)
+
+def _refined(chosen: tuple | None, view: np.ndarray, image: Image, settings: Crops) -> tuple | None:
+    "Move a box to the edge of its tissue; as `_chosen`, in pixels of the same view."
+    if chosen is None or not settings.growth:
+        return chosen
+    fine = _grey(_small(image, settings.box_size), image, settings.scaling)
+    ratio = np.tile(np.divide(fine.shape[::-1], view.shape[::-1]), 2)
+    box = refine_box(fine, np.array(chosen[:4]) * ratio, settings.growth, settings.margin) / ratio
+    return *box.tolist(), *chosen[4:]
 
 def _in_frame(chosen: tuple | None, view: np.ndarray, image: Image) -> Box:
     "Map a box from view to frame pixels, rounded outwards."
@@ -258,7 +276,8 @@ def _faithful_boxes(images: Sequence[Image], size: int, settings: Crops, graph: 
 
 def find_boxes(
     images: Sequence[Image],      # frames as stored, at any scale
-    settings: Crops = Crops(),    # with `faithful`, the view, its levels and the mapping of boxes are the winner's
+    # with `faithful`, the view, its levels and the mapping of boxes are the winner's, and boxes are not refined
+    settings: Crops = Crops(),
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> list[Box]:                   # one box per frame, in frame pixels; its source is "full frame" if none was found
     "Find the breast in each frame."
@@ -267,7 +286,9 @@ def find_boxes(
         return _faithful_boxes(images, size, settings, graph)
     views = [frame_view(image, size, settings.scaling) for image in images]
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
-    return [_in_frame(_chosen(view, boxes, settings), view, image) for view, boxes, image in zip(views, found, images)]
+    chosen = [_chosen(view, boxes, settings) for view, boxes in zip(views, found)]
+    return [_in_frame(_refined(box, view, image, settings), view, image)
+            for box, view, image in zip(chosen, views, images)]
 
 def find_box(
     image: Image,                 # a frame as stored, at any scale
