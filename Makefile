@@ -5,8 +5,22 @@ PYTHON ?= python3
 
 NB   := $(VENV)/bin/mammo-nb
 PY   := $(VENV)/bin/python
-ARGS  = $(if $(SYSTEM),--system $(SYSTEM)) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(MODE),--mode $(MODE)) \
-        $(if $(RUN),--run $(RUN)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(foreach s,$(SET),--set $(s))
+ARGS  = $(if $(SYSTEM),--system '$(SYSTEM)') $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(MODE),--mode '$(MODE)') \
+        $(if $(RUN),--run '$(RUN)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(foreach s,$(SET),--set '$(s)') \
+        $(if $(DEBUG),--debug)
+
+# a variable that no target knows, such as recipe=tiny, would be ignored without a word
+VARIABLES := SYSTEM RECIPE MODE RUN WEIGHTS SET ALLOW_ERRORS DEBUG DATASET LOCK ONLY EXACT LAB VENV PYTHON
+GIVEN     := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+UNKNOWN   := $(filter-out $(VARIABLES) -% MAKE%,$(GIVEN))
+NEAR       = $(shell $(PYTHON) -c 'import difflib, sys; \
+  found = difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2].upper().split(), 1, 0.5); \
+  print(next((w for w in sys.argv[2].split() if w.upper() in found), ""))' '$(1)' '$(2)')
+MEANT      = $(if $(1), Did you mean $(1)?)
+ifneq ($(UNKNOWN),)
+$(error There is no variable $(firstword $(UNKNOWN)).$(call MEANT,$(call NEAR,$(firstword $(UNKNOWN)),$(VARIABLES))) \
+  There are $(VARIABLES))
+endif
 
 # glibc hands freed tensors back to the system and fetches them again page by page; kept, a training
 # step on a CPU takes about a third less time and gives the same result (tests/bench/malloc.py; other systems ignore
@@ -21,19 +35,33 @@ export PYTHONWARNINGS := ignore:IProgress not found
 .PHONY: help lint data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test \
         test-rest test-runs test-notebooks notebooks export sync lab check-export install clean
 .DEFAULT_GOAL := help
+# a folder such as tests/ is no target either, though make would call it up to date
+TARGETS := $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' Makefile)
+WRONG   := $(filter-out $(TARGETS) test-% $(VENV)/.installed nbs/.exported,$(MAKECMDGOALS))
+ifneq ($(WRONG),)
+$(error There is no target $(firstword $(WRONG)).$(call MEANT,$(call NEAR,$(firstword $(WRONG)),$(TARGETS))) \
+  `make help` lists all)
+endif
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@echo 'First:'
+	@$(HELP) | grep -E '^  make (reproduce|test) '
 	@echo
-	@echo '  reproduce takes SYSTEM, RECIPE and MODE (see make systems), RUN=name, WEIGHTS=folder'
-	@echo '  and SET="folds.n_folds=5"; ALLOW_ERRORS=1 ends well although files failed; all targets take VENV=folder'
+	@echo '  reproduce takes SYSTEM, RECIPE and MODE, RUN=name, WEIGHTS=folder and SET="folds.n_folds=5";'
+	@echo '  ALLOW_ERRORS=1 ends well although files failed, DEBUG=1 shows tracebacks; all targets take VENV=folder'
+	@echo
+	@echo 'Then:'
+	@$(HELP) | grep -vE '^  make (reproduce|test) '
+	@echo
+	@test -x $(NB) && $(NB) systems || echo '  make systems lists all recipes, once make install has run'
+
+HELP = grep -hE '^[a-z-]+:.*\#\# ' Makefile | sed -E 's/^([a-z-]+):.*\#\# /  make \1\t/' | expand -t 24
 
 # ---- environment ---------------------------------------------------------------------------------
 install: $(VENV)/.installed  ## create the environment
 
 $(VENV)/.installed: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else \
-	  "mammo_nb needs Python 3.10 to 3.13, this is {}.{}: make PYTHON=python3.12".format(*sys.version_info))'
+	@$(PYTHON) .ci/ready.py $(VENV)
 	@echo "installing into $(VENV) (about 7 GB, a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
@@ -56,10 +84,11 @@ export: $(VENV)/.installed  ## build the notebooks and write mammo_nb/ from them
 sync: $(VENV)/.installed  ## bring edits made in built .ipynb files back to the .py
 	@$(PY) -c 'from mammo_nb.core.notebooks import sync; print(*sync("."), sep="\n")'
 
-lab: $(VENV)/.installed  ## JupyterLab; the .py files open as notebooks
+lab: $(VENV)/.installed  ## JupyterLab, where the .py files are notebooks; LAB="--no-browser --port 9000" is passed on
 	@$(VENV)/bin/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json \
 	  set-default-viewer python
-	@$(VENV)/bin/jupyter lab --notebook-dir nbs
+	@$(VENV)/bin/jupyter lab --notebook-dir nbs $(if $(filter 0,$(shell id -u)),--allow-root) \
+	  --ContentsManager.hide_globs='["__pycache__", "*.pyc", "*~", ".DS_Store", "*.ipynb"]' $(LAB)
 
 check-export: export  ## fail if mammo_nb/ is not what the notebooks say
 	@test -z "$$(git status --porcelain mammo_nb)" || { git status --short mammo_nb; git --no-pager diff --stat mammo_nb; \
@@ -87,13 +116,13 @@ kaggle-wheels: nbs/.exported  ## wheels that Kaggle's image lacks, into build/ka
 	@$(NB) kaggle-wheels $(if $(LOCK),--lock)
 
 kaggle-weights: nbs/.exported  ## WEIGHTS=folder of SYSTEM: networks and a manifest, into build/kaggle/weights
-	@$(NB) kaggle-weights $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM))
+	@$(NB) kaggle-weights $(if $(WEIGHTS),'$(WEIGHTS)') $(if $(SYSTEM),--system $(SYSTEM))
 
 kaggle-push: nbs/.exported  ## send both as data sets, then the notebook; ONLY=kernel leaves the data sets alone
 	@$(NB) kaggle-push $(if $(ONLY),--only $(ONLY))
 
 kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would; WEIGHTS=folder, EXACT=python3.12
-	@$(NB) kaggle-rehearse $(WEIGHTS) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
+	@$(NB) kaggle-rehearse $(if $(WEIGHTS),'$(WEIGHTS)') $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------
 # three parts, two at a time with one thread each. The notebooks of stages run in test-runs, as `make reproduce` runs

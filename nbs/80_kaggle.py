@@ -156,11 +156,15 @@ def kaggle_rehearse(
 ):
     """Run the submission as Kaggle would: wheels only, no network, read-only inputs, a hidden test set; then check the
     file as the scorer does."""
-    from mammo_nb.core.rehearse import FLAT, NESTED, rehearse
+    from mammo_nb.core.files import read_json
     from mammo_nb.core.practice import practice
+    from mammo_nb.core.rehearse import FLAT, NESTED, rehearse
+    from mammo_nb.core.submit import summary
     from mammo_nb.core.wheels import make_wheels, print_wheels, python_of, read_pins
     chosen = _chosen(system)
     if weights is None:
+        print(f"No WEIGHTS are named. The recipe tiny of {chosen.name} is trained first, which takes minutes; its "
+              "scores mean nothing. WEIGHTS=folder rehearses with your own.", flush=True)
         weights = practice(chosen, before="submit").path("weights/")
     here, theirs = "{}.{}".format(*sys.version_info), python_of(read_pins("kaggle/wheels/image.txt"))
     wheels = make_wheels(Path("."), _OUTBOX / "wheels", _INSTALLED)
@@ -171,6 +175,7 @@ def kaggle_rehearse(
     _gathered(chosen.name, weights, _OUTBOX / "rehearsed-weights")
     submission = rehearse(Path("."), wheels[0].path.parent, _OUTBOX / "rehearsed-weights", _OUTBOX / "rehearsal",
                           FLAT if flat else NESTED, exact=exact)
+    print(*summary(read_json(submission.with_name("submit.json"))), sep="\n")
     print(f"the submission of {chosen.name} would be scored: {submission}")
 
 # %%

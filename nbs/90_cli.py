@@ -39,8 +39,7 @@ from typer.testing import CliRunner
 
 # %%
 #| export
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="mammo_nb: winning medical-imaging solutions, on your own scans.")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: see there")
 
 def _system(name: str):
@@ -54,7 +53,7 @@ def _system(name: str):
 #| export
 @app.command()
 def predict(
-    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number of patients"),
+    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number, or one file"),
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
     weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
     table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),
@@ -154,12 +153,12 @@ def submit(
 ):
     "Predict a competition's test set and write its submission.csv. A killed run continues where it stopped."
     from mammo_nb.core.files import read_json
-    from mammo_nb.core.submission import find_submission
+    from mammo_nb.core.submission import NOT_A_DEVICE, find_submission
     from mammo_nb.core.submit import submit, summary
     submit(find_submission(_system(system).name), competition, weights, output, budget=budget, flip=flip,
            workers=workers or None, pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
-    print(*summary(report), f"-> {output / 'submission.csv'}", sep="\n")
+    print(*summary(report), f"-> {output / 'submission.csv'}", NOT_A_DEVICE, sep="\n")
     raise typer.Exit(int((report["predicted"] < report["items"] or report["failed"] > 0) and not allow_errors))
 
 # %% [markdown]
@@ -192,8 +191,8 @@ def reproduce(
     if mode and mode != chosen.recipe(recipe).mode:
         parts.append(mode)
     name = run or "-".join(parts)
-    if Path(name).name != name:
-        raise typer.BadParameter(f"RUN={name} must be the name of one folder, without / or ..")
+    if Path(name).name != name or len(name.split()) != 1:
+        raise typer.BadParameter(f"RUN={name} must be the name of one folder, without blanks, / or ..")
     folder = read_paths().runs / name
     this = Run.create(folder, chosen, recipe, mode or None, weights, parse_overrides(settings))
     run_stages(this)
@@ -265,23 +264,40 @@ for _name in system_names():
 
 # %% [markdown]
 # ## Entry
-# An error of the package's own classes, or of the machine, is printed as its message, without a traceback. A command
-# that is ended by SIGTERM closes its files and ends its processes.
+# An error of the package's own classes, or of the machine, is printed as its message. Any other error was not foreseen
+# and gets one line as well. `--debug`, anywhere in the command, shows the traceback. A command that is ended by SIGTERM
+# closes its files and ends its processes.
 
 # %%
 #| export
+def _version(wanted: bool):
+    "Print the version and end."
+    if wanted:
+        from mammo_nb import __version__
+        print(f"mammo_nb {__version__}")
+        raise typer.Exit()
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="print the version"),
+    debug: bool = typer.Option(False, "--debug", help="show the traceback of an error; may stand anywhere"),
+):
+    "mammo_nb: winning medical-imaging solutions, on your own scans. Not a medical device."
+
 def main():
     "Entry point of `mammo-nb`."
+    debug = "--debug" in sys.argv[1:]
     try:
         with ending():
-            app()
-    except ProjectError as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
-    except (OSError, MemoryError) as e:
-        if not (told := explain(e)):
+            app(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="mammo-nb")
+    except Exception as e:
+        if debug:
             raise
-        print(told, file=sys.stderr)
+        told = str(e) if isinstance(e, ProjectError) else ""
+        if isinstance(e, (OSError, MemoryError)):
+            told = explain(e)
+        print(told or f"{type(e).__name__}: {e}. This was not foreseen; add --debug to see where it happened.",
+              file=sys.stderr)
         sys.exit(2)
 
 # %%

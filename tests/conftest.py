@@ -26,7 +26,7 @@ def copy_checkout(to: Path) -> Path:
         shutil.copytree(
             ROOT / name, to / name, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__", "trained", ".exported",
                                                                   ".ipynb_checkpoints"))
-    for name in ("pyproject.toml", "settings.ini", "jupytext.toml", "Makefile", "requirements.lock", "README.md"):
+    for name in ("pyproject.toml", "settings.ini", "Makefile", "requirements.lock", "README.md"):
         shutil.copy(ROOT / name, to / name)
     return to
 

@@ -2,6 +2,7 @@
 fails here."""
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -630,11 +631,12 @@ def test_make_calls_the_commands():
     def printed(*arguments):
         done = subprocess.run(["make", "-n", *arguments, "VENV=v", "-o", "v/.installed", "-o", "nbs/.exported"],
                               cwd=ROOT, capture_output=True, text=True, check=True)
-        return " ".join(done.stdout.split())
+        return " ".join(shlex.split(done.stdout))
     assert printed("kaggle-wheels") == "v/bin/mammo-nb kaggle-wheels"
     assert printed("kaggle-wheels", "LOCK=1") == "v/bin/mammo-nb kaggle-wheels --lock"
     assert printed("kaggle-weights", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-weights w"
     assert printed("kaggle-weights", "SYSTEM=s", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-weights w --system s"
     assert printed("kaggle-rehearse", "SYSTEM=s", "WEIGHTS=w") == "v/bin/mammo-nb kaggle-rehearse w --system s"
+    assert printed("kaggle-weights", "WEIGHTS=my weights") == "v/bin/mammo-nb kaggle-weights my weights"
     assert printed("kaggle-rehearse", "EXACT=p") == "v/bin/mammo-nb kaggle-rehearse --exact p"
     assert printed("kaggle-push", "ONLY=kernel") == "v/bin/mammo-nb kaggle-push --only kernel"

@@ -27,17 +27,17 @@ def jupyter():
     "The object with which JupyterLab opens and saves files after `make lab`."
     from jupyter_server.services.contents.largefilemanager import LargeFileManager
     from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
-    return build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(ROOT))
+    return build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(ROOT / "nbs"))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 def test_saving_in_jupyter_changes_nothing(source, jupyter, tmp_path):
     text = (ROOT / source).read_text()
-    model = jupyter.get(str(source), type="notebook")
+    model = jupyter.get(str(source.relative_to("nbs")), type="notebook")
     jupyter.root_dir = str(tmp_path)
-    shutil.copy(ROOT / "jupytext.toml", tmp_path)
+    shutil.copy(ROOT / "nbs/jupytext.toml", tmp_path)
     jupyter.save({"type": "notebook", "format": "json", "content": model["content"]}, source.name)
-    jupyter.root_dir = str(ROOT)
+    jupyter.root_dir = str(ROOT / "nbs")
     assert (tmp_path / source.name).read_text() == text == to_percent(from_percent(text), text)
 
 
@@ -45,8 +45,8 @@ def test_saving_in_jupyter_changes_nothing(source, jupyter, tmp_path):
 def test_notebook_has_title_subtitle_and_module(source):
     nb = jupytext.reads((ROOT / source).read_text(), fmt="py:percent")
     assert nb.cells[0].source.startswith("# ") and "\n> " in nb.cells[0].source
-    # the page of a chapter and the page of the originals export nothing
-    page = source.name == "70_originals.py" or source.parent.name == "core" and source.name[1] == "0"
+    # the start page, the page of a chapter and the page of the originals export nothing
+    page = source.name in ("00_start.py", "70_originals.py") or source.parent.name == "core" and source.name[1] == "0"
     assert any("#| default_exp" in c.source for c in nb.cells) != page
 
 
@@ -129,3 +129,29 @@ def test_edits_on_both_sides_are_a_conflict_and_lose_nothing(checkout):
         with pytest.raises(NotebookConflict):
             action(checkout)
     assert "1 + 1" in target.read_text() and "Folds again" in target.with_suffix(".py").read_text()
+
+
+def test_damaged_and_conflicting_files_are_named_and_nothing_else_is_lost(checkout):
+    build(checkout)
+    target, source = checkout / "nbs/mammo/05_folds.ipynb", checkout / "nbs/mammo/05_folds.py"
+    whole, text = target.read_text(), source.read_text()
+    for damaged in (whole[:200], "<<<<<<< HEAD\n" + whole, ""):
+        target.write_text(damaged)
+        for action in (build, sync):
+            with pytest.raises(NotebookConflict, match="05_folds.ipynb is damaged or has conflict marks"):
+                action(checkout)
+    target.unlink()
+    source.write_text(text.replace("# # Folds", "<<<<<<< ours\n# # Folds\n=======\n# # Fold\n>>>>>>> theirs"))
+    with pytest.raises(NotebookConflict, match="05_folds.py has conflict marks"):
+        build(checkout)
+    source.write_text("\ufeff" + text)
+    assert build(checkout) == [target] and target.read_text() == whole
+
+
+def test_nbdev_clean_is_no_edit(checkout):
+    build(checkout)
+    target = checkout / "nbs/mammo/05_folds.ipynb"
+    nb = nbformat.read(target, as_version=4)
+    nb.metadata = {"kernelspec": nb.metadata["kernelspec"]}
+    nbformat.write(nb, target)
+    assert sync(checkout) == [] and build(checkout) == [target] and build(checkout) == []

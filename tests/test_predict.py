@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +23,11 @@ from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
 from mammo_nb.core.settings import seal_parts
-from mammo_nb.core.submission import MissingWeights, find_weights
+from mammo_nb.core.submission import DEMONSTRATION, MissingWeights, WeakWeights, find_weights
 from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.tools import predict
-from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, predict_folder
+from mammo_nb.mammo.tools.predict import PER_IMAGE, predict_folder
 
 
 def mammo_nb(*arguments, cwd=ROOT) -> SimpleNamespace:
@@ -190,6 +191,78 @@ def test_real_scans(real_scans, weights, tmp_path):
     assert (ddsm["rows"], ddsm["columns"]) == (4432, 2864)
     preview = cv2.imread(str(tmp_path / "out/previews/ge_senographe_RMLO_GH133.png"))
     assert preview is not None and (preview == (0, 165, 255)).all(axis=2).sum() > 500   # the box is drawn
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_debug_shows_where(scans, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("the moon is full")
+    monkeypatch.setattr("mammo_nb.mammo.tools.predict.predict_folder", fail)
+    done = mammo_nb("predict", scans, "-o", tmp_path / "out")
+    assert done.returncode == 2 and done.stdout.startswith("RuntimeError: the moon is full.")
+    assert "--debug" in done.stdout and len(done.stdout.splitlines()) == 1
+    with pytest.raises(RuntimeError, match="moon"):
+        monkeypatch.setattr(sys, "argv", ["mammo-nb", "predict", str(scans), "-o", str(tmp_path), "--debug"])
+        cli.main()
+    assert mammo_nb("--version").stdout.strip() == f"mammo_nb {version('mammo_nb')}"
+
+
+def scored(weights, to, low, high):
+    "The weights with a record of their training."
+    shutil.copytree(weights, to)
+    about = json.loads((to / "ensemble.json").read_text())
+    about["trained"] = {"run": "mine", "data": "a drawn competition", "patients": 12, "breasts": 24, "cancers": 6,
+                        "auc": (low + high) / 2, "auc_95": [low, high]}
+    (to / "ensemble.json").write_text(json.dumps(about))
+    return to
+
+
+def test_weights_say_where_they_come_from_and_weak_ones_have_to_be_named(scans, weights, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    weak = scored(weights, tmp_path / "assets/trained", .3, .6)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeakWeights, match="0.450 .95 % 0.300 to 0.600, 24 breasts.*no better than guessing.*--weights"):
+        predict_folder(scans / "train_images", tmp_path / "a", workers=1)
+    named = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "a", "--weights", weak, "--workers", 1,
+                     cwd=tmp_path)
+    for words in ("run mine, recipe test, trained on a drawn competition, 12 patients", "AUC per breast 0.450"):
+        assert words in named.stdout and words in (tmp_path / "a/predict.json").read_text()
+    shutil.rmtree(weak)
+    scored(weights, weak, .6, .8)
+    assert len(predict_folder(scans / "train_images", tmp_path / "b", workers=1))
+
+
+def test_every_table_preview_and_output_says_that_this_is_no_medical_device(scans, weights, tmp_path):
+    other = shutil.copytree(weights, tmp_path / "w")
+    about = json.loads((other / "ensemble.json").read_text())
+    (other / "ensemble.json").write_text(json.dumps({**about, "demonstration": False}))
+    for place in (weights, other):
+        done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", place, "--workers", 1)
+        assert done.stdout.splitlines()[-1].endswith("not a medical device")
+        for name in ("per_image.csv", "per_breast.csv"):
+            assert pd.read_csv(tmp_path / "out" / name)["note"].str.endswith("not a medical device").all()
+
+
+def test_a_single_file_is_predicted_as_in_its_folder(scans, weights, tmp_path):
+    whole = predict_folder(scans / "train_images", tmp_path / "a", weights, workers=1).set_index("file")["probability"]
+    one = whole.index[0]
+    table = predict_folder(scans / "train_images" / one, tmp_path / "b", weights, workers=1)
+    assert table["file"].tolist() == [Path(one).name] and table["probability"].tolist() == [whole[one]]
+    assert len(list((tmp_path / "b/previews").glob("*.png"))) == 1
+
+
+def test_unknown_pictures_are_no_breast_and_the_table_is_pointed_to(weights, tmp_path):
+    (tmp_path / "in").mkdir()
+    y, x = np.mgrid[:160, :120]
+    for name, grey in (("a", 120), ("b", 150), ("c", 180)):
+        cv2.imwrite(str(tmp_path / f"in/{name}.png"), ((np.hypot(x, y - 80) < 70) * grey).astype(np.uint8))
+    (tmp_path / "sides.csv").write_text("file,patient_id,laterality,view\nb.png,7,L,CC\nc.png,7,,CC\n")
+    done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "a", "--weights", weights, "--workers", 1)
+    assert done.returncode == 0 and "3 files have no known patient or side" in done.stdout and "--table" in done.stdout
+    assert len(pd.read_csv(tmp_path / "a/per_breast.csv")) == 0 and len(pd.read_csv(tmp_path / "a/per_image.csv")) == 3
+    done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "b", "--weights", weights, "--table",
+                    tmp_path / "sides.csv", "--hash-ids", "--workers", 1)
+    breasts = pd.read_csv(tmp_path / "b/per_breast.csv")
+    assert "2 files have no known" in done.stdout and breasts[["laterality", "images"]].values.tolist() == [["L", 1]]
 
 
 # ---- networks that give no numbers, and weights that are not as they were written

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import copy_checkout, make
+from conftest import ROOT, copy_checkout, make
+
+from mammo_nb.core.systems import find_system, system_names
 
 STAGES = [
     "01_phantom", "02_datasets", "03_detector", "04_crops", "05_folds", "06_train", "07_select", "08_engines",
@@ -114,7 +116,18 @@ def _descendants(pid: int) -> list[int]:
     (["SYSTEM=nothing"], "There are baseline, ich, mammo"),
     (["MODE=half"], "There are full, partial"),
     (["MODE=trained", "WEIGHTS=nbs"], "Mode trained needs ensemble.onnx"),
+    (["RUN=two words"], "must be the name of one folder"),
+    (["recipe=tiny"], "no variable recipe. Did you mean RECIPE?"),
+    (["WEIGHT=nbs"], "Did you mean WEIGHTS?"),
+    (["tests"], "no target tests. Did you mean test?"),
 ])
 def test_slips_are_errors_before_anything_runs(checkout, arguments, message):
     done = make(checkout, "reproduce", "RUN=slip", *arguments)
     assert done.returncode != 0 and message in done.stdout and ran(done.stdout) == []
+
+
+def test_help_begins_with_reproduce_and_test_and_lists_every_recipe():
+    said = make(ROOT, "help").stdout
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("  make ")][:2] == ["reproduce", "test"]
+    for name in system_names():
+        assert all(f"RECIPE={recipe} " in said for recipe in find_system(name).recipes)

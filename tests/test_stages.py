@@ -1,7 +1,10 @@
 "When a stage has to run again, and how one runs."
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -11,7 +14,8 @@ from mammo_nb.core.files import sha256, write_text
 from mammo_nb.core.notebooks import build
 from mammo_nb.core.recipes import Recipe, bounded
 from mammo_nb.core.runs import Run, StageError
-from mammo_nb.core.stages import changed_files, code_digest, execute, modules_of, refresh_inputs, stage_inputs
+from mammo_nb.core.stages import (changed_files, check_run, code_digest, execute, modules_of, refresh_inputs,
+                                   stage_inputs)
 from mammo_nb.core.systems import Mode, Stage, System, find_system
 
 
@@ -134,9 +138,39 @@ def test_execute_passes_parameters_and_shows_output(notebook, tmp_path, capsys):
     assert "quotient 2.0" in capsys.readouterr().out and "quotient 2.0" in (tmp_path / "r/01_divide.ipynb").read_text()
 
 
+def test_a_run_prints_its_own_sections_and_examples_stay_in_the_notebook(tmp_path, capsys):
+    source = tmp_path / "nbs/x/01_work.py"
+    write_text(source, "# %% [markdown]\n# # Work\n# > Work.\n\n# %%\nprint('no folder vindr of the moon')\n\n"
+               "# %% [markdown]\n# ## Run the stage\n\n# %%\nimport sys\nprint('12 files')\n"
+               "for n in range(3):\n    print(f'\\r{n}', end='', file=sys.stderr)\nprint(' done', file=sys.stderr)\n\n"
+               "# %% [markdown]\n# ## What came out\n\n# %%\nprint('AUC 0.9')\n\n"
+               "# %% [markdown]\n# ## Out of time\n\n# %%\nprint('24 of 24 breasts have no prediction')\n")
+    build(tmp_path)
+    execute(source, tmp_path / "r/01_work.ipynb", {})
+    printed = capsys.readouterr()
+    assert printed.out == "12 files\nAUC 0.9\n" and printed.err == "2 done\n"
+    text = (tmp_path / "r/01_work.ipynb").read_text()
+    assert "of the moon" in text and "24 of 24" in text and "All other cells are examples" in text
+
+
+def test_a_long_folder_for_temporary_files_is_no_obstacle(notebook, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    execute(notebook, tmp_path / "r/01_divide.ipynb", {"divisor": 5})
+    assert (tmp_path / "r/01_divide.ipynb").exists()
+
+
+def test_a_full_disk_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3e8))
+    with pytest.raises(StageError, match="has 300 MB of free disk, and a run needs at least 1000"):
+        check_run(SimpleNamespace(folder=tmp_path, system=None))
+
+
 def test_a_failed_notebook_is_kept_beside_and_named(notebook, tmp_path):
     output = tmp_path / "r/01_divide.ipynb"
-    with pytest.raises(StageError, match=r"01_divide.py, cell \d+: ZeroDivisionError: division by zero"):
+    said = r"01_divide.py, cell \d+, failed: ZeroDivisionError: division by zero. Mend.*failed.ipynb"
+    with pytest.raises(StageError, match=said):
         execute(notebook, output, {"divisor": 0})
     assert not output.exists() and output.with_suffix(".failed.ipynb").exists()
     execute(notebook, output, {"divisor": 1})

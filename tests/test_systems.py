@@ -1,6 +1,8 @@
 "A system is one folder: a toy system runs, resumes and reports, and no other file of the checkout changes."
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -65,12 +67,24 @@ def test_a_failing_stage_names_notebook_cell_and_error(checkout, first):
     text = source.read_text()
     source.write_text(text.replace("= run_stage(run)", "= run_stage(1 / 0)"))
     code, output = reproduce(checkout, "RUN=failing")
+    debugged = reproduce(checkout, "RUN=failing", "DEBUG=1")[1]
     source.write_text(text)
+    assert "Traceback" in debugged and "run_stage(1 / 0)" in debugged
     assert code != 0 and ran(output) == ["01_draw", "02_count"]
-    assert "02_count.py, cell" in output and "ZeroDivisionError" in output
+    assert "Traceback" not in output and output.splitlines()[-2].startswith("02_count.py, cell")
+    assert "ZeroDivisionError: division by zero. Mend" in output and "runs/failing/02_count.failed.ipynb" in output
     assert (checkout / "runs/failing/02_count.failed.ipynb").exists()
     assert ran(reproduce(checkout, "RUN=failing")[1]) == ["02_count"]
     assert not (checkout / "runs/failing/02_count.failed.ipynb").exists()
+
+
+def test_a_built_notebook_that_is_gone_is_built_again(checkout, first):
+    (checkout / "nbs/toy/02_count.ipynb").unlink()
+    (first / "counts.csv").unlink()
+    command = [sys.executable, "-c", "from mammo_nb.cli import main; main()", "reproduce", "--system", "toy"]
+    done = subprocess.run(command, cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, text=True,
+                          capture_output=True)
+    assert done.returncode == 0 and ran(done.stdout) == ["02_count"], done.stderr
 
 
 def test_failed_files_are_counted_at_the_end(checkout, first):

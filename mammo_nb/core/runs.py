@@ -111,7 +111,7 @@ def environment() -> dict:
         "packages": {p: metadata.version(p) for p in _packages if p in installed}
     }
 
-# %% ../../nbs/core/17_runs.ipynb #0155afe0
+# %% ../../nbs/core/17_runs.ipynb #9c9039a5
 @dataclass(frozen=True)
 class Run:
     "A folder with the results of one recipe of one system."
@@ -192,8 +192,9 @@ class Run:
 
     @property
     def plan(self) -> list[Stage]:
-        "The stages that this run consists of, in order."
-        return self.system.plan(self.recipe, self.mode)
+        "The stages of this run, in order; what the user names as data is not drawn."
+        stages = self.system.plan(self.recipe, self.mode)
+        return [s for s in stages if self.overrides.get(s.unless, s.name) == s.name]
 
     def has(
         self,

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DEMONSTRATION', 'SubmissionError', 'MissingWeights', 'ItemSet', 'by_row', 'mean_of_folds', 'flip_horizontally',
            'no_entries', 'open_network', 'with_predictions', 'Submission', 'change_tags', 'keep_first', 'remove_places',
-           'halve_last', 'cut_short', 'submission_names', 'find_submission', 'read_submission', 'find_weights']
+           'halve_last', 'cut_short', 'submission_names', 'find_submission', 'read_submission', 'find_weights',
+           'WeakWeights', 'caution', 'origin', 'check_score']
 
-# %% ../../nbs/core/62_submission.ipynb #a10015c1
+# %% ../../nbs/core/62_submission.ipynb #4c09e87f
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +23,12 @@ from .budget import read_modes
 from .engines import Engine
 from .errors import ProjectError
 from .files import read_json
+from .pictures import NOT_A_DEVICE
 from .providers import open_ensemble
 from .settings import SettingsError, check_parts, find_trained
 
-# %% ../../nbs/core/62_submission.ipynb #3b3b6ae6
-DEMONSTRATION = "demonstration weights, not for clinical use"  # beside each prediction of such weights
+# %% ../../nbs/core/62_submission.ipynb #df5ee8da
+DEMONSTRATION = f"demonstration weights, not for clinical use, {NOT_A_DEVICE}"  # of weights trained on drawn patients
 
 class SubmissionError(ProjectError):
     "A competition, a declaration or a prediction from which no valid submission follows."
@@ -249,3 +251,36 @@ def find_weights(
     raise MissingWeights(
         f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
         "weights go to assets/trained or are named with --weights.")
+
+# %% ../../nbs/core/62_submission.ipynb #7710e736
+class WeakWeights(SubmissionError):
+    "Weights that nobody has named and that are no better than guessing."
+
+def caution(
+    demonstration: bool,   # whether the weights were trained on drawn patients
+) -> str:
+    "The words that stand beside each prediction."
+    return DEMONSTRATION if demonstration else NOT_A_DEVICE
+
+def origin(
+    folder: Path,      # of the weights
+    metadata: dict,    # their JSON: recipe; trained: run, data, patients, breasts, cancers, auc, auc_95
+) -> str:
+    "Where weights come from, in one sentence."
+    about = metadata.get("trained")
+    if not about:
+        return f"{folder}: recipe {metadata.get('recipe', 'unknown')}; their data and their score are not recorded"
+    low, high = about["auc_95"]
+    return (f"{folder}: run {about['run']}, recipe {metadata['recipe']}, trained on {about['data']}, "
+            f"{about['patients']} patients; out-of-fold AUC per breast {about['auc']:.3f} (95 % {low:.3f} to "
+            f"{high:.3f}, {about['breasts']} breasts, {about['cancers']} with cancer)")
+
+def check_score(
+    folder: Path,      # of the weights
+    metadata: dict,    # as for `origin`
+):
+    "Raise WeakWeights if the interval of the AUC reaches 0.5."
+    about = metadata.get("trained")
+    if about and about["auc_95"][0] <= 0.5:
+        raise WeakWeights(f"{origin(folder, metadata)}. That is no better than guessing, so these weights are used "
+                          f"only if you name them: --weights {folder}.")

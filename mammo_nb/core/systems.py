@@ -20,7 +20,7 @@ from .recipes import Recipe, RecipeError, check_section
 class DeclarationError(ProjectError):
     "A system that does not exist, or whose declaration contradicts itself."
 
-# %% ../../nbs/core/16_systems.ipynb #0d897cff
+# %% ../../nbs/core/16_systems.ipynb #9d4a61a0
 Names = tuple[str | Callable, ...]  # names of files, or functions: Run -> list of names
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Stage:
     section: type | None = None  # class of its section; None: nothing to set
     reads: Names = ()            # what must exist before it runs
     writes: Names = ()           # what exists after it has run
+    unless: str = ""             # field, such as datasets.name: a run that sets it to other data leaves the stage out
     home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
 
     def __post_init__(self):
@@ -67,7 +68,7 @@ class Mode:
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
-# %% ../../nbs/core/16_systems.ipynb #0b512aff
+# %% ../../nbs/core/16_systems.ipynb #4c9d5a68
 OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class System:
     commands: str = ""              # module of the system with a typer `app`; "": no commands of its own
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
+    read: str = ""                  # module with `read_image`, for a header of its own; "": that of `core/dicom`
+    ready: str = ""                 # module with `check_run(run)`, called before the first stage; "": none
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
     outcomes: str = ""              # module with `outcomes(run)`, see core/comparison; "": runs cannot be compared
 

@@ -6,7 +6,7 @@
 __all__ = ['CLIP', 'TABLE', 'submission', 'read_sample', 'read_test', 'prepare_item', 'predict', 'decide', 'modes_of',
            'item_entries', 'per_slice', 'show_series', 'run_stage']
 
-# %% ../../nbs/ich/10_submit.ipynb #8b494224
+# %% ../../nbs/ich/10_submit.ipynb #7d2d4068
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.budget import Mode
 from ..core.pictures import sheet
 from ..core.runs import Run
-from ..core.submission import DEMONSTRATION, ItemSet, Submission
+from ..core.submission import ItemSet, Submission, caution
 from ..core.submit import submit_stage
 from .learning.graphs import Bag, check_bag, open_bag, predict_series
 from .reading.competition import SAMPLE, CompetitionError, images_folder, place_of, split_ids
@@ -100,7 +100,7 @@ def decide(
     values = long["value"].clip(CLIP, 1 - CLIP).set_axis(long["image_id"] + "_" + long["kind"])
     return sample[["ID"]].assign(Label=sample["ID"].map(values).fillna(sample["Label"]))
 
-# %% ../../nbs/ich/10_submit.ipynb #c8d19643
+# %% ../../nbs/ich/10_submit.ipynb #4e597305
 TABLE = ["file", "patient_id", "study", "series", "image_id", "place", "position_mm", *CLASSES, "cnn_any", "note",
          "error", "network"]
 
@@ -134,8 +134,8 @@ def per_slice(
     "The table of slices."
     table = pd.concat([test.items.drop(columns="file"), found.drop(columns="file")], axis=1)
     table = table.rename(columns={"image_file": "file"})
-    if metadata["demonstration"]:
-        table["note"] = [f"{note}; {DEMONSTRATION}" if note else DEMONSTRATION for note in table["note"]]
+    word = caution(metadata["demonstration"])
+    table["note"] = [f"{note}; {word}" if note else word for note in table["note"]]
     return table[TABLE]
 
 def show_series(

@@ -52,14 +52,14 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_slice.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/ich/00_system.ipynb #eceb8820
+# %% ../../nbs/ich/00_system.ipynb #385a4baf
 _LEARNED = ("sequence", "end2end", "bag", "engines")
 
 system = System(
     name="ich",
     title="RSNA Intracranial Hemorrhage Detection (2019), second place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="prepare.dataset",
               writes=("competition/stage_2_train.csv", "competition/stage_2_sample_submission.csv",
                       "competition/stage_2_train_images/", "competition/stage_2_test_images/", "competition/truth/")),
         Stage("prepare", Prepare, reads=(training_set,), writes=("processed/slices.csv", "processed/pictures/")),

@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #b35f2ad4
+# %% ../../nbs/mammo/04_crops.ipynb #020e4d04
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ from ..core.dicom import Frame, Image, find_files, read_frame
 from ..core.files import inside, owned, write_csv
 from ..core.headers import BadHeader, Header
 from ..core.parallel import map_files
-from ..core.pictures import fit_resize, shrink, write_png
+from ..core.pictures import NOT_A_DEVICE, fit_resize, shrink, write_png
 from ..core.recipes import check_section
 from ..core.runs import Run
 from ..core.windows import WindowError, percentile, to_grey
@@ -121,13 +121,13 @@ def faithful_floats(
     half = settings.half_windows and image.header.syntax in (JPEG2000Lossless, JPEGLosslessSV1)
     return faithful.grey_floats(_cast(image, box, settings), image.header, settings.scaling, half=half)
 
-# %% ../../nbs/mammo/04_crops.ipynb #5731faaf
+# %% ../../nbs/mammo/04_crops.ipynb #9e3d2387
 def preview(
     breast: Breast,       # from `cut_breast`
     seen: np.ndarray,     # uint8 (height, width), the input of the network
     lines: list[str],     # lines of text below the pictures
 ) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
-    "Draw the frame with its box beside the input of the network."
+    "Draw the frame with its box beside the input of the network, and write the scale of the frame below."
     height = 512
 
     def side(grey):
@@ -139,6 +139,7 @@ def preview(
     frame = side(crop(breast.image, whole, Crops(height=height, scaling=breast.scaling)))
     cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1),
                   (0, 165, 255), 2)
+    lines = [*lines, f"frame {header.rows} x {header.columns}, shown at {scale:.2g} times its size"]
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
     width = max(picture.shape[1], 520)
     picture = cv2.copyMakeBorder(picture, 0, 10 + 20 * len(lines), 0, width - picture.shape[1], cv2.BORDER_CONSTANT,
@@ -148,7 +149,7 @@ def preview(
                     cv2.LINE_AA)
     return picture
 
-# %% ../../nbs/mammo/04_crops.ipynb #7039425f
+# %% ../../nbs/mammo/04_crops.ipynb #9fc49bd7
 def crop_path(
     images: Path,      # cleaned_images/
     patient_id: str,
@@ -188,7 +189,7 @@ def crop_file(
     if item.get("previews"):
         text = f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")
         write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]),
-                  preview(breast, fit_resize(breast.grey, 512, 256), [text]))
+                  preview(breast, fit_resize(breast.grey, 512, 256), [Path(item["file"]).name, text, NOT_A_DEVICE]))
     center, width = None, None
     if header.windows and breast.scaling == "window":
         center, width = header.windows[min(settings.window, len(header.windows) - 1)]

@@ -6,7 +6,7 @@
 __all__ = ['MEASURED', 'load_ensemble', 'fitted_crops', 'sample_crops', 'wanted_variants', 'best_folds', 'held_back_auc',
            'write_variants', 'build_available', 'about_ensemble', 'run_stage']
 
-# %% ../../nbs/mammo/08_engines.ipynb #1f2f58e5
+# %% ../../nbs/mammo/08_engines.ipynb #709f4d2a
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ..core.runs import Run
 from ..core.settings import seal_parts
 from ..core.sidecars import EngineError, read_entries, read_sidecar
 from .crops import crop_path
-from .datasets import per_breast, read_table
+from .datasets import per_breast, read_table, set_names
 from .recipes import Engines
 from .train import as_asked, build_network
 
@@ -117,7 +117,7 @@ def held_back_auc(
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
-# %% ../../nbs/mammo/08_engines.ipynb #ea334d38
+# %% ../../nbs/mammo/08_engines.ipynb #fd22c3a1
 def write_variants(
     run: Run,
     ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
@@ -168,10 +168,14 @@ def about_ensemble(
 ) -> dict:      # threshold, score, crops and detector before it, and how to build it again
     "Entries of ensemble.json."
     network, selection = run.recorded("train"), read_entries(run.path("selection.json"), ("folds", "threshold"))
+    scores = {k: selection[k] for k in ("auc", "auc_95", "breasts", "cancers")}
+    patients = read_table(run.path("oof.csv"), ["probability"])["patient_id"].nunique()
+    data = "a drawn competition" if run.has("phantom") else ", ".join(set_names(run))
     return {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
-        "demonstration": run.has("phantom"), "oof_auc": selection["auc"], "rebuild": {
+        "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
+        "trained": {"run": run.folder.name, "data": data, "patients": patients, **scores}, "rebuild": {
             "kind": "mammo.pointing" if network.lesion_weight else "timm", "network": network.network,
             "global_pool": network.global_pool, "mirrored": network.mirrored,
             "weights": [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['test_score', 'result_lines', 'show_extremes']
 
-# %% ../../nbs/mammo/10_report.ipynb #08d00fa5
+# %% ../../nbs/mammo/10_report.ipynb #676e0a44
 import cv2
 
 from ..core.files import read_json
@@ -14,9 +14,9 @@ from ..core.reports import extremes, show_pictures, submission_line
 from ..core.runs import Run
 from ..core.submission import DEMONSTRATION
 from .crops import crop_path
-from .datasets import read_table
+from .datasets import per_breast, read_table
 
-# %% ../../nbs/mammo/10_report.ipynb #c622316f
+# %% ../../nbs/mammo/10_report.ipynb #74e82e9d
 def test_score(
     run: Run,   # a run on a synthetic competition
 ) -> dict:      # auc and pf1 per breast of the submission, breasts, cancers; empty where there are no labels
@@ -46,19 +46,26 @@ def result_lines(
     if run.path("submit.json").exists():
         lines.append(submission_line(read_json(run.path("submit.json"))))
         images = read_table(run.path("test_per_image.csv"), ["probability"])
-        if (images["note"].fillna("") != "").any():
+        if images["note"].eq(DEMONSTRATION).any():
             lines.append(f"*{DEMONSTRATION}*: these weights were trained on drawn breasts only")
     return lines
 
-# %% ../../nbs/mammo/10_report.ipynb #32748eb2
+# %% ../../nbs/mammo/10_report.ipynb #5c909ea7
 def show_extremes(
     run: Run,   # a run that has trained
 ):
-    "Show four images each of those found, missed, suspected and passed, with their probabilities out of fold."
-    folder = run.path("processed/cleaned_images")
-    rows = extremes(read_table(run.path("oof.csv"), ["probability"]), "cancer")
+    "Show up to four breasts each of those found, missed, suspected and passed, with id, view and probability."
+    oof = read_table(run.path("oof.csv"), ["probability"])
+    breasts = per_breast(oof)
+    rows = extremes(breasts, "cancer", read_json(run.path("selection.json"))["threshold"])
+    best = oof.sort_values("probability", ascending=False).drop_duplicates(["patient_id", "laterality"])
+    best = best.merge(read_table(run.path("folds.csv"), ["view"])[["image_id", "patient_id", "view"]])
+    rows = rows.merge(best[["patient_id", "laterality", "image_id", "view"]], on=["patient_id", "laterality"])
 
-    def load(row):
-        return cv2.imread(str(crop_path(folder, row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE)
+    def picture(name: str, row):
+        path = crop_path(run.path(f"processed/{name}"), row.patient_id, row.image_id)
+        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
 
-    show_pictures(rows, load, lambda row: f"{row.kind}: {row.probability:.2f}")
+    show_pictures(rows, lambda row: picture("cleaned_images", row),
+                  lambda row: f"{row.kind}: {row.probability:.2f}\n{row.patient_id} {row.laterality}\n{row.view}",
+                  mask=lambda row: picture("cleaned_masks", row))

@@ -6,7 +6,7 @@
 __all__ = ['submission', 'to_submission', 'read_test', 'decide', 'item_entries', 'predict_means', 'open_engine', 'per_image',
            'show_boxes', 'run_stage']
 
-# %% ../../nbs/mammo/09_submit.ipynb #0492be5e
+# %% ../../nbs/mammo/09_submit.ipynb #3cfb3ab8
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from ..core.files import inside
 from ..core.recipes import from_dict
 from ..core.runs import Run
 from ..core.sidecars import check_entries
-from ..core.submission import DEMONSTRATION, ItemSet, Submission, open_network
+from ..core.submission import ItemSet, Submission, caution, open_network
 from ..core.submit import submit_stage
 from .crops import WHOLE
 from .datasets import DatasetError, competition, read_table
@@ -71,7 +71,7 @@ def read_test(
         "without an image in test.csv": sorted(set(sample["prediction_id"]) - set(images["prediction_id"])),
         "duplicate rows of test.csv": int(known.sum()) - len(kept)})
 
-# %% ../../nbs/mammo/09_submit.ipynb #4e80a546
+# %% ../../nbs/mammo/09_submit.ipynb #2cba29ba
 def decide(
     images: pd.DataFrame,  # prediction_id and probability
     sample: pd.DataFrame,  # prediction_id, cancer
@@ -117,7 +117,7 @@ def per_image(
         table[column] = test.items[column]
     for column in ("laterality", "view"):
         table[column] = table[column].where(table[column].notna(), test.items[column])
-    table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
+    table["note"] = caution(metadata["demonstration"])
     table["prediction_id"] = test.items["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 

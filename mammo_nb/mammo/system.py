@@ -60,14 +60,14 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/mammo/00_system.ipynb #4642a7d6
+# %% ../../nbs/mammo/00_system.ipynb #2559747f
 _TRAINED = ("datasets", "detector", "crops", "folds", "train", "select", "engines")
 
 system = System(
     name="mammo",
     title="RSNA Screening Mammography (2023), first place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="datasets.name",
               writes=("competition/train.csv", "competition/test.csv", "competition/sample_submission.csv",
                       "competition/train_images/", "competition/test_images/", "competition/truth/")),
         Stage("datasets", Datasets, reads=(published_tables,), writes=("processed/cleaned_label.csv",)),
@@ -104,6 +104,8 @@ system = System(
     weights=ENSEMBLE + DETECTOR,
     commands="tools.commands",
     predict="tools.predict",
+    read="reading.mammograms",
+    ready="tools.ready",
     check="tools.check",
     outcomes="select",
 )

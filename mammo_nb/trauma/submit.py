@@ -6,7 +6,7 @@
 __all__ = ['TABLE', 'submission', 'read_test', 'prepare_item', 'predict', 'decide', 'modes_of', 'item_entries', 'per_patient',
            'run_stage']
 
-# %% ../../nbs/trauma/10_submit.ipynb #65a3f574
+# %% ../../nbs/trauma/10_submit.ipynb #faf39153
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.budget import Mode
 from ..core.engines import NotFinite
 from ..core.runs import Run
-from ..core.submission import DEMONSTRATION, ItemSet, Submission
+from ..core.submission import ItemSet, Submission, caution
 from ..core.submit import submit_stage
 from .learning.inference import (Engines, Seen, check_weights, open_engines, patient_probabilities,
                                                 read_series, submitted)
@@ -109,7 +109,7 @@ def decide(
     made = known[list(SUBMITTED)].astype(float).reindex(sample["patient_id"]).fillna(prior)
     return made.clip(0, 1).rename_axis("patient_id").reset_index()[sample.columns.tolist()]
 
-# %% ../../nbs/trauma/10_submit.ipynb #36a047f5
+# %% ../../nbs/trauma/10_submit.ipynb #ef16bcdb
 TABLE = ["file", "patient_id", "series", "slices", *SUBMITTED, "note", "error", "network"]
 
 def modes_of(
@@ -135,9 +135,8 @@ def per_patient(
 ) -> pd.DataFrame:         # TABLE
     "The table of patients."
     table = pd.concat([test.items, found.drop(columns="file")], axis=1).reindex(columns=TABLE)
-    if metadata["demonstration"]:
-        table["note"] = [f"{note}; {DEMONSTRATION}" if isinstance(note, str) and note else DEMONSTRATION
-                         for note in table["note"]]
+    word = caution(metadata["demonstration"])
+    table["note"] = [f"{note}; {word}" if isinstance(note, str) and note else word for note in table["note"]]
     return table
 
 submission = Submission(

@@ -52,7 +52,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_patient.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/trauma/00_system.ipynb #e209e3a1
+# %% ../../nbs/trauma/00_system.ipynb #244b4010
 _PREPARED = ("volumes", "segment", "info", "blocks", "folds")
 _LEARNED = ("train", "ensemble", "engines")
 _READ = ("info.csv", "blocks.csv", "folds.csv", "processed/volumes/", "processed/masks/")
@@ -62,7 +62,7 @@ system = System(
     name="trauma",
     title="RSNA Abdominal Trauma Detection (2023), first place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="volumes.dataset",
               writes=("competition/train.csv", "competition/image_level_labels.csv",
                       "competition/train_series_meta.csv", "competition/train_images/", "competition/segmentations/",
                       "competition/test_series_meta.csv", "competition/sample_submission.csv",

@@ -109,7 +109,7 @@ print(f"AUC per breast {selection['auc']:.3f} (95 % {low:.3f} to {high:.3f}, {se
       f"{selection['cancers']} with cancer)")
 low, high = selection["plateau"]
 print(f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, plateau {low:.2f} to {high:.2f}; "
-      f"epoch {selection['folds'][0]['epoch']}")
+      f"epoch {selection['folds'][0]['epoch'] + 1}")
 
 # %% [markdown]
 # ## What came out
@@ -119,7 +119,8 @@ breasts = per_breast(read_table(run.path("oof.csv"), ["probability"]))
 curve = threshold_curve(breasts["cancer"], breasts["probability"], THRESHOLDS)
 fig, axes = plt.subplots(1, 2, figsize=(8, 3))
 axes[0].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])
-axes[0].set(title=f"ROC, AUC {selection['auc']:.3f}", xlabel="false positive rate", ylabel="sensitivity")
+axes[0].set(title=f"ROC, AUC {selection['auc']:.3f}, {len(breasts)} breasts", xlabel="false positive rate",
+            ylabel="sensitivity")
 axes[1].plot(curve["threshold"], curve["score"], marker="o")
 axes[1].axvline(selection["threshold"], color="orange")
 axes[1].axvspan(*selection["plateau"], alpha=.2, color="orange")

@@ -149,8 +149,8 @@ else:
     display(compared.set_index("system").astype(float).round(3))
 
 # %% [markdown]
-# ## The best and the worst predictions
-# The cancers that were found and missed, and the other images that were suspected and passed.
+# ## The clearest right and wrong predictions
+# The cancers that the threshold finds and misses, and the other breasts that it suspects and passes.
 
 # %%
 if trained_here:

@@ -97,21 +97,42 @@ def _sources(root: Path) -> list[Path]:
     return sorted(p for p in (Path(root) / "nbs").rglob("*.py")
                   if not any(part.startswith(".") for part in p.parts[len(Path(root).parts):]))
 
-def _was_edited(nb) -> bool:
-    "Whether a built notebook was edited since it was built."
-    return _cells_digest(nb) != nb.metadata.get("mammo_nb", {}).get("cells")
+def _was_edited(nb, text: str) -> bool:
+    "Whether a built notebook has other cells than it was built with; `text` is its source, if it has no record."
+    record = nb.metadata.get("mammo_nb") or from_percent(text).metadata["mammo_nb"]  # nbdev-clean removes the record
+    return _cells_digest(nb) != record["cells"]
 
-def _build_one(source: Path) -> bool:
-    "Build the .ipynb of a source unless it is up to date. Returns True if the file was written."
-    text = source.read_text(encoding="utf-8")
+_conflict = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
+
+def _read_source(path: Path) -> str:
+    "The text of a `.py` notebook, without the mark that some editors put first. Raises NotebookConflict."
+    text = path.read_text(encoding="utf-8-sig")
+    if _conflict.search(text):
+        raise NotebookConflict(f"{path} has conflict marks of git (<<<<<<<). Resolve them first.")
+    return text
+
+def _read_built(path: Path):
+    "A built notebook; raises NotebookConflict if it is none."
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as e:
+        raise NotebookConflict(f"{path} is damaged or has conflict marks, so it cannot be read ({type(e).__name__}). "
+                               f"It is built from {path.with_suffix('.py').name}: delete it, and `make notebooks` "
+                               "builds it again.") from e
+
+def build_one(
+    source: Path,  # a `.py` notebook
+) -> bool:         # whether the file was written
+    "Build the .ipynb of a source if it is missing or older than its text. Raises NotebookConflict if it was edited."
+    text = _read_source(source)
     target = source.with_suffix(".ipynb")
     if target.exists():
-        old = nbformat.read(target, as_version=4)
-        if _was_edited(old):
+        old = _read_built(target)
+        if _was_edited(old, text):
             raise NotebookConflict(
                 f"{target} was edited in Jupyter. `make sync` copies the edit to {source.name}; "
                 "delete the .ipynb to discard it.")
-        if old.metadata["mammo_nb"]["source"] == _digest(text):
+        if old.metadata.get("mammo_nb", {}).get("source") == _digest(text):
             return False  # the file keeps its outputs
     write_text(target, nbformat.writes(from_percent(text)))
     return True
@@ -125,10 +146,10 @@ def build(
     for stray in set((Path(root) / "nbs").rglob("*.ipynb")) - {s.with_suffix(".ipynb") for s in sources}:
         if ".ipynb_checkpoints" in stray.parts:
             continue
-        nb = nbformat.read(stray, as_version=4)
-        if "mammo_nb" in nb.metadata and not _was_edited(nb):
+        nb = _read_built(stray)
+        if "mammo_nb" in nb.metadata and not _was_edited(nb, ""):
             stray.unlink()
-    return [s.with_suffix(".ipynb") for s in sources if _build_one(s)]
+    return [s.with_suffix(".ipynb") for s in sources if build_one(s)]
 
 # %% [markdown]
 # A checkout with one notebook is built twice. The second build has nothing to do.
@@ -176,11 +197,11 @@ def sync(
         target = source.with_suffix(".ipynb")
         if not target.exists():
             continue
-        nb = nbformat.read(target, as_version=4)
-        text = source.read_text(encoding="utf-8")
-        if not _was_edited(nb):
+        nb = _read_built(target)
+        text = _read_source(source)
+        if not _was_edited(nb, text):
             continue
-        if nb.metadata["mammo_nb"]["source"] != _digest(text):
+        if nb.metadata.get("mammo_nb", {}).get("source") != _digest(text):
             conflicts.append(source)
             continue
         text = to_percent(nb, text)
@@ -243,3 +264,64 @@ def export(
 # %% [markdown]
 # `make test` and the continuous integration check that a build on another machine, or a second build, does not change
 # `mammo_nb/`.
+
+# %% [markdown]
+# ## What a run prints
+# A notebook teaches as well as works, so some of its cells print errors of made-up data. A run prints only the output
+# of two sections, and its executed notebook says that all other cells are examples.
+
+# %%
+#| export
+SHOWN = ("Run the stage", "What came out")  # sections whose output a run prints
+
+def shown_cells(
+    cells: list,     # of a notebook
+) -> list[bool]:     # for each cell, whether a run prints its output
+    "Choose the cells that are about the run; without a section that runs the stage, all of them."
+    titles, title = [], ""
+    for cell in cells:
+        if cell.cell_type == "markdown" and (found := re.search(r"^#+ (.+)$", cell.source, re.MULTILINE)):
+            title = found[1].strip()
+        titles.append(title)
+    return [SHOWN[0] not in titles or title in SHOWN for title in titles]
+
+class Printed:
+    "A stream that is silent while `on` is false. Where it is no terminal, a progress bar is one line, its last state."
+    def __init__(self,
+        file,    # sys.stdout or sys.stderr
+    ):
+        self.file, self.on, self.line = file, True, ""
+
+    def write(self, text: str):
+        "Write the text of a cell."
+        if not self.on:
+            return
+        if self.file.isatty():
+            self.file.write(text)
+            return
+        for piece in re.split(r"([\r\n])", text):
+            if piece == "\n":
+                self.file.write(self.line + piece)
+            self.line = "" if piece in ("\r", "\n") else self.line + piece
+
+    def flush(self):
+        "Pass on what is complete."
+        self.file.flush()
+
+_EXAMPLES = ("*The sections " + " and ".join(f"**{s}**" for s in SHOWN) + " are about this run. All other cells are "
+             "examples: they try single functions, some of them on made-up or damaged inputs, and what they print says "
+             "nothing about your files.*")
+
+def mark_examples(
+    path: Path,  # an executed notebook
+):
+    "Say in an executed notebook which cells are examples."
+    page = nbformat.read(path, as_version=4)
+    if not all(shown_cells(page.cells)):
+        page.cells.insert(1, nbformat.v4.new_markdown_cell(_EXAMPLES))
+        nbformat.write(page, path)
+
+# %%
+cells = [nbformat.v4.new_markdown_cell("# Work"), nbformat.v4.new_code_cell("1 / 3"),
+         nbformat.v4.new_markdown_cell("## Run the stage"), nbformat.v4.new_code_cell("2 / 3")]
+assert shown_cells(cells) == [False, False, True, True] and shown_cells(cells[:2]) == [True, True]

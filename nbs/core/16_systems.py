@@ -57,6 +57,7 @@ class Stage:
     section: type | None = None  # class of its section; None: nothing to set
     reads: Names = ()            # what must exist before it runs
     writes: Names = ()           # what exists after it has run
+    unless: str = ""             # field, such as datasets.name: a run that sets it to other data leaves the stage out
     home: str = ""               # the system whose folder has the notebook; "": the one that declares the stage
 
     def __post_init__(self):
@@ -122,6 +123,8 @@ class System:
     commands: str = ""              # module of the system with a typer `app`; "": no commands of its own
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
+    read: str = ""                  # module with `read_image`, for a header of its own; "": that of `core/dicom`
+    ready: str = ""                 # module with `check_run(run)`, called before the first stage; "": none
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
     outcomes: str = ""              # module with `outcomes(run)`, see core/comparison; "": runs cannot be compared
 

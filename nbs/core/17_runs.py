@@ -232,8 +232,9 @@ class Run:
 
     @property
     def plan(self) -> list[Stage]:
-        "The stages that this run consists of, in order."
-        return self.system.plan(self.recipe, self.mode)
+        "The stages of this run, in order; what the user names as data is not drawn."
+        stages = self.system.plan(self.recipe, self.mode)
+        return [s for s in stages if self.overrides.get(s.unless, s.name) == s.name]
 
     def has(
         self,

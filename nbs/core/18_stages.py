@@ -28,9 +28,11 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict, fields
+from importlib import import_module
 from pathlib import Path
 
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
@@ -165,6 +167,8 @@ target = root / "inputs.json"
 # %% [markdown]
 # ## Running a stage
 # The executed notebook gets its final name only if every cell ran. The notebook of a failed stage is kept beside it.
+# A notebook teaches as well as works, so some of its cells print errors of made-up data. A run prints only what the
+# sections **Run the stage** and **What came out** print.
 
 # %%
 #| export
@@ -183,38 +187,72 @@ def parameter_names(
                 names |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
     return names
 
+def _engine() -> str:
+    "Make papermill tell the streams which cell runs; returns the name of the engine."
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    from mammo_nb.core.notebooks import shown_cells
+
+    class Sections(NBClientEngine):
+        "papermill's own engine, with the streams switched at the start of each cell."
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, *arguments, **options):
+            "Run the notebook."
+            shown, start = shown_cells(nb_man.nb.cells), nb_man.cell_start
+
+            def cell_start(cell, index, **more):
+                options["stdout_file"].on = options["stderr_file"].on = shown[index]
+                start(cell, index, **more)
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, *arguments, **options)
+    papermill_engines.register("sections", Sections)
+    return "sections"
+
+def _failure(source: Path, failed: Path, error) -> str:
+    "What a failed cell means to the user; `error` is papermill's."
+    import builtins
+    said = error.evalue.strip() or "no message"
+    # an error of the package says what to do; an error of Python does not
+    remedy = ""
+    if hasattr(builtins, error.ename):
+        remedy = "Mend the cause and run the same command again; finished stages are kept. "
+    return (f"{source.name}, cell {error.cell_index}, failed: {error.ename}: {said.rstrip('.')}. {remedy}"
+            f"The traceback is in {os.path.relpath(failed)}.")
+
 def execute(
     source: Path,        # notebook source; the .ipynb beside it is what runs
     output: Path,        # the executed notebook
     parameters: dict,    # for the cell tagged `parameters`; those it does not have are left out
 ):
-    "Run a notebook through papermill; raise `StageError` naming notebook, cell and error if it fails."
+    "Run a notebook through papermill; raise `StageError` naming notebook, cell, error and remedy if it fails."
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
+
+    from mammo_nb.core.notebooks import Printed, mark_examples
     source, output = Path(source), Path(output)
     running = output.with_name(f".{output.name}")
     failed = output.with_suffix(".failed.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # not a kernel `python3` that another Python has installed
     accepted = parameter_names(source)
     parameters = {name: value for name, value in parameters.items() if name in accepted}
     try:
-        # only this user can open these sockets; a port would be open to every user
-        with tempfile.TemporaryDirectory() as sockets:
+        # only this user can open these sockets; a port would be open to every user. Their path has at most 107 bytes
+        with tempfile.TemporaryDirectory(dir="/tmp" if len(tempfile.gettempdir()) > 64 else None) as sockets:
             papermill.execute_notebook(
                 source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
-                progress_bar=False, coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr,
+                progress_bar=False, coalesce_streams=True, engine_name=_engine(),
+                stdout_file=Printed(sys.stdout), stderr_file=Printed(sys.stderr),
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
     except papermill.PapermillExecutionError as e:
         os.replace(running, failed)
-        trace = "\n".join(e.traceback[-12:]) if isinstance(e.traceback, list) else str(e.traceback)
-        raise StageError(
-            f"{trace}\n{source.name}, cell {e.cell_index}: {e.ename}: {e.evalue}\n"
-            f"The notebook up to that cell: {failed}") from None
+        raise StageError(_failure(source, failed, e)) from e  # with its traceback, which --debug shows
     except DeadKernelError:
         raise StageError(
             f"{source.name}: its process was ended from outside, most often for lack of memory. "
             "Run it again to continue where it stopped.") from None
+    mark_examples(running)
     os.replace(running, output)
     failed.unlink(missing_ok=True)
 
@@ -228,7 +266,7 @@ execute(source, root / "runs" / "01_divide.ipynb", {"divisor": 5, "unknown": 1})
 try:
     execute(source, root / "runs" / "01_divide.ipynb", {"divisor": 0})
 except StageError as e:
-    print(str(e).splitlines()[-2])
+    print(e)
 sorted(p.name for p in (root / "runs").iterdir())
 
 # %% [markdown]
@@ -242,15 +280,32 @@ def _report(run: Run, notebook: Path):
     "The last notebook without its code, as report.html."
     import nbformat
     from nbconvert import HTMLExporter
+    page = nbformat.read(notebook, as_version=4)
+    page.cells.insert(1, nbformat.v4.new_markdown_cell("*For learning and research. Not a medical device.*"))
     title = {"metadata": {"name": run.folder.name}}
-    html, _ = HTMLExporter(exclude_input=True).from_notebook_node(nbformat.read(notebook, as_version=4), title)
+    html, _ = HTMLExporter(exclude_input=True).from_notebook_node(page, title)
     write_text(run.folder / "report.html", html)
+
+LEAST_FREE = 1e9  # bytes; the demos write a fraction of it, `mammo-nb check` estimates what a data set needs
+
+def check_run(
+    run: Run,
+):
+    "Check in seconds what would stop a run late. Raises a `ProjectError` with the remedy."
+    free = shutil.disk_usage(run.folder).free
+    if free < LEAST_FREE:
+        raise StageError(f"{run.folder} has {free / 1e6:.0f} MB of free disk, and a run needs at least "
+                         f"{LEAST_FREE / 1e6:.0f}. Make room, or set another folder: MAMMO_NB_RUNS=/elsewhere make ...")
+    if run.system.ready:
+        import_module(f"mammo_nb.{run.system.name}.{run.system.ready}").check_run(run)
 
 def reproduce(
     run: Run,
-    root: Path = Path("."),   # the checkout; its notebooks are built
+    root: Path = Path("."),   # the checkout
 ) -> list[str]:               # the stages that ran
     "Run every stage of a run that has to run; raises `StageError` at the first that fails."
+    from mammo_nb.core.notebooks import build_one  # needs jupytext, which predicting does not
+    check_run(run)
     ran = []
     before = None
     plan = run.plan
@@ -265,6 +320,7 @@ def reproduce(
         if why and why != ["first run"]:
             print(f"{label} runs again: {', '.join(why)}", flush=True)
         source = stage.source(root)
+        build_one(source)
         print(f"\n[{number}/{len(plan)}] {source} -> {os.path.relpath(notebook)}", flush=True)
         execute(source, notebook, {"run_dir": str(run.folder)})
         ran.append(stage.name)

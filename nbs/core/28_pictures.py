@@ -121,6 +121,8 @@ errors.round(1)
 
 # %%
 #| export
+NOT_A_DEVICE = "not a medical device"  # stands on every picture and beside every prediction
+
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1,
        cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
        cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
@@ -170,3 +172,38 @@ def sheet(
 
 # %%
 sheet([picture, fit_resize(picture, *size)] * 6, [(5, 5, 25, 25)] * 12, title="a box on each");
+
+# %% [markdown]
+# ## Diagrams
+# Boxes and arrows, for text that is easier to draw than to tell. A box has its place and its words.
+
+# %%
+#| export
+def diagram(
+    boxes: dict,        # name -> (x, y, text): centre of the box, x to the right and y downwards, in boxes
+    arrows: list,       # (name, name), or (name, name, words beside the arrow)
+    size: tuple = (2.2, 1.0),  # width and height of a step from box to box, inches
+):                      # a matplotlib figure
+    "Draw boxes with text and arrows between them."
+    import matplotlib.pyplot as plt  # slow to import, and needed here only
+    places = np.array([place[:2] for place in boxes.values()], float)
+    low, high = places.min(0) - 0.6, places.max(0) + 0.6
+    figure, axis = plt.subplots(figsize=tuple((high - low) * size))
+    drawn = {name: axis.text(x, y, text, ha="center", va="center", fontsize=9,
+                             bbox={"boxstyle": "round,pad=0.5", "facecolor": "#e8eef5", "edgecolor": "#46719c"})
+             for name, (x, y, text) in boxes.items()}
+    for start, end, *words in arrows:
+        (x0, y0, _), (x1, y1, _) = boxes[start], boxes[end]
+        axis.annotate("", (x1, y1), (x0, y0), arrowprops={
+            "arrowstyle": "-|>", "color": "#46719c", "patchA": drawn[start].get_bbox_patch(),
+            "patchB": drawn[end].get_bbox_patch(), "shrinkA": 1, "shrinkB": 1})
+        axis.text((x0 + x1) / 2, (y0 + y1) / 2, " ".join(words), fontsize=8, ha="center", va="bottom")
+    axis.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]))
+    axis.axis("off")
+    figure.tight_layout(pad=0.2)
+    plt.close(figure)
+    return figure
+
+# %%
+diagram({"file": (0, 0, "frame"), "crop": (1.2, 0, "breast"), "p": (2.4, 0, "probability")},
+        [("file", "crop", "detector"), ("crop", "p", "network")])

@@ -37,12 +37,13 @@ from mammo_nb.core.budget import read_modes
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json
+from mammo_nb.core.pictures import NOT_A_DEVICE
 from mammo_nb.core.providers import open_ensemble
 from mammo_nb.core.settings import SettingsError, check_parts, find_trained
 
 # %%
 #| export
-DEMONSTRATION = "demonstration weights, not for clinical use"  # beside each prediction of such weights
+DEMONSTRATION = f"demonstration weights, not for clinical use, {NOT_A_DEVICE}"  # of weights trained on drawn patients
 
 class SubmissionError(ProjectError):
     "A competition, a declaration or a prediction from which no valid submission follows."
@@ -309,3 +310,52 @@ def find_weights(
     raise MissingWeights(
         f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
         "weights go to assets/trained or are named with --weights.")
+
+# %% [markdown]
+# ## Where weights come from
+# A probability is worth what its weights are worth. So a prediction says which run, which data and how many patients
+# they come from, and how they scored out of fold. Weights that are found and not named are used only if they are better
+# than guessing: the 95 % interval of their AUC has to lie above 0.5.
+
+# %%
+#| export
+class WeakWeights(SubmissionError):
+    "Weights that nobody has named and that are no better than guessing."
+
+def caution(
+    demonstration: bool,   # whether the weights were trained on drawn patients
+) -> str:
+    "The words that stand beside each prediction."
+    return DEMONSTRATION if demonstration else NOT_A_DEVICE
+
+def origin(
+    folder: Path,      # of the weights
+    metadata: dict,    # their JSON: recipe; trained: run, data, patients, breasts, cancers, auc, auc_95
+) -> str:
+    "Where weights come from, in one sentence."
+    about = metadata.get("trained")
+    if not about:
+        return f"{folder}: recipe {metadata.get('recipe', 'unknown')}; their data and their score are not recorded"
+    low, high = about["auc_95"]
+    return (f"{folder}: run {about['run']}, recipe {metadata['recipe']}, trained on {about['data']}, "
+            f"{about['patients']} patients; out-of-fold AUC per breast {about['auc']:.3f} (95 % {low:.3f} to "
+            f"{high:.3f}, {about['breasts']} breasts, {about['cancers']} with cancer)")
+
+def check_score(
+    folder: Path,      # of the weights
+    metadata: dict,    # as for `origin`
+):
+    "Raise WeakWeights if the interval of the AUC reaches 0.5."
+    about = metadata.get("trained")
+    if about and about["auc_95"][0] <= 0.5:
+        raise WeakWeights(f"{origin(folder, metadata)}. That is no better than guessing, so these weights are used "
+                          f"only if you name them: --weights {folder}.")
+
+# %%
+about = {"run": "tiny", "data": "a drawn competition", "patients": 12, "breasts": 24, "cancers": 6, "auc": 0.519,
+         "auc_95": [0.159, 0.843]}
+try:
+    check_score(Path("runs/tiny/weights"), {"recipe": "tiny", "trained": about})
+except WeakWeights as e:
+    print(e)
+check_score(Path("w"), {"recipe": "demo", "trained": {**about, "auc": 0.995, "auc_95": [0.983, 1.0]}})

@@ -28,6 +28,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 # %% tags=["parameters"]
 pictures = 5   # number of pictures in the figure below
@@ -74,12 +75,13 @@ stages_table(manifest)
 #| export
 def plot_history(
     axis: plt.Axes,
-    history: pd.DataFrame,  # fold, epoch, loss
+    history: pd.DataFrame,  # fold, epoch (from 0, as stored), loss
 ):
     "Training loss over the epochs, a line for each fold."
     for fold, rows in history.groupby("fold"):
-        axis.plot(rows["epoch"], rows["loss"], marker="o", label=f"fold {fold}")
-    axis.set(title="training loss", xlabel="epoch")
+        axis.plot(rows["epoch"] + 1, rows["loss"], marker="o", label=f"fold {fold}")
+    axis.set(title="training loss", xlabel="epoch, from 1")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(fontsize=8)
 
 def plot_probabilities(
@@ -94,7 +96,7 @@ def plot_probabilities(
     for label, name in enumerate(names):
         axis.hist(probabilities[labels == label], bins=25, range=(0, 1), alpha=.6, label=name)
     axis.axvline(threshold, color="black", lw=1)
-    axis.set(title=title)
+    axis.set(title=f"{title}, n = {len(labels)}", xlabel=f"line: threshold {threshold:.2f}")
     axis.legend(fontsize=8)
 
 def plot_ladder(
@@ -110,30 +112,39 @@ def plot_ladder(
     plt.gca().invert_yaxis()
     plt.xlabel(label)
 
+KINDS = {(1, True): "found", (1, False): "missed", (0, True): "suspected", (0, False): "passed"}
+
 def extremes(
     table: pd.DataFrame,  # one row per item, with a column `probability`
     label: str,           # column with 0 or 1
-    count: int = 4,       # items of each kind
+    threshold: float,     # an item with a higher probability is called positive
+    count: int = 4,       # items of each kind, if there are so many
 ) -> pd.DataFrame:        # the rows with a column `kind`: found, missed, suspected, passed
-    "The items of each label with the best and the worst predictions."
-    table = table.sort_values("probability")
-    positive, negative = table[table[label] == 1], table[table[label] == 0]
-    kinds = {"found": positive.tail(count), "missed": positive.head(count),
-             "suspected": negative.tail(count), "passed": negative.head(count)}
-    return pd.concat([rows.assign(kind=kind) for kind, rows in kinds.items()])
+    "The clearest items of each kind: the highest probabilities above the threshold and the lowest below it."
+    table = table.sort_values("probability", ascending=False)
+    positive = table["probability"].astype(np.float32) > np.float32(threshold)  # as the curve of thresholds compares
+    kind = pd.Series([KINDS[int(y), bool(p)] for y, p in zip(table[label], positive)], table.index, dtype=object)
+    table = table.assign(kind=kind)
+    parts = [table[kind == k] for k in KINDS.values()]
+    return pd.concat([part.head(count) if k in ("found", "suspected") else part.iloc[::-1].head(count)
+                      for k, part in zip(KINDS.values(), parts)])
 
 def show_pictures(
     rows: pd.DataFrame,    # one row per picture, such as from `extremes`
     load: Callable,        # row -> uint8 (height, width)
     title: Callable,       # row -> title of the picture
     columns: int = 8,      # pictures side by side
+    mask: Callable | None = None,  # row -> uint8 (height, width), outlined where it is white; or None
 ):
     "Show pictures in a grid."
     shape = -(-len(rows) // columns), columns
-    figure, axes = plt.subplots(*shape, figsize=(12, 3.25 * shape[0]), squeeze=False)
+    figure, axes = plt.subplots(*shape, figsize=(12, 3.8 * shape[0]), squeeze=False)
     for axis, row in zip(axes.flat, rows.itertuples()):
         axis.imshow(load(row), cmap="gray", vmin=0, vmax=255)
         axis.set_title(title(row), fontsize=9)
+        outline = None if mask is None else mask(row)
+        if outline is not None and outline.any():
+            axis.contour(outline, levels=[127], colors="orange", linewidths=1)
     for axis in axes.flat:
         axis.axis("off")
     figure.tight_layout()
@@ -145,8 +156,9 @@ def show_pictures(
 # %%
 rng = np.random.default_rng(0)
 table = pd.DataFrame({"probability": rng.random(40), "cancer": rng.integers(0, 2, 40)})
-chosen = extremes(table, "cancer", count=2)
-of_kind = chosen.groupby("kind")["probability"]
-assert of_kind.max()["missed"] < of_kind.min()["found"] and of_kind.max()["passed"] < of_kind.min()["suspected"]
+chosen = extremes(table, "cancer", threshold=0.6, count=2)
+kinds = chosen.groupby("kind")
+assert (kinds["cancer"].first() == kinds["cancer"].last()).all() and len(chosen) == 8
+assert kinds["probability"].min()[["found", "suspected"]].min() > 0.6 >= kinds["probability"].max()["missed"]
 show_pictures(chosen.head(pictures), lambda row: np.full((8, 6), round(255 * row.probability), np.uint8),
               lambda row: f"{row.kind}: {row.probability:.2f}", columns=pictures)

@@ -36,6 +36,8 @@ from mammo_nb.ich.recipes import (COMPETITION, RECIPES, Bag, Classify, Embed, En
 #| hide
 import pandas as pd
 
+from mammo_nb.core.pictures import diagram
+
 # %% [markdown]
 # ## Names that depend on the recipe
 
@@ -91,7 +93,7 @@ system = System(
     name="ich",
     title="RSNA Intracranial Hemorrhage Detection (2019), second place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="prepare.dataset",
               writes=("competition/stage_2_train.csv", "competition/stage_2_sample_submission.csv",
                       "competition/stage_2_train_images/", "competition/stage_2_test_images/", "competition/truth/")),
         Stage("prepare", Prepare, reads=(training_set,), writes=("processed/slices.csv", "processed/pictures/")),
@@ -135,6 +137,15 @@ system = System(
     check="tools.check",
     outcomes="bag",
 )
+
+# %% [markdown]
+# The two networks, and what goes from one to the other:
+
+# %%
+diagram({"slices": (0, 0, "slices of a series,\nthree windows each"), "cnn": (1.2, 0, "classifier,\nslice by slice"),
+         "features": (2.4, 0, "features,\nstored"), "lstm": (3.6, 0, "bidirectional LSTM,\nin the patient's order"),
+         "p": (4.8, 0, "probabilities\nof each slice"), "alone": (2.4, 1, "probabilities of the classifier alone")},
+        [("slices", "cnn"), ("cnn", "features"), ("features", "lstm"), ("lstm", "p"), ("cnn", "alone")])
 
 # %% [markdown]
 # The flow of the data, drawn from the declaration:

@@ -34,7 +34,7 @@ import pandas as pd
 from mammo_nb.core.budget import Mode
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.runs import Run
-from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission
+from mammo_nb.core.submission import ItemSet, Submission, caution
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.ich.learning.graphs import Bag, check_bag, open_bag, predict_series
 from mammo_nb.ich.reading.competition import SAMPLE, CompetitionError, images_folder, place_of, split_ids
@@ -200,8 +200,8 @@ def per_slice(
     "The table of slices."
     table = pd.concat([test.items.drop(columns="file"), found.drop(columns="file")], axis=1)
     table = table.rename(columns={"image_file": "file"})
-    if metadata["demonstration"]:
-        table["note"] = [f"{note}; {DEMONSTRATION}" if note else DEMONSTRATION for note in table["note"]]
+    word = caution(metadata["demonstration"])
+    table["note"] = [f"{note}; {word}" if note else word for note in table["note"]]
     return table[TABLE]
 
 def show_series(

@@ -216,7 +216,8 @@ if run.has("sequence"):
     fig, axes = plt.subplots(1, len(scores), figsize=(4.5 * len(scores), 2.8), squeeze=False)
     for ax, score in zip(axes[0], scores):
         for name, own in history.groupby("reader", sort=False):
-            ax.plot(own.groupby("epoch")[score].mean(), marker=".", label=name)
+            mean = own.groupby("epoch")[score].mean()
+            ax.plot(mean.index + 1, mean, marker=".", label=name)
         ax.set(title={"loss": "training loss", "log_loss": "log loss of held-back slices"}[score], xlabel="epoch")
     axes[0, 0].legend(fontsize=7)
     fig.tight_layout()

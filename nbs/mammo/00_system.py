@@ -101,7 +101,7 @@ system = System(
     name="mammo",
     title="RSNA Screening Mammography (2023), first place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="datasets.name",
               writes=("competition/train.csv", "competition/test.csv", "competition/sample_submission.csv",
                       "competition/train_images/", "competition/test_images/", "competition/truth/")),
         Stage("datasets", Datasets, reads=(published_tables,), writes=("processed/cleaned_label.csv",)),
@@ -138,6 +138,8 @@ system = System(
     weights=ENSEMBLE + DETECTOR,
     commands="tools.commands",
     predict="tools.predict",
+    read="reading.mammograms",
+    ready="tools.ready",
     check="tools.check",
     outcomes="select",
 )

@@ -377,15 +377,15 @@ pd.Series(graph.metadata, name="detector.json").to_frame()
 # %%
 if history is not None:
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8))
-    axes[0].plot(history["epoch"], history["loss"], marker="o")
+    axes[0].plot(history["epoch"] + 1, history["loss"], marker="o")
     axes[0].set(title="training loss", xlabel="epoch")
     for column, label in (("ap", "AP, mean of IoU .50 to .95"), ("ap50", "AP at IoU .50")):
-        axes[1].plot(history["epoch"], history[column], marker="o", label=label)
+        axes[1].plot(history["epoch"] + 1, history[column], marker="o", label=label)
     axes[1].set(title="held-back patients", xlabel="epoch", ylim=(0, 1.02))
     axes[1].legend()
     fig.tight_layout()
     best = history.loc[history["ap"].idxmax()]
-    print(f"epoch {best['epoch']:.0f}: AP {best['ap']:.3f}, AP50 {best['ap50']:.3f}")
+    print(f"epoch {best['epoch'] + 1:.0f}: AP {best['ap']:.3f}, AP50 {best['ap50']:.3f}")
 
 # %% [markdown]
 # Three methods to find a breast, on the held-back frames: how much of the true box each one covers, its worst case, and

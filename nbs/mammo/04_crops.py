@@ -40,7 +40,7 @@ from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
 from mammo_nb.core.files import inside, owned, write_csv
 from mammo_nb.core.headers import BadHeader, Header
 from mammo_nb.core.parallel import map_files
-from mammo_nb.core.pictures import fit_resize, shrink, write_png
+from mammo_nb.core.pictures import NOT_A_DEVICE, fit_resize, shrink, write_png
 from mammo_nb.core.recipes import check_section
 from mammo_nb.core.runs import Run
 from mammo_nb.core.windows import WindowError, percentile, to_grey
@@ -251,7 +251,7 @@ def preview(
     seen: np.ndarray,     # uint8 (height, width), the input of the network
     lines: list[str],     # lines of text below the pictures
 ) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
-    "Draw the frame with its box beside the input of the network."
+    "Draw the frame with its box beside the input of the network, and write the scale of the frame below."
     height = 512
 
     def side(grey):
@@ -263,6 +263,7 @@ def preview(
     frame = side(crop(breast.image, whole, Crops(height=height, scaling=breast.scaling)))
     cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1),
                   (0, 165, 255), 2)
+    lines = [*lines, f"frame {header.rows} x {header.columns}, shown at {scale:.2g} times its size"]
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
     width = max(picture.shape[1], 520)
     picture = cv2.copyMakeBorder(picture, 0, 10 + 20 * len(lines), 0, width - picture.shape[1], cv2.BORDER_CONSTANT,
@@ -324,7 +325,7 @@ def crop_file(
     if item.get("previews"):
         text = f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")
         write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]),
-                  preview(breast, fit_resize(breast.grey, 512, 256), [text]))
+                  preview(breast, fit_resize(breast.grey, 512, 256), [Path(item["file"]).name, text, NOT_A_DEVICE]))
     center, width = None, None
     if header.windows and breast.scaling == "window":
         center, width = header.windows[min(settings.window, len(header.windows) - 1)]

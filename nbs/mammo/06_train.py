@@ -386,7 +386,7 @@ history.drop(columns=["weights_sha256"]).round(4)
 fig, axes = plt.subplots(1, 3, figsize=(11, 3))
 for fold, h in history.groupby("fold"):
     for ax, column in zip(axes, ["loss", "auc", "pf1"]):
-        ax.plot(h["epoch"], h[column], marker="o", label=f"fold {fold}")
+        ax.plot(h["epoch"] + 1, h[column], marker="o", label=f"fold {fold}")
 for ax, title in zip(axes, ["training loss", "AUC per breast, held-back fold", "pF1 per breast, best threshold"]):
     ax.set(title=title, xlabel="epoch")
 axes[0].legend(fontsize=8)

@@ -209,14 +209,16 @@ tried.iloc[[*range(min(4, len(tried))), -1]].round(3)   # the best and the worst
 # %%
 breasts = per_breast(read_table(run.path("oof.csv"), ["probability"]))
 curve = threshold_curve(breasts["cancer"], breasts["probability"])
-fig, axes = plt.subplots(1, 3, figsize=(11, 3))
+cases = f"{selection['breasts']} breasts, {selection['cancers']} with cancer"
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
 axes[0].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])
-axes[0].set(title=f"ROC, AUC {selection['auc']:.3f}", xlabel="false positive rate", ylabel="sensitivity")
+axes[0].set(title=f"ROC, AUC {selection['auc']:.3f}\n{cases}", xlabel="false positive rate", ylabel="sensitivity")
 precision, recall, _ = precision_recall_curve(breasts["cancer"], breasts["probability"])
 axes[1].plot(recall, precision)
-axes[1].set(title=f"average precision {selection['average_precision']:.3f}", xlabel="recall", ylabel="precision")
+axes[1].set(title=f"average precision {selection['average_precision']:.3f}\n{cases}", xlabel="recall",
+            ylabel="precision")
 axes[2].plot(curve["threshold"], curve["score"])
 axes[2].axvline(selection["threshold"], color="orange")
 axes[2].axvspan(*selection["plateau"], alpha=.2, color="orange")
-axes[2].set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+axes[2].set(title=f"pF1 by threshold, and its plateau\n{cases}", xlabel="threshold")
 fig.tight_layout()

@@ -44,7 +44,7 @@ from mammo_nb.core.runs import Run
 from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.sidecars import EngineError, read_entries, read_sidecar
 from mammo_nb.mammo.crops import crop_path
-from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.datasets import per_breast, read_table, set_names
 from mammo_nb.mammo.recipes import Engines
 from mammo_nb.mammo.train import as_asked, build_network
 
@@ -229,10 +229,14 @@ def about_ensemble(
 ) -> dict:      # threshold, score, crops and detector before it, and how to build it again
     "Entries of ensemble.json."
     network, selection = run.recorded("train"), read_entries(run.path("selection.json"), ("folds", "threshold"))
+    scores = {k: selection[k] for k in ("auc", "auc_95", "breasts", "cancers")}
+    patients = read_table(run.path("oof.csv"), ["probability"])["patient_id"].nunique()
+    data = "a drawn competition" if run.has("phantom") else ", ".join(set_names(run))
     return {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
-        "demonstration": run.has("phantom"), "oof_auc": selection["auc"], "rebuild": {
+        "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
+        "trained": {"run": run.folder.name, "data": data, "patients": patients, **scores}, "rebuild": {
             "kind": "mammo.pointing" if network.lesion_weight else "timm", "network": network.network,
             "global_pool": network.global_pool, "mirrored": network.mirrored,
             "weights": [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]

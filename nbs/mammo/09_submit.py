@@ -35,7 +35,7 @@ from mammo_nb.core.files import inside
 from mammo_nb.core.recipes import from_dict
 from mammo_nb.core.runs import Run
 from mammo_nb.core.sidecars import check_entries
-from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission, open_network
+from mammo_nb.core.submission import ItemSet, Submission, caution, open_network
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.mammo.crops import WHOLE
 from mammo_nb.mammo.datasets import DatasetError, competition, read_table
@@ -187,7 +187,7 @@ def per_image(
         table[column] = test.items[column]
     for column in ("laterality", "view"):
         table[column] = table[column].where(table[column].notna(), test.items[column])
-    table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
+    table["note"] = caution(metadata["demonstration"])
     table["prediction_id"] = test.items["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 

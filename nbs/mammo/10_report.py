@@ -30,7 +30,7 @@ from mammo_nb.core.reports import extremes, show_pictures, submission_line
 from mammo_nb.core.runs import Run
 from mammo_nb.core.submission import DEMONSTRATION
 from mammo_nb.mammo.crops import crop_path
-from mammo_nb.mammo.datasets import read_table
+from mammo_nb.mammo.datasets import per_breast, read_table
 
 # %%
 #| hide
@@ -45,7 +45,6 @@ from mammo_nb.core.metrics import threshold_curve
 from mammo_nb.core.practice import practice
 from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
 from mammo_nb.core.runs import read_manifest
-from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.learning.subgroups import by_unit, subgroups
 from mammo_nb.mammo.system import system
 
@@ -96,7 +95,7 @@ def result_lines(
     if run.path("submit.json").exists():
         lines.append(submission_line(read_json(run.path("submit.json"))))
         images = read_table(run.path("test_per_image.csv"), ["probability"])
-        if (images["note"].fillna("") != "").any():
+        if images["note"].eq(DEMONSTRATION).any():
             lines.append(f"*{DEMONSTRATION}*: these weights were trained on drawn breasts only")
     return lines
 
@@ -118,14 +117,15 @@ if trained_here:
     fig, axes = plt.subplots(1, 3, figsize=(11, 3))
     plot_history(axes[0], read_table(run.path("checkpoints/history.csv"), ["loss"]))
     axes[1].plot(*roc_curve(breasts["cancer"], breasts["probability"])[:2])
-    axes[1].set(title="ROC, out of fold, per breast", xlabel="false positive rate", ylabel="sensitivity")
+    axes[1].set(title=f"ROC, out of fold, {len(breasts)} breasts", xlabel="false positive rate", ylabel="sensitivity")
     plot_probabilities(axes[2], breasts["cancer"], breasts["probability"], s["threshold"], ("no cancer", "cancer"),
                        "probability of a breast")
     fig.tight_layout()
 
 # %%
 if trained_here:
-    display(pd.DataFrame(s["folds"]).round(3))
+    folds = pd.DataFrame(s["folds"]).round(3)
+    display(folds.assign(epoch=folds["epoch"] + 1))  # counted from 1; the files of epoch 1 are named epoch_0
 
 # %% [markdown]
 # ## How sure the scores are
@@ -182,23 +182,32 @@ if trained_here:
     display(in_words(by_unit(oof), ("AUC", "pF1")).set_index("unit").round(3))
 
 # %% [markdown]
-# ## The best and the worst predictions
-# Images out of fold: the cancers with the highest probabilities (found) and the lowest (missed), and the other images
-# with the highest (suspected) and the lowest (passed).
+# ## The clearest right and wrong predictions
+# Breasts out of fold, as the threshold decides. Of the cancers some are found and some are missed; of the other breasts
+# some are suspected and some passed. Shown are those farthest from the threshold. A breast appears once, with the
+# probability of the whole breast and the image that had the highest one. An orange line is the outline of a lesion,
+# where masks are known.
 
 # %%
 #| export
 def show_extremes(
     run: Run,   # a run that has trained
 ):
-    "Show four images each of those found, missed, suspected and passed, with their probabilities out of fold."
-    folder = run.path("processed/cleaned_images")
-    rows = extremes(read_table(run.path("oof.csv"), ["probability"]), "cancer")
+    "Show up to four breasts each of those found, missed, suspected and passed, with id, view and probability."
+    oof = read_table(run.path("oof.csv"), ["probability"])
+    breasts = per_breast(oof)
+    rows = extremes(breasts, "cancer", read_json(run.path("selection.json"))["threshold"])
+    best = oof.sort_values("probability", ascending=False).drop_duplicates(["patient_id", "laterality"])
+    best = best.merge(read_table(run.path("folds.csv"), ["view"])[["image_id", "patient_id", "view"]])
+    rows = rows.merge(best[["patient_id", "laterality", "image_id", "view"]], on=["patient_id", "laterality"])
 
-    def load(row):
-        return cv2.imread(str(crop_path(folder, row.patient_id, row.image_id)), cv2.IMREAD_GRAYSCALE)
+    def picture(name: str, row):
+        path = crop_path(run.path(f"processed/{name}"), row.patient_id, row.image_id)
+        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
 
-    show_pictures(rows, load, lambda row: f"{row.kind}: {row.probability:.2f}")
+    show_pictures(rows, lambda row: picture("cleaned_images", row),
+                  lambda row: f"{row.kind}: {row.probability:.2f}\n{row.patient_id} {row.laterality}\n{row.view}",
+                  mask=lambda row: picture("cleaned_masks", row))
 
 # %%
 if trained_here:

@@ -37,6 +37,8 @@ from mammo_nb.trauma.recipes import (COMPETITION, RECIPES, Blocks, Engines, Ense
 #| hide
 import pandas as pd
 
+from mammo_nb.core.pictures import diagram
+
 # %% [markdown]
 # ## Names that depend on the recipe
 
@@ -95,7 +97,7 @@ system = System(
     name="trauma",
     title="RSNA Abdominal Trauma Detection (2023), first place",
     stages=(
-        Stage("phantom", Phantom,
+        Stage("phantom", Phantom, unless="volumes.dataset",
               writes=("competition/train.csv", "competition/image_level_labels.csv",
                       "competition/train_series_meta.csv", "competition/train_images/", "competition/segmentations/",
                       "competition/test_series_meta.csv", "competition/sample_submission.csv",
@@ -133,6 +135,19 @@ system = System(
     check="tools.check",
     outcomes="ensemble",
 )
+
+# %% [markdown]
+# The two networks, and what goes from one to the other:
+
+# %%
+diagram({"series": (0, 0, "series"), "unet": (1.1, 0, "3D U-Net"), "organs": (2.2, 0, "organs"),
+         "blocks": (1.1, 1, "crop around the organs,\nblocks of triplets"),
+         "cnn": (2.6, 1, "2D network,\nslice by slice"),
+         "rnn": (3.8, 1, "recurrent layer,\nboth directions"), "p": (5, 1, "injuries\nof each slice"),
+         "labels": (3.6, 0, "visibility of each organ:\nlabels of slices"),
+         "decoder": (3.8, 2, "decoder: outlines of the organs,\nin training only")},
+        [("series", "unet"), ("unet", "organs"), ("series", "blocks"), ("organs", "blocks"), ("blocks", "cnn"),
+         ("cnn", "rnn"), ("rnn", "p"), ("organs", "labels"), ("cnn", "decoder"), ("labels", "p", "training")])
 
 # %% [markdown]
 # The flow of the data, drawn from the declaration:

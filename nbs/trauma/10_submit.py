@@ -34,7 +34,7 @@ import pandas as pd
 from mammo_nb.core.budget import Mode
 from mammo_nb.core.engines import NotFinite
 from mammo_nb.core.runs import Run
-from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission
+from mammo_nb.core.submission import ItemSet, Submission, caution
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.trauma.learning.inference import (Engines, Seen, check_weights, open_engines, patient_probabilities,
                                                 read_series, submitted)
@@ -204,9 +204,8 @@ def per_patient(
 ) -> pd.DataFrame:         # TABLE
     "The table of patients."
     table = pd.concat([test.items, found.drop(columns="file")], axis=1).reindex(columns=TABLE)
-    if metadata["demonstration"]:
-        table["note"] = [f"{note}; {DEMONSTRATION}" if isinstance(note, str) and note else DEMONSTRATION
-                         for note in table["note"]]
+    word = caution(metadata["demonstration"])
+    table["note"] = [f"{note}; {word}" if isinstance(note, str) and note else word for note in table["note"]]
     return table
 
 submission = Submission(

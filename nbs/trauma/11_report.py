@@ -200,7 +200,7 @@ if run.has("segment"):
     history = pd.read_csv(run.path("checkpoints/segment/history.csv"))
     plt.figure(figsize=(6, 2.4))
     for organ in ORGANS:
-        plt.plot(history["epoch"], history[f"dice_{organ}"], marker="o", ms=3, label=organ)
+        plt.plot(history["epoch"] + 1, history[f"dice_{organ}"], marker="o", ms=3, label=organ)
     plt.ylim(0, 1)
     plt.title("Dice of held-back patients")
     plt.xlabel("epoch")

@@ -6,7 +6,7 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #e33cff8e
+# %% ../../../nbs/ich/tools/predict.ipynb #e55dff4c
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,7 @@ from ...core.parallel import forget, map_files
 from ...core.pictures import fit_resize, write_png
 from ...core.providers import print_refused, refusals
 from ...core.settings import parts_of
-from ...core.submission import DEMONSTRATION, by_row, find_weights
+from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights
 from ...core.volumes import LOCALIZER
 from ..learning.graphs import check_bag, predict_series, process_bag
 from ..reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
@@ -92,7 +92,7 @@ def predict_item(
                                                                           item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #71165cad
+# %% ../../../nbs/ich/tools/predict.ipynb #92e993fb
 def read_folder(
     folder: Path,
     output: Path,
@@ -111,7 +111,7 @@ def read_folder(
     else:
         table["image_id"] = table["uid"].where(table["uid"].ne(""), table["image_id"])
     slices = _is_slice(table)
-    for word in filter(None, (more, DEMONSTRATION if metadata["demonstration"] else "")):
+    for word in filter(None, (more, caution(metadata["demonstration"]))):
         table.loc[slices, "note"] = [f"{n}; {word}".lstrip("; ") for n in table.loc[slices, "note"]]
     return table, series
 
@@ -165,7 +165,7 @@ def predict_folder(
     "Predict every slice of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("encoder", weights)
     metadata = check_bag(weights)
-    classes, note = metadata["classes"], DEMONSTRATION if metadata["demonstration"] else ""
+    classes, note = metadata["classes"], caution(metadata["demonstration"])
     output.mkdir(parents=True, exist_ok=True)
     slices, series = read_folder(folder, output, metadata, workers)
     name_of = slices["file"].where(slices["frame"].astype(str).eq(""),
@@ -209,7 +209,7 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
         table["note"] = ["; ".join(n) for n in own]
     return table
 
-_SAFE = {DEMONSTRATION, GIVEN, GREY}
+_SAFE = {DEMONSTRATION, NOT_A_DEVICE, GIVEN, GREY}
 
 def print_predictions(
     result: pd.DataFrame,  # from `predict_folder`

@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'PER_IMAGE', 'PredictError', 'detector_of', 'read_sides', 'predict_file', 'predict_items', 'breasts_of',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #26e04133
+# %% ../../../nbs/mammo/tools/predict.ipynb #a5ec8b85
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,14 @@ import pandas as pd
 from ...core.dicom import find_files
 from ...core.engines import NotFinite, finite
 from ...core.errors import ProjectError
-from ...core.files import inside, owned, short_hash, write_csv
+from ...core.files import inside, owned, short_hash, write_csv, write_json
 from ...core.parallel import forget, map_files
 from ...core.pictures import write_png
 from ...core.providers import print_refused, process_engine, refusals
 from ...core.recipes import from_dict
 from ...core.sidecars import read_entries, read_sidecar
 from ...core.settings import parts_of
-from ...core.submission import DEMONSTRATION, find_weights
+from ...core.submission import caution, check_score, find_weights, origin
 from ..crops import WHOLE, preview
 from ..datasets import DatasetError, per_breast, read_table
 from ..learning.decision import image_means
@@ -80,7 +80,7 @@ def read_sides(
             }
     return rows
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #76dcd3ce
+# %% ../../../nbs/mammo/tools/predict.ipynb #4d35ff6e
 def predict_file(
     item: dict,  # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview
 ) -> dict:       # a row of per_image.csv
@@ -95,13 +95,13 @@ def predict_file(
     except NotFinite as e:
         return {**row, "error": f"NotFinite: {e}"}
     if item.get("previews"):
-        lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"]
-        if engine.metadata["demonstration"]:
-            lines.append(DEMONSTRATION)
+        sides = f"{row['laterality']} {row['view']}"
+        lines = [item["name"], f"{sides}   probability {probability:.3f}   box: {row['box_source']}"]
+        lines.append(caution(engine.metadata["demonstration"]))
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": round(probability, 6)}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #5d126ad2
+# %% ../../../nbs/mammo/tools/predict.ipynb #3b7df593
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -127,14 +127,14 @@ def predict_items(
     table = map_files(predict_file, items, table=output, params=parts_of(weights), workers=workers, label="predict")
     print_refused(table)
     table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
-    table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
+    table["note"] = caution(metadata["demonstration"])
     return table
 
 def breasts_of(
     images: pd.DataFrame,   # as from `predict_items`
 ) -> pd.DataFrame:          # patient_id, laterality, images: number of predicted ones, probability, note
     "Average the images of each breast. A breast without a prediction has an empty probability and a note."
-    key, note = ["patient_id", "laterality"], images["note"].iloc[0]
+    key, note = ["patient_id", "laterality"], "".join(images["note"][:1])
     breasts = images.loc[images["patient_id"].notna(), key].drop_duplicates()
     found = per_breast(images[images["probability"].notna()])
     breasts = breasts.merge(found[[*key, "images", "probability"]], "left", key)
@@ -145,7 +145,7 @@ def breasts_of(
 
 @owned
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
+    folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files; or a single file
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
     weights: Path | None = None,  # as in `find_weights`
     table: Path | None = None,    # as in `read_sides`
@@ -153,8 +153,14 @@ def predict_folder(
     workers: int | None = None,   # processes; None means one a core
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
-    folder, output, weights = Path(folder), Path(output), find_weights("ensemble", weights)
-    files, _ = find_files(folder, besides=output)
+    folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
+    metadata = read_entries(place / "ensemble.json", NEEDED)
+    if not weights:
+        check_score(place, metadata)
+    if folder.is_file():
+        folder, files = folder.parent, [folder.name]
+    else:
+        files, _ = find_files(folder, besides=output)
     sides = read_sides(folder, table)
 
     def name(file: str) -> str:
@@ -163,16 +169,19 @@ def predict_folder(
         return file.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
 
     items = [
-        {"file": f, "folder": str(folder), "weights": str(weights), "row": sides.get(Path(f).stem),
+        {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(Path(f).stem),
          "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
+    nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
     if hash_ids:
         forget(output / "per_image.csv")
         result = _hide(result)
     write_csv(output / "per_image.csv", result)
-    breasts = breasts_of(result)
+    breasts = breasts_of(result[~nameless])
     write_csv(output / "per_breast.csv", breasts)
-    result.attrs["weights"] = str(weights)
+    about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
+    write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
+    result.attrs |= {**about, "nameless": int(nameless.sum())}
     return result
 
 def print_predictions(
@@ -185,7 +194,10 @@ def print_predictions(
         print(f"{row.probability:.3f}  {row.laterality} {row.view:8} {row.file}")
     for row in failed.itertuples():
         print(f"failed {row.file}: {row.error}")
-    print(f"{len(result) - len(failed)} of {len(result)} files predicted with {result.attrs['weights']} -> {output}")
-    if result["note"].iloc[0]:
-        print(result["note"].iloc[0])
+    if nameless := result.attrs["nameless"]:
+        print(f"{nameless} files have no known patient or side, so per_breast.csv leaves them out. Name them in a CSV "
+              "with the columns file, patient_id, laterality and view: --table sides.csv")
+    print(f"{len(result) - len(failed)} of {len(result)} files predicted -> {output}")
+    print(f"weights {result.attrs['origin']}")
+    print(result.attrs["note"])
     return len(failed)

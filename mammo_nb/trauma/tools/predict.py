@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #5b41ee54
+# %% ../../../nbs/trauma/tools/predict.ipynb #d3d24c56
 import shutil
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ...core.series import read_series as read_files
 from ...core.series import tables_of
 from ...core.providers import print_refused, refusals
 from ...core.settings import parts_of
-from ...core.submission import DEMONSTRATION, find_weights
+from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
 from ..learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
 from ..reading.organs import visibility
@@ -133,7 +133,7 @@ def predict_item(
     return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
             **refusals(engines)}
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #9d6ad33e
+# %% ../../../nbs/trauma/tools/predict.ipynb #a782eba7
 @owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat
@@ -146,7 +146,7 @@ def predict_folder(
     "Predict every patient of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
     seen = check_weights(weights)
-    note = DEMONSTRATION if seen.demonstration else ""
+    note = caution(seen.demonstration)
     output.mkdir(parents=True, exist_ok=True)
     volumes, slices, series = find_volumes(folder, output, seen, workers)
     for own in volumes:
@@ -194,7 +194,7 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
         if column != "series" or "slices" not in table:
             table[column] = [short_hash(str(v)) if v else v for v in table[column]]
     table["error"] = [e.split(":")[0] for e in table["error"]]
-    table["note"] = [DEMONSTRATION if DEMONSTRATION in n else "" for n in table["note"]]
+    table["note"] = [next((w for w in (DEMONSTRATION, NOT_A_DEVICE) if w in n), "") for n in table["note"]]
     return table
 
 def print_predictions(

@@ -34,7 +34,7 @@ from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.providers import print_refused, refusals
 from mammo_nb.core.settings import parts_of
-from mammo_nb.core.submission import DEMONSTRATION, by_row, find_weights
+from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights
 from mammo_nb.core.volumes import LOCALIZER
 from mammo_nb.ich.learning.graphs import check_bag, predict_series, process_bag
 from mammo_nb.ich.reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
@@ -172,7 +172,7 @@ def read_folder(
     else:
         table["image_id"] = table["uid"].where(table["uid"].ne(""), table["image_id"])
     slices = _is_slice(table)
-    for word in filter(None, (more, DEMONSTRATION if metadata["demonstration"] else "")):
+    for word in filter(None, (more, caution(metadata["demonstration"]))):
         table.loc[slices, "note"] = [f"{n}; {word}".lstrip("; ") for n in table.loc[slices, "note"]]
     return table, series
 
@@ -226,7 +226,7 @@ def predict_folder(
     "Predict every slice of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("encoder", weights)
     metadata = check_bag(weights)
-    classes, note = metadata["classes"], DEMONSTRATION if metadata["demonstration"] else ""
+    classes, note = metadata["classes"], caution(metadata["demonstration"])
     output.mkdir(parents=True, exist_ok=True)
     slices, series = read_folder(folder, output, metadata, workers)
     name_of = slices["file"].where(slices["frame"].astype(str).eq(""),
@@ -270,7 +270,7 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
         table["note"] = ["; ".join(n) for n in own]
     return table
 
-_SAFE = {DEMONSTRATION, GIVEN, GREY}
+_SAFE = {DEMONSTRATION, NOT_A_DEVICE, GIVEN, GREY}
 
 def print_predictions(
     result: pd.DataFrame,  # from `predict_folder`

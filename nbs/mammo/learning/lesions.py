@@ -39,6 +39,19 @@ from mammo_nb.core.networks import create_network
 import pandas as pd
 
 from mammo_nb.core.ensembles import make_network
+from mammo_nb.core.pictures import diagram
+
+# %% [markdown]
+# Two ways lead from the picture to the output. Only the lower one is trained with masks:
+
+# %%
+diagram({"x": (0, 0.5, "picture\n(3, h, w)"), "fine": (1, 0.5, "first blocks:\nfeatures (c, h/16, w/16)"),
+         "coarse": (2.2, 0, "last blocks:\nfeatures (C, h/32, w/32)"),
+         "head": (3.6, 0, "mean over the picture,\nlinear"),
+         "cells": (2.2, 1, "1x1 convolution: each cell\nbenign, malignant"),
+         "sum": (3.6, 1, "log-sum-exp of malignant\nminus that of benign"), "mean": (4.7, 0.5, "mean of\ntwo logits")},
+        [("x", "fine"), ("fine", "coarse"), ("coarse", "head"), ("head", "mean"), ("fine", "cells"), ("cells", "sum"),
+         ("sum", "mean")])
 
 # %% [markdown]
 # The cells come from the feature map that has 1/16 of the picture's height and width, through one convolution. Over the

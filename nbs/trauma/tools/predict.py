@@ -39,7 +39,7 @@ from mammo_nb.core.series import read_series as read_files
 from mammo_nb.core.series import tables_of
 from mammo_nb.core.providers import print_refused, refusals
 from mammo_nb.core.settings import parts_of
-from mammo_nb.core.submission import DEMONSTRATION, find_weights
+from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
 from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
 from mammo_nb.trauma.reading.organs import visibility
@@ -217,7 +217,7 @@ def predict_folder(
     "Predict every patient of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
     seen = check_weights(weights)
-    note = DEMONSTRATION if seen.demonstration else ""
+    note = caution(seen.demonstration)
     output.mkdir(parents=True, exist_ok=True)
     volumes, slices, series = find_volumes(folder, output, seen, workers)
     for own in volumes:
@@ -265,7 +265,7 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
         if column != "series" or "slices" not in table:
             table[column] = [short_hash(str(v)) if v else v for v in table[column]]
     table["error"] = [e.split(":")[0] for e in table["error"]]
-    table["note"] = [DEMONSTRATION if DEMONSTRATION in n else "" for n in table["note"]]
+    table["note"] = [next((w for w in (DEMONSTRATION, NOT_A_DEVICE) if w in n), "") for n in table["note"]]
     return table
 
 def print_predictions(

@@ -1,0 +1,33 @@
+"`.ci/ready.py`, which `make install` runs first: what is missing is named, with the command of the distribution."
+import importlib.util
+
+import pytest
+from conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("ready", ROOT / ".ci/ready.py")
+ready = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ready)
+
+
+def test_nothing_is_missing_where_the_tests_run(tmp_path):
+    assert ready.problems(tmp_path / "not/yet/there", ready.distribution(), free=9e9) == []
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"version": (3, 9, 1)}, "needs Python 3.10 to 3.13, and this is 3.9"),
+    ({"free": 2e9}, "has 2.0 GB free, and the environment needs about 8"),
+    ({"libraries": ("libmoon.so.1",)}, "OpenCV needs libmoon.so.1, which this system lacks: apt-get install libgl1"),
+    ({"libraries": ("libmoon.so.1",), "names": ["rocky", "rhel"]}, "dnf install mesa-libGL"),
+    ({"libraries": ("libmoon.so.1",), "names": ["plan9"]}, "install the packages of your system"),
+])
+def test_what_is_missing_is_named_with_its_remedy(tmp_path, changes, said):
+    found = ready.problems(**{"folder": tmp_path, "names": ["debian"], "free": 9e9, **changes})
+    assert len(found) == 1 and said in found[0]
+
+
+def test_a_python_without_venv_gets_the_package(tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+    monkeypatch.setattr(ready.importlib, "import_module", missing)
+    found = ready.problems(tmp_path, ["ubuntu", "debian"], version=(3, 12, 3), free=9e9)
+    assert found == ["Python has no module venv: apt-get install python3.12-venv"]

@@ -1,0 +1,38 @@
+"`import mammo_nb`: quick to load; a folder becomes a table, a file a picture with its header."
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from test_predict import scans, weights  # noqa: F401  (fixtures)
+
+import mammo_nb
+from mammo_nb.core.headers import NotDicom
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, mammo_nb; print(sorted({'torch', 'pandas', 'numpy', 'cv2', 'pydicom'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_predict_returns_the_table_and_keeps_nothing_unless_asked(scans, weights, tmp_path):  # noqa: F811
+    table = mammo_nb.predict(str(scans / "train_images"), weights=str(weights), workers=1)
+    truth = pd.read_csv(scans / "train.csv", dtype=str)
+    assert set(table["image_id"]) == set(truth["image_id"]) and table["probability"].between(0, 1).all()
+    assert set(tmp_path.iterdir()) == {scans}
+    again = mammo_nb.predict(scans / "train_images", weights, output=tmp_path / "out", workers=1)
+    assert again["probability"].tolist() == table["probability"].tolist()
+    assert (tmp_path / "out/per_breast.csv").is_file()
+
+
+def test_read_gives_stored_values_and_the_header(scans, tmp_path):  # noqa: F811
+    truth = pd.read_csv(scans / "train.csv", dtype=str).iloc[0]
+    image = mammo_nb.read(str(scans / f"train_images/{truth.patient_id}/{truth.image_id}.dcm"))
+    assert image.pixels.shape == (320, 256) and image.pixels.dtype == np.uint16
+    assert (image.header.laterality, image.header.view) == (truth.laterality, truth["view"])
+    (tmp_path / "note.dcm").write_text("no scan")
+    with pytest.raises(NotDicom, match="note.dcm"):
+        mammo_nb.read(tmp_path / "note.dcm")
