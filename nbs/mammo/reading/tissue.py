@@ -166,7 +166,8 @@ plt.axis("off");
 # The abdomen below the fold and a strip of the collimator may belong to the same component. A profile separates them:
 # the number of its pixels in each row, seen from the breast outwards. It ends where it is empty, or in a valley, after
 # which it rises again. A strip along the chest wall has no valley but a constant small width, and the breast ends where
-# the strip begins.
+# the strip begins. An axilla may be such a strip, too, but it is as bright as the breast, and a strip of film is dark or
+# very narrow. So a strip must have little light in each row.
 #
 # The lower end is a fold, so a shallow valley is enough there. At the upper end only a deep valley counts, because the
 # axilla is narrower than the arm and the breast. The columns are treated in the same way, but the nipple is a narrow
@@ -177,8 +178,8 @@ plt.axis("off");
 # how far a valley falls below the largest width before, and how far the profile rises after it, both as shares of this
 # width
 UPPER, LOWER, ACROSS = (0.25, 0.30), (0.60, 0.05), (0.40, 0.20)
-NARROW = 0.27    # largest width of a strip, as a share of the breast's
-EVEN = 0.04      # largest change of its width, as the same share
+FAINT = 0.12     # largest light in a row of a strip, as a share of the largest light in a row of the breast
+EVEN = 0.04      # largest change of its width, as a share of the breast's width
 LENGTH = 0.08    # least length of a strip, as a share of the box's height or width
 
 def valley_end(
@@ -205,19 +206,23 @@ def valley_end(
 
 def strip_start(
     profile: np.ndarray,   # float (n,), widths in pixels
+    light: np.ndarray,     # float (n,), the same with each pixel weighted by its brightness
     end: int,              # from `valley_end`
     length: int,           # least length of a strip, in pixels
 ) -> int:                  # the end if there is no strip
     "Find where a narrow strip of constant width begins that leads to the end of a profile."
     last = max(0, end - max(3, length // 3))  # behind it may be a rounded corner, or a crossing strip
     peak, strip = profile[:last].max(initial=0), profile[max(0, last - length):last]
-    if not len(strip) or np.ptp(strip) > EVEN * peak + 1 or strip.max() > NARROW * peak:
+    if not len(strip) or np.ptp(strip) > EVEN * peak + 1:
+        return end
+    if light[last - len(strip):last].max() > FAINT * light[:last].max():
         return end
     wider = np.flatnonzero(profile[:last] > strip.max() + 1)
     return int(wider[-1]) + 1 if len(wider) else end
 
 def side_end(
     profile: np.ndarray,   # float (n,), widths in pixels
+    light: np.ndarray,     # as for `strip_start`
     start: int,            # index inside the breast
     limit: int,            # index of the limit of the box
     valley: tuple,         # UPPER, LOWER or ACROSS
@@ -226,7 +231,7 @@ def side_end(
 ) -> tuple[int, str]:      # index of the first element outside; "edge", or beyond the limit "tapering" or "level"
     "Find where the breast ends on one side. If it does not end within the limit: does it become narrower?"
     end = valley_end(profile, start, valley)
-    begin = strip_start(profile, end, length)
+    begin = strip_start(profile, light, end, length)
     if begin < end and (short or end >= limit):
         return begin, "edge"
     if end < limit or end >= len(profile):
@@ -237,24 +242,28 @@ def side_end(
 
 def component_sides(
     breast: np.ndarray,   # bool (rows, columns), from `component`
+    light: np.ndarray,    # float (rows, columns), brightness from 0 for air to 1 for tissue
     box,                  # x0, y0, x1, y1 in pixels
     limits: tuple,        # the same for the limits
 ) -> tuple:               # x0, y0, x1, y1 as floats; how each of them ends, as from `side_end`
     "Find the four sides of the breast in its component."
-    def both(profile, low, high, first, last, before, after, short):
-        count, length = len(profile), max(3, round(LENGTH * (high - low)))
-        inside = 0.3 * (high - low)
-        start, how_start = side_end(profile[::-1], count - 1 - int(low + inside), count - first, before, length, short)
-        end, how_end = side_end(profile, int(high - inside), last, after, length, short)
+    light = light * breast
+
+    def both(axis, rows, low, high, first, last, before, after):
+        profile, bright = breast[rows].sum(axis).astype(float), light[rows].sum(axis)
+        count, length, inside = len(profile), max(3, round(LENGTH * (high - low))), 0.3 * (high - low)
+        start, how_start = side_end(profile[::-1], bright[::-1], count - 1 - int(low + inside), count - first, before,
+                                    length, axis == 1)
+        end, how_end = side_end(profile, bright, int(high - inside), last, after, length, axis == 1)
         return count - start, end, how_start, how_end
 
-    y0, y1, top, bottom = both(breast.sum(1).astype(float), box[1], box[3], limits[1], limits[3], UPPER, LOWER, True)
-    x0, x1, left, right = both(breast[y0:y1].sum(0).astype(float), box[0], box[2], limits[0], limits[2], ACROSS, ACROSS,
-                               False)
+    y0, y1, top, bottom = both(1, np.s_[:], box[1], box[3], limits[1], limits[3], UPPER, LOWER)
+    x0, x1, left, right = both(0, np.s_[y0:y1], box[0], box[2], limits[0], limits[2], ACROSS, ACROSS)
     return np.array([x0, y0, x1, y1], float), np.array([left, top, right, bottom])
 
 # %%
-sides, ways = component_sides(breast, rough, limits)
+light = np.clip((picture - levels.air) / (levels.tissue - levels.air), 0, 1)
+sides, ways = component_sides(breast, light, rough, limits)
 print(dict(zip(("left", "top", "right", "bottom"), zip(sides.tolist(), ways.tolist()))))
 fig, axes = plt.subplots(1, 2, figsize=(6, 4))
 axes[0].imshow(picture, cmap="gray")
@@ -297,13 +306,14 @@ def _refined(picture: np.ndarray, box: np.ndarray, growth: float) -> tuple[np.nd
     unsure = darker or above > 0.25 * contrast
     window = np.zeros(picture.shape, bool)
     part(window, limits)[:] = True
+    light = np.clip((picture - levels.air) / contrast, 0, 1)
     size, refined, further = 1 + 2 * max(1, round(0.01 * max(picture.shape))), box, False
     for step in THRESHOLDS:
         threshold = lowest + step * (levels.tissue - lowest)
         breast = component((picture > threshold) & window, box, size)
         if breast.sum() < 0.3 * (box[2] - box[0]) * (box[3] - box[1]):
             break
-        sides, ways = component_sides(breast, box, limits)
+        sides, ways = component_sides(breast, light, box, limits)
         sides = np.where(ways == "level", box, sides)
         if step or unsure:
             sides = np.concatenate([np.minimum(sides[:2], box[:2]), np.maximum(sides[2:], box[2:])])
