@@ -30,7 +30,7 @@ from pathlib import Path
 import typer
 
 from mammo_nb import kaggle
-from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.errors import ProjectError, ending, explain
 from mammo_nb.core.systems import default_system, find_system, system_names
 
 # %%
@@ -123,7 +123,7 @@ def check(
         raise typer.BadParameter("a data set has its own table; leave --table out")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.check}")
     found = tool.check_data(folder, dataset, table=table, size=size, sample=sample, everything=everything,
-                            workers=workers or None)
+                            workers=workers or None, output=output)
     if output:
         write_csv(output, found)
     raise typer.Exit(tool.print_check(found))
@@ -207,6 +207,27 @@ def reproduce(
         raise typer.Exit(1)
 
 @app.command()
+def compare(
+    first: str = typer.Argument(..., metavar="RUN", help="a finished run: its name in runs/, or its folder"),
+    second: str = typer.Argument(..., metavar="RUN", help="another one of the same system"),
+    output: Path = typer.Option(None, "--output", "-o", help="write the table with all numbers to this CSV as well"),
+    draws: int = typer.Option(1000, min=100, help="draws of patients for the intervals"),
+    seed: int = typer.Option(0, help="of the draws"),
+):
+    "Compare the out-of-fold predictions of two runs: scores, differences and their 95 % intervals over patients."
+    from mammo_nb.core.comparison import comparison_in_words, compare_runs
+    from mammo_nb.core.files import write_csv
+    from mammo_nb.core.runs import Run
+    from mammo_nb.core.settings import read_paths
+    runs = [Run.open(name if Path(name).is_dir() else read_paths().runs / name) for name in (first, second)]
+    table, lines = compare_runs(*runs, draws, seed)
+    if output:
+        write_csv(output, table)
+    names = [run.folder.name for run in runs]
+    print(*lines, "", comparison_in_words(table, names if names[0] != names[1] else ["first", "second"]).to_string(
+        index=False), "", "In brackets: 95 % intervals over patients. Difference: second minus first.", sep="\n")
+
+@app.command()
 def systems(names: bool = typer.Option(False, help="names only")):
     "List systems, recipes and modes."
     if names:
@@ -244,16 +265,23 @@ for _name in system_names():
 
 # %% [markdown]
 # ## Entry
-# An error of the package's own classes is printed as its message, without a traceback.
+# An error of the package's own classes, or of the machine, is printed as its message, without a traceback. A command
+# that is ended by SIGTERM closes its files and ends its processes.
 
 # %%
 #| export
 def main():
     "Entry point of `mammo-nb`."
     try:
-        app()
+        with ending():
+            app()
     except ProjectError as e:
         print(e, file=sys.stderr)
+        sys.exit(2)
+    except (OSError, MemoryError) as e:
+        if not (told := explain(e)):
+            raise
+        print(told, file=sys.stderr)
         sys.exit(2)
 
 # %%

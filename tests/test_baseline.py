@@ -355,15 +355,7 @@ def test_half_of_the_pictures_are_mirrored(data):
 
 
 # ---- threshold, recipes, comparison
-@pytest.fixture
-def no_interval(monkeypatch):
-    "Intervals have tests of their own, and take seconds."
-    for module in ("select", "report"):
-        monkeypatch.setattr(f"mammo_nb.{'mammo' if module == 'select' else 'baseline'}.{module}.bootstrap_interval",
-                            lambda *_: (0.1, 0.9))
-
-
-def test_thresholds_are_twentieths(no_interval):
+def test_thresholds_are_twentieths():
     labels, probabilities = np.array([0, 0, 0, 1, 1]), np.array([.1, .2, .62, .61, .8])
     # by hand: from .2 to .6 three are above, two of them cancers: F1 = 4 / 5; from .65 on one: 2 / 3
     assert len(THRESHOLDS) == 20 and THRESHOLDS[-1] == 0.95
@@ -403,7 +395,7 @@ def finished(folder, system, patients, probabilities, threshold, folds=(0,)) -> 
     return run
 
 
-def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path, no_interval):
+def test_two_runs_are_compared_on_the_fold_that_both_held_back(tmp_path):
     ours = finished(tmp_path / "baseline-demo", "baseline", "abcd", [.9, .3, .4, .1], 0.35)
     # fold 1 is wrong throughout and does not count
     theirs = finished(tmp_path / "demo", "mammo", "abcd", [.9, .8, .4, .1, 0, 0, 1, 1], 0.5, folds=(0, 1))

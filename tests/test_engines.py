@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from mammo_nb.core.backends import open_graph
-from mammo_nb.core.engines import (export_onnx, largest_difference, load_engine, parity, probe_inputs, probe_pictures,
-                                   process_engine)
+from mammo_nb.core.engines import (export_onnx, largest_difference, load_engine, parity, probe_inputs, probe_pictures)
 from mammo_nb.core.ensembles import Ensemble, export_module, rebuild, weights_digest
 from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.networks import Mirrored, create_network, save_weights
-from mammo_nb.core.providers import LIMITS, build_engines, gate, open_ensemble, write_smaller
+from mammo_nb.core.providers import LIMITS, build_engines, gate, open_ensemble, process_engine, write_smaller
 from mammo_nb.core.sidecars import EngineError, Tensor
 from mammo_nb.ich.learning import graphs as ich
 from mammo_nb.mammo.learning.lesions import Pointing
@@ -454,7 +453,7 @@ def test_a_file_of_other_weights_is_not_taken(folder):
 
 
 def test_a_folder_that_cannot_be_opened_at_all(folder):
-    with pytest.raises(EngineError, match="no none.json that can be read"):
+    with pytest.raises(EngineError, match="none.json cannot be read"):
         open_ensemble(folder, "none")
     sidecar = json.loads((folder / "ensemble.json").read_text())
     del sidecar["probe"]

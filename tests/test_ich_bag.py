@@ -5,8 +5,9 @@ import pytest
 
 from mammo_nb.core.files import read_json, write_csv, write_json
 from mammo_nb.core.runs import Run
+from mammo_nb.core.uncertainty import draws
 from mammo_nb.ich import bag, report, sequence
-from mammo_nb.ich.learning.scores import compare, draws
+from mammo_nb.ich.learning.scores import compare
 from mammo_nb.ich.recipes import CLASSES
 from mammo_nb.ich.system import system
 from test_ich_sequence import end_to_end, made_run
@@ -46,7 +47,7 @@ def test_scores_of_two_patients_by_hand():
     first, second = np.array([[.5], [.5], [.5]]), np.array([[.8], [.2], [.5]])
     table = compare(known, ("any",), {"CNN": first, "other": second})
     better, same = -np.log(.8), -np.log(.5)
-    by_draw = {(0, 0): better, (0, 1): (2 * better + same) / 3, (1, 0): (2 * better + same) / 3, (1, 1): same}
+    by_draw = {(2, 0): better, (1, 1): (2 * better + same) / 3, (0, 2): same}   # how often a and b are drawn
     losses = np.array([by_draw[tuple(d)] for d in draws(2)])
     row = table.iloc[1]
     assert table["log_loss"].tolist() == pytest.approx([same, (2 * better + same) / 3])

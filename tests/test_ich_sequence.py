@@ -13,12 +13,12 @@ from mammo_nb.core.batches import pad, step_mask
 from mammo_nb.core.files import read_json, sha256, write_csv, write_json
 from mammo_nb.core.recipes import Recipe, RecipeError
 from mammo_nb.core.runs import Run
+from mammo_nb.core.uncertainty import draws
 from mammo_nb.ich import bag, sequence
-from mammo_nb.ich.learning import scores
 from mammo_nb.ich.learning.embeddings import EmbeddingsError, embedding_name, read_embeddings, write_embeddings
 from mammo_nb.ich.learning.losses import log_loss
 from mammo_nb.ich.learning.recurrent import Recurrent, both_directions, with_differences
-from mammo_nb.ich.learning.scores import compare, draws
+from mammo_nb.ich.learning.scores import compare
 from mammo_nb.ich.learning.series import SeriesEmbeddings, predict_series, rows_of_series, smoothed_loss
 from mammo_nb.ich.recipes import Reader, Sequence
 from mammo_nb.ich.sequence import embedded, series_batches, train_reader
@@ -296,8 +296,7 @@ def test_models_of_all_data_are_members_without_out_of_fold_predictions(tmp_path
     assert named["slices"] == 0
 
 
-def test_intervals_are_those_of_draws_of_whole_patients(monkeypatch):
-    monkeypatch.setattr(scores, "DRAWS", 100)
+def test_intervals_are_those_of_draws_of_whole_patients():
     rng = np.random.default_rng(1)
     known = pd.DataFrame({"patient_id": np.repeat([f"p{k}" for k in range(30)], rng.integers(1, 9, 30))})
     for name in CLASSES:
@@ -306,8 +305,8 @@ def test_intervals_are_those_of_draws_of_whole_patients(monkeypatch):
     table = compare(known, CLASSES, {"first": found, "same": found})
     losses, aucs = [], []
     names = sorted(known["patient_id"].unique())
-    for drawn in draws(len(names)):
-        rows = np.concatenate([np.flatnonzero(known["patient_id"] == names[k]) for k in drawn])
+    for times in draws(len(names)):
+        rows = np.repeat(np.arange(len(known)), times[known["patient_id"].map(names.index)])
         labels = known[list(CLASSES)].to_numpy()[rows]
         losses.append(log_loss(labels, found[rows]))
         aucs.append(roc_auc_score(labels[:, -1], found[rows, -1]))

@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, fbeta_score, precision_score, recall_score, roc_auc_score
 
-from mammo_nb.core.metrics import (GRID, auc, average_precision, best_threshold, bootstrap_interval, pfbeta,
-                                   threshold_curve)
+from mammo_nb.core.metrics import GRID, auc, average_precision, best_threshold, pfbeta, threshold_curve
 
 
 @pytest.fixture
@@ -97,37 +96,3 @@ def test_bad_input(labels, probabilities, text):
     for score in (pfbeta, threshold_curve, best_threshold, auc, average_precision):
         with pytest.raises(ValueError, match=text):
             score(labels, probabilities)
-
-
-def test_bootstrap_repeats_itself_and_draws_whole_patients(screening):
-    y, p = screening
-    patients = np.arange(500) // 4
-    low, high = bootstrap_interval(auc, y, p, patients, n=200)
-    assert (low, high) == bootstrap_interval(auc, y, p, patients, n=200) != bootstrap_interval(
-        auc, y, p, patients, n=200, seed=1)
-    assert low < auc(y, p) < high
-    narrow = bootstrap_interval(auc, y, p, patients, n=200, level=0.5)
-    assert low < narrow[0] < narrow[1] < high
-    seen = []
-    bootstrap_interval(lambda a, b: seen.append(np.sort(b)) or 0., np.tile([0, 1, 0, 1], 3),
-                       np.arange(12) / 12, np.repeat(["a", "b", "c"], 4), n=20)
-    for drawn in seen:
-        index, count = np.unique((drawn * 12).round().astype(int), return_counts=True)
-        assert len(drawn) == 12 and all(
-            len(set(count[index // 4 == g])) == 1 and (index // 4 == g).sum() == 4 for g in set(index // 4))
-
-
-def test_copying_every_patients_images_makes_no_one_surer(screening):
-    y, p = (np.repeat(v, 4) for v in screening)
-    patients = np.repeat(np.arange(500), 4)
-    whole, once = bootstrap_interval(auc, y, p, patients, n=300), bootstrap_interval(
-        auc, *screening, np.arange(500), n=300)
-    assert whole == pytest.approx(once)
-    by_image = bootstrap_interval(auc, y, p, np.arange(2000), n=300)
-    assert by_image[1] - by_image[0] < 0.7 * (whole[1] - whole[0])
-
-
-def test_bootstrap_leaves_out_draws_without_a_number():
-    low, high = bootstrap_interval(auc, [0, 0, 1], [0.1, 0.6, 0.5], ["a", "b", "c"], n=200)
-    assert 0 <= low <= high <= 1
-    assert np.isnan(bootstrap_interval(auc, [0, 0], [0.1, 0.2], ["a", "b"], n=20)).all()

@@ -1,5 +1,6 @@
 "`mammo-nb check` and `mammo-nb predict`, as commands, on phantoms and on real scans."
 import io
+import json
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -20,9 +21,11 @@ from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
+from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.submission import MissingWeights, find_weights
 from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
+from mammo_nb.mammo.tools import predict
 from mammo_nb.mammo.tools.predict import DEMONSTRATION, PER_IMAGE, predict_folder
 
 
@@ -187,3 +190,94 @@ def test_real_scans(real_scans, weights, tmp_path):
     assert (ddsm["rows"], ddsm["columns"]) == (4432, 2864)
     preview = cv2.imread(str(tmp_path / "out/previews/ge_senographe_RMLO_GH133.png"))
     assert preview is not None and (preview == (0, 165, 255)).all(axis=2).sum() > 500   # the box is drawn
+
+
+# ---- networks that give no numbers, and weights that are not as they were written
+def test_a_prediction_that_is_no_number_is_an_error_row_and_its_breast_stays(scans, weights, tmp_path, monkeypatch):
+    whole = predict_folder(scans / "train_images", tmp_path / "a", weights, workers=1)
+    lost = whole["image_id"][(whole["patient_id"] == whole["patient_id"][0]) & (whole["laterality"] == "L")]
+    opened = predict.process_engine
+
+    class Broken:
+        def __init__(self, engine):
+            self.engine, self.calls = engine, 0
+
+        def __getattr__(self, name):
+            return getattr(self.engine, name)
+
+        def __call__(self, images):
+            self.calls += 1
+            made = self.engine(images)
+            if whole["image_id"][self.calls - 1] in set(lost):
+                made[:, 1] = np.nan if self.calls % 2 else np.inf
+            return made
+
+    broken = Broken(opened(str(weights / "ensemble.onnx")))
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "process_engine", lambda path: broken)
+        done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "b", "--weights", weights, "--workers", 1)
+    assert done.returncode == 1 and "NotFinite: a network predicted" in done.stdout
+    images, breasts = (pd.read_csv(tmp_path / f"b/per_{kind}.csv", dtype={"patient_id": str, "image_id": str})
+                       for kind in ("image", "breast"))
+    failed = images[images["error"].notna()]
+    assert set(failed["image_id"]) == set(lost) and failed["probability"].isna().all()
+    assert failed["error"].str.startswith("NotFinite: ").all()
+    before = pd.read_csv(tmp_path / "a/per_breast.csv", dtype={"patient_id": str})
+    key = ["patient_id", "laterality"]
+    assert breasts[key].equals(before[key])   # none is dropped
+    gone = (breasts["patient_id"] == whole["patient_id"][0]) & (breasts["laterality"] == "L")
+    assert gone.sum() == 1 and breasts.loc[gone, "probability"].isna().all()
+    assert (breasts.loc[gone, "images"] == 0).all()
+    assert breasts.loc[gone, "note"].item() == f"no image could be predicted; {DEMONSTRATION}"
+    assert breasts[~gone].equals(before[~gone].astype(breasts.dtypes))
+    predict_folder(scans / "train_images", tmp_path / "b", weights, workers=1)   # the network is whole again
+    for name in ("per_image.csv", "per_breast.csv"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"threshold": 99}, "threshold is 99, and must be a number from 0 to 1"),
+    ({"threshold": float("nan")}, "threshold is nan"),
+    ({"size": [0, 64]}, "size is 0"),
+    ({"probe": [[float("inf"), 0.5], [0.5, 0.5]]}, "probe is inf, and must be a finite number"),
+    ({"crops": {"confidence": 7.0}}, "confidence"),
+    ({"threshold": None}, "has no threshold"),
+    ("{\"threshold\": 0.5", "cannot be read"),
+    ("[]", "has no"),
+])
+def test_edited_weights_are_told_in_a_sentence(scans, weights, tmp_path, change, told):
+    place = shutil.copytree(weights, tmp_path / "weights")
+    about = json.loads((place / "ensemble.json").read_text())
+    if isinstance(change, dict):
+        about = {k: v for k, v in (about | change).items() if v is not None}
+        change = json.dumps(about)
+    (place / "ensemble.json").write_text(change)
+    for command in (("predict", scans / "train_images"), ("submit", scans)):
+        done = mammo_nb(*command, "-o", tmp_path / "out", "--weights", place, "--workers", 1)
+        lines = done.stdout.strip().splitlines()
+        assert done.returncode == 2 and len(lines) == 1 and told in lines[0], done.stdout
+    submission = pd.read_csv(tmp_path / "out/submission.csv")   # the sample, which stays valid
+    assert submission.equals(pd.read_csv(scans / "sample_submission.csv"))
+
+
+def test_an_engine_that_says_something_else_here_is_refused_and_told(scans, weights, tmp_path):
+    place = shutil.copytree(weights, tmp_path / "weights")
+    about = json.loads((place / "ensemble.json").read_text())
+    about["probe"] = [[p + .2 if p < .5 else p - .2 for p in row] for row in about["probe"]]
+    (place / "ensemble.json").write_text(json.dumps(about))
+    done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", place, "--workers", 1)
+    assert done.returncode == 1 and "for the probe inputs it differs by 0.2" in done.stdout
+    assert pd.read_csv(tmp_path / "out/per_image.csv")["probability"].isna().all()
+
+
+def test_a_part_of_another_training_and_an_edited_threshold_are_noticed(scans, weights, tmp_path):
+    place = shutil.copytree(weights, tmp_path / "weights")
+    seal_parts(place)
+    predict_folder(scans / "test_images", tmp_path / "out", place, workers=1)
+    about = json.loads((place / "ensemble.json").read_text())
+    (place / "ensemble.json").write_text(json.dumps(about | {"threshold": .6}))
+    for command in (("predict", scans / "test_images"), ("submit", scans)):
+        done = mammo_nb(*command, "-o", tmp_path / "out", "--weights", place)
+        assert done.returncode == 2 and "ensemble.json of" in done.stdout and "was edited, or belongs" in done.stdout
+    (place / "parts.json").unlink()   # it is wanted
+    assert mammo_nb("predict", scans / "test_images", "-o", tmp_path / "out", "--weights", place).returncode == 0

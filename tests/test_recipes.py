@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ from mammo_nb.core.networks import WeightsError, create_network, load_weights, r
 from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.recipes import RecipeError, check_section, override
+from mammo_nb.core.runs import Run
 from mammo_nb.core.steps import Training, half_precision, make_optimizer, update_ema
 from mammo_nb.core.train import fit
 from mammo_nb.mammo.learning import augment as augment_module
@@ -306,3 +308,21 @@ def test_a_picture_with_a_mask_has_two_targets(tmp_path):
     assert target["cells"].tolist() == [0, 0, 1, 0, 1, 0, 0, 0]
     without = BreastCrops(table.assign(mask=None), tmp_path / "cleaned_images", settings, normalization, masks=True)
     assert without[0, 1][1]["cells"].tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("stage, change, text", [
+    ("train", {"loop.batch_size": 0}, "train.loop.batch_size must be at least 1, got 0"),
+    ("train", {"loop.epochs": 0}, "train.loop.epochs must be at least 1, got 0"),
+    ("train", {"loop.lr": float("nan")}, "train.loop.lr must be a finite number, got nan"),
+    ("train", {"positive_ratio": float("inf")}, "train.positive_ratio must be a finite number, got inf"),
+    ("train", {"height": 0}, "train.height must be at least 16, got 0"),
+    ("train", {"height": 100_000}, "train.height must be at most 8192, got 100000. One square picture .* 40.0 GB"),
+    ("crops", {"width": 100_000}, "crops.width must be at most 8192"),
+    ("detector", {"size": 100}, "detector.size must be a multiple of 32, got 100"),
+])
+def test_an_impossible_number_is_an_error_before_anything_runs(tmp_path, monkeypatch, stage, change, text):
+    monkeypatch.chdir(ROOT)
+    overrides = {f"{stage}.{name}": value for name, value in change.items()}
+    with pytest.raises(RecipeError, match=text):
+        Run.create(tmp_path / "r", system, "demo", overrides=overrides)
+    assert not (tmp_path / "r").exists()

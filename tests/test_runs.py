@@ -1,4 +1,5 @@
 "The contract of a stage, and where a run keeps its files."
+import hashlib
 from dataclasses import dataclass, replace
 
 import pytest
@@ -68,7 +69,8 @@ def test_manifest_holds_digests_of_what_was_read_and_written(tmp_path):
         results["dots"] = 5
     entry = read_manifest(tmp_path)["stages"]["count"]
     one = "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"  # sha256 of "1"
-    assert entry["reads"] == {"pictures/": "1 entries", "a.csv": one}
+    listing = hashlib.sha256(f"1.png {sha256(tmp_path / 'pictures' / '1.png')}\n".encode()).hexdigest()
+    assert entry["reads"] == {"pictures/": f"1 files, sha256 {listing}", "a.csv": one}
     assert entry["writes"] == {f"counts_{n}.csv": sha256(tmp_path / f"counts_{n}.csv") for n in (1, 2)}
     assert entry["parameters"] == {"seed": 7} and entry["results"] == {"dots": 5}
     assert read_manifest(tmp_path)["environment"]["packages"]["torch"] and run.recorded("count") == Count(7)
@@ -102,7 +104,8 @@ def test_a_recipe_skips_stages_and_a_mode_needs_its_weights(tmp_path):
 
 def test_parameters_of_another_version_are_an_error_and_no_default(tmp_path):
     run = Run.create(tmp_path, SYSTEM)
-    write_json(tmp_path / "manifest.json", {"stages": {"count": {"parameters": {"seed": 1, "sead": 2}}}})
+    write_json(tmp_path / "manifest.json", {"stages": {"count": {"parameters": {"seed": 1, "sead": 2}, "reads": {},
+                                                                    "writes": {}}}})
     with pytest.raises(RecipeError, match="Count has no sead"):
         run.recorded("count")
 

@@ -1,11 +1,13 @@
 "When a stage has to run again, and how one runs."
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
 from conftest import ROOT
 
-from mammo_nb.core.files import write_text
+from mammo_nb.core import files
+from mammo_nb.core.files import sha256, write_text
 from mammo_nb.core.notebooks import build
 from mammo_nb.core.recipes import Recipe, bounded
 from mammo_nb.core.runs import Run, StageError
@@ -44,6 +46,44 @@ def test_changed_and_lost_files_are_named(run):
     assert changed_files(run, "double") == ["b.csv is gone", "a.csv changed"]
     run.path("b.csv").write_text("edited")  # a result that somebody has changed is made again
     assert changed_files(run, "double") == ["a.csv changed", "b.csv changed"]
+
+
+def test_damage_in_a_folder_of_results_is_seen_without_reading_what_is_unchanged(tmp_path, monkeypatch):
+    system = System("toy", "Toy", (Stage("draw", writes=("processed/pictures/", "ensemble.json")),),
+                    {"full": Mode("all", ("draw",))}, {"demo": Recipe("one stage")}, {})
+    run = Run.create(tmp_path / "r", system)
+    pictures = run.path("processed/pictures/")
+    with run.stage("draw"):
+        pictures.mkdir(parents=True)
+        for k in range(9):
+            (pictures / f"{k}.png").write_text(f"picture {k}")
+        run.path("ensemble.json").write_text("{}")
+    read = []
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path.name) or sha256(path))
+    assert changed_files(run, "draw") == [] and read == []
+    (pictures / ".12.8.png").write_text("left by a process that was killed")
+    assert changed_files(run, "draw") == []
+    state = (pictures / "5.png").stat()
+    (pictures / "5.png").write_bytes(bytes(state.st_size))
+    os.utime(pictures / "5.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert changed_files(run, "draw") == ["processed/pictures/ changed"] and read == ["5.png"]
+    (pictures / "5.png").write_text("picture 5")
+    assert changed_files(run, "draw") == []   # the content counts, not the time
+    run.path("ensemble.json").write_text("")
+    assert changed_files(run, "draw") == ["ensemble.json changed"]
+
+
+def test_a_lost_manifest_runs_the_stages_again_and_a_damaged_one_is_told(run):
+    manifest = run.folder / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    for damaged in ("", "[]", '{"stages": []}', '{"stages": {"double": {"reads": {}}}}', '{"stages": {"double": 3}}'):
+        manifest.write_text(damaged)
+        with pytest.raises(StageError, match="manifest.json is damaged. Delete it, and the stages run again."):
+            changed_files(run, "double")
+    manifest.unlink()
+    assert changed_files(run, "double") == ["manifest.json has no finished run of it"]
+    manifest.write_text(json.dumps(whole))
+    assert changed_files(run, "double") == []
 
 
 def test_text_and_comments_are_no_code(tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_network', 'sample_pictures', 'run_stage']
 
-# %% ../../nbs/baseline/04_engines.ipynb #0f0d010b
+# %% ../../nbs/baseline/04_engines.ipynb #5124a6e1
 from dataclasses import asdict
 
 import cv2
@@ -14,19 +14,20 @@ import numpy as np
 from .train import build_network
 from ..core.engines import export_checked
 from ..core.ensembles import Ensemble
-from ..core.files import read_json
 from ..core.networks import Mirrored, load_weights
 from ..core.runs import Run
+from ..core.settings import seal_parts
+from ..core.sidecars import read_entries
 from ..mammo.crops import crop_path
 from ..mammo.datasets import read_table
 
-# %% ../../nbs/baseline/04_engines.ipynb #4a759d14
+# %% ../../nbs/baseline/04_engines.ipynb #59721d7b
 def load_network(
     run: Run,
 ) -> Ensemble:       # of one network; uint8 (n, 1, height, width) -> probabilities (n, 1)
     "The selected network of a run, with horizontal-flip TTA."
     model = build_network(run.recorded("train")).eval()
-    fold = read_json(run.path("selection.json"))["folds"][0]["fold"]
+    fold = read_entries(run.path("selection.json"), ("folds", "threshold"))["folds"][0]["fold"]
     load_weights(model, run.path(f"weights/fold_{fold}.safetensors"))
     return Ensemble([Mirrored(model)], **model.normalization)
 
@@ -41,13 +42,13 @@ def sample_pictures(
     paths = [crop_path(folder, p, i) for p, i in zip(rows["patient_id"], rows["image_id"])]
     return np.stack([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths])
 
-# %% ../../nbs/baseline/04_engines.ipynb #7e41af0d
+# %% ../../nbs/baseline/04_engines.ipynb #99411df9
 def run_stage(
     run: Run,
 ) -> float:                          # largest difference of a probability against torch
     "Selected weights -> weights/baseline.onnx and baseline.json."
     settings, network = run.section("engines"), run.recorded("train")
-    selection = read_json(run.path("selection.json"))
+    selection = read_entries(run.path("selection.json"), ("folds", "threshold"))
     about = {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "prepare": asdict(run.recorded("prepare")), "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
@@ -57,5 +58,7 @@ def run_stage(
         }
     }
     with run.stage("engines"):
-        return export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
-                              settings.tolerance)
+        difference = export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
+                                    settings.tolerance)
+        seal_parts(run.path("weights/"))
+    return difference

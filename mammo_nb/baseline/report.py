@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['scores', 'compare']
 
-# %% ../../nbs/baseline/06_report.ipynb #1bbf38aa
+# %% ../../nbs/baseline/06_report.ipynb #17b84759
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.files import read_json
-from ..core.metrics import auc, bootstrap_interval, pfbeta
+from ..core.metrics import auc, pfbeta
 from ..core.runs import Run, read_manifest
+from ..core.uncertainty import auc_interval
 from ..mammo.datasets import per_breast, read_table
 from ..mammo.report import test_score
 
-# %% ../../nbs/baseline/06_report.ipynb #5a33a805
+# %% ../../nbs/baseline/06_report.ipynb #0e3e7dd3
 def scores(
     run: Run,        # a run that has trained
     fold: int,       # the fold that is scored
@@ -27,7 +28,7 @@ def scores(
     test = test_score(run)
     breasts = per_breast(oof[oof["fold"] == fold])
     labels, probabilities = breasts["cancer"], breasts["probability"]
-    low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
+    low, high = auc_interval(labels, probabilities, breasts["patient_id"])
     decided = probabilities > read_json(run.path("selection.json"))["threshold"]
     return {
         "AUC": auc(labels, probabilities), "from": low, "to": high, "pF1": pfbeta(labels, decided),

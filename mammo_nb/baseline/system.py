@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['RECIPES', 'NETWORK', 'system', 'Prepare', 'Train', 'Engines', 'submitted_weights']
 
-# %% ../../nbs/baseline/00_system.ipynb #ec9cc563
+# %% ../../nbs/baseline/00_system.ipynb #2f270ecc
 from dataclasses import dataclass, replace
 
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
+from ..core.settings import sealed
 from ..core.systems import Mode, Stage, System
 from ..mammo.recipes import Datasets, Folds, Phantom
 from ..mammo.system import results, source_images, test_set
 from ..mammo.system import system as mammo
 
-# %% ../../nbs/baseline/00_system.ipynb #6d50bc16
+# %% ../../nbs/baseline/00_system.ipynb #25bd1ce0
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
-    height: int = bounded(256, low=1)        # of the stored pictures and of the network's input, pixels
-    width: int = bounded(128, low=1)         # half of the height, pixels
+    height: int = bounded(256, low=16, pixels=True)  # of the stored pictures and of the network's input, pixels
+    width: int = bounded(128, low=16, pixels=True)  # half of the height, pixels
 
 @dataclass(frozen=True)
 class Train:
@@ -66,12 +67,13 @@ RECIPES = {
                             skips=("phantom",)),
 }
 
-# %% ../../nbs/baseline/00_system.ipynb #57054754
+# %% ../../nbs/baseline/00_system.ipynb #c75ff674
 NETWORK = ("baseline.onnx", "baseline.json")
 
 def submitted_weights(run) -> list[str]:
     "the network: of the run, or of the folder WEIGHTS"
-    return [str((run.weights or run.path("weights/")) / name) for name in NETWORK]
+    place = run.weights or run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*NETWORK, *sealed(place)))]
 
 system = System(
     name="baseline",
@@ -89,7 +91,7 @@ system = System(
               writes=("oof.csv", "selection.json", "weights/fold_*")),
         Stage("engines", Engines,
               reads=("selection.json", "oof.csv", "weights/fold_*", "processed/cleaned_images/"),
-              writes=("weights/baseline.onnx", "weights/baseline.json")),
+              writes=("weights/baseline.onnx", "weights/baseline.json", "weights/parts.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -103,4 +105,5 @@ system = System(
     failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
     competition=mammo.competition,
     weights=NETWORK,
+    outcomes="select",
 )

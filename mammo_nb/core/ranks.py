@@ -51,7 +51,15 @@ def mean(
     distributed.all_reduce(total)
     return total.item() / ranks
 
-# %% ../../nbs/core/43_ranks.ipynb #c3e0e724
+# %% ../../nbs/core/43_ranks.ipynb #4548bef7
+_TORCHRUN = """
+import sys
+from mammo_nb.core.processes import end_with
+end_with(int(sys.argv.pop(1)))
+from torch.distributed.run import main
+main()
+"""
+
 def launch(
     function,         # a function of a module that can be imported
     arguments: list,  # its arguments, which can be written as JSON
@@ -59,14 +67,16 @@ def launch(
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
     code = "\n".join([
-        "import json, sys",
+        "import json, os, sys",
+        "from mammo_nb.core.processes import end_with",
+        "end_with(os.getppid())",
         "from torch import distributed",
         f"from {function.__module__} import {function.__name__} as function",
         "function(*json.loads(sys.argv[1]))",
         "if distributed.is_initialized():",
         "    distributed.destroy_process_group()",
     ])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    torchrun = [sys.executable, "-c", _TORCHRUN, str(os.getpid()), "--standalone", f"--nproc-per-node={processes}"]
     subprocess.run([*torchrun, "--no-python", sys.executable, "-c", code, json.dumps(arguments)], check=True)
 
 # %% ../../nbs/core/43_ranks.ipynb #02fee684

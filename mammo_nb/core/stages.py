@@ -6,7 +6,7 @@
 __all__ = ['code_digest', 'modules_of', 'stage_inputs', 'changed_files', 'refresh_inputs', 'parameter_names', 'execute',
            'reproduce', 'failures']
 
-# %% ../../nbs/core/18_stages.ipynb #87fb227b
+# %% ../../nbs/core/18_stages.ipynb #e65695a1
 import ast
 import hashlib
 import json
@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from .files import read_json, sha256, write_json, write_text
-from .runs import Run, StageError, digest_of, find_files, read_manifest
+from .runs import Run, StageError, digests_in, find_files, read_manifest
 from .settings import Paths, read_paths
 from .systems import Stage
 
@@ -58,7 +58,7 @@ def modules_of(
         todo += new
     return sorted(seen)
 
-# %% ../../nbs/core/18_stages.ipynb #5b9e4442
+# %% ../../nbs/core/18_stages.ipynb #dd13b196
 def _declares(module: Path) -> bool:
     "Whether a module is a system's declaration."
     return module.stem in ("recipes", "system") and module.parent.name != "core"
@@ -86,10 +86,13 @@ def changed_files(
     name: str,       # the stage
 ) -> list[str]:      # one reason a file
     "Files that the stage read or wrote when it ran and that have changed or are gone since."
-    past = read_manifest(run.folder).get("stages", {}).get(name, {"reads": {}, "writes": {}})
-    stored = {**past["reads"], **past["writes"]}
+    past = read_manifest(run.folder).get("stages", {}).get(name)
+    if past is None:
+        return ["manifest.json has no finished run of it"] if run.system.stage(name).writes else []
+    stored, digests = {**past["reads"], **past["writes"]}, digests_in(run.folder)
     gone = [f for f in stored if not find_files(run.folder, f)]
-    changed = [f for f in stored if f not in gone and digest_of(run.path(f)) != stored[f]]
+    changed = [f for f in stored if f not in gone and digests.of(run.path(f)) != stored[f]]
+    digests.save()
     return [f"{f} is gone" for f in gone] + [f"{f} changed" for f in changed]
 
 def refresh_inputs(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['grouped', 'Watch', 'flow']
 
-# %% ../../nbs/core/39_stream.ipynb #12b1b4fe
+# %% ../../nbs/core/39_stream.ipynb #145155d3
 import json
 import time
 from collections import deque
@@ -17,7 +17,8 @@ from threading import Thread
 
 import numpy as np
 
-from .processes import LOST, Processes, plain
+from .files import StorageError, recording
+from .processes import FILES, LOST, Processes, marked, plain
 
 # %% ../../nbs/core/39_stream.ipynb #003f3446
 def grouped(
@@ -84,13 +85,18 @@ class Watch:
             "network": share([b[3:] for b in self.batches], self.networks)
         }
 
-# %% ../../nbs/core/39_stream.ipynb #416d5233
+# %% ../../nbs/core/39_stream.ipynb #318bc0ea
 def _decoded(decode: Callable, clock: Callable, job: tuple) -> tuple:
-    "Decode one file in a process: row, picture, error, start, end. Every Exception becomes the error."
+    "Decode one file in a process: row, picture, error, start, end. Every Exception but StorageError becomes the error."
     started = clock()
     try:
-        row, picture = decode(*job)
+        with recording() as written:
+            row, picture = decode(*job)
+        if files := marked(written):
+            row = {**row, FILES: files}
         error = ""
+    except StorageError:
+        raise
     except Exception as e:
         row, picture, error = {}, None, f"{type(e).__name__}: {e}"  # the run continues; the reason is in the table
     return row, picture, error, started, clock()

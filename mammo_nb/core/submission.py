@@ -7,7 +7,7 @@ __all__ = ['DEMONSTRATION', 'SubmissionError', 'MissingWeights', 'ItemSet', 'by_
            'no_entries', 'open_network', 'with_predictions', 'Submission', 'change_tags', 'keep_first', 'remove_places',
            'halve_last', 'cut_short', 'submission_names', 'find_submission', 'read_submission', 'find_weights']
 
-# %% ../../nbs/core/62_submission.ipynb #af1685a6
+# %% ../../nbs/core/62_submission.ipynb #a10015c1
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +23,7 @@ from .engines import Engine
 from .errors import ProjectError
 from .files import read_json
 from .providers import open_ensemble
-from .runs import find_trained
-from .settings import SettingsError
+from .settings import SettingsError, check_parts, find_trained
 
 # %% ../../nbs/core/62_submission.ipynb #3b3b6ae6
 DEMONSTRATION = "demonstration weights, not for clinical use"  # beside each prediction of such weights
@@ -229,18 +228,19 @@ def read_submission(
             f"{weights} has no manifest.json that names a system. Make the folder with make kaggle-weights.")
     return find_submission(system)
 
-# %% ../../nbs/core/62_submission.ipynb #effac0c5
+# %% ../../nbs/core/62_submission.ipynb #9622ec4d
 def find_weights(
     engine: str,                  # the weights are <engine>.onnx and <engine>.json
     weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
 ) -> Path:                        # the folder
-    "Find the weights of a system; raises MissingWeights."
+    "Find the weights of a system; raises MissingWeights, or PartsError if a part belongs to another training."
     try:
         found = find_trained([f"{engine}.onnx", f"{engine}.json"], weights)
     except SettingsError:
         raise MissingWeights(
             "No weights were named. Name a folder with --weights, or start in a checkout of mammo_nb.") from None
     if found:
+        check_parts(found)
         return found
     if weights:
         raise MissingWeights(

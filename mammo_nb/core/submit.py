@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['devices', 'Network', 'batch_size', 'Output', 'submit_items', 'submit', 'submit_stage', 'summary']
 
-# %% ../../nbs/core/63_submit.ipynb #17b5743e
+# %% ../../nbs/core/63_submit.ipynb #7cc36489
 import shutil
-import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +21,11 @@ import pandas as pd
 
 from .budget import Mode, Planner, in_words, read_budget
 from .engines import Engine
+from .errors import ending
 from .files import read_json, replacing, write_csv, write_json
 from .parallel import UNREACHED, collect
 from .runs import Run
+from .sidecars import read_entries
 from .stream import flow, grouped
 from .submission import ItemSet, Submission, SubmissionError, by_row, find_weights
 
@@ -82,27 +82,13 @@ def batch_size(
     "The batch that an engine was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/core/63_submit.ipynb #2b4c101e
+# %% ../../nbs/core/63_submit.ipynb #5ad1dda8
 @dataclass(frozen=True)
 class Output:
     "The files of a submission."
     submission: Path   # submission.csv
     table: Path        # the table of items
     report: Path       # submit.json
-
-@contextmanager
-def _ending():
-    "Turn SIGTERM into an exception, so that the predictions so far are written."
-    def leave(number, frame):
-        raise SystemExit(128 + number)
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 def _first_file(submission: Submission, folder: Path, target: Path):
     "Write a valid submission that needs no prediction."
@@ -126,7 +112,7 @@ class _Pass:
     def __init__(self, submission: Submission, test: ItemSet, weights: Path, backend: str, folder: Path,
                  pngs: Path | None):
         self.submission, self.test = submission, test
-        self.metadata = read_json(weights / f"{submission.engine}.json")
+        self.metadata = read_entries(weights / f"{submission.engine}.json")
         self.networks = [Network(submission, weights, device, backend) for device in devices()]
         more = {"folder": str(folder), "pngs": str(Path(pngs).resolve()) if pngs else "",
                 **submission.entries(weights, self.metadata)}
@@ -200,7 +186,7 @@ def submit_items(
 ) -> pd.DataFrame:              # the submission
     "Predict a test set in one pass and write the submission, the table of items and the report."
     started, folder = clock(), Path(folder).resolve()
-    with _ending():
+    with ending():
         _first_file(submission, folder, output.submission)
         seconds, test = read_budget(budget), submission.read_test(folder)
         work = _Pass(submission, test, find_weights(submission.engine, weights).resolve(), backend, folder, pngs)
@@ -247,7 +233,7 @@ def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) 
         "items_per_second": round(len(planner.decodes) / max(spent, 1e-9), 3)
     }
 
-# %% ../../nbs/core/63_submit.ipynb #846bfd83
+# %% ../../nbs/core/63_submit.ipynb #d2c44835
 def submit(
     submission: Submission,     # declaration of the system
     competition: Path,          # folder with the tables and the test images; it is only read
@@ -283,6 +269,7 @@ def summary(
         f"{report['items_per_second']} a second; {report['failed']} failed, {report['not_reached']} not reached"]
     if report["waited"]:
         lines.append("waited: " + ", ".join(f"{part} {share:.0%}" for part, share in report["waited"].items()))
+    lines += [f"not used: {reason}" for reason in report["refused"]]
     lines += report["dropped"]
     for what, found in report["differences"].items():
         if found:

@@ -67,7 +67,7 @@ class Mode:
     stages: tuple[str, ...]       # names, in the order of the system
     weights: tuple[str, ...] = () # files that must lie in WEIGHTS, or else in assets/trained
 
-# %% ../../nbs/core/16_systems.ipynb #465d0655
+# %% ../../nbs/core/16_systems.ipynb #0b512aff
 OUTSIDE = ("raw/", "samples/", "assets/")  # folders that no stage writes
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class System:
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
+    outcomes: str = ""              # module with `outcomes(run)`, see core/comparison; "": runs cannot be compared
 
     def __post_init__(self):
         if not isinstance(self.stages, tuple):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TTA', 'CHANGE', 'BagError', 'checked', 'predictions_of', 'members_of', 'read_predictions', 'classifier_predictions',
-           'end_to_end_predictions', 'step_names', 'bag_step', 'ladder_steps', 'average_submissions', 'run_stage']
+           'end_to_end_predictions', 'step_names', 'bag_step', 'ladder_steps', 'average_submissions', 'outcomes',
+           'run_stage']
 
 # %% ../../nbs/ich/08_bag.ipynb #fb922ded
 import numpy as np
@@ -183,6 +184,17 @@ def average_submissions(
         ids = sorted(ids)
     mean = pd.concat(tables).groupby("ID")["Label"].mean().clip(CLIP, 1 - CLIP)
     return mean.loc[ids].reset_index()
+
+# %% ../../nbs/ich/08_bag.ipynb #95d04834
+def outcomes(
+    run: Run,        # that has run this stage
+) -> pd.DataFrame:   # outcome, item, patient_id, label, probability, threshold; a row for each class of each slice
+    "Out-of-fold predictions of the bag; there is no threshold, since the competition takes probabilities."
+    ids = {"patient_id": str, "series": str, "image_id": str}
+    oof = pd.read_csv(run.path("oof.csv"), dtype=ids)
+    slices = oof[["patient_id"]].assign(item=oof["series"] + " " + oof["image_id"], threshold=np.nan)
+    return pd.concat([slices.assign(outcome=name, label=oof[name], probability=oof[f"p_{name}"])
+                      for name in classes_of(oof)], ignore_index=True)
 
 # %% ../../nbs/ich/08_bag.ipynb #0fa96f38
 CHANGE = ["change_percent", "change_low", "change_high"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parts', 'parts_of', 'classifier_settings', 'load_parts', 'sample_series', 'run_stage']
 
-# %% ../../nbs/ich/09_engines.ipynb #f16fd7aa
+# %% ../../nbs/ich/09_engines.ipynb #11b520b9
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..core.files import read_json, sha256
 from ..core.networks import load_weights
 from ..core.providers import gate
 from ..core.runs import Run
+from ..core.settings import seal_parts
 from ..core.sidecars import EngineError
 from .learning.encoder import load_encoder
 from .learning.graphs import Member, SeriesReader, encode_series, encoders, readers
@@ -113,7 +114,7 @@ def sample_series(
         found.append(encoder_inputs(pictures, settings))
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
-# %% ../../nbs/ich/09_engines.ipynb #1648dd1c
+# %% ../../nbs/ich/09_engines.ipynb #40040db6
 def run_stage(
     run: Run,
 ) -> dict[str, float]:   # encoder, sequence -> largest difference against torch
@@ -144,4 +145,5 @@ def run_stage(
         results["sequence"] = export_checked(models, weights / "sequence.onnx", features, about, tolerance)
         gate(weights, "encoder", inputs, load_engine(both)(inputs))
         gate(weights, "sequence", {"embeddings": features}, load_engine(models)(features))
+        seal_parts(weights)
     return dict(results)

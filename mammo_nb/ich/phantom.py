@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VISIBLE', 'AREA', 'shared_out', 'plan', 'make_patient', 'label_rows', 'make_competition', 'run_stage']
 
-# %% ../../nbs/ich/01_phantom.ipynb #90706523
+# %% ../../nbs/ich/01_phantom.ipynb #1db6c38e
 import json
 import os
 import shutil
@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from ..core.files import write_csv, write_json, write_text
+from ..core.processes import ends_with_this
 from ..core.runs import Run
 from .drawing.face import AIR, draw_tissue
 from .drawing.head import cut_head, draw_head
@@ -120,7 +121,7 @@ def make_patient(
     write_json(note, rows)
     return rows
 
-# %% ../../nbs/ich/01_phantom.ipynb #178ff0f3
+# %% ../../nbs/ich/01_phantom.ipynb #915b82a7
 def label_rows(
     table: pd.DataFrame,   # one row per slice, with the classes as columns
 ) -> pd.DataFrame:         # ID, Label: six rows per slice
@@ -154,7 +155,7 @@ def make_competition(
     planned = [p for split, n in (("train", patients), ("test", test_patients))
                for p in plan(split, n, prevalence, slices, seed)]
     jobs = (delayed(make_patient)(root, patient, size, contrast) for patient in planned)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator")(jobs)
+    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
     rows = [row for found in tqdm(drawn, total=len(planned), desc="phantoms", unit="patient") for row in found]
     table = pd.DataFrame(rows)
     rng = np.random.default_rng([seed, 2])

@@ -21,7 +21,7 @@ def classes_of(
     "The classes for which a table has a column of labels."
     return tuple(c for c in CLASSES if c in table.columns)
 
-# %% ../../nbs/ich/recipes.ipynb #29f362fe
+# %% ../../nbs/ich/recipes.ipynb #9f9a159b
 COMPETITION = "rsna-intracranial-hemorrhage-detection"
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Phantom:
     "The synthetic competition; recipes for real data skip its stage."
     patients: int = bounded(60, low=5)       # with labels, one or two series each
     test_patients: int = bounded(10, low=1)  # without labels
-    size: int = bounded(128, low=32)         # rows and columns of a slice, pixels
+    size: int = bounded(128, low=32, pixels=True)  # rows and columns of a slice, pixels
     slices: int = bounded(26, low=8)         # median length of a series
     prevalence: float = bounded(0.55, low=0, high=1)  # share of patients with a hemorrhage
     contrast: float = bounded(1.0, low=0)    # of hemorrhages against brain; an attentive reader finds them at 1
@@ -68,7 +68,7 @@ class Classify:
     # used as they are; {view} and {fold} stand for its name and number
     weights: str = "imagenet_lite"
     embedding: int = bounded(64, low=0)     # width of a layer before the last one; 0: none, the network's own features
-    size: int = bounded(64, low=32)         # side of the network's input, pixels
+    size: int = bounded(64, low=32, pixels=True)  # side of the network's input, pixels
     views: tuple[View, ...] = (View(), View("neighbours", "neighbours"))
     folds: str = "0 1 2"                    # which are held back, separated by blanks; all: one training on all data
     freeze: int = bounded(0, low=0)         # number of parameters, from the first layer on, that are not trained

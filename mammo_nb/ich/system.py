@@ -6,12 +6,13 @@
 __all__ = ['NETWORKS', 'system', 'training_set', 'test_set', 'embeddings', 'encoders', 'end_to_end', 'submitted_weights',
            'results']
 
-# %% ../../nbs/ich/00_system.ipynb #d9291812
+# %% ../../nbs/ich/00_system.ipynb #c4ef9361
+from ..core.settings import sealed
 from ..core.systems import Mode, Stage, System
 from .recipes import (COMPETITION, RECIPES, Bag, Classify, Embed, EndToEnd, Engines, Folds, Phantom,
                                   Prepare, Sequence)
 
-# %% ../../nbs/ich/00_system.ipynb #99dc8ddd
+# %% ../../nbs/ich/00_system.ipynb #4f8a5abb
 NETWORKS = ("encoder.onnx", "encoder.json", "sequence.onnx", "sequence.json")
 
 def training_set(run) -> list[str]:
@@ -41,7 +42,8 @@ def end_to_end(run) -> list[str]:
 
 def submitted_weights(run) -> list[str]:
     "the two graphs: of the run, or of the folder WEIGHTS"
-    return [str((run.weights if run.mode == "trained" else run.path("weights/")) / name) for name in NETWORKS]
+    place = run.weights if run.mode == "trained" else run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*NETWORKS, *sealed(place)))]
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
@@ -50,7 +52,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_slice.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/ich/00_system.ipynb #6f49fec5
+# %% ../../nbs/ich/00_system.ipynb #eceb8820
 _LEARNED = ("sequence", "end2end", "bag", "engines")
 
 system = System(
@@ -78,7 +80,7 @@ system = System(
               writes=("oof.csv", "ladder.csv", "bag.json")),
         Stage("engines", Engines, reads=("bag.json", "folds.csv", "processed/pictures/", encoders, "weights/sequence/"),
               writes=("weights/encoder.onnx*", "weights/encoder.json", "weights/sequence.onnx*",
-                      "weights/sequence.json")),
+                      "weights/sequence.json", "weights/parts.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_slice.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -99,4 +101,5 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="bag",
 )

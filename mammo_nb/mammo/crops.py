@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #d3ed1bc9
+# %% ../../nbs/mammo/04_crops.ipynb #b35f2ad4
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,10 +20,11 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from ..core.backends import Graph, read_sidecar
 from ..core.dicom import Frame, Image, find_files, read_frame
-from ..core.files import inside, write_csv
+from ..core.files import inside, owned, write_csv
 from ..core.headers import BadHeader, Header
 from ..core.parallel import map_files
 from ..core.pictures import fit_resize, shrink, write_png
+from ..core.recipes import check_section
 from ..core.runs import Run
 from ..core.windows import WindowError, percentile, to_grey
 from .datasets import DatasetError, read_table, root_of
@@ -200,7 +201,12 @@ def crop_file(
         "seconds": round(time.perf_counter() - started, 3)
     }
 
-# %% ../../nbs/mammo/04_crops.ipynb #e252f8ff
+# %% ../../nbs/mammo/04_crops.ipynb #552158d0
+def _sources(item: dict) -> list[Path]:
+    "The files that a crop is made of."
+    return [Path(item["folder"], item[name]) for name in ("file", "mask") if item[name]]
+
+@owned
 def crop_files(
     # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, and scaling,
     # which replaces that of the settings unless it is empty
@@ -210,11 +216,12 @@ def crop_files(
     output: Path,             # gets cleaned_images/, cleaned_masks/, crops.csv, crop_errors.csv, crops_seconds.csv
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
-    version: str = "",        # version of the code, if it is known; crops of another version are made anew
+    version=None,             # digests of the code; crops of other code are made anew; None: the whole package
     previews: bool = False,   # whether previews/ is written, too
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or on a cluster. Continues where an interrupted run stopped."
+    check_section(settings, "crops")
     output, several = Path(output), isinstance(folder, Mapping)
     place = {
         "images": str((output / "cleaned_images").resolve()), "masks": str((output / "cleaned_masks").resolve()),
@@ -232,7 +239,7 @@ def crop_files(
         chosen = replace(settings, scaling=scaling or settings.scaling)
         items.append({**row, "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, table=output / "crops_seconds.csv",
-                     params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
+                     params={**place, "detector_sha256": known}, code=version, reads=_sources, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
         left.unlink()
     for column in ("patient_id", "image_id"):
@@ -242,7 +249,8 @@ def crop_files(
     write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
     return work
 
-# %% ../../nbs/mammo/04_crops.ipynb #bb38e57b
+# %% ../../nbs/mammo/04_crops.ipynb #0199881b
+@owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
     output: Path,             # as in `crop_files`

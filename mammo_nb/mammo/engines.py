@@ -6,7 +6,7 @@
 __all__ = ['MEASURED', 'load_ensemble', 'fitted_crops', 'sample_crops', 'wanted_variants', 'best_folds', 'held_back_auc',
            'write_variants', 'build_available', 'about_ensemble', 'run_stage']
 
-# %% ../../nbs/mammo/08_engines.ipynb #1cc7ea1c
+# %% ../../nbs/mammo/08_engines.ipynb #1f2f58e5
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.engines import Engine, export_checked, load_engine
 from ..core.ensembles import Ensemble
-from ..core.files import read_json, write_json
+from ..core.files import write_json
 from ..core.graphs import write_mixed
 from ..core.metrics import auc
 from ..core.networks import load_weights
@@ -23,20 +23,21 @@ from ..core.pictures import fit_resize
 from ..core.providers import build_engines, gate, write_smaller
 from ..core.recipes import RecipeError
 from ..core.runs import Run
-from ..core.sidecars import EngineError, read_sidecar
+from ..core.settings import seal_parts
+from ..core.sidecars import EngineError, read_entries, read_sidecar
 from .crops import crop_path
 from .datasets import per_breast, read_table
 from .recipes import Engines
 from .train import as_asked, build_network
 
-# %% ../../nbs/mammo/08_engines.ipynb #3bdbe4ea
+# %% ../../nbs/mammo/08_engines.ipynb #c72c5621
 def load_ensemble(
     run: Run,
 ) -> Ensemble:       # uint8 (n, 1, height, width) -> probabilities (n, folds)
     "The selected networks of a run."
     settings = run.recorded("train")
     models = []
-    for chosen in read_json(run.path("selection.json"))["folds"]:
+    for chosen in read_entries(run.path("selection.json"), ("folds", "threshold"))["folds"]:
         model = build_network(settings).eval()
         load_weights(model, run.path(f"weights/fold_{chosen['fold']}.safetensors"))
         models.append(model)
@@ -116,7 +117,7 @@ def held_back_auc(
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
-# %% ../../nbs/mammo/08_engines.ipynb #07fabd6e
+# %% ../../nbs/mammo/08_engines.ipynb #ea334d38
 def write_variants(
     run: Run,
     ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
@@ -125,7 +126,7 @@ def write_variants(
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
     whole = run.path("weights/ensemble.onnx")
-    chosen = read_json(run.path("selection.json"))["folds"]
+    chosen = read_entries(run.path("selection.json"), ("folds", "threshold"))["folds"]
     of_all = read_sidecar(whole)
     size, metric = of_all["size"], run.recorded("select").metric
     written = []
@@ -166,7 +167,7 @@ def about_ensemble(
     run: Run,
 ) -> dict:      # threshold, score, crops and detector before it, and how to build it again
     "Entries of ensemble.json."
-    network, selection = run.recorded("train"), read_json(run.path("selection.json"))
+    network, selection = run.recorded("train"), read_entries(run.path("selection.json"), ("folds", "threshold"))
     return {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
@@ -206,4 +207,5 @@ def run_stage(
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
         if targets:
             results["engines"] = build_available(path.parent, targets)
+        seal_parts(path.parent)
     return results["parity"]

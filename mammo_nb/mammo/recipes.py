@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
 
-# %% ../../nbs/mammo/recipes.ipynb #e086a017
+# %% ../../nbs/mammo/recipes.ipynb #e8ca23f3
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; recipes for real data skip its stage."
     patients: int = bounded(96, low=1)       # in train.csv, with at least four views each
     test_patients: int = bounded(12, low=1)  # in test.csv
-    rows: int = bounded(832, low=1)          # frame height, pixels
-    columns: int = bounded(640, low=1)       # frame width, pixels
+    rows: int = bounded(832, low=1, pixels=True)  # frame height, pixels
+    columns: int = bounded(640, low=1, pixels=True)  # frame width, pixels
     prevalence: float = bounded(0.3, low=0, high=1)  # share of patients with a cancer in one breast
     seed: int = bounded(2023, low=0)
     conspicuity: float = bounded(1.0, low=0)  # contrast of lesions; an attentive reader finds them at 1
@@ -38,7 +38,8 @@ class Detector:
     held_back: float = bounded(0.1, low=0, high=1)    # share of the drawn patients that is used for validation
     strangeness: float = bounded(0.2, low=0, high=1)  # of drawn frames; stranger ones take longer to learn
     drawing_seed: int = bounded(67, low=0)
-    size: int = bounded(96, low=32)      # side of the network's input, pixels, a multiple of 32; the winner's: 416
+    # side of the network's input, pixels; the winner's: 416
+    size: int = bounded(96, low=32, multiple=32, pixels=True)
     weights: str = "none"       # initial weights: none, or a .pth of YOLOX in assets/trained
     loop: Optimisation = Optimisation(epochs=9, batch_size=8, optimizer="adamw", lr=5e-3, min_lr=2e-4, schedule="yolox",
                                       warmup_epochs=0.2, weight_decay=1e-2, clip_norm=10.0, ema_decay=0.98,
@@ -57,7 +58,7 @@ class Detector:
 class Crops:
     "From frame to breast."
     # longer side of the frame in which a box is refined, and searched without a detector, pixels
-    box_size: int = bounded(416, low=1)
+    box_size: int = bounded(416, low=1, pixels=True)
     confidence: float = bounded(0.5, low=0, high=1)  # least confidence of the detector; the winner's
     overlap: float = bounded(0.9, low=0, high=1)     # IoU above which the less confident of two boxes is removed
     min_area: float = bounded(0.04, low=0, high=1)   # a box with a smaller share of the frame is no breast
@@ -66,8 +67,8 @@ class Crops:
     margin: float = bounded(0.005, low=0, high=1)    # share of the longer side that is added to a refined box
     window: int = bounded(0, low=0)          # which of the header's windows; the winner took the first
     # the crop must fit into height x width pixels and is decoded no larger; 0: the size of the box
-    height: int = bounded(0, low=0)
-    width: int = bounded(0, low=0)
+    height: int = bounded(0, low=0, pixels=True)
+    width: int = bounded(0, low=0, pixels=True)
     # way to grey levels for files whose table names none; percentile is for MiniDDSM and CDD-CESM
     scaling: str = bounded("window", choices=("window", "percentile", "none"))
     faithful: bool = False      # the winner's preparation, its defects included (reading/faithful)
@@ -87,8 +88,8 @@ class Train:
     # initial weights: none, imagenet, imagenet:FILE, imagenet_lite, or a file, perhaps with {fold} in its name
     weights: str = "imagenet_lite"
     global_pool: str = "avg"                 # the winner's ConvNeXt: max
-    height: int = bounded(256, low=16)       # network input, pixels
-    width: int = bounded(128, low=16)
+    height: int = bounded(256, low=16, pixels=True)  # network input, pixels
+    width: int = bounded(128, low=16, pixels=True)
     drop_rate: float = bounded(0.2, low=0, high=1)
     drop_path_rate: float = bounded(0.0, low=0, high=1)
     loop: Optimisation = Optimisation(epochs=4, batch_size=16, optimizer="adamw", lr=1e-3, min_lr=5e-5, warmup_epochs=1,

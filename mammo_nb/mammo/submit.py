@@ -6,7 +6,7 @@
 __all__ = ['submission', 'to_submission', 'read_test', 'decide', 'item_entries', 'predict_means', 'open_engine', 'per_image',
            'show_boxes', 'run_stage']
 
-# %% ../../nbs/mammo/09_submit.ipynb #b30e476d
+# %% ../../nbs/mammo/09_submit.ipynb #0492be5e
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,9 @@ import pandas as pd
 from ..core.dicom import read_frame
 from ..core.engines import Engine
 from ..core.files import inside
+from ..core.recipes import from_dict
 from ..core.runs import Run
+from ..core.sidecars import check_entries
 from ..core.submission import DEMONSTRATION, ItemSet, Submission, open_network
 from ..core.submit import submit_stage
 from .crops import WHOLE
@@ -26,7 +28,7 @@ from .reading.inputs import see_item
 from .recipes import Crops
 from .system import system
 from .tools.hidden import hidden_test
-from .tools.predict import PER_IMAGE, detector_of
+from .tools.predict import NEEDED, PER_IMAGE, detector_of
 
 # %% ../../nbs/mammo/09_submit.ipynb #91794e92
 def to_submission(
@@ -69,7 +71,7 @@ def read_test(
         "without an image in test.csv": sorted(set(sample["prediction_id"]) - set(images["prediction_id"])),
         "duplicate rows of test.csv": int(known.sum()) - len(kept)})
 
-# %% ../../nbs/mammo/09_submit.ipynb #12b8d891
+# %% ../../nbs/mammo/09_submit.ipynb #4e80a546
 def decide(
     images: pd.DataFrame,  # prediction_id and probability
     sample: pd.DataFrame,  # prediction_id, cancer
@@ -83,6 +85,8 @@ def item_entries(
     metadata: dict,    # ensemble.json
 ) -> dict:             # entries of each item, for `see_item`
     "How the input of the networks is made."
+    check_entries(metadata, Path(weights) / "ensemble.json", NEEDED)
+    from_dict(Crops, metadata["crops"])  # raises for a value out of range
     return {"settings": metadata["crops"], "detector": str(detector_of(weights) or ""), "size": metadata["size"]}
 
 def predict_means(

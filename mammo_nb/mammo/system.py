@@ -6,11 +6,12 @@
 __all__ = ['DETECTOR', 'ENSEMBLE', 'system', 'published_tables', 'source_images', 'drawn_boxes', 'trains_detector',
            'detector_training', 'lesion_masks', 'test_set', 'submitted_weights', 'results']
 
-# %% ../../nbs/mammo/00_system.ipynb #67b35f44
+# %% ../../nbs/mammo/00_system.ipynb #6c66c602
+from ..core.settings import sealed
 from ..core.systems import Mode, Stage, System
 from .recipes import RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train
 
-# %% ../../nbs/mammo/00_system.ipynb #6e321704
+# %% ../../nbs/mammo/00_system.ipynb #6c3bfb12
 DETECTOR = ("detector.onnx", "detector.json")
 ENSEMBLE = ("ensemble.onnx", "ensemble.json")
 
@@ -50,15 +51,16 @@ def test_set(run) -> list[str]:
 
 def submitted_weights(run) -> list[str]:
     "the ensemble and the detector: of the run, or of the folder WEIGHTS"
-    return [str((run.weights or run.path("weights/")) / name) for name in ENSEMBLE + DETECTOR]
+    place = run.weights or run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*ENSEMBLE, *DETECTOR, *sealed(place)))]
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
-    made = {"select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
+    made = {"folds": ["folds.csv"], "select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/mammo/00_system.ipynb #debad573
+# %% ../../nbs/mammo/00_system.ipynb #4642a7d6
 _TRAINED = ("datasets", "detector", "crops", "folds", "train", "select", "engines")
 
 system = System(
@@ -82,7 +84,7 @@ system = System(
         Stage("engines", Engines,
               reads=("selection.json", "oof.csv", "weights/fold_*", "weights/detector.*",
                      "processed/cleaned_images/"),
-              writes=("weights/ensemble*.onnx", "weights/ensemble*.json")),
+              writes=("weights/ensemble*.onnx", "weights/ensemble*.json", "weights/parts.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -103,4 +105,5 @@ system = System(
     commands="tools.commands",
     predict="tools.predict",
     check="tools.check",
+    outcomes="select",
 )

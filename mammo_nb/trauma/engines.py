@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['members_of', 'load_members', 'sample_blocks', 'run_stage']
 
-# %% ../../nbs/trauma/09_engines.ipynb #d2a84f87
+# %% ../../nbs/trauma/09_engines.ipynb #b7cf2c07
 from dataclasses import asdict
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..core.networks import load_weights
 from ..core.providers import gate
 from ..core.recipes import from_dict
 from ..core.runs import Run
+from ..core.settings import seal_parts
 from ..core.sidecars import EngineError
 from .learning.blocks import BlockDataset
 from .learning.graphs import injury_graph, make_member, member_options, organ_graph
@@ -73,7 +74,7 @@ def sample_blocks(
         inputs[input_name(model.crop, model.size)] = np.rint(255 * np.stack(pictures)).astype(np.uint8)
     return inputs, np.load(run.path("processed/volumes/") / data.files[rows[0]], mmap_mode="r")
 
-# %% ../../nbs/trauma/09_engines.ipynb #7529b62a
+# %% ../../nbs/trauma/09_engines.ipynb #6423fa20
 def run_stage(
     run: Run,
 ) -> dict[str, float]:   # segmenter, classifier -> largest difference against torch
@@ -103,4 +104,5 @@ def run_stage(
             "rebuild": {"kind": "trauma_member", "mirrored": False, "weights": [file for *_, file in members],
                         "each": options}}, tolerance)
         gate(weights, "classifier", inputs, load_engine(graph)(inputs))
+        seal_parts(weights)
     return dict(results)

@@ -6,7 +6,7 @@
 __all__ = ['VISIBLE', 'AREA', 'SLAB', 'MARKED', 'dealt', 'plan', 'make_series', 'make_patient', 'patient_row', 'make_competition',
            'run_stage']
 
-# %% ../../nbs/trauma/01_phantom.ipynb #f0683c56
+# %% ../../nbs/trauma/01_phantom.ipynb #b6390cfd
 import json
 import os
 import shutil
@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from ..core.files import write_csv, write_json, write_text
+from ..core.processes import ends_with_this
 from ..core.runs import Run
 from .drawing.body import PHASES, Grid, draw_body, draw_phase
 from .drawing.injuries import INJURIES, add_injuries, draw_injury
@@ -133,7 +134,7 @@ def make_patient(
     write_json(note, made)
     return made
 
-# %% ../../nbs/trauma/01_phantom.ipynb #98c8812e
+# %% ../../nbs/trauma/01_phantom.ipynb #1bc1f6a4
 def patient_row(
     patient: dict,          # from `plan`
 ) -> dict:                  # patient_id, SUBMITTED, any_injury
@@ -194,7 +195,7 @@ def make_competition(
     planned = [p for split, n in (("train", patients), ("test", test_patients))
                for p in plan(split, n, prevalence, [int(n) for n in lengths.split()], seed)]
     jobs = (delayed(make_patient)(root, patient, size, contrast) for patient in planned)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator")(jobs)
+    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
     made = list(tqdm(drawn, total=len(planned), desc="phantoms", unit="patient"))
     return _write_tables(root, planned, made)
 

@@ -24,7 +24,7 @@ ORGAN_COLUMNS = ("liver_injury spleen_injury kidney_injury liver_low liver_high 
 COLUMNS = (*ORGAN_COLUMNS.split(), "bowel_marked", "extravasation_injury")
 MASKS = ("liver", "spleen", "kidneys", "bowel")
 
-# %% ../../nbs/trauma/recipes.ipynb #9ed39762
+# %% ../../nbs/trauma/recipes.ipynb #309c0ba3
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Phantom:
     "The synthetic competition; recipes for real data skip its stage."
     patients: int = bounded(24, low=4)       # with labels, one or two series each
     test_patients: int = bounded(6, low=1)   # without labels
-    size: int = bounded(96, low=32)          # rows and columns of a slice, pixels
+    size: int = bounded(96, low=32, pixels=True)  # rows and columns of a slice, pixels
     lengths: str = "18 20 50 70 130"         # slices of a series, dealt out in turn
     prevalence: float = bounded(0.5, low=0, high=1)  # share of patients with an injury
     contrast: float = bounded(1.0, low=0)    # of injuries against their organ
@@ -52,8 +52,8 @@ class Segment:
     network: str = "resnet18d"  # a timm name, inflated to three dimensions
     weights: str = "none"       # initial weights of the 2D network: none or imagenet
     widths: str = "256 128 64 32"        # channels of the decoder's four blocks, separated by blanks
-    depth: int = bounded(32, low=2)      # slices of a window
-    size: int = bounded(128, low=16)     # side of a slice, pixels
+    depth: int = bounded(32, low=16, multiple=16)  # slices of a window
+    size: int = bounded(128, low=16, multiple=16, pixels=True)  # side of a slice, pixels
     every: int = bounded(2, low=1)       # every second slice of a series is used in training
     n_folds: int = bounded(5, low=2)     # patients are split into so many parts
     fold: int = bounded(0, low=0)        # the part that is held back
@@ -102,7 +102,7 @@ class Model:
     masks: str = "liver spleen kidneys bowel"        # what the auxiliary decoder draws, separated by blanks
     columns: str = ORGAN_COLUMNS         # of COLUMNS, in the order of the outputs, separated by blanks
     crop: bool = True                    # whether the organs are cut out
-    size: int = bounded(64, low=32)      # side of the network's input, pixels
+    size: int = bounded(64, low=32, multiple=32, pixels=True)  # side of the network's input, pixels
     flips: str = bounded("both", choices=("both", "horizontal"))  # of the augmentation
     folds: str = "0 1 2 3"               # which are held back, separated by blanks; all: one training on all data
     best: str = bounded("auc", choices=("auc", "score", "loss", "last"))  # by which the epoch is chosen

@@ -6,7 +6,7 @@
 __all__ = ['TABLE', 'submission', 'read_test', 'prepare_item', 'predict', 'decide', 'modes_of', 'item_entries', 'per_patient',
            'run_stage']
 
-# %% ../../nbs/trauma/10_submit.ipynb #42c1aeae
+# %% ../../nbs/trauma/10_submit.ipynb #65a3f574
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.budget import Mode
+from ..core.engines import NotFinite
 from ..core.runs import Run
 from ..core.submission import DEMONSTRATION, ItemSet, Submission
 from ..core.submit import submit_stage
@@ -49,7 +50,7 @@ def read_test(
         "patients that are not in the sample": sorted(set(found) - set(wanted)),
         "patients of the sample without a folder": sorted(set(wanted) - set(found))})
 
-# %% ../../nbs/trauma/10_submit.ipynb #20de8d6b
+# %% ../../nbs/trauma/10_submit.ipynb #40a5214c
 def prepare_item(
     item: dict,   # folder, row; window and faithful of the weights
     mode: Mode,   # not used: there is one
@@ -81,14 +82,16 @@ def predict(
     engines: Engines,
     batch: list[dict],  # from `prepare_item`
 ) -> np.ndarray:        # (n, SUBMITTED)
-    "Predict patients, each alone, and remove their volumes."
+    "Predict patients, each alone, and remove their volumes. A patient has NaN if a network predicted it."
     found = []
     for patient in batch:
         try:
             readings = [read_series(engines, np.load(path, mmap_mode="r")) for path in patient["volumes"]]
+            found.append(submitted(patient_probabilities(readings), engines.seen.scaling).to_numpy()[0])
+        except NotFinite:
+            found.append(np.full(len(SUBMITTED), np.nan))
         finally:
             shutil.rmtree(patient["scratch"], ignore_errors=True)
-        found.append(submitted(patient_probabilities(readings), engines.seen.scaling).to_numpy()[0])
     return np.stack(found)
 
 # %% ../../nbs/trauma/10_submit.ipynb #4356eb42

@@ -6,12 +6,13 @@
 __all__ = ['NETWORKS', 'system', 'training_images', 'training_grades', 'injured_slices', 'training_masks', 'test_set',
            'submitted_weights', 'results']
 
-# %% ../../nbs/trauma/00_system.ipynb #e8722956
+# %% ../../nbs/trauma/00_system.ipynb #6a9f413a
+from ..core.settings import sealed
 from ..core.systems import Mode, Stage, System
 from .recipes import (COMPETITION, RECIPES, Blocks, Engines, Ensemble, Folds, Info, Phantom, Segment,
                                      Train, Volumes)
 
-# %% ../../nbs/trauma/00_system.ipynb #a96b20e2
+# %% ../../nbs/trauma/00_system.ipynb #dabc50f1
 NETWORKS = ("segmenter.onnx", "segmenter.json", "classifier.onnx", "classifier.json")
 
 def training_images(run) -> list[str]:
@@ -41,7 +42,8 @@ def test_set(run) -> list[str]:
 
 def submitted_weights(run) -> list[str]:
     "the two graphs: of the run, or of the folder WEIGHTS"
-    return [str((run.weights if run.mode == "trained" else run.path("weights/")) / name) for name in NETWORKS]
+    place = run.weights if run.mode == "trained" else run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*NETWORKS, *sealed(place)))]
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
@@ -50,7 +52,7 @@ def results(run) -> list[str]:
             "submit": ["submissions/submission.csv", "test_per_patient.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
-# %% ../../nbs/trauma/00_system.ipynb #1e715f09
+# %% ../../nbs/trauma/00_system.ipynb #e209e3a1
 _PREPARED = ("volumes", "segment", "info", "blocks", "folds")
 _LEARNED = ("train", "ensemble", "engines")
 _READ = ("info.csv", "blocks.csv", "folds.csv", "processed/volumes/", "processed/masks/")
@@ -81,7 +83,7 @@ system = System(
               writes=("oof.csv", "ladder.csv", "ensemble.json")),
         Stage("engines", Engines, reads=("ensemble.json", *_READ, "weights/segment.safetensors",
                                          "weights/segment.json", "weights/models/"),
-              writes=tuple(f"weights/{name}" for name in NETWORKS)),
+              writes=tuple(f"weights/{name}" for name in (*NETWORKS, "parts.json"))),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_patient.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -96,4 +98,5 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="ensemble",
 )

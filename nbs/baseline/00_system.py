@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 
 from mammo_nb.core.optimisation import Optimisation
 from mammo_nb.core.recipes import Recipe, bounded
+from mammo_nb.core.settings import sealed
 from mammo_nb.core.systems import Mode, Stage, System
 from mammo_nb.mammo.recipes import Datasets, Folds, Phantom
 from mammo_nb.mammo.system import results, source_images, test_set
@@ -47,8 +48,8 @@ import pandas as pd
 @dataclass(frozen=True)
 class Prepare:
     "From frame to picture."
-    height: int = bounded(256, low=1)        # of the stored pictures and of the network's input, pixels
-    width: int = bounded(128, low=1)         # half of the height, pixels
+    height: int = bounded(256, low=16, pixels=True)  # of the stored pictures and of the network's input, pixels
+    width: int = bounded(128, low=16, pixels=True)  # half of the height, pixels
 
 @dataclass(frozen=True)
 class Train:
@@ -121,7 +122,8 @@ NETWORK = ("baseline.onnx", "baseline.json")
 
 def submitted_weights(run) -> list[str]:
     "the network: of the run, or of the folder WEIGHTS"
-    return [str((run.weights or run.path("weights/")) / name) for name in NETWORK]
+    place = run.weights or run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*NETWORK, *sealed(place)))]
 
 system = System(
     name="baseline",
@@ -139,7 +141,7 @@ system = System(
               writes=("oof.csv", "selection.json", "weights/fold_*")),
         Stage("engines", Engines,
               reads=("selection.json", "oof.csv", "weights/fold_*", "processed/cleaned_images/"),
-              writes=("weights/baseline.onnx", "weights/baseline.json")),
+              writes=("weights/baseline.onnx", "weights/baseline.json", "weights/parts.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -153,6 +155,7 @@ system = System(
     failures={"processed/crop_errors.csv": "training images", "test_per_image.csv": "test images"},
     competition=mammo.competition,
     weights=NETWORK,
+    outcomes="select",
 )
 
 # %%

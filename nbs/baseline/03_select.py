@@ -31,6 +31,7 @@ from mammo_nb.core.files import write_csv, write_json
 from mammo_nb.core.metrics import threshold_curve
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo import select as mammo_select
 from mammo_nb.mammo.select import best_epochs, plateau, summarise
 
 # %%
@@ -69,6 +70,14 @@ def summarise_fold(
 example = pd.DataFrame(
     {"patient_id": list("abcd"), "laterality": "L", "cancer": [0, 0, 1, 1], "probability": [.12, .33, .38, .9]})
 assert summarise_fold(example)["threshold"] == 0.35 and summarise_fold(example)["pf1"] == 1
+
+# %%
+#| export
+def outcomes(
+    run: Run,          # that has run this stage
+) -> pd.DataFrame:     # outcome, item, patient_id, label, probability, threshold; one row a breast of the fold
+    "Predictions of the held-back breasts for `mammo-nb compare`, read as in `mammo`."
+    return mammo_select.outcomes(run)
 
 # %% [markdown]
 # ## Run the stage

@@ -31,9 +31,10 @@ import numpy as np
 from mammo_nb.baseline.train import build_network
 from mammo_nb.core.engines import export_checked
 from mammo_nb.core.ensembles import Ensemble
-from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import Mirrored, load_weights
 from mammo_nb.core.runs import Run
+from mammo_nb.core.settings import seal_parts
+from mammo_nb.core.sidecars import read_entries
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import read_table
 
@@ -61,7 +62,7 @@ def load_network(
 ) -> Ensemble:       # of one network; uint8 (n, 1, height, width) -> probabilities (n, 1)
     "The selected network of a run, with horizontal-flip TTA."
     model = build_network(run.recorded("train")).eval()
-    fold = read_json(run.path("selection.json"))["folds"][0]["fold"]
+    fold = read_entries(run.path("selection.json"), ("folds", "threshold"))["folds"][0]["fold"]
     load_weights(model, run.path(f"weights/fold_{fold}.safetensors"))
     return Ensemble([Mirrored(model)], **model.normalization)
 
@@ -91,7 +92,7 @@ def run_stage(
 ) -> float:                          # largest difference of a probability against torch
     "Selected weights -> weights/baseline.onnx and baseline.json."
     settings, network = run.section("engines"), run.recorded("train")
-    selection = read_json(run.path("selection.json"))
+    selection = read_entries(run.path("selection.json"), ("folds", "threshold"))
     about = {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "prepare": asdict(run.recorded("prepare")), "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
@@ -101,8 +102,10 @@ def run_stage(
         }
     }
     with run.stage("engines"):
-        return export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
-                              settings.tolerance)
+        difference = export_checked(load_network(run), run.path("weights/baseline.onnx"), sample_pictures(run), about,
+                                    settings.tolerance)
+        seal_parts(run.path("weights/"))
+    return difference
 
 # %%
 difference = run_stage(run)

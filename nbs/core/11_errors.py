@@ -22,6 +22,13 @@
 
 # %%
 #| export
+import errno
+import signal
+import threading
+from contextlib import contextmanager
+
+# %%
+#| export
 class ProjectError(Exception):
     "Base class of the errors whose text names the fault, its place and the remedy."
 
@@ -36,3 +43,76 @@ try:
     raise SettingsError("settings.ini has no folder `raw`. Add the line `raw = datasets/raw`.")
 except ProjectError as e:
     print(f"{type(e).__name__}: {e}")
+
+# %% [markdown]
+# ## Errors of the machine
+# A folder without permission or a machine without memory is no fault of the project either. Such an error comes from
+# the operating system, and its text lacks the remedy.
+
+# %%
+#| export
+_REMEDIES = {
+    errno.EACCES: "Choose a place where you may write, or ask for the permission",
+    errno.EPERM: "Choose a place where you may write, or ask for the permission",
+    errno.EROFS: "Choose an output on another disk",
+    errno.ENOSPC: "Make room or choose another disk, and run again",
+    errno.EDQUOT: "Make room or choose another disk, and run again",
+    errno.ENOTDIR: "A part of this path is a file: choose another output",
+    errno.EEXIST: "A file has this name: choose another output",
+    errno.EISDIR: "A folder has this name: choose another output",
+    errno.ENAMETOOLONG: "Choose a shorter path",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or use fewer processes (--workers)",
+    errno.ENOMEM: "Use fewer processes (--workers), or a machine with more memory",
+    errno.EIO: "The disk or the network folder has a fault: check it, and run again",
+    errno.ESTALE: "The network folder is gone: mount it again, and run again",
+    errno.EPIPE: "The program that reads the output has ended",
+}
+
+def explain(
+    error: Exception,
+) -> str:           # one line; "" for an error that the machine is not the reason of
+    "Describe an error of the machine and its remedy."
+    if isinstance(error, MemoryError):
+        return f"The memory is not enough. {_REMEDIES[errno.ENOMEM]}."
+    if not isinstance(error, OSError) or error.errno not in _REMEDIES:
+        return ""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}. {_REMEDIES[error.errno]}."
+
+# %%
+try:
+    open("/dev/null/a")
+except OSError as e:
+    print(explain(e))
+    assert explain(e).startswith("/dev/null/a: Not a directory.")
+assert explain(ValueError("x")) == ""
+
+# %% [markdown]
+# ## The end of a run
+# A run is told to end by SIGTERM, or by SIGHUP when its terminal is closed. Both become an exception, so that files are
+# closed and processes are ended in order.
+
+# %%
+#| export
+@contextmanager
+def ending():
+    "Turn SIGTERM and SIGHUP into SystemExit while a block runs."
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python handles signals in the main thread only
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+# %%
+try:
+    with ending():
+        signal.raise_signal(signal.SIGTERM)
+except SystemExit as e:
+    assert e.code == 128 + signal.SIGTERM

@@ -17,41 +17,126 @@
 # A run may be killed, a disk may be full, or two processes may write the same file. The next reader must never find an
 # incomplete file under its final name. So the project writes every file under a temporary name in the same folder and
 # then renames it, which the file system does in one step.
+#
+# A renamed file is still in the memory of the operating system. If the power fails, it may be empty. So file and folder
+# are synced: the call returns when their bytes are on the disk.
 
 # %%
 #| default_exp core.files
 
 # %%
 #| export
+import errno
+import fcntl
+import functools
 import hashlib
+import inspect
 import json
 import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Iterator
 
 from mammo_nb.core.errors import ProjectError
 
-# %%
-#| hide
-import tempfile
-
 # %% [markdown]
-# ## Whole files
+# ## On the disk
+# A sync costs about a millisecond on a solid-state disk and ten on a magnetic one. Several at the same time share most
+# of this. So many small files are synced in batches: `recording` collects the names of the files that its block writes,
+# and the caller syncs them later. A single file is synced at once.
 
 # %%
 #| export
+_written = ContextVar("_written", default=None)   # paths written in a `recording` block; None outside of one
+
+def sync(
+    path: Path | str,  # a file or a folder
+):
+    "Return when the bytes of a file, or the names in a folder, are on the disk."
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with telling(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+def sync_all(
+    paths: Iterable,  # files
+):
+    "Sync files, then their folders."
+    paths = {Path(p) for p in paths}
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(sync, paths))
+        list(threads.map(sync, {p.parent for p in paths}))
+
+@contextmanager
+def recording() -> Iterator[list[Path]]:  # paths, which grow while the block runs
+    "Collect the files that a block writes. They are not synced, and the caller does it."
+    token = _written.set([])
+    try:
+        yield _written.get()
+    finally:
+        _written.reset(token)
+
+# %% [markdown]
+# ## Whole files
+# A full disk is no fault of a file, and the next file would fail as well. So it has an error of its own, which ends a
+# run.
+
+# %%
+#| export
+class StorageError(ProjectError):
+    "A disk that takes no more files, or an output that is in use."
+
+_FULL = {errno.ENOSPC: "is full", errno.EDQUOT: "is full for this user (quota)", errno.EROFS: "is read-only"}
+
+@contextmanager
+def telling(
+    path: Path | str,   # the file that is written
+):
+    "Turn an error of the disk, which concerns all files, into a StorageError."
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _FULL:
+            raise
+        raise StorageError(f"{path} cannot be written: the disk {_FULL[e.errno]}. Make room or choose another output, "
+                           "and run again: what is finished is kept.") from e
+
+def make_folder(
+    folder: Path | str,
+):
+    "Make a folder, and those above it, and sync the names of new ones."
+    folder = Path(folder)
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
 @contextmanager
 def replacing(
     path: Path | str,   # the file to write; its folder is made if it does not exist
 ) -> Iterator[Path]:    # the temporary file, in the same folder and with the same suffix
-    "Write to a temporary file, which replaces `path` when the block ends without an error."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write to a temporary file, which replaces `path` when the block ends without an error. The file is then on the
+    disk, except in a block of `recording`. Raises StorageError for a full or read-only disk."""
+    path, written = Path(path), _written.get()
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with telling(path):
+            make_folder(path.parent)
+            yield temporary
+            if written is None:
+                sync(temporary)
+            os.replace(temporary, path)
+            if written is None:
+                sync(path.parent)
+            else:
+                written.append(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,7 +172,122 @@ except OSError as e:
     print(e)
 assert note.read_text() == "abc" and os.listdir(folder) == ["note.txt"]
 assert sha256(note).startswith("ba7816bf")   # the example of the standard
+with recording() as written:
+    write_later = folder / "later.txt"
+    with replacing(write_later) as temporary:
+        temporary.write_text("abc")
+assert written == [write_later]
+sync_all(written)
+write_later.unlink()
 sha256(note)
+
+# %% [markdown]
+# ## Unchanged files
+# The mark of a file has its size, its times, its number on the disk and its digest. If size, times and number are still
+# the same, nothing has written to the file, so it is not read again. If only size and digest are the same, the file was
+# copied or touched. This holds for programs that write files. A defect of the disk itself is not searched for here.
+
+# %%
+#| export
+def state_of(
+    path: Path | str,   # a file
+) -> list[int]:         # bytes, time of the content and of the inode in ns, number of the inode
+    "What a file system says about a file. Raises OSError."
+    state = os.stat(path)
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+
+def mark_of(
+    path: Path | str,   # a file
+) -> list:              # its state and its sha256
+    "What identifies a file and its content. Raises OSError."
+    return [*state_of(path), sha256(path)]
+
+def unchanged(
+    path: Path | str,
+    mark: list,         # from `mark_of`
+    read: bool = False, # whether the file is read in any case
+) -> bool:
+    "Whether a file exists and has the content that it had. It is read if its state has changed."
+    try:
+        state = state_of(path)
+        if state[0] != mark[0]:
+            return False
+        return not read and state == mark[:4] or sha256(path) == mark[4]
+    except OSError:
+        return False
+
+# %%
+mark = mark_of(note)
+os.utime(note)
+assert unchanged(note, mark)
+note.write_text("abd")
+os.utime(note, ns=(mark[1], mark[1]))  # the old time does not hide the new content
+assert not unchanged(note, mark)
+note.write_text("abc")
+
+# %% [markdown]
+# ## One process for one output
+# Two runs that write to one folder would mix their rows. So the first one locks the folder. The operating system
+# releases the lock when the process ends, also when it is killed.
+
+# %%
+#| export
+_owned = {}   # folder that this process has locked -> how often
+
+@contextmanager
+def owner(
+    folder: Path | str,  # is made if it does not exist
+):
+    "Lock a folder for this process. Raises StorageError if another process has locked it."
+    folder = Path(folder).resolve()
+    make_folder(folder)
+    if folder in _owned:   # a caller has the lock already
+        _owned[folder] += 1
+        try:
+            yield
+        finally:
+            _owned[folder] -= 1
+        return
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"Another run writes to {folder} at the moment. Wait until it has ended, or choose "
+                               "another folder.") from None
+        _owned[folder] = 1
+        try:
+            yield
+        finally:
+            del _owned[folder]
+    finally:
+        os.close(lock)
+
+def owned(
+    function,   # has an argument `output`, a folder
+):              # the same, under the lock
+    "Lock the folder `output` while a function runs."
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def locked(*given, **named):
+        with owner(signature.bind(*given, **named).arguments["output"]):
+            return function(*given, **named)
+    return locked
+
+# %% [markdown]
+# A folder is locked for each process. A second lock in the same process is no conflict:
+
+# %%
+with owner(folder), owner(folder):
+    other = os.open(folder, os.O_RDONLY)   # as another process would do
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        print(e)
+    else:
+        raise AssertionError
+    os.close(other)
 
 # %% [markdown]
 # ## Names from tables
@@ -158,3 +358,87 @@ def write_csv(
 write_json(folder / "a" / "numbers.json", {"one": 1})
 assert read_json(folder / "a" / "numbers.json") == {"one": 1}
 (folder / "a" / "numbers.json").read_text()
+
+# %% [markdown]
+# A command that writes one file may keep what it has computed in a hidden folder beside it. Without a file there is
+# nothing to keep.
+
+# %%
+#| export
+@contextmanager
+def kept_beside(
+    output: Path | str | None,  # a file; None: a temporary folder
+) -> Iterator[Path]:            # the folder, which stays if there is a file
+    "A folder for what a command computes on the way to its file."
+    if output:
+        folder = Path(output).absolute().with_name(f".{Path(output).name}")
+        with owner(folder):
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+# %%
+with kept_beside(folder / "check.csv") as kept:
+    (kept / "files.csv.journal").write_text("")
+assert kept == folder / ".check.csv" and kept.is_dir()
+
+# %% [markdown]
+# ## Many digests
+# A folder has a digest too: that of the names and digests of its files. Temporary files and journals are no content. A
+# file is read once. After that its mark shows whether it has changed, so that the next check reads no gigabytes.
+
+# %%
+#| export
+class Digests:
+    "Digests of files and folders, with the marks of all files that were read."
+    def __init__(self,
+        path: Path,         # JSON file of the marks; need not exist
+        own: Iterable,      # folders whose files are read; of others only names, sizes and times are taken
+    ):
+        self.path, self.own = Path(path), {Path(p) for p in own}
+        try:
+            self.marks = dict(read_json(self.path))
+        except (OSError, ValueError, TypeError):   # the first check, or a damaged file: all files are read
+            self.marks = {}
+        self.new = []       # files that were read
+
+    def _file(self, path: Path) -> str:
+        mark = self.marks.get(str(path))
+        if mark is None or mark[:4] != state_of(path):
+            mark = self.marks[str(path)] = mark_of(path)
+            self.new.append(path)
+        return mark[4]
+
+    def of(self,
+        path: Path,  # absolute; a file or a folder
+    ) -> str:
+        "sha256 of a file. A folder is described by the number of its files, and a sha256 over all of them."
+        if not path.is_dir():
+            return self._file(path)
+        own, lines = bool(self.own & {path, *path.parents}), []
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            name = file.relative_to(path)
+            if name.suffix == ".journal" or any(part.startswith(".") for part in name.parts):
+                continue
+            state = file.stat()
+            what = self._file(file) if own else f"{state.st_size} {state.st_mtime_ns}"
+            lines.append(f"{name.as_posix()} {what}\n")
+        return f"{len(lines)} files, sha256 {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+    def save(self):
+        "Store the marks."
+        if self.new:
+            write_json(self.path, {file: mark for file, mark in self.marks.items() if os.path.exists(file)})
+
+# %%
+(folder / "pictures").mkdir()
+(folder / "pictures" / "1.png").write_text("one")
+digests = Digests(folder / ".marks.json", [folder])
+before = digests.of(folder / "pictures")
+digests.save()
+again = Digests(folder / ".marks.json", [folder])
+assert again.of(folder / "pictures") == before and not again.new
+(folder / "pictures" / "1.png").write_text("")
+assert again.of(folder / "pictures") != before
+before

@@ -29,6 +29,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import read_json, sha256, short_hash, write_json
 
 # %%
 #| hide
@@ -163,6 +164,101 @@ for name in ("heart", "../raw"):
         find_dataset(name, folder / "settings.ini")
     except NoDataset as e:
         print(e)
+
+# %% [markdown]
+# ## Trained weights
+# Later runs use what an earlier run has trained. A named folder comes first, then `assets/trained`, then the newest
+# finished run.
+
+# %%
+#| export
+def find_trained(
+    names,                      # files that must all be there, such as ensemble.onnx and ensemble.json
+    named: Path | None = None,  # a folder, or the folder of a run; None or "": search
+) -> Path | None:               # the folder that has them; None if none does
+    "Find a folder with trained files."
+    def whole(folder: Path) -> bool:
+        return all((folder / name).is_file() for name in names)
+
+    if named:
+        return next((f for f in (Path(named), Path(named) / "weights") if whole(f)), None)
+    paths = read_paths()
+    if whole(paths.assets / "trained"):
+        return paths.assets / "trained"
+    finished = [read_paths(report.parent).weights for report in paths.runs.glob("*/report.html")]
+    return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
+
+# %%
+trained = folder / "first" / "weights"
+trained.mkdir(parents=True)
+for name in ("detector.onnx", "detector.json"):
+    (trained / name).write_text("")
+assert find_trained(["detector.onnx", "detector.json"], folder / "first") == trained
+assert find_trained(["ensemble.onnx"], folder / "first") is None
+
+# %% [markdown]
+# ## The parts of a training
+# Detector, networks and thresholds of one training belong together. So the stage that writes the last of them adds
+# `parts.json`: an id of the training and the digest of each JSON. Each of these has the digest of its network. A part
+# that was edited, or that comes from another training, is found before anything is predicted.
+
+# %%
+#| export
+PARTS = "parts.json"
+
+class PartsError(ProjectError):
+    "A part of a training that is not as the training has left it."
+
+def parts_of(
+    weights: Path,      # a folder of weights
+) -> dict[str, str]:    # name of each JSON -> its sha256
+    "What predictions depend on."
+    own = (PARTS, "manifest.json", "dataset-metadata.json")   # the others are made for Kaggle
+    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json")) if path.name not in own}
+
+def seal_parts(
+    weights: Path,      # a folder of weights of which nothing is missing
+) -> dict:              # parts.json: training, files
+    "Write parts.json."
+    files = parts_of(weights)
+    parts = {"training": short_hash(repr(sorted(files.items()))), "files": files}
+    write_json(Path(weights) / PARTS, parts)
+    return parts
+
+def sealed(
+    weights: Path,      # a folder of weights, perhaps with parts.json
+) -> list[str]:         # names of the files that `check_parts` reads
+    "List the parts of a training."
+    return [PARTS, *parts_of(weights)] if (Path(weights) / PARTS).is_file() else []
+
+def check_parts(
+    weights: Path,      # a folder of weights; one without parts.json is not checked
+):
+    "Raise PartsError if a part is not as the training has left it."
+    if not (weights / PARTS).is_file():
+        return
+    try:
+        parts, found = read_json(weights / PARTS), parts_of(weights)
+        wrong = [name for name, digest in parts["files"].items() if found.get(name, digest) != digest]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise PartsError(f"{weights / PARTS} is damaged. Copy all files of one training again.") from None
+    if wrong:
+        raise PartsError(
+            f"{', '.join(wrong)} of {weights} was edited, or belongs to another training than {parts['training']}. "
+            f"Copy all files of one training again. If you have edited it on purpose, remove {PARTS}.")
+
+# %%
+place = Path(tempfile.mkdtemp())
+write_json(place / "toy.json", {"threshold": 0.4})
+seal_parts(place)
+check_parts(place)
+write_json(place / "toy.json", {"threshold": 0.5})
+try:
+    check_parts(place)
+except PartsError as e:
+    print(str(e).replace(str(place), "weights"))
+else:
+    raise AssertionError
 
 # %% [markdown]
 # A misspelt name is an error:

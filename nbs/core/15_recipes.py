@@ -23,6 +23,7 @@
 # %%
 #| export
 import ast
+import math
 import types
 import typing
 from dataclasses import MISSING, field, fields, is_dataclass, replace
@@ -44,14 +45,19 @@ class RecipeError(ProjectError):
 
 # %%
 #| export
+LARGEST_SIDE = 8192   # pixels; mammograms have up to 6000
+
 def bounded(
     default,         # value when a recipe does not set the field
     low=None,        # smallest allowed value, included
     high=None,       # largest allowed value, included
     choices=None,    # the allowed values, for text
+    multiple=None,   # the value must be a multiple of this
+    pixels=False,    # whether it is the side of a picture in pixels, which is at most LARGEST_SIDE
 ):                   # a dataclass field
     "A field of a section with its range."
-    limits = {"low": low, "high": high, "choices": tuple(choices) if choices else None}
+    limits = {"low": low, "high": LARGEST_SIDE if pixels else high, "choices": tuple(choices) if choices else None,
+              "multiple": multiple, "pixels": pixels}
     return field(default=default, metadata={"limits": limits})
 
 # %%
@@ -66,6 +72,7 @@ class Train:
     "A section with another one inside."
     network: str = "resnet10t"
     pool: str = bounded("avg", choices=("avg", "max"))
+    size: int = bounded(224, low=32, multiple=32, pixels=True)
     loop: Loop = Loop()
     before: "Train | None" = None
 
@@ -89,13 +96,18 @@ def _check_field(where: str, kind, limits: dict, value):
     "Raise `RecipeError` if the value does not fit the field."
     if not _takes(kind, value):
         raise RecipeError(f"{where} takes {getattr(kind, '__name__', kind)}, got {value!r}.")
-    low, high, choices = (limits.get(name) for name in ("low", "high", "choices"))
+    low, high, choices, multiple = (limits.get(name) for name in ("low", "high", "choices", "multiple"))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where} must be a finite number, got {value!r}.")
     if choices and value not in choices:
         raise RecipeError(f"{where} takes one of {', '.join(map(str, choices))}, got {value!r}.")
     if low is not None and value < low:
         raise RecipeError(f"{where} must be at least {low}, got {value!r}.")
     if high is not None and value > high:
-        raise RecipeError(f"{where} must be at most {high}, got {value!r}.")
+        memory = f" One square picture of this side takes {4 * value**2 / 1e9:.1f} GB." if limits.get("pixels") else ""
+        raise RecipeError(f"{where} must be at most {high}, got {value!r}.{memory}")
+    if multiple and value % multiple:
+        raise RecipeError(f"{where} must be a multiple of {multiple}, got {value!r}.")
 
 def check_section(
     section,     # a dataclass instance
@@ -118,7 +130,8 @@ def check_section(
 
 # %%
 assert check_section(Train(loop=Loop(lr=1)), "train").loop.lr == 1.0
-for wrong in (Train(loop=Loop(epochs=0)), Train(pool="mean"), Train(network=5)):
+for wrong in (Train(loop=Loop(epochs=0)), Train(pool="mean"), Train(network=5), Train(loop=Loop(lr=float("nan"))),
+              Train(size=100_000), Train(size=100)):
     try:
         check_section(wrong, "train")
     except RecipeError as e:

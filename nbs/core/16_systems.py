@@ -123,6 +123,7 @@ class System:
     default: bool = False           # whether it is the system that is meant where none is named
     predict: str = ""               # module with `predict_folder` and `print_predictions`; "": no prediction of scans
     check: str = ""                 # module with `check_data` and `print_check`; "": no check of data sets
+    outcomes: str = ""              # module with `outcomes(run)`, see core/comparison; "": runs cannot be compared
 
     def __post_init__(self):
         if not isinstance(self.stages, tuple):

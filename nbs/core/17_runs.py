@@ -36,9 +36,9 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import read_json, sha256, write_json
+from mammo_nb.core.files import Digests, read_json, sync_all, write_json
 from mammo_nb.core.recipes import RecipeError, from_dict, override
-from mammo_nb.core.settings import Paths, read_paths
+from mammo_nb.core.settings import Paths, find_trained, read_paths
 from mammo_nb.core.systems import Stage, System, described, find_system
 
 # %%
@@ -77,7 +77,7 @@ def find_files(
     if name.endswith("/"):
         return [path] if path.is_dir() and any(path.iterdir()) else []
     if "*" in path.name:
-        return sorted(path.parent.glob(path.name))
+        return sorted(p for p in path.parent.glob(path.name) if p.suffix != ".journal")
     return [path] if path.exists() else []
 
 def _state(path: Path, remedy: str) -> dict:
@@ -95,21 +95,39 @@ def read_manifest(
 ) -> dict:         # empty before the first stage
     "The manifest of a run: versions, and for each stage its parameters, seconds and digests."
     path = Path(folder) / "manifest.json"
-    return _state(path, "Delete it, and the stages run again.") if path.exists() else {}
+    if not path.exists():
+        return {}
+    remedy = "Delete it, and the stages run again. Their finished files are used where they are unchanged."
+    stored = _state(path, remedy)
+    stages = stored.get("stages")
+    whole = isinstance(stages, dict) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(part), dict) for part in ("parameters", "reads", "writes"))
+        for entry in stages.values())
+    if not whole:
+        raise StageError(f"{path} is damaged. {remedy}")
+    return stored
 
-def digest_of(
-    path: Path,
-) -> str:
-    "sha256 of a file; of a folder the number of its entries, because it may hold many gigabytes."
-    return f"{sum(1 for _ in path.iterdir())} entries" if path.is_dir() else sha256(path)
+# %% [markdown]
+# A finished run is verified by the content of its files (`core/files`). The raw data of a run, which no stage has
+# written, may be hundreds of gigabytes. So names, sizes and times stand for them.
 
-def _digests(folder: Path, names) -> dict[str, str]:
-    "Name -> `digest_of` its file or folder; a pattern gives one entry for each file."
+# %%
+#| export
+def digests_in(
+    folder: Path,  # of the run
+) -> Digests:      # which reads what is in the folders of the run, and looks at the others
+    "Digests of the files of a run."
+    paths = read_paths(folder)
+    own = (Path(folder).resolve(), paths.processed, paths.checkpoints, paths.weights, paths.submissions)
+    return Digests(Path(folder) / ".marks.json", own)
+
+def _digests(folder: Path, names, digests: Digests) -> dict[str, str]:
+    "Name -> digest of its file or folder; a pattern gives one entry for each file."
     found = {}
     for name in names:
         for path in find_files(folder, name):
             key = f"{name.rpartition('/')[0]}/{path.name}".lstrip("/") if "*" in name else name
-            found[key] = digest_of(path)
+            found[key] = digests.of(path)
     return found
 
 # %%
@@ -304,11 +322,14 @@ class Run:
             section = self.section(name)
             manifest = read_manifest(self.folder) or {"run": self.folder.name, "stages": {}}
             manifest |= {"system": self.system.name, "recipe": self.recipe, "environment": environment()}
+            digests = digests_in(self.folder)
             manifest["stages"][name] = {
                 "parameters": asdict(section) if section else {}, "seconds": seconds,
-                "reads": _digests(self.folder, reads), "writes": _digests(self.folder, writes)}
+                "reads": _digests(self.folder, reads, digests), "writes": _digests(self.folder, writes, digests)}
             if results:
                 manifest["stages"][name]["results"] = results
+            sync_all(digests.new)  # before the manifest says that they are finished
+            digests.save()
             write_json(self.folder / "manifest.json", manifest)
 
 # %% [markdown]
@@ -351,33 +372,3 @@ for mistake in (count_nothing, lambda: Run.create(run.folder, toy, "dmo"),
         mistake()
     except ProjectError as e:
         print(e)
-
-# %% [markdown]
-# ## Trained weights
-# Later runs use what an earlier run has trained. A named folder comes first, then `assets/trained`, then the newest
-# finished run.
-
-# %%
-#| export
-def find_trained(
-    names,                      # files that must all be there, such as ensemble.onnx and ensemble.json
-    named: Path | None = None,  # a folder, or the folder of a run; None or "": search
-) -> Path | None:               # the folder that has them; None if none does
-    "Find a folder with trained files."
-    def whole(folder: Path) -> bool:
-        return all((folder / name).is_file() for name in names)
-
-    if named:
-        return next((f for f in (Path(named), Path(named) / "weights") if whole(f)), None)
-    paths = read_paths()
-    if whole(paths.assets / "trained"):
-        return paths.assets / "trained"
-    finished = [read_paths(report.parent).weights for report in paths.runs.glob("*/report.html")]
-    return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
-
-# %%
-for name in ("detector.onnx", "detector.json"):
-    (run.folder / "weights").mkdir(exist_ok=True)
-    (run.folder / "weights" / name).write_text("")
-assert find_trained(["detector.onnx", "detector.json"], run.folder) == run.folder / "weights"
-assert find_trained(["ensemble.onnx"], run.folder) is None

@@ -34,7 +34,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
-from mammo_nb.core.runs import Run, StageError, digest_of, find_files, read_manifest
+from mammo_nb.core.runs import Run, StageError, digests_in, find_files, read_manifest
 from mammo_nb.core.settings import Paths, read_paths
 from mammo_nb.core.systems import Stage
 
@@ -128,10 +128,13 @@ def changed_files(
     name: str,       # the stage
 ) -> list[str]:      # one reason a file
     "Files that the stage read or wrote when it ran and that have changed or are gone since."
-    past = read_manifest(run.folder).get("stages", {}).get(name, {"reads": {}, "writes": {}})
-    stored = {**past["reads"], **past["writes"]}
+    past = read_manifest(run.folder).get("stages", {}).get(name)
+    if past is None:
+        return ["manifest.json has no finished run of it"] if run.system.stage(name).writes else []
+    stored, digests = {**past["reads"], **past["writes"]}, digests_in(run.folder)
     gone = [f for f in stored if not find_files(run.folder, f)]
-    changed = [f for f in stored if f not in gone and digest_of(run.path(f)) != stored[f]]
+    changed = [f for f in stored if f not in gone and digests.of(run.path(f)) != stored[f]]
+    digests.save()
     return [f"{f} is gone" for f in gone] + [f"{f} changed" for f in changed]
 
 def refresh_inputs(

@@ -26,6 +26,8 @@
 #| export
 import json
 import os
+import threading
+import time
 from collections import deque
 from concurrent.futures import Future, wait
 from functools import partial
@@ -37,6 +39,9 @@ import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
 
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import StorageError, mark_of, recording
+
 # %% tags=["parameters"]
 workers = 2    # processes
 
@@ -45,6 +50,9 @@ workers = 2    # processes
 # A function returns a flat dict for one item. The dict becomes JSON in the process that computed it, so that a row from
 # the journal and a new row are the same text. Numpy numbers and paths become plain values. A value that cannot be
 # written is an error of its item. If the function raises an exception, the row holds its class and its message.
+#
+# The files that the function writes are marked in the row, under a key that no table shows. So a later run can compare
+# them with what is on the disk. A full disk would be the error of every item, so it ends the run instead.
 
 # %%
 #| export
@@ -58,13 +66,27 @@ def plain(
         return str(value)
     raise TypeError(f"a {type(value).__name__} does not fit into a table")
 
+FILES = "@files"   # key of the marks in a row
+
+def marked(
+    paths: list[Path],  # files that a function has written, from `recording`
+) -> dict:              # path -> mark, of those that still exist
+    "Mark the files of an item."
+    return {str(p.absolute()): mark_of(p) for p in paths if p.is_file()}
+
 def as_row(
     fn,          # item -> row, a flat dict
     item: dict,  # the item to work on
-) -> str:        # the row as JSON, with the column `error`
-    "Compute the row of one item. Every Exception becomes the error of the row."
+) -> str:        # the row as JSON, with the column `error` and, under FILES, the marks of the files that were written
+    "Compute the row of one item. Every Exception but StorageError becomes the error of the row."
     try:
-        return json.dumps({**fn(item), "error": ""}, default=plain)
+        with recording() as written:
+            row = {"error": "", **fn(item)}
+        if files := marked(written):
+            row[FILES] = files
+        return json.dumps(row, default=plain)
+    except StorageError:
+        raise
     except Exception as e:
         return json.dumps({"error": f"{type(e).__name__}: {e}"})  # the run continues; the reason is in the table
 
@@ -73,6 +95,27 @@ as_row(lambda item: {"root": np.sqrt(item["x"]), "name": Path("a/b.dcm")}, {"x":
 
 # %%
 as_row(lambda item: {"inverse": 1 / item["x"]}, {"x": 0})
+
+# %% [markdown]
+# ## The end of a run
+# A run that is killed ends without running any more code. So each of its processes looks twice a second whether its
+# parent is still there, and ends without it. Else a process with a network would hold its memory for minutes.
+
+# %%
+#| export
+def end_with(
+    parent: int,  # process id
+):
+    "End this process soon after its parent has ended. Called in a new process."
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True, name="watch of the parent").start()
+
+def ends_with_this() -> dict:  # arguments of joblib's `Parallel` and of loky's pools
+    "Make processes end with this one."
+    return {"initializer": end_with, "initargs": (os.getpid(),)}
 
 # %% [markdown]
 # ## Processes
@@ -88,6 +131,9 @@ LOST = ("WorkerLost: the process ended without an error message, and again when 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
             "NUMEXPR_NUM_THREADS")
 
+class ProcessError(ProjectError):
+    "Processes that cannot be started."
+
 class Processes:
     """Processes of this machine that work on items and are replaced when one of them dies. At the end of a `with`
     block, processes that still run are killed."""
@@ -96,7 +142,7 @@ class Processes:
         workers: int,   # number of processes; 0: each item is computed in this process when it is started
         lost,           # the result of an item that ended its process twice
         events: SimpleQueue | None = None,  # gets a future for each result; None: a new queue
-        idle: int = 60, # seconds without work after which a process ends, also when its parent was killed
+        idle: int = 60, # seconds without work after which a process ends
     ):
         self.fn, self.workers, self.lost, self.idle = fn, workers, lost, idle
         self.events = events or SimpleQueue()
@@ -119,7 +165,13 @@ class Processes:
 
     def _new_pool(self):
         "Make a pool, which starts its processes when it gets work. loky's reusable pool belongs to joblib's calls."
-        return ProcessPoolExecutor(self.workers, timeout=self.idle, env=self.env) if self.workers else None
+        if not self.workers:
+            return None
+        try:
+            return ProcessPoolExecutor(self.workers, timeout=self.idle, env=self.env, **ends_with_this())
+        except OSError as e:
+            raise ProcessError(f"Processes cannot be started ({e}). Make /dev/shm writable, or work in one process: "
+                               "--workers 1.") from e
 
     def _run(self, name, item, alone: bool):
         "Give an item to the pool, or compute it here if there are no processes."

@@ -227,10 +227,11 @@ def _settle_offset(
 
 def read_series(
     folder: Path | str,          # searched to any depth
-    output: Path | str,          # keeps the journal until all files are read
+    output: Path | str,          # keeps the journal, so that a later call reads only new and changed files
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
     each=None,                   # as for `read_slices`
     params=None,                 # what `each` depends on, can be written as JSON; a change starts anew
+    code=None,                   # digests of the code, as for `map_files`
     label: str | None = "files",  # text beside the progress bar; None: no bar
 ) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
@@ -247,6 +248,7 @@ def read_series(
         items.append({"root": str(folder), "file": f, "bytes": state.st_size, "time": state.st_mtime_ns})
     table = output / "files.csv"
     read = map_files(partial(read_slices, each=each) if each else read_slices, items, table=table, params=params,
+                     code=code, reads=lambda item: [],  # their sizes and times are in the items
                      workers=workers or (1 if len(files) < 64 else None), label=label)
     table.unlink()
     slices, rest = [], []

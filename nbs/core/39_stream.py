@@ -38,7 +38,8 @@ from threading import Thread
 
 import numpy as np
 
-from mammo_nb.core.processes import LOST, Processes, plain
+from mammo_nb.core.files import StorageError, recording
+from mammo_nb.core.processes import FILES, LOST, Processes, marked, plain
 
 # %%
 #| hide
@@ -148,11 +149,16 @@ assert watch.waited() == {"decoding": 0.5, "network": 0.5}
 # %%
 #| export
 def _decoded(decode: Callable, clock: Callable, job: tuple) -> tuple:
-    "Decode one file in a process: row, picture, error, start, end. Every Exception becomes the error."
+    "Decode one file in a process: row, picture, error, start, end. Every Exception but StorageError becomes the error."
     started = clock()
     try:
-        row, picture = decode(*job)
+        with recording() as written:
+            row, picture = decode(*job)
+        if files := marked(written):
+            row = {**row, FILES: files}
         error = ""
+    except StorageError:
+        raise
     except Exception as e:
         row, picture, error = {}, None, f"{type(e).__name__}: {e}"  # the run continues; the reason is in the table
     return row, picture, error, started, clock()

@@ -17,7 +17,7 @@
 # Nothing here depends on a system: a system brings data, network, loss and recipe. Read in the order of the numbers.
 #
 # 1. `41_folds` splits patients into folds. A split with a leak is an error.
-# 2. `42_metrics` scores predictions: pF1, thresholds, AUC, average precision, bootstrap intervals.
+# 2. `42_metrics` scores predictions: pF1, thresholds, AUC, average precision. Intervals are in chapter 7.
 # 3. `43_ranks` lets several processes train one network.
 # 4. `44_networks` makes networks, reads and writes their weights.
 # 5. `45_optimisation` has the numbers of a training, the field `loop` of a section, and the learning-rate schedules.

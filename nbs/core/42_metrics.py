@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Metrics
-# > The score of the competition, AUC and average precision, and the uncertainty of each.
+# > The score of the competition, AUC and average precision.
 #
 # The competition scored *probabilistic F1* (pF1). Decisions of 0 and 1 score higher in it than probabilities do, so the
 # winner submitted decisions. The threshold, and the choice between epochs, come from the curves made here. All of them
@@ -37,7 +37,10 @@ n, prevalence, seed = 2000, 0.05, 0   # of the random screening round below
 
 # %%
 #| export
-def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
+def checked(
+    labels,         # (n,) 0 or 1
+    probabilities,  # (n,), clipped to [0, 1]
+) -> tuple[np.ndarray, np.ndarray]:  # float64 (n,) both
     "Labels as float 0 or 1 and probabilities as float64 in [0, 1]; raises ValueError for other input."
     y, p = np.asarray(labels, dtype=float).ravel(), np.asarray(probabilities, dtype=float).ravel()
     if y.shape != p.shape:
@@ -61,7 +64,7 @@ def pfbeta(
     beta: float = 1.0,   # weight of recall against precision
 ) -> float:              # 0..1; 0 if there is no positive or nothing is predicted
     "Probabilistic F-beta (Yacouby & Axman 2020): each probability counts as that share of a positive prediction."
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     return float(_fbeta((y * p).sum(), y.sum(), p.sum(), beta))
 
 # %% [markdown]
@@ -95,7 +98,7 @@ def threshold_curve(
     thresholds=GRID,    # (t,)
 ) -> pd.DataFrame:      # threshold, score, precision, recall; t rows
     "F1, precision and recall of the decisions `probability > threshold`, for every threshold."
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     p, thresholds = p.astype(np.float32), np.asarray(thresholds, dtype=float)
 
     def count(values: np.ndarray) -> np.ndarray:
@@ -136,13 +139,11 @@ axes[1].set(xlabel="threshold", title=f"F1 of the decisions, best {score:.2f} at
 fig.tight_layout()
 
 # %% [markdown]
-# ## Ranking and its uncertainty
+# ## Ranking
 # AUC and average precision need no threshold. Average precision is the area under the precision-recall curve as a step
 # function. The winner's "PR-AUC" is the area under straight lines between the same points (`straight`), which no
-# threshold reaches; on 120 random images it is 0.175, and average precision 0.184.
-#
-# The confidence interval draws patients with replacement, not images. The views of one patient are not independent, and
-# an interval that draws images is too narrow.
+# threshold reaches; on 120 random images it is 0.175, and average precision 0.184. Intervals of these
+# numbers are in [71_uncertainty](71_uncertainty.py).
 
 # %%
 #| export
@@ -151,7 +152,7 @@ def auc(
     probabilities,  # (n,)
 ) -> float:         # 0 to 1
     "Area under the ROC curve; nan if there is only one class."
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     return float(roc_auc_score(y, p)) if 0 < y.sum() < len(y) else float("nan")
 
 def average_precision(
@@ -160,7 +161,7 @@ def average_precision(
     straight: bool = False,  # straight lines between the points of the curve in place of steps
 ) -> float:         # 0 to 1
     "Area under the precision-recall curve as a step function; nan without a positive."
-    y, p = _checked(labels, probabilities)
+    y, p = checked(labels, probabilities)
     if not y.sum():
         return float("nan")
     if straight:
@@ -168,32 +169,9 @@ def average_precision(
         return float(area(recall, precision))
     return float(average_precision_score(y, p))
 
-def bootstrap_interval(
-    metric,              # f(labels, probabilities) -> float
-    labels,              # (n,)
-    probabilities,       # (n,)
-    groups,              # (n,) groups, such as patients, which are drawn with replacement
-    n: int = 1000,       # draws
-    seed: int = 0,
-    level: float = 0.95, # share of the draws that lie in the interval
-) -> tuple[float, float]:  # nan, nan if no draw gave a number
-    "Percentile bootstrap interval over groups (Efron & Tibshirani 1993); draws whose metric is nan are left out."
-    y, p = _checked(labels, probabilities)
-    members = pd.Series(np.arange(len(y))).groupby(np.asarray(groups)).apply(np.asarray).to_list()
-    rng = np.random.default_rng(seed)
-    drawn = (np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(n))
-    values = np.array([metric(y[rows], p[rows]) for rows in drawn])
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
 # %%
-views = np.repeat(np.arange(n // 4), 4)   # four images of each patient
-low, high = bootstrap_interval(auc, y, p, views, n=200)
-assert low < auc(y, p) < high
-print(f"AUC {auc(y, p):.3f} ({low:.3f} to {high:.3f}), average precision {average_precision(y, p):.3f}")
+assert auc([0, 1, 0, 1], [.5] * 4) == .5   # equal probabilities of both classes count half
+print(f"AUC {auc(y, p):.3f}, average precision {average_precision(y, p):.3f}")
 
 # %% [markdown]
 # A probability that is not a number is an error:

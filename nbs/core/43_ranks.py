@@ -75,10 +75,19 @@ def mean(
 assert join() == (0, 1) and from_first({"a": 1}) == {"a": 1} and mean(2.5) == 2.5
 
 # %% [markdown]
-# A stage starts the processes itself: the recipe has their number, and the notebook needs no other command.
+# A stage starts the processes itself: the recipe has their number, and the notebook needs no other command. They end
+# with the process that has started them, also when it is killed.
 
 # %%
 #| export
+_TORCHRUN = """
+import sys
+from mammo_nb.core.processes import end_with
+end_with(int(sys.argv.pop(1)))
+from torch.distributed.run import main
+main()
+"""
+
 def launch(
     function,         # a function of a module that can be imported
     arguments: list,  # its arguments, which can be written as JSON
@@ -86,14 +95,16 @@ def launch(
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
     code = "\n".join([
-        "import json, sys",
+        "import json, os, sys",
+        "from mammo_nb.core.processes import end_with",
+        "end_with(os.getppid())",
         "from torch import distributed",
         f"from {function.__module__} import {function.__name__} as function",
         "function(*json.loads(sys.argv[1]))",
         "if distributed.is_initialized():",
         "    distributed.destroy_process_group()",
     ])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    torchrun = [sys.executable, "-c", _TORCHRUN, str(os.getpid()), "--standalone", f"--nproc-per-node={processes}"]
     subprocess.run([*torchrun, "--no-python", sys.executable, "-c", code, json.dumps(arguments)], check=True)
 
 # %% [markdown]

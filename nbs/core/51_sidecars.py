@@ -27,6 +27,7 @@ size = (96, 64)  # height, width of the example's pictures, pixels
 # %%
 #| export
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -305,6 +306,46 @@ def sidecar_path(
     "Path of the JSON beside a graph."
     return path.with_suffix(".json" if path.suffix == ".onnx" else path.suffix + ".json")
 
+RANGES = {  # entries of the files of a training, also inside other entries -> smallest and largest value
+    "threshold": (0, 1), "confidence": (0, 1), "overlap": (0, 1), "min_area": (0, 1), "folds": (1, 1000),
+    "size": (1, 8192), "height": (0, 8192), "width": (0, 8192), "side": (1, 8192), "depth": (1, 8192)}
+SCORES = ("auc", "auc_95", "oof_auc", "pf1", "average_precision")  # not defined with one class only: NaN
+_AGAIN = "Copy it again, or run the stage that wrote it again."
+
+def _check_number(name: str, value, file: Path) -> None:
+    "Raise EngineError for a number that is not finite or not in the range of its name; goes through lists and dicts."
+    inner = value.items() if isinstance(value, dict) else [(name, v) for v in value] if isinstance(value, list) else []
+    for key, each in inner:
+        _check_number(key, each, file)
+    if type(value) not in (int, float) or name in SCORES and math.isnan(value):
+        return
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if not math.isfinite(value) or not low <= value <= high:
+        wanted = f"a number from {low} to {high}" if name in RANGES else "a finite number"
+        raise EngineError(f"{file}: {name} is {value}, and must be {wanted}. {_AGAIN}")
+
+def check_entries(
+    entries,                     # content of a JSON file of a training
+    file: Path,                  # named in the error
+    needed: Sequence[str] = (),  # entries that it must have
+) -> dict:                       # the same
+    "Raise EngineError if entries are missing, or if a number is not finite or out of its range."
+    if missing := [n for n in needed if n not in entries] if isinstance(entries, dict) else ["entries"]:
+        raise EngineError(f"{file} has no {', '.join(missing)}. {_AGAIN}")
+    _check_number("", entries, file)
+    return entries
+
+def read_entries(
+    path: Path,                  # a JSON file of a training, such as selection.json or ensemble.json
+    needed: Sequence[str] = (),  # entries that it must have
+) -> dict:
+    "Read and check a JSON file of a training. Raises EngineError."
+    try:
+        entries = read_json(path)
+    except (OSError, ValueError) as e:
+        raise EngineError(f"{path} cannot be read ({e}). {_AGAIN}") from e
+    return check_entries(entries, Path(path), needed)
+
 def read_sidecar(
     path: Path,  # NAME.onnx or NAME.engine
 ) -> dict:       # the JSON beside it
@@ -315,11 +356,8 @@ def read_sidecar(
         if not needed.is_file():
             raise EngineError(
                 f"{needed.name} is not there. An engine is two files, {path.name} and {sidecar.name}: copy both.")
-    try:
-        metadata = read_json(sidecar)
-    except ValueError as e:
-        raise EngineError(f"{sidecar.name} is no JSON ({e}): copy it again.") from e
-    if not isinstance(metadata, dict) or metadata.get("sha256") != sha256(path):
+    metadata = read_entries(sidecar)
+    if metadata.get("sha256") != sha256(path):
         raise EngineError(f"{path.name} differs from the checksum in {sidecar.name}. The two belong to different runs, "
                           "or one was damaged: copy both again.")
     weights, expected = weights_path(path), metadata.get("weights_file_sha256")
@@ -362,6 +400,9 @@ for attempt in (
     lambda: write_graph(model, folder / "other.onnx", {}, [replace(pictures, dtype="float32")]),
     lambda: read_sidecar(folder / "again.onnx"),
     lambda: read_sidecar(folder / "none.onnx"),
+    lambda: check_entries({"threshold": 99}, Path("ensemble.json")),
+    lambda: check_entries({"plateau": [0.2, float("nan")]}, Path("selection.json")),
+    lambda: check_entries({"folds": 4}, Path("ensemble.json"), ["threshold"]),
 ):
     try:
         attempt()

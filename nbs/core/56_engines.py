@@ -43,9 +43,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mammo_nb.core.backends import Graph, open_graph, process_graph
+from mammo_nb.core.backends import Graph, open_graph
 from mammo_nb.core.batches import to_float
 from mammo_nb.core.ensembles import Ensemble, bound, export_module, place_of
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.sidecars import EngineError, Tensor, add_entries
 
 # %%
@@ -163,12 +164,17 @@ def _from_graph(graph: Graph) -> Engine:
                           "second place. Open it with open_graph.")
     return Engine(**{f.name: getattr(graph, f.name) for f in fields(Graph)})
 
-def process_engine(
-    path: str,              # NAME.onnx or NAME.engine
-    backend: str = "auto",  # as in load_engine
-) -> Engine:
-    "Open an engine once in this process, on one thread, since the processes of a run share the cores."
-    return _from_graph(process_graph(path, backend))
+class NotFinite(ProjectError):
+    "A prediction that is no number."
+
+def finite(
+    values: np.ndarray,   # predictions
+) -> np.ndarray:          # the same
+    "Raise NotFinite unless all predictions are finite numbers."
+    if not np.isfinite(values).all():
+        wrong = np.asarray(values)[~np.isfinite(values)]
+        raise NotFinite(f"a network predicted {wrong[0]}. Run it in 32 bits, or leave its weights out.")
+    return values
 
 def largest_difference(
     a: np.ndarray | Mapping[str, np.ndarray],

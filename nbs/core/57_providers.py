@@ -32,6 +32,7 @@ folds = 2                   # networks in the ensemble
 #| export
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ from mammo_nb.core.engines import Engine, largest_difference, load_engine, probe
 from mammo_nb.core.ensembles import Ensemble, rebuild, weights_digest
 from mammo_nb.core.files import read_json, write_json
 from mammo_nb.core.graphs import keep_columns, write_mixed
-from mammo_nb.core.sidecars import EngineError, carried, read_sidecar, read_tensors, write_graph
+from mammo_nb.core.sidecars import EngineError, carried, read_entries, read_sidecar, read_tensors, write_graph
 from mammo_nb.core.tensorrt import build_tensorrt
 
 # %%
@@ -117,10 +118,7 @@ def open_ensemble(
     "Open an ensemble with the first provider that works on this machine. Raises EngineError if none does."
     folder = Path(folder)
     refused = []
-    try:
-        metadata = read_json(folder / f"{name}.json")
-    except (OSError, ValueError) as e:
-        raise EngineError(f"{folder} has no {name}.json that can be read ({e}): copy it again.") from e
+    metadata = read_entries(folder / f"{name}.json")
     if not {"probe", "inputs", "outputs"} <= {*metadata}:
         raise EngineError(f"{name}.json of {folder} is of an older export: run the stage that wrote it again.")
     if device == "auto":
@@ -154,6 +152,43 @@ def _auto_order(folder: Path, name: str, device: str, reduced: bool) -> list[tup
     return [(p, d) for p, d in order if reduced or p.endswith(("fp32", ".engine"))]
 
 # %% [markdown]
+# Processes of a run share the cores, so each of them opens an ensemble once, for one thread. It is proved like any
+# other, and what was refused is told with the results.
+
+# %%
+#| export
+@lru_cache(maxsize=4)
+def _opened(path: Path) -> Engine | EngineError:
+    "Open an ensemble on one thread. An error is kept, since it would be the same for the next item."
+    try:
+        exact = ("onnxruntime-fp32", "openvino-fp32", "torch-fp32")
+        return open_ensemble(path.parent, path.stem, exact, "cpu", threads=1)
+    except EngineError as e:
+        return e
+
+def process_engine(
+    path: str,   # NAME.onnx
+) -> Engine:
+    "Open an ensemble once in this process, on one thread. Raises EngineError."
+    found = _opened(Path(path))
+    if isinstance(found, EngineError):
+        raise found
+    return found
+
+def refusals(
+    engine,      # with `refused`
+) -> dict:       # an entry for the row of an item; empty if nothing was refused
+    "What was refused, for the table of a run."
+    return {"refused": "\n".join(engine.refused)} if engine.refused else {}
+
+def print_refused(
+    table,       # pandas.DataFrame, perhaps with the column `refused`
+):
+    "Print which providers were refused in the processes of a run, and why."
+    for lines in table["refused"].dropna().unique() if "refused" in table else ():
+        print(*[f"not used: {line}" for line in filter(None, lines.split("\n"))], sep="\n")
+
+# %% [markdown]
 # Here is an ensemble as a stage would write it, with its weights. Then its graph is damaged, and torch runs it instead.
 
 # %%
@@ -177,6 +212,7 @@ left = open_ensemble(folder / "damaged", providers=["openvino-fp32", "onnxruntim
 assert left.name == "torch" and parity(left, load_engine(ensemble), pictures) == 0
 for reason in left.refused:
     print(reason)
+print_refused(pd.DataFrame([refusals(left), {}]))
 
 # %% [markdown]
 # ## The gate

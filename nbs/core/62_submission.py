@@ -38,8 +38,7 @@ from mammo_nb.core.engines import Engine
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json
 from mammo_nb.core.providers import open_ensemble
-from mammo_nb.core.runs import find_trained
-from mammo_nb.core.settings import SettingsError
+from mammo_nb.core.settings import SettingsError, check_parts, find_trained
 
 # %%
 #| export
@@ -294,13 +293,14 @@ def find_weights(
     engine: str,                  # the weights are <engine>.onnx and <engine>.json
     weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
 ) -> Path:                        # the folder
-    "Find the weights of a system; raises MissingWeights."
+    "Find the weights of a system; raises MissingWeights, or PartsError if a part belongs to another training."
     try:
         found = find_trained([f"{engine}.onnx", f"{engine}.json"], weights)
     except SettingsError:
         raise MissingWeights(
             "No weights were named. Name a folder with --weights, or start in a checkout of mammo_nb.") from None
     if found:
+        check_parts(found)
         return found
     if weights:
         raise MissingWeights(

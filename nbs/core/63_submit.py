@@ -25,12 +25,10 @@
 # %%
 #| export
 import shutil
-import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,9 +39,11 @@ import pandas as pd
 
 from mammo_nb.core.budget import Mode, Planner, in_words, read_budget
 from mammo_nb.core.engines import Engine
+from mammo_nb.core.errors import ending
 from mammo_nb.core.files import read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import UNREACHED, collect
 from mammo_nb.core.runs import Run
+from mammo_nb.core.sidecars import read_entries
 from mammo_nb.core.stream import flow, grouped
 from mammo_nb.core.submission import ItemSet, Submission, SubmissionError, by_row, find_weights
 
@@ -130,20 +130,6 @@ class Output:
     table: Path        # the table of items
     report: Path       # submit.json
 
-@contextmanager
-def _ending():
-    "Turn SIGTERM into an exception, so that the predictions so far are written."
-    def leave(number, frame):
-        raise SystemExit(128 + number)
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
 def _first_file(submission: Submission, folder: Path, target: Path):
     "Write a valid submission that needs no prediction."
     sample = folder / submission.sample
@@ -166,7 +152,7 @@ class _Pass:
     def __init__(self, submission: Submission, test: ItemSet, weights: Path, backend: str, folder: Path,
                  pngs: Path | None):
         self.submission, self.test = submission, test
-        self.metadata = read_json(weights / f"{submission.engine}.json")
+        self.metadata = read_entries(weights / f"{submission.engine}.json")
         self.networks = [Network(submission, weights, device, backend) for device in devices()]
         more = {"folder": str(folder), "pngs": str(Path(pngs).resolve()) if pngs else "",
                 **submission.entries(weights, self.metadata)}
@@ -240,7 +226,7 @@ def submit_items(
 ) -> pd.DataFrame:              # the submission
     "Predict a test set in one pass and write the submission, the table of items and the report."
     started, folder = clock(), Path(folder).resolve()
-    with _ending():
+    with ending():
         _first_file(submission, folder, output.submission)
         seconds, test = read_budget(budget), submission.read_test(folder)
         work = _Pass(submission, test, find_weights(submission.engine, weights).resolve(), backend, folder, pngs)
@@ -327,6 +313,7 @@ def summary(
         f"{report['items_per_second']} a second; {report['failed']} failed, {report['not_reached']} not reached"]
     if report["waited"]:
         lines.append("waited: " + ", ".join(f"{part} {share:.0%}" for part, share in report["waited"].items()))
+    lines += [f"not used: {reason}" for reason in report["refused"]]
     lines += report["dropped"]
     for what, found in report["differences"].items():
         if found:

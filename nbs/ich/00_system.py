@@ -27,6 +27,7 @@
 
 # %%
 #| export
+from mammo_nb.core.settings import sealed
 from mammo_nb.core.systems import Mode, Stage, System
 from mammo_nb.ich.recipes import (COMPETITION, RECIPES, Bag, Classify, Embed, EndToEnd, Engines, Folds, Phantom,
                                   Prepare, Sequence)
@@ -69,7 +70,8 @@ def end_to_end(run) -> list[str]:
 
 def submitted_weights(run) -> list[str]:
     "the two graphs: of the run, or of the folder WEIGHTS"
-    return [str((run.weights if run.mode == "trained" else run.path("weights/")) / name) for name in NETWORKS]
+    place = run.weights if run.mode == "trained" else run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*NETWORKS, *sealed(place)))]
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
@@ -110,7 +112,7 @@ system = System(
               writes=("oof.csv", "ladder.csv", "bag.json")),
         Stage("engines", Engines, reads=("bag.json", "folds.csv", "processed/pictures/", encoders, "weights/sequence/"),
               writes=("weights/encoder.onnx*", "weights/encoder.json", "weights/sequence.onnx*",
-                      "weights/sequence.json")),
+                      "weights/sequence.json", "weights/parts.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_slice.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -131,6 +133,7 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="bag",
 )
 
 # %% [markdown]

@@ -212,8 +212,8 @@ def prepare_given(
     "The table and the pictures of a data set of single pictures."
     table = phe.read_slices(folder)
     items = [{**row, "root": str(folder), **settings} for row in table[["image_id", "file"]].to_dict("records")]
-    found = map_files(copy_picture, items, table=output / "pictures.csv", key="image_id", params={"code": code},
-                      workers=workers, label="prepare")
+    found = map_files(copy_picture, items, table=output / "pictures.csv", key="image_id", code=code, workers=workers,
+                      reads=lambda item: [Path(item["root"], item["file"])], label="prepare")
     (output / "pictures.csv").unlink()
     for column in ("rows", "columns", *BOX):
         table[column] = found[column].values if column in found else np.nan
@@ -260,7 +260,7 @@ def prepare_files(
     labels = read_labels(folder / LABELS)
     images, faithful = images_folder(folder, "train"), settings["faithful"]
     each = partial(write_picture, folder=settings["pictures"], faithful=faithful)
-    volumes, rest = read_series(images, output, workers, each, {**settings, "code": code})
+    volumes, rest = read_series(images, output, workers, each, settings, code)
     if not faithful:
         _correct([s for v in volumes for s in v.slices], images, Path(settings["pictures"]))
     return with_labels(slice_table(volumes, rest, faithful), labels, images.name)

@@ -257,6 +257,21 @@ for wrong in ([one, two.assign(Label=float("nan"))], [one, pd.concat([two, two])
         raise AssertionError
 
 # %% [markdown]
+# `mammo-nb compare` reads the out-of-fold predictions of two runs. It wants them as core's `comparison` says it.
+
+# %%
+#| export
+def outcomes(
+    run: Run,        # that has run this stage
+) -> pd.DataFrame:   # outcome, item, patient_id, label, probability, threshold; a row for each class of each slice
+    "Out-of-fold predictions of the bag; there is no threshold, since the competition takes probabilities."
+    ids = {"patient_id": str, "series": str, "image_id": str}
+    oof = pd.read_csv(run.path("oof.csv"), dtype=ids)
+    slices = oof[["patient_id"]].assign(item=oof["series"] + " " + oof["image_id"], threshold=np.nan)
+    return pd.concat([slices.assign(outcome=name, label=oof[name], probability=oof[f"p_{name}"])
+                      for name in classes_of(oof)], ignore_index=True)
+
+# %% [markdown]
 # ## Run the stage
 
 # %%

@@ -34,6 +34,7 @@ from mammo_nb.core.files import read_json, sha256
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.providers import gate
 from mammo_nb.core.runs import Run
+from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.sidecars import EngineError
 from mammo_nb.ich.learning.encoder import load_encoder
 from mammo_nb.ich.learning.graphs import Member, SeriesReader, encode_series, encoders, readers
@@ -216,6 +217,7 @@ def run_stage(
         results["sequence"] = export_checked(models, weights / "sequence.onnx", features, about, tolerance)
         gate(weights, "encoder", inputs, load_engine(both)(inputs))
         gate(weights, "sequence", {"embeddings": features}, load_engine(models)(features))
+        seal_parts(weights)
     return dict(results)
 
 # %%

@@ -34,13 +34,14 @@ from mammo_nb.ich.recipes import CLASSES
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
+from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
 from mammo_nb.core.files import read_json
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
 from mammo_nb.core.reports import (environment_table, plot_history, plot_ladder, plot_probabilities, stages_table,
                                    submission_line)
 from mammo_nb.core.runs import read_manifest
-from mammo_nb.ich.bag import classifier_predictions
+from mammo_nb.ich.bag import classifier_predictions, outcomes
 from mammo_nb.ich.learning.slices import read_picture
 from mammo_nb.ich.recipes import classes_of
 from mammo_nb.ich.system import system
@@ -124,6 +125,16 @@ Markdown("\n\n".join(lines))
 if len(ladder):
     display(ladder.set_index("step").astype(float).round(4))
     plot_ladder(ladder, "log_loss", "log loss, out of fold")
+
+# %% [markdown]
+# ## Each kind of hemorrhage
+# Scores per slice of the bag, out of fold, with 95 % intervals over patients. *Sensitivity at a specificity of 0.9* is
+# what is found if a tenth of the slices without this kind are called positive. *Brier* and *ECE* say how far
+# probabilities are from what happens, see core's `calibration`.
+
+# %%
+if len(ladder):
+    display(in_words(by_outcome(outcomes(run)), OUTCOME_SCORES).set_index("outcome"))
 
 # %% [markdown]
 # ## Slices with and without a hemorrhage

@@ -27,6 +27,7 @@
 
 # %%
 #| export
+from mammo_nb.core.settings import sealed
 from mammo_nb.core.systems import Mode, Stage, System
 from mammo_nb.mammo.recipes import RECIPES, Crops, Datasets, Detector, Engines, Folds, Phantom, Select, Train
 
@@ -80,11 +81,12 @@ def test_set(run) -> list[str]:
 
 def submitted_weights(run) -> list[str]:
     "the ensemble and the detector: of the run, or of the folder WEIGHTS"
-    return [str((run.weights or run.path("weights/")) / name) for name in ENSEMBLE + DETECTOR]
+    place = run.weights or run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*ENSEMBLE, *DETECTOR, *sealed(place)))]
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
-    made = {"select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
+    made = {"folds": ["folds.csv"], "select": ["oof.csv", "selection.json"], "train": ["checkpoints/history.csv"],
             "submit": ["submissions/submission.csv", "test_per_image.csv", "submit.json"]}
     return [name for stage, names in made.items() if run.has(stage) for name in names]
 
@@ -116,7 +118,7 @@ system = System(
         Stage("engines", Engines,
               reads=("selection.json", "oof.csv", "weights/fold_*", "weights/detector.*",
                      "processed/cleaned_images/"),
-              writes=("weights/ensemble*.onnx", "weights/ensemble*.json")),
+              writes=("weights/ensemble*.onnx", "weights/ensemble*.json", "weights/parts.json")),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_image.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -137,6 +139,7 @@ system = System(
     commands="tools.commands",
     predict="tools.predict",
     check="tools.check",
+    outcomes="select",
 )
 
 # %% [markdown]

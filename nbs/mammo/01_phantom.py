@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import replacing, write_csv, write_text
+from mammo_nb.core.processes import ends_with_this
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.drawing.anatomy import draw_anatomy, other_breast
 from mammo_nb.mammo.drawing.breast import BREAST, make_breast, mask_box
@@ -284,7 +285,7 @@ def make_competition(
     write_text(note, about)
     images = plan("train", patients, prevalence, seed) + plan("test", test_patients, prevalence, seed)
     jobs = (delayed(make_image)(root, image, tuple(frame), conspicuity) for image in images)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator")(jobs)
+    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
     truths = list(tqdm(drawn, total=len(images), desc="phantoms", unit="img"))
     table = pd.DataFrame(images).drop(columns=["breast", "machine", "entropy", "number"])
     table["BIRADS"] = table["BIRADS"].astype("float64")

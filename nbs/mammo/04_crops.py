@@ -37,10 +37,11 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from mammo_nb.core.backends import Graph, read_sidecar
 from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
-from mammo_nb.core.files import inside, write_csv
+from mammo_nb.core.files import inside, owned, write_csv
 from mammo_nb.core.headers import BadHeader, Header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, shrink, write_png
+from mammo_nb.core.recipes import check_section
 from mammo_nb.core.runs import Run
 from mammo_nb.core.windows import WindowError, percentile, to_grey
 from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
@@ -345,6 +346,11 @@ def crop_file(
 
 # %%
 #| export
+def _sources(item: dict) -> list[Path]:
+    "The files that a crop is made of."
+    return [Path(item["folder"], item[name]) for name in ("file", "mask") if item[name]]
+
+@owned
 def crop_files(
     # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, and scaling,
     # which replaces that of the settings unless it is empty
@@ -354,11 +360,12 @@ def crop_files(
     output: Path,             # gets cleaned_images/, cleaned_masks/, crops.csv, crop_errors.csv, crops_seconds.csv
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
-    version: str = "",        # version of the code, if it is known; crops of another version are made anew
+    version=None,             # digests of the code; crops of other code are made anew; None: the whole package
     previews: bool = False,   # whether previews/ is written, too
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or on a cluster. Continues where an interrupted run stopped."
+    check_section(settings, "crops")
     output, several = Path(output), isinstance(folder, Mapping)
     place = {
         "images": str((output / "cleaned_images").resolve()), "masks": str((output / "cleaned_masks").resolve()),
@@ -376,7 +383,7 @@ def crop_files(
         chosen = replace(settings, scaling=scaling or settings.scaling)
         items.append({**row, "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, table=output / "crops_seconds.csv",
-                     params={**place, "code": version, "detector_sha256": known}, label="crops", **machine)
+                     params={**place, "detector_sha256": known}, code=version, reads=_sources, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
         left.unlink()
     for column in ("patient_id", "image_id"):
@@ -392,6 +399,7 @@ def crop_files(
 
 # %%
 #| export
+@owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
     output: Path,             # as in `crop_files`

@@ -27,9 +27,10 @@ from itertools import product
 
 import pandas as pd
 
-from mammo_nb.core.files import write_csv, write_json
-from mammo_nb.core.metrics import auc, average_precision, best_threshold, bootstrap_interval, threshold_curve
+from mammo_nb.core.files import read_json, write_csv, write_json
+from mammo_nb.core.metrics import auc, average_precision, best_threshold, threshold_curve
 from mammo_nb.core.runs import Run
+from mammo_nb.core.uncertainty import auc_interval
 from mammo_nb.mammo.datasets import per_breast, read_table
 
 # %%
@@ -128,7 +129,7 @@ def summarise(
     breasts = per_breast(oof)
     labels, probabilities = breasts["cancer"], breasts["probability"]
     threshold, pf1 = best_threshold(labels, probabilities)
-    low, high = bootstrap_interval(auc, labels, probabilities, breasts["patient_id"])
+    low, high = auc_interval(labels, probabilities, breasts["patient_id"])
     return {
         "threshold": threshold,
         "plateau": plateau(threshold_curve(labels, probabilities), threshold),
@@ -139,6 +140,20 @@ def summarise(
         "breasts": len(breasts),
         "cancers": int(labels.sum()),
     }
+
+# %% [markdown]
+# `mammo-nb compare` reads the out-of-fold predictions of two runs. It wants them as core's `comparison` says it.
+
+# %%
+#| export
+def outcomes(
+    run: Run,          # that has run this stage
+) -> pd.DataFrame:     # outcome, item, patient_id, label, probability, threshold; one row a breast
+    "Out-of-fold predictions of the breasts, with the threshold of the run."
+    breasts = per_breast(read_table(run.path("oof.csv"), ["probability"]))
+    return breasts.rename(columns={"cancer": "label"}).assign(
+        outcome="cancer", item=breasts["patient_id"] + " " + breasts["laterality"],
+        threshold=read_json(run.path("selection.json"))["threshold"])
 
 # %% [markdown]
 # ## Run the stage

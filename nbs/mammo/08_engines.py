@@ -33,7 +33,7 @@ import numpy as np
 
 from mammo_nb.core.engines import Engine, export_checked, load_engine
 from mammo_nb.core.ensembles import Ensemble
-from mammo_nb.core.files import read_json, write_json
+from mammo_nb.core.files import write_json
 from mammo_nb.core.graphs import write_mixed
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import load_weights
@@ -41,7 +41,8 @@ from mammo_nb.core.pictures import fit_resize
 from mammo_nb.core.providers import build_engines, gate, write_smaller
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
-from mammo_nb.core.sidecars import EngineError, read_sidecar
+from mammo_nb.core.settings import seal_parts
+from mammo_nb.core.sidecars import EngineError, read_entries, read_sidecar
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.recipes import Engines
@@ -75,7 +76,7 @@ def load_ensemble(
     "The selected networks of a run."
     settings = run.recorded("train")
     models = []
-    for chosen in read_json(run.path("selection.json"))["folds"]:
+    for chosen in read_entries(run.path("selection.json"), ("folds", "threshold"))["folds"]:
         model = build_network(settings).eval()
         load_weights(model, run.path(f"weights/fold_{chosen['fold']}.safetensors"))
         models.append(model)
@@ -186,7 +187,7 @@ def write_variants(
 ) -> list[dict]:         # name, folds, size, scale, oof_auc
     "Cheaper ensembles beside the whole one."
     whole = run.path("weights/ensemble.onnx")
-    chosen = read_json(run.path("selection.json"))["folds"]
+    chosen = read_entries(run.path("selection.json"), ("folds", "threshold"))["folds"]
     of_all = read_sidecar(whole)
     size, metric = of_all["size"], run.recorded("select").metric
     written = []
@@ -227,7 +228,7 @@ def about_ensemble(
     run: Run,
 ) -> dict:      # threshold, score, crops and detector before it, and how to build it again
     "Entries of ensemble.json."
-    network, selection = run.recorded("train"), read_json(run.path("selection.json"))
+    network, selection = run.recorded("train"), read_entries(run.path("selection.json"), ("folds", "threshold"))
     return {
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
@@ -267,6 +268,7 @@ def run_stage(
         write_json(path.with_suffix(".json"), {**read_sidecar(path), "variants": results["variants"]})
         if targets:
             results["engines"] = build_available(path.parent, targets)
+        seal_parts(path.parent)
     return results["parity"]
 
 # %%

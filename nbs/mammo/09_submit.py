@@ -32,7 +32,9 @@ import pandas as pd
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.files import inside
+from mammo_nb.core.recipes import from_dict
 from mammo_nb.core.runs import Run
+from mammo_nb.core.sidecars import check_entries
 from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission, open_network
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.mammo.crops import WHOLE
@@ -42,7 +44,7 @@ from mammo_nb.mammo.reading.inputs import see_item
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.hidden import hidden_test
-from mammo_nb.mammo.tools.predict import PER_IMAGE, detector_of
+from mammo_nb.mammo.tools.predict import NEEDED, PER_IMAGE, detector_of
 
 # %%
 #| hide
@@ -153,6 +155,8 @@ def item_entries(
     metadata: dict,    # ensemble.json
 ) -> dict:             # entries of each item, for `see_item`
     "How the input of the networks is made."
+    check_entries(metadata, Path(weights) / "ensemble.json", NEEDED)
+    from_dict(Crops, metadata["crops"])  # raises for a value out of range
     return {"settings": metadata["crops"], "detector": str(detector_of(weights) or ""), "size": metadata["size"]}
 
 def predict_means(

@@ -14,8 +14,8 @@
 # # Report
 # > One page about a run: its data, its scores, its best and worst predictions, and its time.
 #
-# Everything here is read from the files of the run. The page computes nothing that another stage did not write, except
-# the score of a synthetic test set, whose labels only this page reads.
+# Everything here is read from the files of the run. The page trains and predicts nothing. It computes the score of a
+# synthetic test set, whose labels only this page reads, and intervals and subgroups of the out-of-fold predictions.
 
 # %%
 #| default_exp mammo.report
@@ -39,10 +39,14 @@ import pandas as pd
 from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
-from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
+from mammo_nb.core.calibration import METHODS, Reliability, calibrated
+from mammo_nb.core.estimates import GROUP_SCORES, estimates, in_words
+from mammo_nb.core.metrics import threshold_curve
 from mammo_nb.core.practice import practice
+from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.mammo.datasets import per_breast
+from mammo_nb.mammo.learning.subgroups import by_unit, subgroups
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
@@ -122,6 +126,60 @@ if trained_here:
 # %%
 if trained_here:
     display(pd.DataFrame(s["folds"]).round(3))
+
+# %% [markdown]
+# ## How sure the scores are
+# All scores of the out-of-fold predictions per breast, at the threshold of the run, with 95 % intervals over patients.
+# The threshold was chosen on these breasts, so the scores at it are a little too good.
+
+# %%
+if trained_here:
+    scored = estimates(breasts["cancer"], breasts["probability"], breasts["patient_id"], s["threshold"])
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.2))
+    curve = threshold_curve(breasts["cancer"], breasts["probability"])
+    axes[0].plot(curve["threshold"], curve["score"])
+    axes[0].axvline(s["threshold"], color="orange")
+    axes[0].axvspan(*s["plateau"], alpha=.2, color="orange")
+    axes[0].set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+    reliability = Reliability(breasts["cancer"], breasts["probability"]).table()
+    axes[1].plot([0, 1], [0, 1], color="lightgrey")
+    axes[1].plot(reliability["predicted"], reliability["observed"], marker="o")
+    axes[1].set(title="reliability", xlabel="probability, mean of a bin", ylabel="share with cancer")
+    fig.tight_layout()
+    display(scored.set_index("metric").round(3))
+
+# %% [markdown]
+# The corrections of the probabilities are fitted on the other folds. They are shown here and not applied: the threshold
+# and all other tables are those of the probabilities as the networks give them.
+
+# %%
+if trained_here:
+    folds = breasts["patient_id"].map(read_table(run.path("oof.csv"), ["fold"]).groupby("patient_id")["fold"].first())
+    labelled = breasts.groupby(folds)["cancer"].agg(["sum", "size"])
+    if len(labelled) > 1 and ((labelled["sum"] > 0) & (labelled["sum"] < labelled["size"])).all():
+        kinds = {"as predicted": breasts["probability"]}
+        kinds |= {m: calibrated(breasts["cancer"], breasts["probability"], folds, m) for m in METHODS}
+        display(pd.DataFrame({name: {"Brier": Reliability(breasts["cancer"], p).brier(),
+                                     "ECE": Reliability(breasts["cancer"], p).error()}
+                              for name, p in kinds.items()}).T.round(4))
+
+# %% [markdown]
+# ## Subgroups
+# The breasts of each site, machine, density, decade of age, view and implant, where the labels have them. Scores at a
+# threshold are those at the threshold of the run.
+
+# %%
+if trained_here:
+    oof = read_table(run.path("oof.csv"), ["probability"])
+    grouped = subgroups(oof, read_table(run.path("folds.csv"), ["image_id"]), s["threshold"])
+    display(in_words(grouped, GROUP_SCORES).set_index(["attribute", "group"]))
+
+# %% [markdown]
+# Images, breasts and patients, each with its own best threshold. The published rows are about the original data.
+
+# %%
+if trained_here:
+    display(in_words(by_unit(oof), ("AUC", "pF1")).set_index("unit").round(3))
 
 # %% [markdown]
 # ## The best and the worst predictions

@@ -28,6 +28,7 @@
 
 # %%
 #| export
+from mammo_nb.core.settings import sealed
 from mammo_nb.core.systems import Mode, Stage, System
 from mammo_nb.trauma.recipes import (COMPETITION, RECIPES, Blocks, Engines, Ensemble, Folds, Info, Phantom, Segment,
                                      Train, Volumes)
@@ -70,7 +71,8 @@ def test_set(run) -> list[str]:
 
 def submitted_weights(run) -> list[str]:
     "the two graphs: of the run, or of the folder WEIGHTS"
-    return [str((run.weights if run.mode == "trained" else run.path("weights/")) / name) for name in NETWORKS]
+    place = run.weights if run.mode == "trained" else run.path("weights/")
+    return [str(place / name) for name in dict.fromkeys((*NETWORKS, *sealed(place)))]
 
 def results(run) -> list[str]:
     "what the stages of this run have written"
@@ -114,7 +116,7 @@ system = System(
               writes=("oof.csv", "ladder.csv", "ensemble.json")),
         Stage("engines", Engines, reads=("ensemble.json", *_READ, "weights/segment.safetensors",
                                          "weights/segment.json", "weights/models/"),
-              writes=tuple(f"weights/{name}" for name in NETWORKS)),
+              writes=tuple(f"weights/{name}" for name in (*NETWORKS, "parts.json"))),
         Stage("submit", reads=(test_set, submitted_weights),
               writes=("submissions/submission.csv", "test_per_patient.csv", "submit.json")),
         Stage("report", reads=(results,)),
@@ -129,6 +131,7 @@ system = System(
     weights=NETWORKS,
     predict="tools.predict",
     check="tools.check",
+    outcomes="ensemble",
 )
 
 # %% [markdown]

@@ -85,6 +85,11 @@ def make_volume(
 
 # %%
 #| export
+def _slices_of(item: dict) -> list[Path]:
+    "The folder of a series, whose time shows new and removed files, and its files."
+    folder = Path(item["images"], item["patient_id"], item["series"])
+    return [folder, *sorted(folder.iterdir())]
+
 def make_volumes(
     images: Path,         # folder with <patient>/<series>/<instance>.dcm
     output: Path,         # the folder `processed`
@@ -95,8 +100,8 @@ def make_volumes(
     "Write the volumes of a data set; finished series of an interrupted call are kept."
     items = [{"id": f"{p}/{s}", "patient_id": p, "series": s, "images": str(images), "code": code,
               "volumes": str(output / "volumes"), **settings} for p, s in list_series(images)]
-    found = map_files(make_volume, items, table=output / "volumes.csv", key="id", params={"code": code},
-                      workers=workers, label="volumes")
+    found = map_files(make_volume, items, table=output / "volumes.csv", key="id", code=code, workers=workers,
+                      reads=_slices_of, label="volumes")
     (output / "volumes.csv").unlink()
     slices, series = [], []
     for item, row in zip(items, found.to_dict("records")):

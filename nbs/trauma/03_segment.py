@@ -122,6 +122,11 @@ def write_windows(
         count += 1
     return {"windows": count}
 
+def _sources(item: dict) -> list[Path]:
+    "The volume of a series and its labels; a case of TotalSegmentator is a folder with both."
+    labels = Path(item["labels"])
+    return [Path(item["volume"]), labels] if "volume" in item else sorted(labels.rglob("*"))
+
 def prepare_windows(
     run: Run,
     settings: Segment,
@@ -134,9 +139,9 @@ def prepare_windows(
     folder = run.path("checkpoints/segment")
     how = {name: getattr(settings, name) for name in ("depth", "size", "every", "faithful")}
     items = [{**item, **how, "output": str(folder / "windows")} for item in outlined_series(run, settings)]
-    reads = {"slices": sha256(run.path("processed/slices.csv")), "code": run.code("segment")}
-    found = map_files(write_windows, items, table=folder / "windows.csv", key="id", params=reads, workers=workers,
-                      label="windows")
+    found = map_files(write_windows, items, table=folder / "windows.csv", key="id",
+                      params={"slices": sha256(run.path("processed/slices.csv"))}, code=run.code("segment"),
+                      reads=_sources, workers=workers, label="windows")
     of = pd.DataFrame(items).set_index("id")
     table = found.assign(**{name: found["id"].map(of[name]) for name in ("source", "patient_id")})
     table["windows"] = table["windows"].fillna(0).astype(int) if "windows" in table else 0

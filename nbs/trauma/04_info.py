@@ -133,9 +133,9 @@ def run_stage(
         keys = list(slices.groupby(["patient_id", "series"], sort=False).groups)
         items = [{"id": f"{p}_{s}", "volume": str(folder / f"{p}_{s}.npy"), "masks": str(masks / f"{p}_{s}.npy"),
                   **common} for p, s in keys]
-        found = map_files(measure_series, items, table=masks / "masks.csv", key="id", label="organs",
-                          params=run.code("info"), workers=1)
-        (masks / "masks.csv").unlink()
+        found = map_files(measure_series, items, table=run.path("processed/masks.csv"), key="id", label="organs",
+                          code=run.code("info"), reads=lambda item: [Path(item["volume"])], workers=1)
+        run.path("processed/masks.csv").unlink()
         if failed := [e for e in found["error"] if e]:
             raise InfoError(f"{len(failed)} series could not be measured, the first with {failed[0]}. Run the stages "
                             "volumes and segment again.")

@@ -28,13 +28,14 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.comparison import COLUMNS
 from mammo_nb.core.files import sha256, write_csv, write_json
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.trauma.learning.scores import (compare, cost, crossfitted, fit_factors, model_means, patient_maxima,
                                              prior_submission, scaled, scaled_originally, score, slice_means)
 from mammo_nb.trauma.reading.competition import read_table
-from mammo_nb.trauma.recipes import SUBMITTED, Model
+from mammo_nb.trauma.recipes import GRADES, SUBMITTED, Model
 
 # %%
 #| hide
@@ -130,6 +131,22 @@ def ladder(
         steps[f"{names}, factors of other folds"] = crossfitted(truth, probabilities, truth["fold"].to_numpy(), shares)
     steps[f"{names}, factors of the original"] = scaled_originally(probabilities, shares, shares)
     return compare(truth, steps)
+
+# %% [markdown]
+# `mammo-nb compare` reads the out-of-fold predictions of two runs. It wants them as core's `comparison` says it.
+
+# %%
+#| export
+def outcomes(
+    run: Run,        # that has run this stage
+) -> pd.DataFrame:   # outcome, item, patient_id, label, probability, threshold; a row for each organ of each patient
+    "Out-of-fold probabilities of an injury, before scaling, of the organs that the run predicts."
+    oof = pd.read_csv(run.path("oof.csv"), dtype={"patient_id": str})
+    patients = oof[["patient_id"]].assign(item=oof["patient_id"], threshold=np.nan)
+    parts = [patients.assign(outcome=f"{organ} injury", label=1 - oof[f"{organ}_healthy"],
+                             probability=oof[f"p_{organ}_injury"])
+             for organ in GRADES if f"p_{organ}_injury" in oof]
+    return pd.concat(parts, ignore_index=True) if parts else patients.reindex(columns=COLUMNS)
 
 # %% [markdown]
 # ## Run the stage

@@ -33,6 +33,7 @@ from mammo_nb.core.networks import load_weights
 from mammo_nb.core.providers import gate
 from mammo_nb.core.recipes import from_dict
 from mammo_nb.core.runs import Run
+from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.sidecars import EngineError
 from mammo_nb.trauma.learning.blocks import BlockDataset
 from mammo_nb.trauma.learning.graphs import injury_graph, make_member, member_options, organ_graph
@@ -160,6 +161,7 @@ def run_stage(
             "rebuild": {"kind": "trauma_member", "mirrored": False, "weights": [file for *_, file in members],
                         "each": options}}, tolerance)
         gate(weights, "classifier", inputs, load_engine(graph)(inputs))
+        seal_parts(weights)
     return dict(results)
 
 # %%

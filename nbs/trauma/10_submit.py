@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.budget import Mode
+from mammo_nb.core.engines import NotFinite
 from mammo_nb.core.runs import Run
 from mammo_nb.core.submission import DEMONSTRATION, ItemSet, Submission
 from mammo_nb.core.submit import submit_stage
@@ -133,14 +134,16 @@ def predict(
     engines: Engines,
     batch: list[dict],  # from `prepare_item`
 ) -> np.ndarray:        # (n, SUBMITTED)
-    "Predict patients, each alone, and remove their volumes."
+    "Predict patients, each alone, and remove their volumes. A patient has NaN if a network predicted it."
     found = []
     for patient in batch:
         try:
             readings = [read_series(engines, np.load(path, mmap_mode="r")) for path in patient["volumes"]]
+            found.append(submitted(patient_probabilities(readings), engines.seen.scaling).to_numpy()[0])
+        except NotFinite:
+            found.append(np.full(len(SUBMITTED), np.nan))
         finally:
             shutil.rmtree(patient["scratch"], ignore_errors=True)
-        found.append(submitted(patient_probabilities(readings), engines.seen.scaling).to_numpy()[0])
     return np.stack(found)
 
 # %% [markdown]

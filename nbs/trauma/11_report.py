@@ -36,11 +36,13 @@ from mammo_nb.trauma.recipes import SUBMITTED
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
+from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.practice import practice
 from mammo_nb.core.reports import environment_table, plot_history, plot_ladder, stages_table, submission_line
 from mammo_nb.core.runs import read_manifest
+from mammo_nb.trauma.ensemble import outcomes
 from mammo_nb.trauma.learning.scores import GROUPS
 from mammo_nb.trauma.recipes import GRADES, ORGANS
 from mammo_nb.trauma.system import system
@@ -144,6 +146,18 @@ if len(oof):
         ax.set(xticks=[0, 1], xticklabels=["healthy", "injured"], ylim=(0, 1))
     axes[0].set_ylabel("probability of an injury")
     fig.tight_layout()
+
+# %% [markdown]
+# The same with 95 % intervals over patients. *Sensitivity at a specificity of 0.9* is what is found if a tenth of the
+# healthy patients are called injured. *Brier* and *ECE* say how far probabilities are from what happens, see core's
+# `calibration`.
+
+# %%
+if len(oof):
+    display(in_words(by_outcome(outcomes(run)), OUTCOME_SCORES).set_index("outcome"))
+
+# %% [markdown]
+# The groups of the score, and the factors of the expensive grades:
 
 # %%
 if len(ladder):

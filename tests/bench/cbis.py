@@ -32,10 +32,11 @@ from torch.nn import functional as F
 from tqdm.auto import trange
 
 from mammo_nb.core.files import read_json
-from mammo_nb.core.metrics import auc, bootstrap_interval
+from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import create_network
 from mammo_nb.core.settings import find_dataset
 from mammo_nb.core.runs import locate
+from mammo_nb.core.uncertainty import auc_interval
 from mammo_nb.mammo.datasets import per_breast, read_table
 from mammo_nb.mammo.learning.augment import augment
 from mammo_nb.mammo.recipes import Train
@@ -115,7 +116,7 @@ def plain_torch(pictures: list, table: pd.DataFrame, folds: list, epochs: int = 
 
 def scores(predictions: pd.DataFrame) -> dict:
     breasts = per_breast(predictions)
-    low, high = bootstrap_interval(auc, breasts["cancer"], breasts["probability"], breasts["patient_id"])
+    low, high = auc_interval(breasts["cancer"], breasts["probability"], breasts["patient_id"])
     return {
         "breasts": len(breasts), "auc": auc(breasts["cancer"], breasts["probability"]), "from": low, "to": high,
         "auc_images": auc(predictions["cancer"], predictions["probability"])

@@ -6,7 +6,7 @@
 __all__ = ['Member', 'encoders', 'SeriesReader', 'readers', 'Bag', 'check_bag', 'open_bag', 'process_bag', 'encode_series',
            'predict_series']
 
-# %% ../../../nbs/ich/learning/graphs.ipynb #000b307f
+# %% ../../../nbs/ich/learning/graphs.ipynb #978454ef
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...core.engines import Engine, process_engine
+from ...core.engines import Engine
 from ...core.ensembles import Ensemble, register_network
 from ...core.files import read_json
+from ...core.providers import process_engine
 from ...core.sidecars import EngineError, Tensor
 from ...core.submission import open_network
 from .embeddings import VIEWS

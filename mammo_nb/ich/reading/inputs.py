@@ -51,7 +51,7 @@ def input_name(
     "The name of an encoder's input: views of the same kind share one."
     return f"{view.channels}_{'crop' if view.crop else 'whole'}"
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #7b3c56ea
+# %% ../../../nbs/ich/reading/inputs.ipynb #f61b40dc
 PICTURES = (".png", ".jpg", ".jpeg")
 
 def _nothing(found, image, hounsfield) -> dict:
@@ -60,7 +60,7 @@ def _nothing(found, image, hounsfield) -> dict:
 
 def find_slices(
     folder: Path,                # DICOM files, searched to any depth
-    output: Path,                # keeps the journal until all files are read
+    output: Path,                # keeps the journal of the files that were read
     faithful: bool = False,      # the original's order
     workers: int | None = None,  # processes; None: one a core
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # columns of slices.csv, place ("" outside of a series) and uid; series.csv

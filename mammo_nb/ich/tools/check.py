@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'CheckError', 'label_faults', 'inspect_file', 'measure_file', 'check_data', 'estimate', 'print_check']
 
-# %% ../../../nbs/ich/tools/check.ipynb #3eef8460
+# %% ../../../nbs/ich/tools/check.ipynb #348bd84b
 import hashlib
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import pandas as pd
 from ...core.budget import in_words
 from ...core.dicom import find_files, read_frame
 from ...core.errors import ProjectError
-from ...core.files import inside
+from ...core.files import inside, kept_beside
 from ...core.parallel import map_files, print_kinds
 from ...core.runs import locate
 from ...core.settings import find_dataset
@@ -95,7 +94,7 @@ def measure_file(
     size = len(cv2.imencode(".png", picture)[1])
     return {"seconds": time.perf_counter() - started, "size": size}
 
-# %% ../../../nbs/ich/tools/check.ipynb #a0d0e1e6
+# %% ../../../nbs/ich/tools/check.ipynb #a4627be4
 COLUMNS = ["file", "bytes", "patient_id", "study", "series", "image_id", "rows", "columns", "any", "problems", "error"]
 
 def _named(folder: Path) -> tuple[dict, dict, dict, dict]:
@@ -126,6 +125,7 @@ def check_data(
     sample: int = 32,            # number of files that are decoded
     everything: bool = False,    # whether all files are decoded
     workers: int | None = None,  # processes; None: one a core
+    output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and every file that its tables name."
     folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
@@ -133,7 +133,7 @@ def check_data(
     named, errors, problems, positive = _named(folder)
     of = {file: image for image, file in named.items()}
     items = [{"file": f, "folder": str(folder)} for f in sorted({*files, *of})]
-    with tempfile.TemporaryDirectory() as scratch:
+    with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
         for column in [*COLUMNS, "uid", "digest"]:
             rows[column] = rows[column].astype(object).fillna("") if column in rows else ""

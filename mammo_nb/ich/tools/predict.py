@@ -6,7 +6,7 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #aa02e1b3
+# %% ../../../nbs/ich/tools/predict.ipynb #e33cff8e
 from pathlib import Path
 
 import cv2
@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import ProjectError
-from ...core.files import short_hash, write_csv
-from ...core.parallel import map_files
+from ...core.files import owned, short_hash, write_csv
+from ...core.parallel import forget, map_files
 from ...core.pictures import fit_resize, write_png
+from ...core.providers import print_refused, refusals
+from ...core.settings import parts_of
 from ...core.submission import DEMONSTRATION, by_row, find_weights
 from ...core.volumes import LOCALIZER
 from ..learning.graphs import check_bag, predict_series, process_bag
@@ -63,7 +65,7 @@ def montage(
         cv2.putText(head, line, (4, 15 + 18 * k), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230, 230, 230), 1, cv2.LINE_AA)
     return np.vstack([head, *rows])
 
-# %% ../../../nbs/ich/tools/predict.ipynb #db9c536d
+# %% ../../../nbs/ich/tools/predict.ipynb #487a5e22
 def predict_item(
     item: dict,  # folder, rows, weights, previews: folder or "", name: of the preview, lines: text above it
 ) -> dict:       # probabilities: a list of values for each class and for cnn_any; error: a list
@@ -76,16 +78,21 @@ def predict_item(
         read_picture(Path(item["folder"]), item["rows"][0], settings)  # raises
     together, alone = predict_series(bag, encoder_inputs(pictures, settings), bag.metadata["tta"])
     values = np.hstack([together, alone[:, -1:]]).astype(float).round(6)
-    found = {}
+    good = np.isfinite(values).all(1)
+    for k in np.flatnonzero(~good):
+        errors[kept[k]] = "NotFinite: a network predicted no number. Run it in 32 bits, or leave its weights out."
+    values, kept = values[good], [k for k, g in zip(kept, good) if g]
+    pictures = [p for p, g in zip(pictures, good) if g]
+    found = refusals(bag)
     for column, own in zip([*classes, "cnn_any"], values.T):
         of_rows = dict(zip(kept, own.tolist()))
         found[column] = [of_rows.get(k) for k in range(len(errors))]
-    if item["previews"]:
+    if item["previews"] and pictures:
         write_png(Path(item["previews"]) / f"{item['name']}.png", montage(pictures, values[:, len(classes) - 1],
                                                                           item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #36ded8cd
+# %% ../../../nbs/ich/tools/predict.ipynb #71165cad
 def read_folder(
     folder: Path,
     output: Path,
@@ -142,6 +149,11 @@ def _per_series(table: pd.DataFrame, series: pd.DataFrame, classes: list[str]) -
     names = [f"{c}{s}" for c in [*classes, "cnn_any"] for s in ("", "_slice")]
     return pd.DataFrame(rows, columns=["patient_id", "study", "series", "slices", *names, "note"])
 
+def _files_of(item: dict) -> list[Path]:
+    "The files of a series."
+    return [Path(item["folder"], row["file"]) for row in item["rows"]]
+
+@owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat; without any, pictures named <patient>_<slice>.png
     output: Path,                 # per_slice.csv, per_series.csv and previews/ go here
@@ -163,8 +175,9 @@ def predict_folder(
     names = {k: short_hash(k) if hash_ids else k.replace("/", "@") for k in keys}
     items = _items(slices, folder, weights, output / "previews", names, note)
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
-    found = map_files(predict_item, items, table=output / "per_slice.csv", params=metadata, workers=workers,
-                      label="predict").set_index("file").reindex(files)
+    found = map_files(predict_item, items, table=output / "per_slice.csv", params=parts_of(weights), reads=_files_of,
+                      workers=workers, label="predict").set_index("file").reindex(files)
+    print_refused(found)
     for column in [*classes, "cnn_any"]:
         values = by_row(found[column].tolist(), files) if column in found else np.nan
         slices.loc[slices["item"].ne(""), column] = pd.to_numeric(pd.Series(values, files.index)).to_numpy()
@@ -173,6 +186,8 @@ def predict_folder(
     slices.attrs["note"] = note
     totals = _per_series(slices, series, classes)
     if hash_ids:
+        for table in ("files.csv", "per_slice.csv"):
+            forget(output / table)
         slices, totals = _hide(slices), _hide(totals)
     columns = ["file", "patient_id", "study", "series", "image_id", "frame", "place", "position_mm", *classes,
                "cnn_any", "note", "error"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_view', 'otsu_box', 'open_detector', 'detect', 'find_detector', 'Box', 'find_boxes', 'find_box']
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #7dcd996e
+# %% ../../../nbs/mammo/reading/boxes.ipynb #aa431aee
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,7 @@ from ...core.backends import EngineError, Graph, process_graph
 from ...core.detection import candidates, letterbox, pad_square, unletterbox
 from ...core.dicom import Image
 from ...core.pictures import shrink
-from ...core.runs import find_trained
-from ...core.settings import SettingsError
+from ...core.settings import SettingsError, find_trained
 from ...core.windows import minmax, percentile
 from . import faithful
 from .tissue import refine_box

@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'measure_crop', 'estimate', 'check_folder', 'check_dataset', 'check_data',
            'estimate_text', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #c0a561ff
+# %% ../../../nbs/mammo/tools/check.ipynb #8d06713c
 import os
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.dicom import find_files
-from ...core.files import write_csv
+from ...core.files import kept_beside, write_csv
 from ...core.parallel import group_kinds, map_files, print_kinds
 from ...core.runs import locate
 from ...core.settings import SettingsError, read_paths
@@ -70,7 +70,7 @@ def estimate(
         "dicom": int(wanted["bytes"].sum()), "free": shutil.disk_usage(target).free
     }
 
-# %% ../../../nbs/mammo/tools/check.ipynb #6ba030bf
+# %% ../../../nbs/mammo/tools/check.ipynb #f5d05a3e
 NUMBERS = ["bytes", "rows", "columns", "frames", "bits_stored", "windows"]
 COLUMNS = [
     "file", "bytes", "syntax", *NUMBERS[1:5], "photometric", "windows", "voi_function", "laterality", "view", "decoder",
@@ -85,6 +85,7 @@ def check_folder(
     settings: Crops = Crops(),   # settings of the crops that are measured
     workers: int | None = None,  # number of processes; None: one per core
     only_named: bool = False,    # skip files that the table does not name, such as masks in published sets
+    output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:              # COLUMNS, a row for each file, also a missing one; attrs: others (skipped), estimate
     "Check every file of a folder and every file that its tables name. Raises CheckError, DicomError."
     folder, workers = Path(os.path.abspath(folder)), workers or joblib.cpu_count()
@@ -92,7 +93,7 @@ def check_folder(
     named = named_files(folder, files, table)
     tables = {file: sorted({name for name, *_ in rows}) for file, rows in (named or {}).items()}
     items = [{"file": f, "folder": str(folder), "tables": tables.get(f, [])} for f in sorted({*files, *tables})]
-    with tempfile.TemporaryDirectory() as scratch:
+    with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
         rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "pixels"]).astype({c: "Int64" for c in NUMBERS})
         texts = [c for c in rows if c not in NUMBERS]
@@ -119,7 +120,7 @@ def check_folder(
 
 def check_dataset(
     name: str,         # a data set of `reading/sources`, or a folder of your own below `raw` or `samples`
-    **how,             # sample, everything, settings, workers of `check_folder`
+    **how,             # sample, everything, settings, workers, output of `check_folder`
 ) -> pd.DataFrame:     # as from `check_folder`, for the files that the labels name; attrs also has `totals`
     "Read the labels of a data set with its reader, and check the files that they name. Raises DatasetError."
     folder = locate(Path.cwd(), place_of(name))
@@ -135,7 +136,7 @@ def check_data(
     dataset: str = "",           # as in `check_dataset`
     table: Path | None = None,   # as in `check_folder`; a data set has its own
     size: str = "",              # HEIGHTxWIDTH of the crops that are measured, such as 2048x1024
-    **how,                       # sample, everything, workers of `check_folder`
+    **how,                       # sample, everything, workers, output of `check_folder`
 ) -> pd.DataFrame:               # as from `check_folder`
     "Check a folder or a data set, as the command line does."
     height, width = read_size(size)

@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'find_organs', 'input_name', 'Seen', 'Engines', 'check_weights', 'open_engines', 'process_engines', 'Reading',
            'read_series', 'patient_probabilities', 'submitted']
 
-# %% ../../../nbs/trauma/learning/inference.ipynb #3bbb3254
+# %% ../../../nbs/trauma/learning/inference.ipynb #4969275b
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...core.engines import Engine, process_engine
+from ...core.engines import Engine, finite
 from ...core.files import read_json
+from ...core.providers import process_engine
 from ...core.sidecars import EngineError
 from ...core.submission import open_network
 from .blocks import read_triplets
@@ -150,7 +151,7 @@ def process_engines(
     check_weights(Path(folder))
     return Engines(*(process_engine(str(Path(folder) / f"{name}.onnx")) for name in NAMES))
 
-# %% ../../../nbs/trauma/learning/inference.ipynb #bf23d487
+# %% ../../../nbs/trauma/learning/inference.ipynb #b7a1ff09
 @dataclass(frozen=True)
 class Reading:
     "What the networks say about a series."
@@ -167,17 +168,17 @@ def read_series(
     engines: Engines,
     volume: np.ndarray,      # uint8 (slices, rows, columns), may be mapped from a file
 ) -> Reading:
-    "Organs and probabilities of a series."
+    "Organs and probabilities of a series. Raises NotFinite."
     seen = engines.seen
-    masks = find_organs(volume, lambda window: engines.segmenter(window[None])[0].mean(0), seen.depth, seen.size,
-                        seen.threshold, seen.truncated)
+    masks = find_organs(volume, lambda window: finite(engines.segmenter(window[None])[0]).mean(0), seen.depth,
+                        seen.size, seen.threshold, seen.truncated)
     crop = crop_of(masks, seen.faithful)
     found = {name: {c: np.full(len(volume), np.nan, np.float32) for c in seen.members[members[0]]["columns"]}
              for name, members in seen.models.items()}
     for places in block_rows(len(volume), seen.blocks):
         inputs = {name: read_triplets(volume, places, crop if cropped else WHOLE, size)[None]
                   for name, (cropped, size) in seen.inputs.items()}
-        values, middle = engines.classifier(inputs)[0], middle_rows(places)
+        values, middle = finite(engines.classifier(inputs)[0]), middle_rows(places)
         for name, members in seen.models.items():
             mean = values[members].mean(0)
             for column, own in found[name].items():

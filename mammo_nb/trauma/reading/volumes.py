@@ -79,7 +79,7 @@ def write_volume(
         for found in slices:
             file.write(np.ascontiguousarray(levels(found)).tobytes())
 
-# %% ../../../nbs/trauma/reading/volumes.ipynb #f571abf3
+# %% ../../../nbs/trauma/reading/volumes.ipynb #c7a72879
 OTHER = "not in the largest axial volume of its series; left out"
 
 def _rows(volumes: list[Volume], rest: pd.DataFrame, used: list[Slice]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -116,9 +116,9 @@ def prepare_series(
     waiting = path.with_name(f".{path.stem}")
     waiting.mkdir(parents=True, exist_ok=True)
     each = partial(write_levels, folder=waiting, window=window, faithful=faithful)
-    depends, why = {"window": window, "faithful": faithful, "code": code}, ""
+    depends, why = {"window": window, "faithful": faithful}, ""
     try:
-        volumes, rest = read_series(images, waiting, 1, each, depends, label=None)
+        volumes, rest = read_series(images, waiting, 1, each, depends, code, label=None)
     except NotDicom as e:
         volumes, why = [], e.problem
     if not volumes:

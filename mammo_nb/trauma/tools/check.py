@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'inspect_file', 'measure_file', 'table_faults', 'check_data', 'print_check']
 
-# %% ../../../nbs/trauma/tools/check.ipynb #5f4c0ae9
+# %% ../../../nbs/trauma/tools/check.ipynb #b30fb6da
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pandas as pd
 from ...core.budget import in_words
 from ...core.dicom import find_files, read_frame
 from ...core.errors import ProjectError
-from ...core.files import inside
+from ...core.files import inside, kept_beside
 from ...core.parallel import map_files, print_kinds
 from ...core.runs import locate
 from ...core.settings import find_dataset
@@ -87,7 +86,7 @@ def table_faults(
             missing(f"segmentations/{path.name}", "Missing: there is no series of this name")
     return errors, problems
 
-# %% ../../../nbs/trauma/tools/check.ipynb #0ad3d2f6
+# %% ../../../nbs/trauma/tools/check.ipynb #1feecb56
 def check_data(
     folder: Path | None,         # a competition, or a folder of DICOM files
     dataset: str = "",           # instead of a folder: a folder below `raw` or `samples`
@@ -96,12 +95,13 @@ def check_data(
     sample: int = 32,            # number of files that are decoded
     everything: bool = False,    # whether all files are decoded
     workers: int | None = None,  # processes; None: one a core
+    output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and everything that its tables name."
     folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
     files, others = find_files(folder)
     items = [{"file": f, "folder": str(folder)} for f in sorted(files)]
-    with tempfile.TemporaryDirectory() as scratch:
+    with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
         for column in [*COLUMNS, "header_series", "position"]:
             rows[column] = rows[column].astype(object).fillna("") if column in rows else ""

@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #0ba90277
+# %% ../../../nbs/trauma/tools/predict.ipynb #5b41ee54
 import shutil
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...core.errors import ProjectError
-from ...core.files import replacing, short_hash, write_csv
-from ...core.parallel import map_files
+from ...core.files import owned, replacing, short_hash, write_csv
+from ...core.parallel import forget, map_files
 from ...core.series import read_series as read_files
 from ...core.series import tables_of
+from ...core.providers import print_refused, refusals
+from ...core.settings import parts_of
 from ...core.submission import DEMONSTRATION, find_weights
 from ..learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
@@ -108,7 +110,7 @@ def find_volumes(
     slices["note"] = slices["note"].str.strip("; ")
     return found, slices, series
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #31d1b2e1
+# %% ../../../nbs/trauma/tools/predict.ipynb #b4f1d1bb
 def predict_item(
     item: dict,  # patient_id, volumes: series, path, name; weights, previews: folder, note
 ) -> dict:       # SUBMITTED; slices and series: numbers; places: rows of per_slice.csv
@@ -128,9 +130,11 @@ def predict_item(
         rows += [{"series": own["series"], "place": k, **{c: v for c, v in row.items() if v == v}}
                  for k, row in enumerate(table.to_dict("records"))]
     values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
-    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows}
+    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
+            **refusals(engines)}
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #3104d371
+# %% ../../../nbs/trauma/tools/predict.ipynb #9d6ad33e
+@owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat
     output: Path,                 # per_patient.csv, per_slice.csv and previews/ go here
@@ -151,7 +155,9 @@ def predict_folder(
     items = [{"patient_id": p, "volumes": [v for v in volumes if v["patient_id"] == p], "weights": str(weights),
               "previews": str(output / "previews"), "note": note} for p in patients]
     found = map_files(predict_item, items, table=output / "per_patient.csv", key="patient_id",
-                      params={"scaling": seen.scaling}, workers=workers, label="predict")
+                      params=parts_of(weights), reads=lambda item: [Path(v["path"]) for v in item["volumes"]],
+                      workers=workers, label="predict")
+    print_refused(found)
     shutil.rmtree(output / "volumes", ignore_errors=True)
     rows = [row | {"patient_id": p} for p, places in zip(found["patient_id"], found.get("places", []))
             if isinstance(places, list) for row in places]
@@ -163,6 +169,8 @@ def predict_folder(
     notes = {p: "; ".join(filter(None, [*series.loc[series["patient_id"] == p, "note"], note])) for p in patients}
     totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
     if hash_ids:
+        for name in ("files.csv", "per_patient.csv"):
+            forget(output / name)
         slices, totals = _hide(slices), _hide(totals)
     write_csv(output / "per_patient.csv", totals)
     write_csv(output / "per_slice.csv", slices)

@@ -37,9 +37,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mammo_nb.core.engines import Engine, process_engine
+from mammo_nb.core.engines import Engine
 from mammo_nb.core.ensembles import Ensemble, register_network
 from mammo_nb.core.files import read_json
+from mammo_nb.core.providers import process_engine
 from mammo_nb.core.sidecars import EngineError, Tensor
 from mammo_nb.core.submission import open_network
 from mammo_nb.ich.learning.embeddings import VIEWS

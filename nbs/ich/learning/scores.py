@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.metrics import auc
+from mammo_nb.core.uncertainty import auc_interval, bootstrap, interval
 from mammo_nb.ich.learning.losses import CLIP, class_weights, log_loss
 
 # %%
@@ -41,8 +42,6 @@ patients, slices = 40, 25   # of the random predictions below
 
 # %%
 #| export
-DRAWS = 1000  # of the bootstrap
-
 def patient_sums(
     labels: np.ndarray,         # 0 or 1, (n, classes)
     probabilities: np.ndarray,  # (n, classes)
@@ -55,21 +54,12 @@ def patient_sums(
     codes, names = pd.factorize(np.asarray(patients), sort=True)
     return np.bincount(codes, each, len(names)), np.bincount(codes, minlength=len(names))
 
-def draws(
-    patients: int,   # number of patients
-    seed: int = 0,
-) -> np.ndarray:     # int (DRAWS, patients)
-    "Numbers of patients, drawn with replacement; the same ones for one seed."
-    return np.random.default_rng(seed).integers(patients, size=(DRAWS, patients))
-
 def drawn_losses(
     sums: np.ndarray,    # (patients,)
     counts: np.ndarray,  # (patients,)
-    seed: int = 0,
 ) -> np.ndarray:         # (DRAWS,)
     "Bootstrap of the log loss over patients."
-    drawn = draws(len(sums), seed)
-    return sums[drawn].sum(1) / counts[drawn].sum(1)
+    return bootstrap(lambda times: times @ sums / (times @ counts), np.arange(len(sums)))
 
 # %%
 rng = np.random.default_rng(0)
@@ -78,36 +68,6 @@ labels = (rng.random((len(who), 6)) < 0.2 + 0.3 * (who % 2)[:, None]).astype(int
 good = np.clip(0.8 * labels + 0.1 + rng.normal(0, 0.1, labels.shape), 0, 1)
 sums, counts = patient_sums(labels, good, who)
 assert np.isclose(sums.sum() / counts.sum(), log_loss(labels, good)) and counts.tolist() == [slices] * patients
-
-# %% [markdown]
-# ## AUC by patient
-# A slice of a patient who is drawn twice counts twice. The slices are sorted once, and each draw only counts.
-
-# %%
-#| export
-def drawn_aucs(
-    labels: np.ndarray,         # 0 or 1, (n,)
-    probabilities: np.ndarray,  # (n,)
-    patients: np.ndarray,       # (n,) ids
-    seed: int = 0,
-) -> np.ndarray:                # (DRAWS,), nan for a draw with one class only
-    "Bootstrap of the AUC over patients; equal probabilities of both classes count half (Mann & Whitney 1947)."
-    codes, names = pd.factorize(np.asarray(patients), sort=True)
-    values, rank = np.unique(np.asarray(probabilities, np.float64), return_inverse=True)
-    ill, found = np.asarray(labels).astype(bool), np.full(DRAWS, np.nan)
-    for k, drawn in enumerate(draws(len(names), seed)):
-        times = np.bincount(drawn, minlength=len(names))[codes]
-        positive, negative = (np.bincount(rank[own], times[own], len(values)) for own in (ill, ~ill))
-        if positive.any() and negative.any():
-            below = negative.cumsum() - negative / 2
-            found[k] = positive @ below / (positive.sum() * negative.sum())
-    return found
-
-# %%
-drawn = draws(patients)[7]
-rows = np.concatenate([np.flatnonzero(who == p) for p in drawn])
-rounded = good[:, -1].round(1)   # with many equal probabilities
-assert np.isclose(drawn_aucs(labels[:, -1], rounded, who)[7], auc(labels[rows, -1], rounded[rows]))
 
 # %% [markdown]
 # ## A table of predictions
@@ -127,13 +87,9 @@ def compare(
         loss = log_loss(labels, found)
         reference = (loss, drawn) if reference is None else reference
         change = 100 * (drawn / reference[1] - 1)
-        aucs = drawn_aucs(labels[:, -1], found[:, -1], known["patient_id"])
-        low, high = (np.nan, np.nan) if np.isnan(aucs).all() else np.nanquantile(aucs, [.025, .975])
-        rows.append({
-            "step": step, "log_loss": loss, "low": np.quantile(drawn, .025), "high": np.quantile(drawn, .975),
-            "auc_any": auc(labels[:, -1], found[:, -1]), "auc_low": low, "auc_high": high,
-            "change_percent": 100 * (loss / reference[0] - 1), "change_low": np.quantile(change, .025),
-            "change_high": np.quantile(change, .975)})
+        values = loss, auc(labels[:, -1], found[:, -1]), 100 * (loss / reference[0] - 1)
+        intervals = interval(drawn), auc_interval(labels[:, -1], found[:, -1], known["patient_id"]), interval(change)
+        rows.append([step, *(number for value, around in zip(values, intervals) for number in (value, *around))])
     columns = ["step", "log_loss", "low", "high", "auc_any", "auc_low", "auc_high", "change_percent", "change_low",
                "change_high"]
     return pd.DataFrame(rows, columns=columns)

@@ -100,7 +100,7 @@ def _nothing(found, image, hounsfield) -> dict:
 
 def find_slices(
     folder: Path,                # DICOM files, searched to any depth
-    output: Path,                # keeps the journal until all files are read
+    output: Path,                # keeps the journal of the files that were read
     faithful: bool = False,      # the original's order
     workers: int | None = None,  # processes; None: one a core
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # columns of slices.csv, place ("" outside of a series) and uid; series.csv

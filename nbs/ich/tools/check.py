@@ -25,7 +25,6 @@
 #| export
 import hashlib
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -37,7 +36,7 @@ import pandas as pd
 from mammo_nb.core.budget import in_words
 from mammo_nb.core.dicom import find_files, read_frame
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside
+from mammo_nb.core.files import inside, kept_beside
 from mammo_nb.core.parallel import map_files, print_kinds
 from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import find_dataset
@@ -49,6 +48,7 @@ from mammo_nb.ich.recipes import CLASSES
 
 # %%
 #| hide
+import tempfile
 
 from mammo_nb.ich.phantom import make_competition
 
@@ -176,6 +176,7 @@ def check_data(
     sample: int = 32,            # number of files that are decoded
     everything: bool = False,    # whether all files are decoded
     workers: int | None = None,  # processes; None: one a core
+    output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and every file that its tables name."
     folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
@@ -183,7 +184,7 @@ def check_data(
     named, errors, problems, positive = _named(folder)
     of = {file: image for image, file in named.items()}
     items = [{"file": f, "folder": str(folder)} for f in sorted({*files, *of})]
-    with tempfile.TemporaryDirectory() as scratch:
+    with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
         for column in [*COLUMNS, "uid", "digest"]:
             rows[column] = rows[column].astype(object).fillna("") if column in rows else ""

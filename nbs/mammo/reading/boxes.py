@@ -35,8 +35,7 @@ from mammo_nb.core.backends import EngineError, Graph, process_graph
 from mammo_nb.core.detection import candidates, letterbox, pad_square, unletterbox
 from mammo_nb.core.dicom import Image
 from mammo_nb.core.pictures import shrink
-from mammo_nb.core.runs import find_trained
-from mammo_nb.core.settings import SettingsError
+from mammo_nb.core.settings import SettingsError, find_trained
 from mammo_nb.core.windows import minmax, percentile
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.tissue import refine_box

@@ -28,13 +28,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.backends import read_sidecar
 from mammo_nb.core.dicom import find_files
-from mammo_nb.core.engines import process_engine
+from mammo_nb.core.engines import NotFinite, finite
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside, read_json, short_hash, write_csv
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.files import inside, owned, short_hash, write_csv
+from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.pictures import write_png
+from mammo_nb.core.providers import print_refused, process_engine, refusals
+from mammo_nb.core.recipes import from_dict
+from mammo_nb.core.sidecars import read_entries, read_sidecar
+from mammo_nb.core.settings import parts_of
 from mammo_nb.core.submission import DEMONSTRATION, find_weights
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
@@ -75,13 +78,14 @@ class PredictError(ProjectError):
 
 # %%
 #| export
+NEEDED = ("crops", "size", "demonstration", "threshold")   # entries of ensemble.json
 
 def detector_of(
     weights: Path,   # a folder with ensemble.onnx
 ) -> Path | None:    # its detector.onnx; None for networks that were trained without a detector
     "The detector that belongs to an ensemble; raises PredictError if it is missing or is another one."
     path = Path(weights) / "detector.onnx"
-    wanted = read_json(Path(weights) / "ensemble.json").get("detector")
+    wanted = read_entries(Path(weights) / "ensemble.json").get("detector")
     if not wanted:
         return None
     if not path.is_file():
@@ -131,20 +135,19 @@ def read_sides(
 
 # %%
 #| export
-class NotFinite(ProjectError):
-    "A prediction that is no number."
-
 def predict_file(
     item: dict,  # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview
 ) -> dict:       # a row of per_image.csv
-    "Predict one file and draw its preview. Raises NotFinite."
+    "Predict one file and draw its preview. A prediction that is no number is an error of the row."
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
-    settings = Crops(**engine.metadata["crops"])
+    settings = from_dict(Crops, engine.metadata["crops"])
     seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size)
     row = row_of(seen, item)
-    probability = float(image_means(engine(seen.picture[None]), settings.faithful)[0])
-    if not np.isfinite(probability):
-        raise NotFinite(f"a network predicted {probability}. Run it in 32 bits, or leave its weights out.")
+    row |= refusals(engine)
+    try:
+        probability = float(finite(image_means(engine(seen.picture[None]), settings.faithful))[0])
+    except NotFinite as e:
+        return {**row, "error": f"NotFinite: {e}"}
     if item.get("previews"):
         lines = [f"{row['laterality']} {row['view']}   probability {probability:.3f}   box: {row['box_source']}"]
         if engine.metadata["demonstration"]:
@@ -174,18 +177,33 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
 
 def predict_items(
     items: list[dict],           # for `predict_file`, all with the same weights; the detector is added here
-    output: Path,                # per_image.csv, with its journal beside it while it runs
+    output: Path,                # per_image.csv, with its journal beside it
     workers: int | None = None,  # processes; None means one a core
 ) -> pd.DataFrame:               # PER_IMAGE and `note`
     "Predict files in parallel; a file that fails is a row with an error."
     weights = Path(items[0]["weights"])
-    metadata, detector = read_json(weights / "ensemble.json"), detector_of(weights)
+    metadata, detector = read_entries(weights / "ensemble.json", NEEDED), detector_of(weights)
     items = [{**item, "detector": str(detector or "")} for item in items]
-    table = map_files(predict_file, items, table=output, key="file", params=metadata, workers=workers, label="predict")
+    table = map_files(predict_file, items, table=output, params=parts_of(weights), workers=workers, label="predict")
+    print_refused(table)
     table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
     table["note"] = DEMONSTRATION if metadata["demonstration"] else ""
     return table
 
+def breasts_of(
+    images: pd.DataFrame,   # as from `predict_items`
+) -> pd.DataFrame:          # patient_id, laterality, images: number of predicted ones, probability, note
+    "Average the images of each breast. A breast without a prediction has an empty probability and a note."
+    key, note = ["patient_id", "laterality"], images["note"].iloc[0]
+    breasts = images.loc[images["patient_id"].notna(), key].drop_duplicates()
+    found = per_breast(images[images["probability"].notna()])
+    breasts = breasts.merge(found[[*key, "images", "probability"]], "left", key)
+    lost = breasts["images"].isna()
+    breasts["images"] = breasts["images"].fillna(0).astype(int)
+    breasts["note"] = ["; ".join(filter(None, ("no image could be predicted" * bad, note))) for bad in lost]
+    return breasts
+
+@owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files
     output: Path,                 # per_image.csv, per_breast.csv and previews/ go here
@@ -209,10 +227,10 @@ def predict_folder(
          "previews": str(output / "previews"), "name": name(f)} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     if hash_ids:
+        forget(output / "per_image.csv")
         result = _hide(result)
     write_csv(output / "per_image.csv", result)
-    breasts = per_breast(result[result["probability"].notna()])[["patient_id", "laterality", "images", "probability"]]
-    breasts["note"] = result["note"].iloc[0]
+    breasts = breasts_of(result)
     write_csv(output / "per_breast.csv", breasts)
     result.attrs["weights"] = str(weights)
     return result

@@ -31,8 +31,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.engines import Engine, process_engine
+from mammo_nb.core.engines import Engine, finite
 from mammo_nb.core.files import read_json
+from mammo_nb.core.providers import process_engine
 from mammo_nb.core.sidecars import EngineError
 from mammo_nb.core.submission import open_network
 from mammo_nb.trauma.learning.blocks import read_triplets
@@ -226,17 +227,17 @@ def read_series(
     engines: Engines,
     volume: np.ndarray,      # uint8 (slices, rows, columns), may be mapped from a file
 ) -> Reading:
-    "Organs and probabilities of a series."
+    "Organs and probabilities of a series. Raises NotFinite."
     seen = engines.seen
-    masks = find_organs(volume, lambda window: engines.segmenter(window[None])[0].mean(0), seen.depth, seen.size,
-                        seen.threshold, seen.truncated)
+    masks = find_organs(volume, lambda window: finite(engines.segmenter(window[None])[0]).mean(0), seen.depth,
+                        seen.size, seen.threshold, seen.truncated)
     crop = crop_of(masks, seen.faithful)
     found = {name: {c: np.full(len(volume), np.nan, np.float32) for c in seen.members[members[0]]["columns"]}
              for name, members in seen.models.items()}
     for places in block_rows(len(volume), seen.blocks):
         inputs = {name: read_triplets(volume, places, crop if cropped else WHOLE, size)[None]
                   for name, (cropped, size) in seen.inputs.items()}
-        values, middle = engines.classifier(inputs)[0], middle_rows(places)
+        values, middle = finite(engines.classifier(inputs)[0]), middle_rows(places)
         for name, members in seen.models.items():
             mean = values[members].mean(0)
             for column, own in found[name].items():

@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.uncertainty import bootstrap, interval
 from mammo_nb.trauma.recipes import GRADES, SUBMITTED
 
 # %%
@@ -330,26 +331,25 @@ def crossfitted(
 
 # %%
 #| export
-DRAWS = 1000   # of the bootstrap
-
 def compare(
     truth: pd.DataFrame,                # as for `patient_losses`
     steps: dict[str, pd.DataFrame],     # name of a step -> SUBMITTED; the first is compared with
     seed: int = 0,
 ) -> pd.DataFrame:                      # step, score, low, high, change_percent, change_low, change_high, GROUPS
     "Scores of several submissions with 95 % intervals over patients."
-    drawn = np.random.default_rng(seed).integers(len(truth), size=(DRAWS, len(truth)))
     rows, first = [], None
     for step, prediction in steps.items():
         losses, weights = patient_losses(truth, prediction)
-        values = ((losses * weights)[drawn].sum(1) / weights[drawn].sum(1)).mean(1)
+        costs = losses * weights
+        values = bootstrap(lambda times: np.mean(times @ costs / (times @ weights)), np.arange(len(truth)), seed=seed)
         parts = group_losses(truth, prediction)
         total = float(np.mean(list(parts.values())))
         first = (total, values) if first is None else first
         change = 100 * (values / first[1] - 1)
-        rows.append({"step": step, "score": total, "low": np.quantile(values, .025), "high": np.quantile(values, .975),
-                     "change_percent": 100 * (total / first[0] - 1), "change_low": np.quantile(change, .025),
-                     "change_high": np.quantile(change, .975), **parts})
+        (low, high), (change_low, change_high) = interval(values), interval(change)
+        rows.append({"step": step, "score": total, "low": low, "high": high,
+                     "change_percent": 100 * (total / first[0] - 1), "change_low": change_low,
+                     "change_high": change_high, **parts})
     return pd.DataFrame(rows)
 
 # %%

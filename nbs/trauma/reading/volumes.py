@@ -160,9 +160,9 @@ def prepare_series(
     waiting = path.with_name(f".{path.stem}")
     waiting.mkdir(parents=True, exist_ok=True)
     each = partial(write_levels, folder=waiting, window=window, faithful=faithful)
-    depends, why = {"window": window, "faithful": faithful, "code": code}, ""
+    depends, why = {"window": window, "faithful": faithful}, ""
     try:
-        volumes, rest = read_series(images, waiting, 1, each, depends, label=None)
+        volumes, rest = read_series(images, waiting, 1, each, depends, code, label=None)
     except NotDicom as e:
         volumes, why = [], e.problem
     if not volumes:

@@ -24,7 +24,6 @@
 # %%
 #| export
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -35,7 +34,7 @@ import pandas as pd
 from mammo_nb.core.budget import in_words
 from mammo_nb.core.dicom import find_files, read_frame
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside
+from mammo_nb.core.files import inside, kept_beside
 from mammo_nb.core.parallel import map_files, print_kinds
 from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import find_dataset
@@ -44,6 +43,8 @@ from mammo_nb.trauma.reading.levels import slice_levels
 
 # %%
 #| hide
+import tempfile
+
 from mammo_nb.trauma.phantom import make_competition
 
 # %% tags=["parameters"]
@@ -136,12 +137,13 @@ def check_data(
     sample: int = 32,            # number of files that are decoded
     everything: bool = False,    # whether all files are decoded
     workers: int | None = None,  # processes; None: one a core
+    output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and everything that its tables name."
     folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
     files, others = find_files(folder)
     items = [{"file": f, "folder": str(folder)} for f in sorted(files)]
-    with tempfile.TemporaryDirectory() as scratch:
+    with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
         for column in [*COLUMNS, "header_series", "position"]:
             rows[column] = rows[column].astype(object).fillna("") if column in rows else ""

@@ -33,10 +33,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import replacing, short_hash, write_csv
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.files import owned, replacing, short_hash, write_csv
+from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.series import read_series as read_files
 from mammo_nb.core.series import tables_of
+from mammo_nb.core.providers import print_refused, refusals
+from mammo_nb.core.settings import parts_of
 from mammo_nb.core.submission import DEMONSTRATION, find_weights
 from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
@@ -192,7 +194,8 @@ def predict_item(
         rows += [{"series": own["series"], "place": k, **{c: v for c, v in row.items() if v == v}}
                  for k, row in enumerate(table.to_dict("records"))]
     values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
-    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows}
+    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
+            **refusals(engines)}
 
 # %% [markdown]
 # ## A folder
@@ -202,6 +205,7 @@ def predict_item(
 
 # %%
 #| export
+@owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat
     output: Path,                 # per_patient.csv, per_slice.csv and previews/ go here
@@ -222,7 +226,9 @@ def predict_folder(
     items = [{"patient_id": p, "volumes": [v for v in volumes if v["patient_id"] == p], "weights": str(weights),
               "previews": str(output / "previews"), "note": note} for p in patients]
     found = map_files(predict_item, items, table=output / "per_patient.csv", key="patient_id",
-                      params={"scaling": seen.scaling}, workers=workers, label="predict")
+                      params=parts_of(weights), reads=lambda item: [Path(v["path"]) for v in item["volumes"]],
+                      workers=workers, label="predict")
+    print_refused(found)
     shutil.rmtree(output / "volumes", ignore_errors=True)
     rows = [row | {"patient_id": p} for p, places in zip(found["patient_id"], found.get("places", []))
             if isinstance(places, list) for row in places]
@@ -234,6 +240,8 @@ def predict_folder(
     notes = {p: "; ".join(filter(None, [*series.loc[series["patient_id"] == p, "note"], note])) for p in patients}
     totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
     if hash_ids:
+        for name in ("files.csv", "per_patient.csv"):
+            forget(output / name)
         slices, totals = _hide(slices), _hide(totals)
     write_csv(output / "per_patient.csv", totals)
     write_csv(output / "per_slice.csv", slices)

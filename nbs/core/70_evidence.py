@@ -1,0 +1,24 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Evidence
+# > Chapter 7 of core: how sure a score is, and whether one model is better than another.
+#
+# A score without an interval says little: with forty cancers, an AUC of 0.80 may as well be 0.73 or 0.87. Everything
+# here is computed from out-of-fold predictions, so it needs no network and no image. Read in the order of the numbers.
+#
+# 1. `71_uncertainty` draws patients with replacement. Every interval of the project comes from it.
+# 2. `72_calibration` asks whether of a hundred breasts with a probability of 0.3 thirty have cancer, and mends it.
+# 3. `73_estimates` is the table of all scores of a binary outcome, with intervals.
+# 4. `74_delong` compares the AUC of two models on the same items.
+# 5. `75_comparison` compares two runs of one system, as `mammo-nb compare` does.

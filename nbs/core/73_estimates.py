@@ -1,0 +1,212 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Estimates
+# > All scores of a binary outcome in one table, each with its interval over patients.
+#
+# The scores of a draw follow from the same running sums, so one bootstrap gives all of them. Rows are the items that
+# are decided on: breasts, slices or patients.
+
+# %%
+#| default_exp core.estimates
+
+# %%
+#| export
+import numpy as np
+import pandas as pd
+
+from mammo_nb.core.calibration import Reliability
+from mammo_nb.core.metrics import GRID
+from mammo_nb.core.uncertainty import DRAWS, Ranked, auc_of, average_precision_of, bootstrap, interval
+
+# %%
+#| hide
+import time
+
+import matplotlib.pyplot as plt
+
+# %% tags=["parameters"]
+patients, prevalence, seed = 4000, 0.04, 0   # of the random screening round below, two breasts each
+
+# %% [markdown]
+# ## Scores of a draw
+# *Sensitivity at a specificity of 0.9* is the largest sensitivity at which at most a tenth of the negatives are called
+# positive. The *recall rate* of screening is the share of items that are called positive; it is not the recall of
+# machine learning, which is called sensitivity here. pF1, sensitivity, specificity and recall rate are those at a given
+# threshold. Without a threshold they are left out.
+
+# %%
+#| export
+SPECIFICITY = 0.9
+_BY_HALF = GRID[np.argsort(np.abs(GRID - .5), kind="stable")]  # the first of equal ones is nearest to a half
+
+def sensitivity_at(
+    hits: np.ndarray,    # (corners,) from `Ranked.counts`
+    alarms: np.ndarray,  # (corners,)
+    specificity: float,  # at least
+) -> float:
+    "The largest sensitivity with at least this specificity; nan if there is only one class."
+    if not hits[-1] or not alarms[-1]:
+        return float("nan")
+    allowed = (1 - specificity) * alarms[-1] * (1 + 1e-9)  # 10 of 100, although 1 - .9 is a little less than .1
+    return float(hits[np.searchsorted(alarms, allowed, side="right") - 1] / hits[-1])
+
+def _divide(a: float, b: float) -> float:
+    return float(a / b) if b else float("nan")
+
+class Scores:
+    "Scores of predictions, a number for each of `names`. A call takes how often each row counts: for `bootstrap`."
+
+    def __init__(
+        self,
+        labels,                         # (rows,) 0 or 1
+        probabilities,                  # (rows,) in [0, 1]
+        threshold: float | None = None, # positive are probabilities above it; None: no scores at a threshold
+        specificity: float = SPECIFICITY,
+    ):
+        thresholds = _BY_HALF if threshold is None else np.append(_BY_HALF, threshold)
+        self.ranked, self.reliability = Ranked(labels, probabilities, thresholds), Reliability(labels, probabilities)
+        self.specificity, self.grid = specificity, self.ranked.at[:len(_BY_HALF)]
+        self.names = ["AUC", "average precision", f"sensitivity at specificity {specificity:g}", "Brier", "ECE",
+                      "best threshold", "pF1 at the best threshold"]
+        self.step = None
+        if threshold is not None:
+            self.step = self.ranked.at[-1]
+            self.names += ["pF1", "sensitivity", "specificity", "recall rate"]
+
+    def __call__(
+        self,
+        times=None,     # (rows,) how often each row counts; None: once
+    ) -> np.ndarray:    # (len(names),), nan for a score that does not exist
+        "The scores."
+        hits, alarms = self.ranked.counts(times)
+        f1 = self._f1(hits, alarms, self.grid)
+        best = int(np.argmax(f1))
+        found = [auc_of(hits, alarms), average_precision_of(hits, alarms),
+                 sensitivity_at(hits, alarms, self.specificity), self.reliability.brier(times),
+                 self.reliability.error(times), _BY_HALF[best], f1[best]]
+        if self.step is not None:
+            hit, alarm = hits[self.step], alarms[self.step]
+            found += [self._f1(hits, alarms, self.step), _divide(hit, hits[-1]),
+                      _divide(alarms[-1] - alarm, alarms[-1]), _divide(hit + alarm, hits[-1] + alarms[-1])]
+        return np.array(found, float)
+
+    @staticmethod
+    def _f1(hits: np.ndarray, alarms: np.ndarray, steps):
+        "F1 of the decisions down to a step; 0 where nothing is positive and nothing is called."
+        total = np.asarray(hits[-1] + hits[steps] + alarms[steps], float)
+        return np.divide(2 * hits[steps], total, out=np.zeros_like(total), where=total > 0)
+
+# %% [markdown]
+# By hand: of ten negatives one is above the lowest but one positive, so at a specificity of 0.9 two of three positives
+# are found.
+
+# %%
+y, p = [1, 1, 1, *[0] * 10], [.9, .7, .1, .8, *[.2] * 9]
+values = dict(zip(Scores(y, p, .5).names, Scores(y, p, .5)()))
+assert np.isclose(values["sensitivity at specificity 0.9"], 2 / 3)
+assert np.isclose(values["recall rate"], 3 / 13) and np.isclose(values["pF1"], 4 / 6)
+
+# %% [markdown]
+# ## The table
+# The interval of the best threshold says how far it would move with other patients. The interval of pF1 at the best
+# threshold takes the best of each draw, so it is a little too high. That of pF1 at a given threshold is not.
+
+# %%
+#| export
+def estimates(
+    labels,          # (rows,) 0 or 1
+    probabilities,   # (rows,) in [0, 1]
+    patients,        # (rows,) ids, which are drawn with replacement
+    threshold: float | None = None,
+    specificity: float = SPECIFICITY,
+    n: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:   # metric, value, low, high (95 %)
+    "All scores with bootstrap intervals over patients."
+    scores = Scores(labels, probabilities, threshold, specificity)
+    low, high = interval(bootstrap(scores, patients, n, seed))
+    return pd.DataFrame({"metric": scores.names, "value": scores(), "low": low, "high": high})
+
+# %% [markdown]
+# ## Rows of a larger table
+# A score of all items hides that a model may fail at one site or for one outcome. Small groups have wide intervals, so
+# each row has its counts.
+
+# %%
+#| export
+GROUP_SCORES = ("AUC", "sensitivity", "specificity", "recall rate")
+OUTCOME_SCORES = ("AUC", "average precision", f"sensitivity at specificity {SPECIFICITY:g}", "Brier", "ECE")
+
+def score_row(
+    items: pd.DataFrame,  # patient_id, label, probability
+    names: tuple,         # of scores
+    threshold: float | None = None,
+    n: int = DRAWS,
+    seed: int = 0,
+) -> dict:                # patients, items, positives, and for each name its value, its low and its high
+    "Counts and scores of a group of items."
+    table = estimates(items["label"], items["probability"], items["patient_id"], threshold, n=n, seed=seed)
+    row = {"patients": items["patient_id"].nunique(), "items": len(items), "positives": int(items["label"].sum())}
+    for name in names:
+        value, low, high = table.set_index("metric").loc[name]
+        row |= {name: value, f"{name} low": low, f"{name} high": high}
+    return row
+
+def by_outcome(
+    items: pd.DataFrame,  # outcome, patient_id, label, probability: the outcomes of a run, see 75_comparison
+    n: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:        # outcome, and what `score_row` has
+    "Scores of each outcome that need no threshold, with intervals over patients."
+    return pd.DataFrame([{"outcome": outcome, **score_row(own, OUTCOME_SCORES, n=n, seed=seed)}
+                         for outcome, own in items.groupby("outcome", sort=False)])
+
+def in_words(
+    table: pd.DataFrame,  # of `score_row`s
+    names: tuple,         # of scores
+) -> pd.DataFrame:        # the three columns of each score as one, such as "0.81 (0.74 to 0.88)"
+    "A table for reading."
+    shown = table.copy()
+    for name in names:
+        low, high = shown.pop(f"{name} low"), shown.pop(f"{name} high")
+        shown[name] = [number_in_words(*row) for row in zip(shown[name], low, high)]
+    return shown
+
+def number_in_words(
+    value: float,
+    low: float,
+    high: float,
+) -> str:     # "" for a score that does not exist
+    "A value and its interval with three decimals."
+    return "" if np.isnan(value) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+# %% [markdown]
+# ## What came out
+
+# %%
+rng = np.random.default_rng(seed)
+who, y = np.repeat(np.arange(patients), 2), (rng.random(2 * patients) < prevalence).astype(int)
+p = 1 / (1 + np.exp(-rng.normal(np.where(y, -.3, -2.7), 1.2)))
+began = time.perf_counter()
+table = estimates(y, p, who, .3)
+inside = table["value"].between(table["low"], table["high"])
+assert inside[table["metric"] != "ECE"].all()   # noise between bins makes the ECE of a draw larger
+print(f"{len(y)} rows, {DRAWS} draws, {len(table)} scores: {time.perf_counter() - began:.1f} s")
+table.round(3)
+
+# %%
+width = [table["value"] - table["low"], table["high"] - table["value"]]
+plt.figure(figsize=(6, 3))
+plt.errorbar(table["value"], table["metric"], xerr=np.maximum(width, 0), fmt="o")
+plt.gca().invert_yaxis()
