@@ -100,6 +100,13 @@ def test_an_axilla_is_not_cut_off():
     assert refined[1] == 0 and outside(mask, refined) == 0
 
 
+def test_a_narrow_axilla_of_constant_width_is_no_strip_of_film():
+    picture, mask = breast()
+    picture[:120, :40], mask[:120, :40] = np.maximum(picture[:120, :40], .5), True
+    refined = refine_box(picture, (0, 30, 140, 300))
+    assert refined[1] == 0 and outside(mask, refined) == 0
+
+
 def test_a_box_that_is_far_too_small_grows_in_several_rounds():
     picture, mask = breast()
     small = 0, 100, 115, 300

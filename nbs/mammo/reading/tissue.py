@@ -166,8 +166,8 @@ plt.axis("off");
 # The abdomen below the fold and a strip of the collimator may belong to the same component. A profile separates them:
 # the number of its pixels in each row, seen from the breast outwards. It ends where it is empty, or in a valley, after
 # which it rises again. A strip along the chest wall has no valley but a constant small width, and the breast ends where
-# the strip begins. An axilla may be such a strip, too, but it is as bright as the breast, and a strip of film is dark or
-# very narrow. So a strip must have little light in each row.
+# the strip begins. An axilla may be such a strip, too, but it is as bright as the breast. A strip of film is dark or
+# very narrow, so a strip must have little light in each row.
 #
 # The lower end is a fold, so a shallow valley is enough there. At the upper end only a deep valley counts, because the
 # axilla is narrower than the arm and the breast. The columns are treated in the same way, but the nipple is a narrow
