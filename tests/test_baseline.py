@@ -391,7 +391,9 @@ def finished(folder, system, patients, probabilities, threshold, folds=(0,)) -> 
     oof["cancer"] = [int(p[0] in "ab") for p in oof["patient_id"]]
     write_csv(run.path("oof.csv"), oof.assign(probability=probabilities))
     write_json(run.path("selection.json"), {"threshold": threshold})
-    write_json(run.path("manifest.json"), {"stages": {"phantom": {"seconds": 1.0}, "train": {"seconds": 2.5}}})
+    parts = {"parameters": {}, "reads": {}, "writes": {}}
+    write_json(run.path("manifest.json"), {"stages": {"phantom": {"seconds": 1.0, **parts},
+                                                      "train": {"seconds": 2.5, **parts}}})
     return run
 
 

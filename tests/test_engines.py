@@ -436,12 +436,13 @@ def test_what_is_beyond_its_limit_is_not_taken_any_more(folder, said):
     assert open_ensemble(folder, providers=["onnxruntime-fp16"]).precision == "fp16"
 
 
-@pytest.mark.parametrize("change", [.01, float("nan")])
-def test_an_engine_that_says_something_else_here_is_not_taken(folder, change):
+@pytest.mark.parametrize(("change", "words"), [(.01, "for the probe inputs it differs"),
+                                               (float("nan"), "probe is nan, and must be a finite number")])
+def test_an_engine_that_says_something_else_here_is_not_taken(folder, change, words):
     sidecar = folder / "ensemble.json"
     probe = json.loads(sidecar.read_text())["probe"]
     edit(sidecar, probe=[[p + change for p in row] for row in probe])
-    with pytest.raises(EngineError, match="for the probe inputs it differs"):
+    with pytest.raises(EngineError, match=words):
         open_ensemble(folder, providers=["onnxruntime-fp32"], device="cpu")
 
 
@@ -539,7 +540,8 @@ def stage_run(tmp_path_factory):
     write_json(run_dir / "selection.json", {"folds": chosen, "threshold": .4, "auc": .65})
     train = Train(network="resnet10t", weights="none", global_pool="max", height=SIZE[0], width=SIZE[1])
     recorded = {"train": asdict(train), "crops": asdict(Crops()), "select": asdict(Select(metric="pf1"))}
-    write_json(run_dir / "manifest.json", {"run": "run", "stages": {k: {"parameters": v} for k, v in recorded.items()}})
+    stages = {k: {"parameters": v, "reads": {}, "writes": {}} for k, v in recorded.items()}
+    write_json(run_dir / "manifest.json", {"run": "run", "stages": stages})
     (weights / "ensemble_9.onnx").write_bytes(b"of a run before")
     run = Run.create(run_dir, system, "tiny", overrides={
         "engines.variants": "1@0.67 1", "engines.ways": "torch-bf16", "engines.targets": "SM75",

@@ -52,7 +52,8 @@ def drawn_run(folder: Path, classes=CLASSES, **overrides) -> Run:
     table["fold"] = table["patient_id"].str[-1].astype(int) // 3
     table.drop(columns="fold").to_csv(run.path("processed/slices.csv"), index=False)
     table.sample(frac=1, random_state=1).to_csv(run.path("folds.csv"), index=False)
-    write_json(run.folder / "manifest.json", {"run": "", "stages": {"prepare": {"parameters": asdict(Prepare())}}})
+    prepared = {"parameters": asdict(Prepare()), "reads": {}, "writes": {}}
+    write_json(run.folder / "manifest.json", {"run": "", "stages": {"prepare": prepared}})
     return run
 
 

@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 from mammo_nb.core import networks
+from mammo_nb.core.files import StorageError
 from mammo_nb.core.networks import (WeightsError, create_network, imagenet_lite_state, lite_name, load_weights,
                                     save_weights)
 
@@ -122,7 +123,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(networks, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="the disk is full"):
         save_weights({"a": torch.zeros(2)}, tmp_path / "w.safetensors", {})
     assert networks.read_state(tmp_path / "w.safetensors")[0]["a"].tolist() == [1, 1] and sorted(
         os.listdir(tmp_path)) == ["w.json", "w.safetensors"]
