@@ -794,6 +794,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mammo_nb/core/settings.py'),
                                         'mammo_nb.core.settings._check_names': ( 'core/settings.html#_check_names',
                                                                                  'mammo_nb/core/settings.py'),
+                                        'mammo_nb.core.settings._graphs': ('core/settings.html#_graphs', 'mammo_nb/core/settings.py'),
                                         'mammo_nb.core.settings.check_parts': ( 'core/settings.html#check_parts',
                                                                                 'mammo_nb/core/settings.py'),
                                         'mammo_nb.core.settings.find_dataset': ( 'core/settings.html#find_dataset',

@@ -111,7 +111,7 @@ def find_trained(
     finished = [read_paths(report.parent).weights for report in paths.runs.glob("*/report.html")]
     return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
 
-# %% ../../nbs/core/13_settings.ipynb #dbf30960
+# %% ../../nbs/core/13_settings.ipynb #a9c4780b
 PARTS = "parts.json"
 
 class PartsError(ProjectError):
@@ -124,11 +124,16 @@ def parts_of(
     own = (PARTS, "manifest.json", "dataset-metadata.json")   # the others are made for Kaggle
     return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json")) if path.name not in own}
 
+def _graphs(weights: Path) -> dict[str, str]:
+    "Name of the JSON of each graph -> its sha256."
+    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json"))
+            if path.with_suffix(".onnx").is_file()}
+
 def seal_parts(
     weights: Path,      # a folder of weights of which nothing is missing
 ) -> dict:              # parts.json: training, files
     "Write parts.json."
-    files = parts_of(weights)
+    files = _graphs(weights)
     parts = {"training": short_hash(repr(sorted(files.items()))), "files": files}
     write_json(Path(weights) / PARTS, parts)
     return parts
@@ -137,7 +142,7 @@ def sealed(
     weights: Path,      # a folder of weights, perhaps with parts.json
 ) -> list[str]:         # names of the files that `check_parts` reads
     "List the parts of a training."
-    return [PARTS, *parts_of(weights)] if (Path(weights) / PARTS).is_file() else []
+    return [PARTS, *_graphs(weights)] if (Path(weights) / PARTS).is_file() else []
 
 def check_parts(
     weights: Path,      # a folder of weights; one without parts.json is not checked
@@ -146,7 +151,7 @@ def check_parts(
     if not (weights / PARTS).is_file():
         return
     try:
-        parts, found = read_json(weights / PARTS), parts_of(weights)
+        parts, found = read_json(weights / PARTS), _graphs(weights)
         wrong = [name for name, digest in parts["files"].items() if found.get(name, digest) != digest]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise PartsError(f"{weights / PARTS} is damaged. Copy all files of one training again.") from None

@@ -199,8 +199,8 @@ assert find_trained(["ensemble.onnx"], folder / "first") is None
 # %% [markdown]
 # ## The parts of a training
 # Detector, networks and thresholds of one training belong together. So the stage that writes the last of them adds
-# `parts.json`: an id of the training and the digest of each JSON. Each of these has the digest of its network. A part
-# that was edited, or that comes from another training, is found before anything is predicted.
+# `parts.json`: an id of the training and the digest of the JSON of each graph. Each of these has the digest of its
+# network. A part that was edited, or that comes from another training, is found before anything is predicted.
 
 # %%
 #| export
@@ -216,11 +216,16 @@ def parts_of(
     own = (PARTS, "manifest.json", "dataset-metadata.json")   # the others are made for Kaggle
     return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json")) if path.name not in own}
 
+def _graphs(weights: Path) -> dict[str, str]:
+    "Name of the JSON of each graph -> its sha256."
+    return {path.name: sha256(path) for path in sorted(Path(weights).glob("*.json"))
+            if path.with_suffix(".onnx").is_file()}
+
 def seal_parts(
     weights: Path,      # a folder of weights of which nothing is missing
 ) -> dict:              # parts.json: training, files
     "Write parts.json."
-    files = parts_of(weights)
+    files = _graphs(weights)
     parts = {"training": short_hash(repr(sorted(files.items()))), "files": files}
     write_json(Path(weights) / PARTS, parts)
     return parts
@@ -229,7 +234,7 @@ def sealed(
     weights: Path,      # a folder of weights, perhaps with parts.json
 ) -> list[str]:         # names of the files that `check_parts` reads
     "List the parts of a training."
-    return [PARTS, *parts_of(weights)] if (Path(weights) / PARTS).is_file() else []
+    return [PARTS, *_graphs(weights)] if (Path(weights) / PARTS).is_file() else []
 
 def check_parts(
     weights: Path,      # a folder of weights; one without parts.json is not checked
@@ -238,7 +243,7 @@ def check_parts(
     if not (weights / PARTS).is_file():
         return
     try:
-        parts, found = read_json(weights / PARTS), parts_of(weights)
+        parts, found = read_json(weights / PARTS), _graphs(weights)
         wrong = [name for name, digest in parts["files"].items() if found.get(name, digest) != digest]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise PartsError(f"{weights / PARTS} is damaged. Copy all files of one training again.") from None
@@ -249,6 +254,7 @@ def check_parts(
 
 # %%
 place = Path(tempfile.mkdtemp())
+(place / "toy.onnx").write_bytes(b"a graph")
 write_json(place / "toy.json", {"threshold": 0.4})
 seal_parts(place)
 check_parts(place)
