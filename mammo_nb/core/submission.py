@@ -252,7 +252,7 @@ def find_weights(
         f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
         "weights go to assets/trained or are named with --weights.")
 
-# %% ../../nbs/core/62_submission.ipynb #7710e736
+# %% ../../nbs/core/62_submission.ipynb #b5389e0f
 class WeakWeights(SubmissionError):
     "Weights that nobody has named and that are no better than guessing."
 
@@ -264,14 +264,14 @@ def caution(
 
 def origin(
     folder: Path,      # of the weights
-    metadata: dict,    # their JSON: recipe; trained: run, data, patients, breasts, cancers, auc, auc_95
+    metadata: dict,    # their JSON: recipe; trained: data, patients, breasts, cancers, auc, auc_95
 ) -> str:
     "Where weights come from, in one sentence."
     about = metadata.get("trained")
     if not about:
         return f"{folder}: recipe {metadata.get('recipe', 'unknown')}; their data and their score are not recorded"
     low, high = about["auc_95"]
-    return (f"{folder}: run {about['run']}, recipe {metadata['recipe']}, trained on {about['data']}, "
+    return (f"{folder}: recipe {metadata['recipe']}, trained on {about['data']}, "
             f"{about['patients']} patients; out-of-fold AUC per breast {about['auc']:.3f} (95 % {low:.3f} to "
             f"{high:.3f}, {about['breasts']} breasts, {about['cancers']} with cancer)")
 

@@ -117,7 +117,7 @@ def held_back_auc(
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
-# %% ../../nbs/mammo/08_engines.ipynb #fd22c3a1
+# %% ../../nbs/mammo/08_engines.ipynb #a2d6385a
 def write_variants(
     run: Run,
     ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
@@ -175,7 +175,7 @@ def about_ensemble(
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
         "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
-        "trained": {"run": run.folder.name, "data": data, "patients": patients, **scores}, "rebuild": {
+        "trained": {"data": data, "patients": patients, **scores}, "rebuild": {
             "kind": "mammo.pointing" if network.lesion_weight else "timm", "network": network.network,
             "global_pool": network.global_pool, "mirrored": network.mirrored,
             "weights": [f"fold_{f['fold']}.safetensors" for f in selection["folds"]]

@@ -330,14 +330,14 @@ def caution(
 
 def origin(
     folder: Path,      # of the weights
-    metadata: dict,    # their JSON: recipe; trained: run, data, patients, breasts, cancers, auc, auc_95
+    metadata: dict,    # their JSON: recipe; trained: data, patients, breasts, cancers, auc, auc_95
 ) -> str:
     "Where weights come from, in one sentence."
     about = metadata.get("trained")
     if not about:
         return f"{folder}: recipe {metadata.get('recipe', 'unknown')}; their data and their score are not recorded"
     low, high = about["auc_95"]
-    return (f"{folder}: run {about['run']}, recipe {metadata['recipe']}, trained on {about['data']}, "
+    return (f"{folder}: recipe {metadata['recipe']}, trained on {about['data']}, "
             f"{about['patients']} patients; out-of-fold AUC per breast {about['auc']:.3f} (95 % {low:.3f} to "
             f"{high:.3f}, {about['breasts']} breasts, {about['cancers']} with cancer)")
 
@@ -352,7 +352,7 @@ def check_score(
                           f"only if you name them: --weights {folder}.")
 
 # %%
-about = {"run": "tiny", "data": "a drawn competition", "patients": 12, "breasts": 24, "cancers": 6, "auc": 0.519,
+about = {"data": "a drawn competition", "patients": 12, "breasts": 24, "cancers": 6, "auc": 0.519,
          "auc_95": [0.159, 0.843]}
 try:
     check_score(Path("runs/tiny/weights"), {"recipe": "tiny", "trained": about})
