@@ -537,7 +537,8 @@ def stage_run(tmp_path_factory):
         cv2.imwrite(str(run_dir / f"processed/cleaned_images/{row['patient_id']}@{row['image_id']}.png"), image)
     write_csv(run_dir / "oof.csv", pd.DataFrame(rows))
     chosen = [{"fold": 0, "epoch": 0, "auc": .7, "pf1": .5}, {"fold": 1, "epoch": 0, "auc": .6, "pf1": .6}]
-    write_json(run_dir / "selection.json", {"folds": chosen, "threshold": .4, "auc": .65})
+    scores = {"auc": .65, "auc_95": [.5, .8], "breasts": 4, "cancers": 2}
+    write_json(run_dir / "selection.json", {"folds": chosen, "threshold": .4, **scores})
     train = Train(network="resnet10t", weights="none", global_pool="max", height=SIZE[0], width=SIZE[1])
     recorded = {"train": asdict(train), "crops": asdict(Crops()), "select": asdict(Select(metric="pf1"))}
     stages = {k: {"parameters": v, "reads": {}, "writes": {}} for k, v in recorded.items()}

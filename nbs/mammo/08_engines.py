@@ -228,8 +228,9 @@ def about_ensemble(
     run: Run,
 ) -> dict:      # threshold, score, crops and detector before it, and how to build it again
     "Entries of ensemble.json."
-    network, selection = run.recorded("train"), read_entries(run.path("selection.json"), ("folds", "threshold"))
-    scores = {k: selection[k] for k in ("auc", "auc_95", "breasts", "cancers")}
+    network, of_scores = run.recorded("train"), ("auc", "auc_95", "breasts", "cancers")
+    selection = read_entries(run.path("selection.json"), ("folds", "threshold", *of_scores))
+    scores = {k: selection[k] for k in of_scores}
     patients = read_table(run.path("oof.csv"), ["probability"])["patient_id"].nunique()
     data = "a drawn competition" if run.has("phantom") else ", ".join(set_names(run))
     return {
