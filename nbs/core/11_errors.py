@@ -110,9 +110,13 @@ def ending():
         for number, handler in before.items():
             signal.signal(number, handler)
 
+# %% [markdown]
+# The example is a process of its own, since Python handles signals in the main thread only, and a notebook may run in
+# another one.
+
 # %%
-try:
-    with ending():
-        signal.raise_signal(signal.SIGTERM)
-except SystemExit as e:
-    assert e.code == 128 + signal.SIGTERM
+import subprocess
+import sys
+
+code = "import signal; from mammo_nb.core.errors import ending\nwith ending(): signal.raise_signal(signal.SIGTERM)"
+assert subprocess.run([sys.executable, "-c", code]).returncode == 128 + signal.SIGTERM

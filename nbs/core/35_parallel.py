@@ -31,6 +31,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections import defaultdict
 from contextlib import closing
@@ -221,10 +222,12 @@ def forget(
     table = Path(table)
     table.with_name(table.name + ".journal").unlink(missing_ok=True)
 
+PACKAGE = write_csv.__module__.partition(".")[0]   # in a notebook, __name__ is not that of the package
+
 @cache
 def package_digest() -> str:
     "Digest of all modules of this package."
-    root = Path(__file__).parents[1]
+    root = Path(sys.modules[PACKAGE].__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
@@ -236,10 +239,10 @@ def of_package(
     "Whether a function, and those in its arguments, are in modules of this package."
     if isinstance(fn, partial):
         return all(of_package(f) for f in (fn.func, *fn.args, *fn.keywords.values()) if callable(f))
-    return (getattr(fn, "__module__", "") or "").partition(".")[0] == __name__.partition(".")[0]
+    return (getattr(fn, "__module__", "") or "").startswith(f"{PACKAGE}.")
 
 # %%
-assert of_package(own_file) and not of_package(lambda item: item) and not of_package(partial(own_file, lambda: 0))
+assert of_package(write_csv) and not of_package(lambda item: item) and not of_package(partial(write_csv, lambda: 0))
 
 # %% [markdown]
 # ## One table
