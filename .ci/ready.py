@@ -77,4 +77,5 @@ def problems(folder, names, version=sys.version_info, libraries=LIBRARIES, free=
 
 if __name__ == "__main__":
     missing = problems(sys.argv[1] if len(sys.argv) > 1 else ".", distribution())
-    sys.exit("\n".join(missing))
+    if missing:
+        sys.exit("\n".join(missing))

@@ -1,5 +1,7 @@
 "`.ci/ready.py`, which `make install` runs first: what is missing is named, with the command of the distribution."
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -11,6 +13,14 @@ spec.loader.exec_module(ready)
 
 def test_nothing_is_missing_where_the_tests_run(tmp_path):
     assert ready.problems(tmp_path / "not/yet/there", ready.distribution(), free=9e9) == []
+
+
+@pytest.mark.parametrize("gigabytes, code", [(0, 0), (1e9, 1)])
+def test_the_script_ends_with_1_only_where_something_is_missing(tmp_path, gigabytes, code):
+    script = tmp_path / "ready.py"
+    script.write_text((ROOT / ".ci/ready.py").read_text().replace("GIGABYTES = 8", f"GIGABYTES = {gigabytes}"))
+    ended = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert (ended.returncode, bool(ended.stderr)) == (code, bool(code)), ended.stderr
 
 
 @pytest.mark.parametrize("changes, said", [
