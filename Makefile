@@ -62,7 +62,7 @@ install: $(VENV)/.installed  ## create the environment
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) .ci/ready.py $(VENV)
-	@echo "installing into $(VENV) (about 7 GB, a few minutes)"
+	@echo "installing into $(VENV) (about 7.4 GB, a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $@

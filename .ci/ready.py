@@ -9,8 +9,10 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
 
 GIGABYTES = 8
+DOWNLOADS = 3  # which pip keeps in the temporary folder until all is installed
 LIBRARIES = ("libGL.so.1", "libgthread-2.0.so.0")
 COMMANDS = (  # names in ID or ID_LIKE of /etc/os-release -> command for the libraries, command for venv
     (("debian", "ubuntu"), "apt-get install libgl1 libglib2.0-0", "apt-get install python{0}.{1}-venv"),
@@ -65,9 +67,11 @@ def problems(folder, names, version=sys.version_info, libraries=LIBRARIES, free=
     while not os.path.isdir(place):
         place = os.path.dirname(place)
     free = shutil.disk_usage(place).free if free is None else free
-    if free < GIGABYTES * 1e9:
-        found.append("{0} has {1:.1f} GB free, and the environment needs about {2}. Make room, or name another place: "
-                     "make install VENV=/elsewhere/venv".format(place, free / 1e9, GIGABYTES))
+    same_disk = os.stat(place).st_dev == os.stat(tempfile.gettempdir()).st_dev
+    needed = GIGABYTES + (DOWNLOADS if same_disk else 0)
+    if free < needed * 1e9:
+        found.append("{0} has {1:.1f} GB free, and the installation needs about {2}. Make room, or name another place: "
+                     "make install VENV=/elsewhere/venv".format(place, free / 1e9, needed))
     absent = [name for name in libraries if not loads(name)] if sys.platform.startswith("linux") else []
     if absent:
         command = for_libraries or "install the packages of your system that have them"

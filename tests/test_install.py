@@ -11,8 +11,13 @@ ready = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ready)
 
 
+@pytest.fixture(autouse=True)
+def one_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(ready.tempfile, "gettempdir", lambda: str(tmp_path))
+
+
 def test_nothing_is_missing_where_the_tests_run(tmp_path):
-    assert ready.problems(tmp_path / "not/yet/there", ready.distribution(), free=9e9) == []
+    assert ready.problems(tmp_path / "not/yet/there", ready.distribution(), free=12e9) == []
 
 
 @pytest.mark.parametrize("gigabytes, code", [(0, 0), (1e9, 1)])
@@ -25,13 +30,13 @@ def test_the_script_ends_with_1_only_where_something_is_missing(tmp_path, gigaby
 
 @pytest.mark.parametrize("changes, said", [
     ({"version": (3, 9, 1)}, "needs Python 3.10 to 3.13, and this is 3.9"),
-    ({"free": 2e9}, "has 2.0 GB free, and the environment needs about 8"),
+    ({"free": 9e9}, "has 9.0 GB free, and the installation needs about 11"),
     ({"libraries": ("libmoon.so.1",)}, "OpenCV needs libmoon.so.1, which this system lacks: apt-get install libgl1"),
     ({"libraries": ("libmoon.so.1",), "names": ["rocky", "rhel"]}, "dnf install mesa-libGL"),
     ({"libraries": ("libmoon.so.1",), "names": ["plan9"]}, "install the packages of your system"),
 ])
 def test_what_is_missing_is_named_with_its_remedy(tmp_path, changes, said):
-    found = ready.problems(**{"folder": tmp_path, "names": ["debian"], "free": 9e9, **changes})
+    found = ready.problems(**{"folder": tmp_path, "names": ["debian"], "free": 12e9, **changes})
     assert len(found) == 1 and said in found[0]
 
 
@@ -39,5 +44,5 @@ def test_a_python_without_venv_gets_the_package(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
     monkeypatch.setattr(ready.importlib, "import_module", missing)
-    found = ready.problems(tmp_path, ["ubuntu", "debian"], version=(3, 12, 3), free=9e9)
+    found = ready.problems(tmp_path, ["ubuntu", "debian"], version=(3, 12, 3), free=12e9)
     assert found == ["Python has no module venv: apt-get install python3.12-venv"]
