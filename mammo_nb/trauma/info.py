@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['InfoError', 'measure_series', 'info_table', 'run_stage']
 
-# %% ../../nbs/trauma/04_info.ipynb #3622df5c
-from functools import lru_cache, partial
+# %% ../../nbs/trauma/04_info.ipynb #b73be72c
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +18,21 @@ from ..core.parallel import map_files
 from ..core.runs import Run
 from .learning.blocks import CROP, VISIBILITY
 from .learning.inference import find_organs
-from .learning.segmenter import open_segmenter, organ_probabilities
+from .learning.segmenter import process_segmenter
 from .reading.competition import IMAGE_LEVEL, place_of, read_image_labels, read_table
 from .reading.organs import crop_of, visibility, write_masks
 
-# %% ../../nbs/trauma/04_info.ipynb #a815f913
+# %% ../../nbs/trauma/04_info.ipynb #2214d2e6
 class InfoError(ProjectError):
     "A series whose organs could not be measured."
 
-@lru_cache(maxsize=1)
-def _segmenter(weights: str):
-    "The network as a function of a window, with the depth and the size of windows."
-    network, about = open_segmenter(weights)
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    return partial(organ_probabilities, network), about["depth"], about["size"]
-
 def measure_series(
-    item: dict,  # volume, masks: files; weights: folder; threshold, faithful
+    item: dict,  # volume, masks: files; weights: folder; digest of the weights; threshold, faithful
 ) -> dict:       # a list for each organ's visibility; the crop
     "Find the organs of a series, write their masks, and measure them."
     volume = np.load(item["volume"], mmap_mode="r")
-    masks = find_organs(volume, *_segmenter(item["weights"]), item["threshold"], item["faithful"])
+    network = process_segmenter(item["weights"], item["digest"])
+    masks = find_organs(volume, *network, item["threshold"], item["faithful"])
     write_masks(Path(item["masks"]), masks)
     shares = visibility(masks, item["faithful"])
     return dict(zip(VISIBILITY, shares.T.tolist())) | dict(zip(CROP, crop_of(masks, item["faithful"])))
@@ -60,7 +53,7 @@ def info_table(
     table[["extravasation", "bowel"]] = table[["extravasation", "bowel"]].fillna(0).astype(int)
     return table
 
-# %% ../../nbs/trauma/04_info.ipynb #f859e5c6
+# %% ../../nbs/trauma/04_info.ipynb #0fd9d43a
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:       # info.csv
@@ -77,7 +70,8 @@ def run_stage(
         items = [{"id": f"{p}_{s}", "volume": str(folder / f"{p}_{s}.npy"), "masks": str(masks / f"{p}_{s}.npy"),
                   **common} for p, s in keys]
         found = map_files(measure_series, items, table=run.path("processed/masks.csv"), key="id", label="organs",
-                          code=run.code("info"), reads=lambda item: [Path(item["volume"])], workers=1)
+                          code=run.code("info"), reads=lambda item: [Path(item["volume"])],
+                          workers=1 if torch.cuda.is_available() else None)
         run.path("processed/masks.csv").unlink()
         if failed := [e for e in found["error"] if e]:
             raise InfoError(f"{len(failed)} series could not be measured, the first with {failed[0]}. Run the stages "

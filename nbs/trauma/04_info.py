@@ -23,7 +23,6 @@
 
 # %%
 #| export
-from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ from mammo_nb.core.parallel import map_files
 from mammo_nb.core.runs import Run
 from mammo_nb.trauma.learning.blocks import CROP, VISIBILITY
 from mammo_nb.trauma.learning.inference import find_organs
-from mammo_nb.trauma.learning.segmenter import open_segmenter, organ_probabilities
+from mammo_nb.trauma.learning.segmenter import process_segmenter
 from mammo_nb.trauma.reading.competition import IMAGE_LEVEL, place_of, read_image_labels, read_table
 from mammo_nb.trauma.reading.organs import crop_of, visibility, write_masks
 
@@ -59,27 +58,21 @@ run.contract("info")
 
 # %% [markdown]
 # ## One series
-# The network is opened once and uses all cores or the GPU, so series follow each other in this process. Finished series
-# of an interrupted run are kept.
+# On a CPU each core takes a series of its own, since one window is too little work for several. On a GPU series follow
+# each other in this process. Finished series of an interrupted run are kept.
 
 # %%
 #| export
 class InfoError(ProjectError):
     "A series whose organs could not be measured."
 
-@lru_cache(maxsize=1)
-def _segmenter(weights: str):
-    "The network as a function of a window, with the depth and the size of windows."
-    network, about = open_segmenter(weights)
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    return partial(organ_probabilities, network), about["depth"], about["size"]
-
 def measure_series(
-    item: dict,  # volume, masks: files; weights: folder; threshold, faithful
+    item: dict,  # volume, masks: files; weights: folder; digest of the weights; threshold, faithful
 ) -> dict:       # a list for each organ's visibility; the crop
     "Find the organs of a series, write their masks, and measure them."
     volume = np.load(item["volume"], mmap_mode="r")
-    masks = find_organs(volume, *_segmenter(item["weights"]), item["threshold"], item["faithful"])
+    network = process_segmenter(item["weights"], item["digest"])
+    masks = find_organs(volume, *network, item["threshold"], item["faithful"])
     write_masks(Path(item["masks"]), masks)
     shares = visibility(masks, item["faithful"])
     return dict(zip(VISIBILITY, shares.T.tolist())) | dict(zip(CROP, crop_of(masks, item["faithful"])))
@@ -134,7 +127,8 @@ def run_stage(
         items = [{"id": f"{p}_{s}", "volume": str(folder / f"{p}_{s}.npy"), "masks": str(masks / f"{p}_{s}.npy"),
                   **common} for p, s in keys]
         found = map_files(measure_series, items, table=run.path("processed/masks.csv"), key="id", label="organs",
-                          code=run.code("info"), reads=lambda item: [Path(item["volume"])], workers=1)
+                          code=run.code("info"), reads=lambda item: [Path(item["volume"])],
+                          workers=1 if torch.cuda.is_available() else None)
         run.path("processed/masks.csv").unlink()
         if failed := [e for e in found["error"] if e]:
             raise InfoError(f"{len(failed)} series could not be measured, the first with {failed[0]}. Run the stages "

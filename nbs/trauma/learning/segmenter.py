@@ -25,7 +25,8 @@ depth, size = 16, 32   # slices of the window below, and side of a slice in pixe
 
 # %%
 #| export
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ import tempfile
 
 import matplotlib.pyplot as plt
 
+from mammo_nb.core.files import sha256
 from mammo_nb.core.networks import save_weights
 
 # %% [markdown]
@@ -186,12 +188,32 @@ def organ_probabilities(
     device = next(network.parameters()).device
     return torch.sigmoid(network(torch.from_numpy(window)[None].to(device)))[0].float().cpu().numpy()
 
+# %% [markdown]
+# Many series go through one network, and each process opens it once. The digest tells a network that was trained again
+# from the one before it.
+
+# %%
+#| export
+@lru_cache(maxsize=1)
+def process_segmenter(
+    folder: str,   # has segment.safetensors and segment.json
+    digest: str,   # of segment.safetensors
+) -> tuple[Callable, int, int]:   # window -> `organ_probabilities`; depth and size of a window
+    "The network of this process, on the GPU if there is one. Raises WeightsError."
+    network, about = open_segmenter(folder)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return partial(organ_probabilities, network), about["depth"], about["size"]
+
 # %%
 folder = Path(tempfile.mkdtemp())
 save_weights(network, folder / "segment.safetensors", {"network": "resnet18d", "widths": [256, 128, 64, 32],
                                                        "depth": depth, "size": size})
 again, about = open_segmenter(folder)
 assert np.allclose(organ_probabilities(again, x[0].numpy()), torch.sigmoid(made[0]), atol=1e-6)
+digest = sha256(folder / "segment.safetensors")
+segment, *shape = process_segmenter(str(folder), digest)
+assert np.allclose(segment(x[0].numpy()), torch.sigmoid(made[0]), atol=1e-4) and shape == [depth, size]
+assert process_segmenter(str(folder), digest)[0] is segment
 about["depth"], about["size"]
 
 # %% [markdown]
