@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'predict', 'series', 'check', 'submit', 'reproduce', 'compare', 'systems', 'options', 'main']
 
-# %% ../nbs/90_cli.ipynb #c6c57248
+# %% ../nbs/90_cli.ipynb #bfd81bed
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import typer
@@ -24,7 +25,13 @@ def _system(name: str):
     "A system by its name, or the default."
     return find_system(name) if name else default_system()
 
-# %% ../nbs/90_cli.ipynb #a6f0c3e5
+# %% ../nbs/90_cli.ipynb #5e904ba5
+def _check_options(function, options: dict):
+    "Raise BadParameter for an option that the function of a system does not have."
+    if unknown := sorted(options.keys() - signature(function).parameters.keys()):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+        raise typer.BadParameter(f"this system does not know {names}")
+
 @app.command()
 def predict(
     folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number, or one file"),
@@ -34,6 +41,7 @@ def predict(
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
+    force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -41,8 +49,10 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
+    how = {name: True for name, chosen in (("force", force),) if chosen}
+    _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
-                                 workers=workers or None)
+                                 workers=workers or None, **how)
     failed = tool.print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
@@ -99,7 +109,7 @@ def check(
         write_csv(output, found)
     raise typer.Exit(tool.print_check(found))
 
-# %% ../nbs/90_cli.ipynb #ca0eeed6
+# %% ../nbs/90_cli.ipynb #d16985aa
 @app.command()
 def submit(
     competition: Path = typer.Argument(
@@ -127,7 +137,7 @@ def submit(
            workers=workers or None, pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
     print(*summary(report), f"-> {output / 'submission.csv'}", NOT_A_DEVICE, sep="\n")
-    raise typer.Exit(int((report["predicted"] < report["items"] or report["failed"] > 0) and not allow_errors))
+    raise typer.Exit(int((report["failed"] > 0 or report["not_reached"] > 0) and not allow_errors))
 
 # %% ../nbs/90_cli.ipynb #299f75cc
 @app.command()

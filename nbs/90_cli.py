@@ -25,6 +25,7 @@
 #| export
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import typer
@@ -48,9 +49,16 @@ def _system(name: str):
 
 # %% [markdown]
 # ## On your own scans
+# An option that one system only has is an error with the others.
 
 # %%
 #| export
+def _check_options(function, options: dict):
+    "Raise BadParameter for an option that the function of a system does not have."
+    if unknown := sorted(options.keys() - signature(function).parameters.keys()):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+        raise typer.BadParameter(f"this system does not know {names}")
+
 @app.command()
 def predict(
     folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number, or one file"),
@@ -60,6 +68,7 @@ def predict(
     hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
+    force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -67,8 +76,10 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
+    how = {name: True for name, chosen in (("force", force),) if chosen}
+    _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
-                                 workers=workers or None)
+                                 workers=workers or None, **how)
     failed = tool.print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
@@ -159,7 +170,7 @@ def submit(
            workers=workers or None, pngs=pngs, backend=backend)
     report = read_json(output / "submit.json")
     print(*summary(report), f"-> {output / 'submission.csv'}", NOT_A_DEVICE, sep="\n")
-    raise typer.Exit(int((report["predicted"] < report["items"] or report["failed"] > 0) and not allow_errors))
+    raise typer.Exit(int((report["failed"] > 0 or report["not_reached"] > 0) and not allow_errors))
 
 # %% [markdown]
 # ## Runs

@@ -83,8 +83,8 @@ def test_a_folder_of_pictures_with_a_table_beside_it(weights, tmp_path):
     y, x = np.mgrid[:160, :120]
     (tmp_path / "in").mkdir()
     for k, name in enumerate(("a.png", "b.jpg", "c.png")):
-        cv2.imwrite(str(tmp_path / "in" / name), (np.hypot(x, y - 80) < 70).astype(np.uint16 if k == 2 else np.uint8) *
-                    (50_000 if k == 2 else 150 + 10 * k))
+        disc = np.clip(1 - np.hypot(x, y - 80) / 70, 0, 1) ** .5 * (50_000 if k == 2 else 150 + 10 * k)
+        cv2.imwrite(str(tmp_path / "in" / name), disc.astype(np.uint16 if k == 2 else np.uint8))
     pd.DataFrame({
         "file": ["a.png", "b.jpg", "c.png"], "patient_id": ["007", "007", "008"], "laterality": ["L", "L", "R"],
         "view": ["CC", "MLO", "CC"]

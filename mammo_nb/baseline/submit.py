@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['submission', 'prepare_item', 'item_entries', 'only_mode', 'run_stage']
 
-# %% ../../nbs/baseline/05_submit.ipynb #870141d9
+# %% ../../nbs/baseline/05_submit.ipynb #c76ccaf1
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from ..core.submission import open_network
 from ..core.submit import submit_stage
 from ..mammo.crops import crop_path
 from ..mammo.datasets import competition
+from ..mammo.reading.blank import NO_BREAST, why_blank
 from ..mammo.submit import submission as mammo
 
-# %% ../../nbs/baseline/05_submit.ipynb #30f3f562
+# %% ../../nbs/baseline/05_submit.ipynb #ab3567dc
 def prepare_item(
     item: dict,  # folder, file, row; settings of `prepare`; pngs: folder where inputs are kept, or ""
     mode: Mode,  # not used, because all modes have the same input
@@ -35,12 +36,16 @@ def prepare_item(
     cv2.setNumThreads(1)  # the processes share the cores already
     image = read_image(inside(item["folder"], item["file"]))
     picture, box = prepare(image, Prepare(**item["settings"]))
+    corners = box.x0, box.y0, box.x1, box.y1
+    reason = why_blank(picture, (image.header.rows, image.header.columns), corners)
+    note = f"{NO_BREAST}: {reason}" if reason else ""
     ids = {c: item["row"][c] for c in ("patient_id", "image_id", "laterality", "view")}
     if item["pngs"]:
         write_png(crop_path(item["pngs"], ids["patient_id"], ids["image_id"]), picture)
     return {
-        **ids, "rows": image.header.rows, "columns": image.header.columns, "decoder": image.decoder, "x0": box.x0,
-        "y0": box.y0, "x1": box.x1, "y1": box.y1, "box_source": box.source
+        **ids, "rows": image.header.rows, "columns": image.header.columns, "decoder": image.decoder,
+        **dict(zip(("x0", "y0", "x1", "y1"), corners)), "box_source": NO_BREAST if reason else box.source, "note": note,
+        "withheld": bool(reason)
     }, picture
 
 # %% ../../nbs/baseline/05_submit.ipynb #120923b5

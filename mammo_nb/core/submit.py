@@ -82,7 +82,7 @@ def batch_size(
     "The batch that an engine was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/core/63_submit.ipynb #5ad1dda8
+# %% ../../nbs/core/63_submit.ipynb #a582ca1f
 @dataclass(frozen=True)
 class Output:
     "The files of a submission."
@@ -131,7 +131,8 @@ class _Pass:
         files, nothing = self.test.items["file"], {}
         columns = {}
         for c in self.submission.columns:
-            values = by_row([by_file.get(f, nothing).get(c) for f in files], files)
+            rows = (by_file.get(f, nothing) for f in files)
+            values = by_row([None if row.get("withheld") else row.get(c) for row in rows], files)
             columns[c] = pd.to_numeric(pd.Series(values, index=files.index))
         return self.test.items.assign(**columns)
 
@@ -167,7 +168,9 @@ class _Pass:
         found = found.reindex(columns=list(dict.fromkeys([*found, *self.submission.columns, "error", "network"])))
         for column in self.submission.columns:
             found[column] = pd.to_numeric(found[column])
-        lost = found["error"].eq("") & found[self.submission.columns[0]].isna()
+        withheld = found.get("withheld", pd.Series(False, found.index)).eq(True)
+        found.loc[withheld, list(self.submission.columns)] = None
+        lost = found["error"].eq("") & ~withheld & found[self.submission.columns[0]].isna()
         found.loc[lost, "error"] = "NotFinite: " + found.loc[lost, "network"].astype(str) + " predicted no number"
         return self.submission.tabulate(self.test, found, self.metadata)
 
@@ -202,8 +205,14 @@ def submit_items(
         decided = work.decide(work.known(found.set_index("file").to_dict("index")))
         write_csv(output.submission, decided)
         settings = {"processes": workers, "batch": batch, "budget_seconds": seconds}
+        settings["withheld"] = _withheld(found)
         write_json(output.report, _report(work, table, planner, settings))
     return decided
+
+def _withheld(found: pd.DataFrame) -> dict[str, int]:
+    "Count the items that got no prediction although they were read, by their notes."
+    marks = found.get("withheld", pd.Series(False, found.index)).eq(True)
+    return found.loc[marks, "note"].value_counts().to_dict() if marks.any() else {}
 
 def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) -> dict:
     "The content of submit.json."
@@ -233,7 +242,7 @@ def _report(work: _Pass, table: pd.DataFrame, planner: Planner, settings: dict) 
         "items_per_second": round(len(planner.decodes) / max(spent, 1e-9), 3)
     }
 
-# %% ../../nbs/core/63_submit.ipynb #d2c44835
+# %% ../../nbs/core/63_submit.ipynb #7d9c570f
 def submit(
     submission: Submission,     # declaration of the system
     competition: Path,          # folder with the tables and the test images; it is only read
@@ -269,6 +278,7 @@ def summary(
         f"{report['items_per_second']} a second; {report['failed']} failed, {report['not_reached']} not reached"]
     if report["waited"]:
         lines.append("waited: " + ", ".join(f"{part} {share:.0%}" for part, share in report["waited"].items()))
+    lines += [f"{n} {item} without a prediction: {note}" for note, n in report["withheld"].items()]
     lines += [f"not used: {reason}" for reason in report["refused"]]
     lines += report["dropped"]
     for what, found in report["differences"].items():

@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #020e4d04
+# %% ../../nbs/mammo/04_crops.ipynb #8fabfeb2
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +29,7 @@ from ..core.runs import Run
 from ..core.windows import WindowError, percentile, to_grey
 from .datasets import DatasetError, read_table, root_of
 from .reading import faithful
+from .reading.blank import NO_BREAST, why_blank
 from .reading.boxes import Box, find_box, open_detector
 from .recipes import Crops
 
@@ -79,7 +80,7 @@ def crop(
         return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
     return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
 
-# %% ../../nbs/mammo/04_crops.ipynb #276bdcda
+# %% ../../nbs/mammo/04_crops.ipynb #27dca98f
 @dataclass(frozen=True)
 class Breast:
     "A breast cut out of its frame."
@@ -87,6 +88,7 @@ class Breast:
     box: Box          # in frame pixels
     grey: np.ndarray  # uint8 (rows, columns) as from `crop_size`
     scaling: str      # as from `scaling_of`
+    note: str = ""    # why it shows no breast; the source of its box is then NO_BREAST
 
 def cut_breast(
     frame: Frame,               # the encoded frame of a file
@@ -106,7 +108,10 @@ def cut_breast(
     needed = crop_size(box, settings)[2]
     if image.scale < needed:
         image = frame.decode(needed)
-    return Breast(image, box, crop(image, box, settings), settings.scaling)
+    grey = crop(image, box, settings)
+    if reason := why_blank(grey, (frame.header.rows, frame.header.columns), (box.x0, box.y0, box.x1, box.y1)):
+        return Breast(image, replace(box, source=NO_BREAST), grey, settings.scaling, f"{NO_BREAST}: {reason}")
+    return Breast(image, box, grey, settings.scaling)
 
 def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
     "Cut the box out of the stored values, cast as the winner did."
@@ -149,7 +154,7 @@ def preview(
                     cv2.LINE_AA)
     return picture
 
-# %% ../../nbs/mammo/04_crops.ipynb #9fc49bd7
+# %% ../../nbs/mammo/04_crops.ipynb #45480d64
 def crop_path(
     images: Path,      # cleaned_images/
     patient_id: str,
@@ -198,8 +203,8 @@ def crop_file(
         "decoder": breast.image.decoder, "scale": breast.image.scale,
         "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
         "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
-        "seconds": round(time.perf_counter() - started, 3)
+        "window_center": center, "window_width": width, "voi_function": header.voi_function, "note": breast.note,
+        "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 
 # %% ../../nbs/mammo/04_crops.ipynb #552158d0

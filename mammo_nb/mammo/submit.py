@@ -6,7 +6,7 @@
 __all__ = ['submission', 'to_submission', 'read_test', 'decide', 'item_entries', 'predict_means', 'open_engine', 'per_image',
            'show_boxes', 'run_stage']
 
-# %% ../../nbs/mammo/09_submit.ipynb #3cfb3ab8
+# %% ../../nbs/mammo/09_submit.ipynb #b38878d7
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from ..core.files import inside
 from ..core.recipes import from_dict
 from ..core.runs import Run
 from ..core.sidecars import check_entries
-from ..core.submission import ItemSet, Submission, caution, open_network
+from ..core.submission import ItemSet, Submission, open_network
 from ..core.submit import submit_stage
 from .crops import WHOLE
 from .datasets import DatasetError, competition, read_table
@@ -28,7 +28,7 @@ from .reading.inputs import see_item
 from .recipes import Crops
 from .system import system
 from .tools.hidden import hidden_test
-from .tools.predict import NEEDED, PER_IMAGE, detector_of
+from .tools.predict import NEEDED, PER_IMAGE, detector_of, with_caution
 
 # %% ../../nbs/mammo/09_submit.ipynb #91794e92
 def to_submission(
@@ -71,7 +71,7 @@ def read_test(
         "without an image in test.csv": sorted(set(sample["prediction_id"]) - set(images["prediction_id"])),
         "duplicate rows of test.csv": int(known.sum()) - len(kept)})
 
-# %% ../../nbs/mammo/09_submit.ipynb #2cba29ba
+# %% ../../nbs/mammo/09_submit.ipynb #a95b54a9
 def decide(
     images: pd.DataFrame,  # prediction_id and probability
     sample: pd.DataFrame,  # prediction_id, cancer
@@ -112,12 +112,12 @@ def per_image(
     metadata: dict,        # ensemble.json: demonstration
 ) -> pd.DataFrame:         # PER_IMAGE, note, prediction_id and network; a row an image, in the order of test.csv
     "The table of images; a failed image has its ids, laterality and view from test.csv."
-    table = found.reindex(columns=[*PER_IMAGE, "network"]).astype({c: "Int64" for c in WHOLE})
+    table = found.reindex(columns=[*PER_IMAGE, "note", "network"]).astype({c: "Int64" for c in WHOLE})
     for column in ("patient_id", "image_id"):
         table[column] = test.items[column]
     for column in ("laterality", "view"):
         table[column] = table[column].where(table[column].notna(), test.items[column])
-    table["note"] = caution(metadata["demonstration"])
+    table["note"] = with_caution(table["note"], metadata["demonstration"])
     table["prediction_id"] = test.items["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 

@@ -153,7 +153,8 @@ class Submission:
     # item, mode -> (row, input): what a worker process does with an item. The item is a dict with `file`, `folder`,
     # `row` (its first row of `ItemSet.items`), `rows` (all of them), `pngs` (folder where inputs are kept, or "") and
     # what `entries` returned. The row is a flat dict for the table of items; a list in it has a value for each row of
-    # the item. The list `error` names the rows that cannot be predicted.
+    # the item. The list `error` names the rows that cannot be predicted. With a true `withheld` the item gets no
+    # prediction, and its `note` says why.
     prepare: Callable
     # (table, sample, metadata) -> the submission with the columns, ids and order of the sample. The table is
     # `ItemSet.items` with the columns of predictions, which are empty where an item failed or is not predicted yet.

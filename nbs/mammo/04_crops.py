@@ -46,6 +46,7 @@ from mammo_nb.core.runs import Run
 from mammo_nb.core.windows import WindowError, percentile, to_grey
 from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
 from mammo_nb.mammo.reading import faithful
+from mammo_nb.mammo.reading.blank import NO_BREAST, why_blank
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
 from mammo_nb.mammo.recipes import Crops
 
@@ -178,6 +179,8 @@ for ax, (picture, title) in zip(axes, shown):
 # ## One pass
 # If the file has smaller pictures of its frame, a quarter of the rows and columns is enough to find the box. The box
 # then determines which resolution is needed for the crop. A file without smaller pictures is decoded once, for both.
+# A picture that shows [no breast](reading/blank.py) is marked, except in the winner's preparation, which has no such
+# rule.
 
 # %%
 #| export
@@ -188,6 +191,7 @@ class Breast:
     box: Box          # in frame pixels
     grey: np.ndarray  # uint8 (rows, columns) as from `crop_size`
     scaling: str      # as from `scaling_of`
+    note: str = ""    # why it shows no breast; the source of its box is then NO_BREAST
 
 def cut_breast(
     frame: Frame,               # the encoded frame of a file
@@ -207,7 +211,10 @@ def cut_breast(
     needed = crop_size(box, settings)[2]
     if image.scale < needed:
         image = frame.decode(needed)
-    return Breast(image, box, crop(image, box, settings), settings.scaling)
+    grey = crop(image, box, settings)
+    if reason := why_blank(grey, (frame.header.rows, frame.header.columns), (box.x0, box.y0, box.x1, box.y1)):
+        return Breast(image, replace(box, source=NO_BREAST), grey, settings.scaling, f"{NO_BREAST}: {reason}")
+    return Breast(image, box, grey, settings.scaling)
 
 def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
     "Cut the box out of the stored values, cast as the winner did."
@@ -334,8 +341,8 @@ def crop_file(
         "decoder": breast.image.decoder, "scale": breast.image.scale,
         "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
         "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        "window_center": center, "window_width": width, "voi_function": header.voi_function, "sha256": sha,
-        "seconds": round(time.perf_counter() - started, 3)
+        "window_center": center, "window_width": width, "voi_function": header.voi_function, "note": breast.note,
+        "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 
 # %% [markdown]

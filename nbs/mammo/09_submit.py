@@ -35,7 +35,7 @@ from mammo_nb.core.files import inside
 from mammo_nb.core.recipes import from_dict
 from mammo_nb.core.runs import Run
 from mammo_nb.core.sidecars import check_entries
-from mammo_nb.core.submission import ItemSet, Submission, caution, open_network
+from mammo_nb.core.submission import ItemSet, Submission, open_network
 from mammo_nb.core.submit import submit_stage
 from mammo_nb.mammo.crops import WHOLE
 from mammo_nb.mammo.datasets import DatasetError, competition, read_table
@@ -44,7 +44,7 @@ from mammo_nb.mammo.reading.inputs import see_item
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.hidden import hidden_test
-from mammo_nb.mammo.tools.predict import NEEDED, PER_IMAGE, detector_of
+from mammo_nb.mammo.tools.predict import NEEDED, PER_IMAGE, detector_of, with_caution
 
 # %%
 #| hide
@@ -68,6 +68,8 @@ run.contract("submit")
 # ## From images to the decision
 # [Decision](learning/decision.py) makes the probability of a breast from those of its images and compares it with the
 # threshold of the weights. The metric of the competition counts decisions, so the submission holds 0 and 1.
+# An image that shows [no breast](reading/blank.py) has no probability. A breast without any probability gets what the
+# training labels say of most breasts, 0; the report counts such images.
 
 # %%
 #| export
@@ -182,12 +184,12 @@ def per_image(
     metadata: dict,        # ensemble.json: demonstration
 ) -> pd.DataFrame:         # PER_IMAGE, note, prediction_id and network; a row an image, in the order of test.csv
     "The table of images; a failed image has its ids, laterality and view from test.csv."
-    table = found.reindex(columns=[*PER_IMAGE, "network"]).astype({c: "Int64" for c in WHOLE})
+    table = found.reindex(columns=[*PER_IMAGE, "note", "network"]).astype({c: "Int64" for c in WHOLE})
     for column in ("patient_id", "image_id"):
         table[column] = test.items[column]
     for column in ("laterality", "view"):
         table[column] = table[column].where(table[column].notna(), test.items[column])
-    table["note"] = caution(metadata["demonstration"])
+    table["note"] = with_caution(table["note"], metadata["demonstration"])
     table["prediction_id"] = test.items["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 

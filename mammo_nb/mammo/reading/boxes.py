@@ -118,7 +118,7 @@ def find_detector(
             f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #174ba9dd
+# %% ../../../nbs/mammo/reading/boxes.ipynb #854ae909
 @dataclass(frozen=True)
 class Box:
     "A box in frame pixels, half-open: rows y0 to y1 - 1, columns x0 to x1 - 1."
@@ -126,7 +126,7 @@ class Box:
     y0: int
     x1: int
     y1: int
-    source: str                  # detector, otsu or full frame
+    source: str                  # detector, otsu, full frame or no breast found
     score: float | None = None   # confidence of the detector, 0 to 1
 
 def _area(box) -> float:

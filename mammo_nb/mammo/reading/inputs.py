@@ -61,7 +61,7 @@ def see(
     breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
     return Seen(frame, breast, network_input(breast, settings, size))
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #d2d41567
+# %% ../../../nbs/mammo/reading/inputs.ipynb #0fb77144
 def _identify(header: Mammogram, item: dict) -> dict:
     "Find patient_id, image_id, laterality and view of one file."
     row = item.get("row") or {}
@@ -74,13 +74,13 @@ def _identify(header: Mammogram, item: dict) -> dict:
 def row_of(
     seen: Seen,
     item: dict,  # file; row, its row of a table or None
-) -> dict:       # a row of per_image.csv, without the probability
+) -> dict:       # a row of per_image.csv, without the probability; withheld: whether it must not get one
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
     header = seen.frame.header
     return {**_identify(header, item), "rows": header.rows, "columns": header.columns,
             "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-            "box_source": box.source}
+            "box_source": box.source, "note": seen.breast.note, "withheld": bool(seen.breast.note)}
 
 # %% ../../../nbs/mammo/reading/inputs.ipynb #593e1bf7
 def see_item(

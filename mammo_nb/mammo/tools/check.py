@@ -29,12 +29,12 @@ from ..recipes import Crops
 from .commands import read_size
 from .integrity import compare, inspect_file, named_files
 
-# %% ../../../nbs/mammo/tools/check.ipynb #f21b9135
+# %% ../../../nbs/mammo/tools/check.ipynb #850aca99
 _met = set()  # compressions that this process has decoded
 
 def measure_crop(
     item: dict,  # as for `crop_file`, and syntax
-) -> dict:       # decoder; seconds; size of the PNG file, in bytes
+) -> dict:       # decoder; seconds; size of the PNG file, in bytes; note
     "Measure the time and the size of one crop."
     row = crop_file(item)
     if item["syntax"] not in _met:
@@ -43,7 +43,7 @@ def measure_crop(
     png = crop_path(item["images"], item["patient_id"], item["image_id"])
     size = png.stat().st_size
     png.unlink()
-    return {"decoder": row["decoder"], "seconds": row["seconds"], "size": size}
+    return {"decoder": row["decoder"], "seconds": row["seconds"], "size": size, "note": row["note"]}
 
 def _croppable(table: pd.DataFrame) -> pd.DataFrame:
     "Select the files that can be cropped: readable, with one frame."
@@ -70,7 +70,7 @@ def estimate(
         "dicom": int(wanted["bytes"].sum()), "free": shutil.disk_usage(target).free
     }
 
-# %% ../../../nbs/mammo/tools/check.ipynb #f5d05a3e
+# %% ../../../nbs/mammo/tools/check.ipynb #ce2f4834
 NUMBERS = ["bytes", "rows", "columns", "frames", "bits_stored", "windows"]
 COLUMNS = [
     "file", "bytes", "syntax", *NUMBERS[1:5], "photometric", "windows", "voi_function", "laterality", "view", "decoder",
@@ -95,22 +95,26 @@ def check_folder(
     items = [{"file": f, "folder": str(folder), "tables": tables.get(f, [])} for f in sorted({*files, *tables})]
     with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
-        rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "pixels"]).astype({c: "Int64" for c in NUMBERS})
+        rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "pixels", "bare"])
+        rows = rows.astype({c: "Int64" for c in NUMBERS})
         texts = [c for c in rows if c not in NUMBERS]
         rows[texts] = rows[texts].astype(object).fillna("")
         rows["error"] += rows["failure"]
         ready = _croppable(rows)
         if not everything:
-            ready = ready.iloc[np.sort(np.random.default_rng(0).permutation(len(ready))[:sample])]
+            drawn = np.isin(np.arange(len(ready)), np.random.default_rng(0).permutation(len(ready))[:sample])
+            ready = ready[drawn | ready["bare"].eq(True)]
         place = {"folder": str(folder), "images": f"{scratch}/crops", "settings": asdict(settings),
                  "patient_id": "sample"}
         items = [{**place, "file": row.file, "syntax": row.syntax, "image_id": str(row.Index)}
                  for row in ready.itertuples()]
         crops = map_files(measure_crop, items, table=Path(scratch) / "sample.csv", workers=workers, label="sample")
-    crops = crops.reindex(columns=["decoder", "seconds", "size", "error"]).set_index(ready.index)
+    crops = crops.reindex(columns=["decoder", "seconds", "size", "note", "error"]).set_index(ready.index)
     for column in ("decoder", "error"):
         rows.loc[crops.index, column] = crops[column].fillna("")
     problems = {row.file: list(row.problems) for row in rows.itertuples()}
+    for at, note in crops["note"].items():
+        problems[rows["file"][at]] += [note] if note and isinstance(note, str) else []
     for file, problem in compare(rows, named):
         problems[file].append(problem)
     rows["problems"] = ["; ".join(problems[file]) for file in rows["file"]]

@@ -214,7 +214,7 @@ class Box:
     y0: int
     x1: int
     y1: int
-    source: str                  # detector, otsu or full frame
+    source: str                  # detector, otsu, full frame or no breast found
     score: float | None = None   # confidence of the detector, 0 to 1
 
 def _area(box) -> float:

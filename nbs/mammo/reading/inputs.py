@@ -138,13 +138,13 @@ def _identify(header: Mammogram, item: dict) -> dict:
 def row_of(
     seen: Seen,
     item: dict,  # file; row, its row of a table or None
-) -> dict:       # a row of per_image.csv, without the probability
+) -> dict:       # a row of per_image.csv, without the probability; withheld: whether it must not get one
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
     header = seen.frame.header
     return {**_identify(header, item), "rows": header.rows, "columns": header.columns,
             "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-            "box_source": box.source}
+            "box_source": box.source, "note": seen.breast.note, "withheld": bool(seen.breast.note)}
 
 # %%
 row_of(both[0], {"file": file.name, "row": {"patient_id": "1", "view": "CC"}})

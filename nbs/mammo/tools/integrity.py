@@ -39,6 +39,7 @@ from mammo_nb.core.files import PathError, inside
 from mammo_nb.core.headers import DicomError
 from mammo_nb.core.raster import is_whole
 from mammo_nb.core.windows import WindowError, apply_window
+from mammo_nb.mammo.reading.blank import SMALLEST
 from mammo_nb.mammo.reading.labels import DatasetError, read_table
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame, read_header
 
@@ -134,9 +135,21 @@ def _digest(data: bytes) -> str:
     "SHA-256 of some bytes; an empty string for no bytes."
     return hashlib.sha256(data).hexdigest() if data else ""
 
+BARE = 0.5  # bits a pixel below which a compressed frame may be empty; tissue needs two and more without loss
+
+def _is_bare(frame: Frame) -> bool:
+    "Whether a frame may show nothing: one value, very few bytes, or very few pixels."
+    header, data = frame.header, frame.data
+    if min(header.rows, header.columns) < SMALLEST:
+        return True
+    if header.syntax in NATIVE and header.bits_allocated in (8, 16):
+        values = np.frombuffer(data[:len(data) // 2 * 2], f"u{header.bits_allocated // 8}")
+        return values.size == 0 or np.ptp(np.percentile(values[::max(1, values.size // 10_000)], (1, 99))) == 0
+    return 8 * len(data) < BARE * header.rows * header.columns
+
 def inspect_file(
     item: dict,  # folder; file; tables, the names of the tables that name the file
-) -> dict:       # columns of the header; problems, a list; failure, an error of the pixels; digests uid and pixels
+) -> dict:       # columns of the header; problems, a list; failure, an error of the pixels; digests uid, pixels; bare
     "Read header and bytes of one file, and decode it only if it seems damaged. Raises Missing, DicomError."
     path = Path(item["folder"]) / item["file"]
     frame, doubts, failure = None, [], ""
@@ -154,7 +167,8 @@ def inspect_file(
         **{name: getattr(header, name) for name in names},
         "syntax": header.syntax_name, "windows": len(header.windows), "bytes": path.stat().st_size,
         "problems": _header_problems(header) + doubts, "failure": failure,
-        "uid": _digest(_identity(header).encode()), "pixels": _digest(frame.data if frame else b"")
+        "uid": _digest(_identity(header).encode()), "pixels": _digest(frame.data if frame else b""),
+        "bare": bool(frame and _is_bare(frame))
     }
 
 # %%

@@ -136,31 +136,37 @@ def read_sides(
 # %%
 #| export
 def predict_file(
-    item: dict,  # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview
+    # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview; force: whether
+    # a picture without a breast gets a probability, too
+    item: dict,
 ) -> dict:       # a row of per_image.csv
-    "Predict one file and draw its preview. A prediction that is no number is an error of the row."
+    """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast
+    the probability is empty."""
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     settings = from_dict(Crops, engine.metadata["crops"])
     seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size)
     row = row_of(seen, item)
     row |= refusals(engine)
-    try:
-        probability = float(finite(image_means(engine(seen.picture[None]), settings.faithful))[0])
-    except NotFinite as e:
-        return {**row, "error": f"NotFinite: {e}"}
+    probability = None
+    if item.get("force") or not row.pop("withheld"):
+        try:
+            probability = round(float(finite(image_means(engine(seen.picture[None]), settings.faithful))[0]), 6)
+        except NotFinite as e:
+            return {**row, "error": f"NotFinite: {e}"}
     if item.get("previews"):
         sides = f"{row['laterality']} {row['view']}"
-        lines = [item["name"], f"{sides}   probability {probability:.3f}   box: {row['box_source']}"]
+        shown = "none" if probability is None else f"{probability:.3f}"
+        lines = [item["name"], f"{sides}   probability {shown}   box: {row['box_source']}"]
         lines.append(caution(engine.metadata["demonstration"]))
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
-    return {**row, "probability": round(probability, 6)}
+    return {**row, "probability": probability}
 
 # %% [markdown]
 # ## A folder
 # Two tables are written, `per_image.csv` and `per_breast.csv`. Their column `note` says that this is not a medical
 # device, and marks weights that are for demonstration only. `predict.json` says where the weights come from. A picture
 # whose patient or side is unknown has a row for itself, but none in the table of breasts: nobody knows which pictures
-# show the same breast.
+# show the same breast. A picture that shows [no breast](../reading/blank.py) has an empty probability and a note.
 
 # %%
 #| export
@@ -177,6 +183,14 @@ def _hide(table: pd.DataFrame) -> pd.DataFrame:
     table["error"] = [e.split(":")[0] if isinstance(e, str) else e for e in table["error"]]
     return table
 
+def with_caution(
+    notes: pd.Series,      # what is said of each image; missing or "": nothing
+    demonstration: bool,   # as for `caution`
+) -> list[str]:
+    "Add the words about the weights to the notes."
+    return ["; ".join([*filter(None, [note if isinstance(note, str) else ""]), caution(demonstration)])
+            for note in notes]
+
 def predict_items(
     items: list[dict],           # for `predict_file`, all with the same weights; the detector is added here
     output: Path,                # per_image.csv, with its journal beside it
@@ -188,15 +202,15 @@ def predict_items(
     items = [{**item, "detector": str(detector or "")} for item in items]
     table = map_files(predict_file, items, table=output, params=parts_of(weights), workers=workers, label="predict")
     print_refused(table)
-    table = table.reindex(columns=PER_IMAGE).astype({c: "Int64" for c in WHOLE})
-    table["note"] = caution(metadata["demonstration"])
+    table = table.reindex(columns=[*PER_IMAGE, "note"]).astype({c: "Int64" for c in WHOLE})
+    table["note"] = with_caution(table["note"], metadata["demonstration"])
     return table
 
 def breasts_of(
     images: pd.DataFrame,   # as from `predict_items`
 ) -> pd.DataFrame:          # patient_id, laterality, images: number of predicted ones, probability, note
     "Average the images of each breast. A breast without a prediction has an empty probability and a note."
-    key, note = ["patient_id", "laterality"], "".join(images["note"][:1])
+    key, note = ["patient_id", "laterality"], "".join(images["note"][:1]).split("; ")[-1]
     breasts = images.loc[images["patient_id"].notna(), key].drop_duplicates()
     found = per_breast(images[images["probability"].notna()])
     breasts = breasts.merge(found[[*key, "images", "probability"]], "left", key)
@@ -213,6 +227,7 @@ def predict_folder(
     table: Path | None = None,    # as in `read_sides`
     hash_ids: bool = False,       # whether ids are replaced by digests
     workers: int | None = None,   # processes; None means one a core
+    force: bool = False,          # whether a picture without a breast gets a probability, too
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
@@ -232,7 +247,7 @@ def predict_folder(
 
     items = [
         {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(Path(f).stem),
-         "previews": str(output / "previews"), "name": name(f)} for f in files]
+         "previews": str(output / "previews"), "name": name(f), "force": force} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
     if hash_ids:
@@ -252,14 +267,20 @@ def print_predictions(
 ) -> int:                  # how many files failed
     "Print a line for each image, and the count."
     failed = result[result["error"].fillna("").ne("")]
+    empty = result["probability"].isna().drop(failed.index)
     for row in result.drop(failed.index).itertuples():
-        print(f"{row.probability:.3f}  {row.laterality} {row.view:8} {row.file}")
+        why = f": {row.note.rpartition('; ')[0]}" if empty[row.Index] else ""
+        probability = "  -  " if empty[row.Index] else f"{row.probability:.3f}"
+        print(f"{probability}  {row.laterality} {row.view:8} {row.file}{why}")
     for row in failed.itertuples():
         print(f"failed {row.file}: {row.error}")
     if nameless := result.attrs["nameless"]:
         print(f"{nameless} files have no known patient or side, so per_breast.csv leaves them out. Name them in a CSV "
               "with the columns file, patient_id, laterality and view: --table sides.csv")
-    print(f"{len(result) - len(failed)} of {len(result)} files predicted -> {output}")
+    if empty.any():
+        print(f"{empty.sum()} files have no probability: see the column note of per_image.csv. --force predicts "
+              "pictures without a breast, too")
+    print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])
     return len(failed)
