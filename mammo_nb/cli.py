@@ -25,7 +25,7 @@ def _system(name: str):
     "A system by its name, or the default."
     return find_system(name) if name else default_system()
 
-# %% ../nbs/90_cli.ipynb #5e904ba5
+# %% ../nbs/90_cli.ipynb #6fe021b6
 def _check_options(function, options: dict):
     "Raise BadParameter for an option that the function of a system does not have."
     if unknown := sorted(options.keys() - signature(function).parameters.keys()):
@@ -42,6 +42,8 @@ def predict(
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
     force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),
+    all_views: bool = typer.Option(
+        False, help="mammo: predict other images than standard mammograms, too, such as magnifications"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -49,7 +51,7 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    how = {name: True for name, chosen in (("force", force),) if chosen}
+    how = {name: True for name, wanted in (("force", force), ("all_views", all_views)) if wanted}
     _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
                                  workers=workers or None, **how)

@@ -69,6 +69,8 @@ def predict(
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
     force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),
+    all_views: bool = typer.Option(
+        False, help="mammo: predict other images than standard mammograms, too, such as magnifications"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -76,7 +78,7 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    how = {name: True for name, chosen in (("force", force),) if chosen}
+    how = {name: True for name, wanted in (("force", force), ("all_views", all_views)) if wanted}
     _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
                                  workers=workers or None, **how)

@@ -208,7 +208,7 @@ def read_image(
     "Read and decode one frame."
     return read_frame(path, frame, kind).decode(scale)
 
-# %% ../../nbs/core/26_dicom.ipynb #37d015bb
+# %% ../../nbs/core/26_dicom.ipynb #8ccab449
 ENDINGS = (".dcm", ".dicom")
 
 def find_files(
@@ -220,7 +220,10 @@ def find_files(
     if not folder.is_dir():
         raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
     found, pictures, others = [], [], 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
+            others += 1
+            continue
         with open(path, "rb") as f:
             mark = f.read(132)[128:]
         if mark == b"DICM" or path.suffix.lower() in ENDINGS:

@@ -245,7 +245,7 @@ def _padding(
     limit = number_of(ds, "PixelPaddingRangeLimit", int)
     return (value, value) if limit is None else (min(value, limit), max(value, limit))
 
-# %% ../../nbs/core/21_headers.ipynb #1c4998e4
+# %% ../../nbs/core/21_headers.ipynb #505a6fc0
 MAX_SIDE = 30_000  # pixels a side, far more than any detector has
 MAX_BYTES = 2**30  # of one decoded frame, far less than the memory
 
@@ -258,7 +258,8 @@ def header_of(
     with typed_errors(BadHeader, path, "the header cannot be understood", "", "Correct the file or leave it out."):
         object_class = UID(text_of(ds, "SOPClassUID") or text_of(ds.file_meta, "MediaStorageSOPClassUID"))
         if "Rows" not in ds and object_class and "Image" not in object_class.name:
-            raise NotImage(path, f"an object of class {object_class.name}, which holds no image",
+            named = ", ".join(filter(None, [text_of(ds, "Modality"), object_class.name]))
+            raise NotImage(path, f"not an image: {named}",
                            tag_name("SOPClassUID"), "Leave it out.")
         syntax = UID(str(ds.file_meta.TransferSyntaxUID))
         side = range(1, MAX_SIDE + 1)

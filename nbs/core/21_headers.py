@@ -332,7 +332,8 @@ def header_of(
     with typed_errors(BadHeader, path, "the header cannot be understood", "", "Correct the file or leave it out."):
         object_class = UID(text_of(ds, "SOPClassUID") or text_of(ds.file_meta, "MediaStorageSOPClassUID"))
         if "Rows" not in ds and object_class and "Image" not in object_class.name:
-            raise NotImage(path, f"an object of class {object_class.name}, which holds no image",
+            named = ", ".join(filter(None, [text_of(ds, "Modality"), object_class.name]))
+            raise NotImage(path, f"not an image: {named}",
                            tag_name("SOPClassUID"), "Leave it out.")
         syntax = UID(str(ds.file_meta.TransferSyntaxUID))
         side = range(1, MAX_SIDE + 1)

@@ -348,7 +348,10 @@ def find_files(
     if not folder.is_dir():
         raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
     found, pictures, others = [], [], 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR"):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
+            others += 1
+            continue
         with open(path, "rb") as f:
             mark = f.read(132)[128:]
         if mark == b"DICM" or path.suffix.lower() in ENDINGS:

@@ -70,7 +70,7 @@ def estimate(
         "dicom": int(wanted["bytes"].sum()), "free": shutil.disk_usage(target).free
     }
 
-# %% ../../../nbs/mammo/tools/check.ipynb #ce2f4834
+# %% ../../../nbs/mammo/tools/check.ipynb #08758306
 NUMBERS = ["bytes", "rows", "columns", "frames", "bits_stored", "windows"]
 COLUMNS = [
     "file", "bytes", "syntax", *NUMBERS[1:5], "photometric", "windows", "voi_function", "laterality", "view", "decoder",
@@ -100,6 +100,8 @@ def check_folder(
         texts = [c for c in rows if c not in NUMBERS]
         rows[texts] = rows[texts].astype(object).fillna("")
         rows["error"] += rows["failure"]
+        left = rows["error"].str.extract(r"^NotImage: .*?: (not an image: .*?) \(")[0].dropna()
+        rows.loc[left.index, "error"] = ""
         ready = _croppable(rows)
         if not everything:
             drawn = np.isin(np.arange(len(ready)), np.random.default_rng(0).permutation(len(ready))[:sample])
@@ -112,7 +114,7 @@ def check_folder(
     crops = crops.reindex(columns=["decoder", "seconds", "size", "note", "error"]).set_index(ready.index)
     for column in ("decoder", "error"):
         rows.loc[crops.index, column] = crops[column].fillna("")
-    problems = {row.file: list(row.problems) for row in rows.itertuples()}
+    problems = {row.file: [*row.problems, *left.loc[left.index == row.Index]] for row in rows.itertuples()}
     for at, note in crops["note"].items():
         problems[rows["file"][at]] += [note] if note and isinstance(note, str) else []
     for file, problem in compare(rows, named):

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #f7b191ae
+# %% ../../../nbs/mammo/tools/commands.ipynb #c45f2163
 def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -50,6 +50,10 @@ def crops(
     print(f"breasts are found by {graph or 'Otsu, no detector'}")
     table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews,
                         workers=workers or None, backend=backend, scheduler=scheduler)
+    no_images = table["error"].str.startswith("NotImage:")
+    table, others = table[~no_images], table[no_images]
+    for row in others.itertuples():
+        print(f"left out {row.error.removeprefix('NotImage: ')}")
     failed = table.loc[table["error"] != "", ["file", "error"]]
     for row in failed.head(20).itertuples():
         print(f"failed {row.file}: {row.error}")

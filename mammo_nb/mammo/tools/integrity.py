@@ -33,7 +33,7 @@ class CheckError(ProjectError):
 class Missing(Exception):
     "A file that a table names does not exist."
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #e1a8cb08
+# %% ../../../nbs/mammo/tools/integrity.ipynb #2700514e
 def _unusable(header: Mammogram) -> bool:
     "Whether one of the windows cannot be applied."
     try:
@@ -52,6 +52,8 @@ def _header_problems(header: Mammogram) -> list[str]:
         "for processing, not for presentation": header.intent == "FOR PROCESSING",
         "burned-in annotation": header.burned_in == "YES",
         f"modality {header.modality}": header.modality not in ("", "MG"),
+        f"no standard mammogram: {header.special}":
+            header.special not in ("", "for processing") and header.modality in ("", "MG"),
         f"colour, {header.photometric}": header.samples != 1 or not header.photometric.startswith("MONOCHROME"),
         f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
     }
@@ -75,7 +77,7 @@ def _frame_problems(frame: Frame) -> list[str]:
         problems.append("pixels without end marker")
     return problems
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #e09fe238
+# %% ../../../nbs/mammo/tools/integrity.ipynb #89f7dcc3
 def _identity(header: Mammogram) -> str:
     "Give the SOPInstanceUID; an empty string if there is none."
     named = header.path.suffix.lower() in ENDINGS and header.image_id.count(".") > 2  # such as 1.2.840.10.dcm
@@ -112,6 +114,8 @@ def inspect_file(
     except DicomError as e:
         failure = f"{type(e).__name__}: {e}"
     header = frame.header if frame else read_header(path)
+    if header.special and failure.startswith("BadHeader"):
+        failure = ""  # such as a colour ultrasound: it is a problem already, and nothing will read its pixels
     names = "rows", "columns", "frames", "bits_stored", "photometric", "voi_function", "laterality", "view"
     return {
         **{name: getattr(header, name) for name in names},

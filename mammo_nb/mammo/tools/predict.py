@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'PER_IMAGE', 'PredictError', 'detector_of', 'read_sides', 'predict_file', 'with_caution', 'predict_items',
            'breasts_of', 'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #a5ec8b85
+# %% ../../../nbs/mammo/tools/predict.ipynb #68d624cb
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ...core.dicom import find_files
 from ...core.engines import NotFinite, finite
 from ...core.errors import ProjectError
 from ...core.files import inside, owned, short_hash, write_csv, write_json
+from ...core.headers import NotImage
 from ...core.parallel import forget, map_files
 from ...core.pictures import write_png
 from ...core.providers import print_refused, process_engine, refusals
@@ -26,7 +27,8 @@ from ...core.submission import caution, check_score, find_weights, origin
 from ..crops import WHOLE, preview
 from ..datasets import DatasetError, per_breast, read_table
 from ..learning.decision import image_means
-from ..reading.inputs import row_of, see
+from ..reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
+from ..reading.mammograms import read_header
 from ..recipes import Crops
 
 # %% ../../../nbs/mammo/tools/predict.ipynb #5c3bda63
@@ -80,14 +82,20 @@ def read_sides(
             }
     return rows
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #ca59e5c0
+# %% ../../../nbs/mammo/tools/predict.ipynb #e2c87838
 def predict_file(
     # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview; force: whether
-    # a picture without a breast gets a probability, too
+    # a picture without a breast gets a probability, too; all_views: whether other images than standard mammograms do
     item: dict,
 ) -> dict:       # a row of per_image.csv
-    """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast
-    the probability is empty."""
+    """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast,
+    and for other images than standard mammograms, the probability is empty."""
+    try:
+        header = read_header(inside(item["folder"], item["file"]))
+    except NotImage as e:
+        return {"note": e.problem}
+    if header.special and not item.get("all_views"):
+        return {**identify(header, item), "note": no_standard(header)}
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     settings = from_dict(Crops, engine.metadata["crops"])
     seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size)
@@ -107,7 +115,7 @@ def predict_file(
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #24c8929a
+# %% ../../../nbs/mammo/tools/predict.ipynb #f6e2452a
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -147,10 +155,12 @@ def predict_items(
 def breasts_of(
     images: pd.DataFrame,   # as from `predict_items`
 ) -> pd.DataFrame:          # patient_id, laterality, images: number of predicted ones, probability, note
-    "Average the images of each breast. A breast without a prediction has an empty probability and a note."
+    """Average the standard views of each breast. A breast without a prediction has an empty probability and a
+    note."""
     key, note = ["patient_id", "laterality"], "".join(images["note"][:1]).split("; ")[-1]
     breasts = images.loc[images["patient_id"].notna(), key].drop_duplicates()
-    found = per_breast(images[images["probability"].notna()])
+    standard = ~images["note"].str.startswith(NO_STANDARD)
+    found = per_breast(images[images["probability"].notna() & standard])
     breasts = breasts.merge(found[[*key, "images", "probability"]], "left", key)
     lost = breasts["images"].isna()
     breasts["images"] = breasts["images"].fillna(0).astype(int)
@@ -166,6 +176,7 @@ def predict_folder(
     hash_ids: bool = False,       # whether ids are replaced by digests
     workers: int | None = None,   # processes; None means one a core
     force: bool = False,          # whether a picture without a breast gets a probability, too
+    all_views: bool = False,      # whether other images than standard mammograms get one, too
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
@@ -173,9 +184,9 @@ def predict_folder(
     if not weights:
         check_score(place, metadata)
     if folder.is_file():
-        folder, files = folder.parent, [folder.name]
+        folder, files, others = folder.parent, [folder.name], 0
     else:
-        files, _ = find_files(folder, besides=output)
+        files, others = find_files(folder, besides=output)
     sides = read_sides(folder, table)
 
     def name(file: str) -> str:
@@ -185,7 +196,8 @@ def predict_folder(
 
     items = [
         {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(Path(f).stem),
-         "previews": str(output / "previews"), "name": name(f), "force": force} for f in files]
+         "previews": str(output / "previews"), "name": name(f), "force": force,
+         "all_views": all_views} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
     if hash_ids:
@@ -196,7 +208,7 @@ def predict_folder(
     write_csv(output / "per_breast.csv", breasts)
     about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
-    result.attrs |= {**about, "nameless": int(nameless.sum())}
+    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others}
     return result
 
 def print_predictions(
@@ -209,15 +221,21 @@ def print_predictions(
     for row in result.drop(failed.index).itertuples():
         why = f": {row.note.rpartition('; ')[0]}" if empty[row.Index] else ""
         probability = "  -  " if empty[row.Index] else f"{row.probability:.3f}"
-        print(f"{probability}  {row.laterality} {row.view:8} {row.file}{why}")
+        sides = f"{row.laterality} {row.view:8}" if isinstance(row.view, str) else 10 * " "
+        print(f"{probability}  {sides} {row.file}{why}")
     for row in failed.itertuples():
         print(f"failed {row.file}: {row.error}")
     if nameless := result.attrs["nameless"]:
         print(f"{nameless} files have no known patient or side, so per_breast.csv leaves them out. Name them in a CSV "
               "with the columns file, patient_id, laterality and view: --table sides.csv")
     if empty.any():
-        print(f"{empty.sum()} files have no probability: see the column note of per_image.csv. --force predicts "
-              "pictures without a breast, too")
+        print(f"{empty.sum()} files have no probability, see the column note of per_image.csv:")
+        reasons = result.loc[empty.index[empty], "note"].str.rpartition("; ")[0]
+        for reason, n in reasons.value_counts().items():
+            print(f"  {n} {reason}")
+        print("--force predicts pictures without a breast, --all-views other images than standard mammograms")
+    if others := result.attrs["others"]:
+        print(f"{others} other files left out")
     print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])

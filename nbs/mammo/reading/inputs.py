@@ -126,8 +126,19 @@ for ax, s in zip(axes, both):
 
 # %%
 #| export
-def _identify(header: Mammogram, item: dict) -> dict:
-    "Find patient_id, image_id, laterality and view of one file."
+NO_STANDARD = "no standard mammogram"
+
+def no_standard(
+    header: Mammogram,
+) -> str:              # a note; "" for a standard mammogram
+    "Say why an image is no standard mammogram."
+    return f"{NO_STANDARD}: {header.special}" if header.special else ""
+
+def identify(
+    header: Mammogram,
+    item: dict,        # file; row, its row of a table or None
+) -> dict:             # patient_id, image_id, laterality, view
+    "Find the ids, the side and the view of one file."
     row = item.get("row") or {}
     path = Path(item["file"])
     return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",
@@ -142,9 +153,10 @@ def row_of(
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
     header = seen.frame.header
-    return {**_identify(header, item), "rows": header.rows, "columns": header.columns,
+    notes = "; ".join(filter(None, [no_standard(header), seen.breast.note]))
+    return {**identify(header, item), "rows": header.rows, "columns": header.columns,
             "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-            "box_source": box.source, "note": seen.breast.note, "withheld": bool(seen.breast.note)}
+            "box_source": box.source, "note": notes, "withheld": bool(seen.breast.note)}
 
 # %%
 row_of(both[0], {"file": file.name, "row": {"patient_id": "1", "view": "CC"}})

@@ -29,6 +29,7 @@ import pydicom
 
 from mammo_nb.core import dicom
 from mammo_nb.core.headers import Header, text_of
+from mammo_nb.mammo.reading.views import VIEWS, parse_side, parse_view, why_special
 
 # %%
 #| hide
@@ -40,47 +41,47 @@ from pydicom.uid import ExplicitVRLittleEndian
 from mammo_nb.core.headers import header_of
 
 # %% [markdown]
-# The view is a short text, or a code of CID 4014. Older files carry the SRT code, newer ones SNOMED CT.
+# The view is a short text in many [spellings](views.py), or a code.
 
 # %%
 #| export
-VIEWS = {  # CID 4014, SNOMED CT and the older SRT codes -> the ACR's abbreviation
-    "399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO", "399260004": "ML", "R-10224": "ML",
-    "399352003": "LM", "R-10228": "LM", "399099002": "LMO", "R-10230": "LMO", "399196006": "FB", "R-10244": "FB",
-    "399188001": "SIO", "R-102D0": "SIO", "441555000": "ISO", "R-40AAA": "ISO", "399192008": "XCCL", "R-1024A": "XCCL",
-    "399101009": "XCCM", "R-1024B": "XCCM"}
-
 def view_of(
     ds: pydicom.Dataset,  # header
 ) -> str:                 # 'CC', 'MLO', ... or ''
     "ViewPosition (0018,5101), else the code that replaces it, ViewCodeSequence (0054,0220), PS3.3 C.8.11.5.1.1."
-    if text := text_of(ds, "ViewPosition").upper():
-        return text
+    if text := text_of(ds, "ViewPosition"):
+        return parse_view(text)[1]
     codes = [text_of(item, "CodeValue") for item in ds.get("ViewCodeSequence") or []]
     return next((VIEWS[code] for code in codes if code in VIEWS), "")
 
 # %% [markdown]
-# The side is a tag of the image, of the frames of a tomosynthesis, or of the series. When all are absent, the
-# orientation of rows and columns decides, but only in oblique views. The plane of an MLO view runs from the axilla down
-# to the midline. The direction that points to the feet therefore also points to the left in a *right* breast, however
-# the image is turned or mirrored. In a CC view both breasts can have the same two directions, so the side stays
-# unknown.
+# The side is a tag of the image, of the frames of a tomosynthesis, or of the series, a modifier of the anatomic region,
+# or a part of the text of the view. When all are absent, the orientation of rows and columns decides, but only in
+# oblique views. The plane of an MLO view runs from the axilla down to the midline. The direction that points to the
+# feet therefore also points to the left in a *right* breast, however the image is turned or mirrored. In a CC view both
+# breasts can have the same two directions, so the side stays unknown.
 
 # %%
 #| export
+SIDE_CODES = {"24028007": "R", "G-A100": "R", "7771000": "L", "G-A101": "L"}  # CID 244
+
 def laterality_of(
     ds: pydicom.Dataset,  # header
     view: str,            # 'MLO', ...
 ) -> tuple[str, str]:     # 'L', 'R' or '', and the keyword it was taken from
-    "The side: ImageLaterality, FrameLaterality, Laterality, else PatientOrientation (PS3.3 C.7.6.1.1.1)."
-    if (side := text_of(ds, "ImageLaterality")) in ("L", "R"):
-        return side, "ImageLaterality"
-    for shared in ds.get("SharedFunctionalGroupsSequence") or []:
-        for anatomy in shared.get("FrameAnatomySequence") or []:
-            if (side := text_of(anatomy, "FrameLaterality")) in ("L", "R"):
-                return side, "FrameLaterality"
-    if (side := text_of(ds, "Laterality")) in ("L", "R"):
-        return side, "Laterality"
+    """The side: ImageLaterality, FrameLaterality, Laterality, AnatomicRegionModifierSequence, ViewPosition, else
+    PatientOrientation (PS3.3 C.7.6.1.1.1)."""
+    groups = [*(ds.get("SharedFunctionalGroupsSequence") or []), *(ds.get("PerFrameFunctionalGroupsSequence") or [])]
+    frames = {text_of(a, "FrameLaterality") for g in groups for a in g.get("FrameAnatomySequence") or []}
+    regions = [m for region in ds.get("AnatomicRegionSequence") or []
+               for m in region.get("AnatomicRegionModifierSequence") or []]
+    for text, keyword in (
+            (text_of(ds, "ImageLaterality"), "ImageLaterality"),
+            (frames.pop() if len(frames) == 1 else "", "FrameLaterality"), (text_of(ds, "Laterality"), "Laterality"),
+            *((SIDE_CODES.get(text_of(m, "CodeValue"), ""), "AnatomicRegionModifierSequence") for m in regions),
+            (parse_view(text_of(ds, "ViewPosition"))[0], "ViewPosition")):
+        if side := parse_side(text):
+            return side, keyword
     if view in ("MLO", "LMO"):
         for direction in ds.get("PatientOrientation") or []:
             feet, left = set(direction) & set("HF"), set(direction) & set("LR")
@@ -112,16 +113,18 @@ class Mammogram(Header):
     view: str = ""               # 'CC', 'MLO', ... or ''
     intent: str = ""             # 'FOR PRESENTATION', 'FOR PROCESSING' or ''
     implant: str = ""            # BreastImplantPresent: 'YES', 'NO' or ''
+    special: str = ""            # why it is no standard mammogram, from `why_special`
 
     @classmethod
     def extension(cls,
         ds: pydicom.Dataset,  # a parsed header
     ) -> dict:                # field -> value
-        "Side, view, intent and implant."
+        "Side, view, intent, implant, and whether it is a standard mammogram."
         view = view_of(ds)
         laterality, source = laterality_of(ds, view)
         return {"laterality": laterality, "laterality_source": source, "view": view,
-                "intent": text_of(ds, "PresentationIntentType"), "implant": text_of(ds, "BreastImplantPresent")}
+                "intent": text_of(ds, "PresentationIntentType"), "implant": text_of(ds, "BreastImplantPresent"),
+                "special": why_special(ds, view)}
 
 read_header = partial(dicom.read_header, kind=Mammogram)
 read_frame = partial(dicom.read_frame, kind=Mammogram)

@@ -158,6 +158,8 @@ def check_folder(
         texts = [c for c in rows if c not in NUMBERS]
         rows[texts] = rows[texts].astype(object).fillna("")
         rows["error"] += rows["failure"]
+        left = rows["error"].str.extract(r"^NotImage: .*?: (not an image: .*?) \(")[0].dropna()
+        rows.loc[left.index, "error"] = ""
         ready = _croppable(rows)
         if not everything:
             drawn = np.isin(np.arange(len(ready)), np.random.default_rng(0).permutation(len(ready))[:sample])
@@ -170,7 +172,7 @@ def check_folder(
     crops = crops.reindex(columns=["decoder", "seconds", "size", "note", "error"]).set_index(ready.index)
     for column in ("decoder", "error"):
         rows.loc[crops.index, column] = crops[column].fillna("")
-    problems = {row.file: list(row.problems) for row in rows.itertuples()}
+    problems = {row.file: [*row.problems, *left.loc[left.index == row.Index]] for row in rows.itertuples()}
     for at, note in crops["note"].items():
         problems[rows["file"][at]] += [note] if note and isinstance(note, str) else []
     for file, problem in compare(rows, named):

@@ -95,6 +95,8 @@ def _header_problems(header: Mammogram) -> list[str]:
         "for processing, not for presentation": header.intent == "FOR PROCESSING",
         "burned-in annotation": header.burned_in == "YES",
         f"modality {header.modality}": header.modality not in ("", "MG"),
+        f"no standard mammogram: {header.special}":
+            header.special not in ("", "for processing") and header.modality in ("", "MG"),
         f"colour, {header.photometric}": header.samples != 1 or not header.photometric.startswith("MONOCHROME"),
         f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
     }
@@ -162,6 +164,8 @@ def inspect_file(
     except DicomError as e:
         failure = f"{type(e).__name__}: {e}"
     header = frame.header if frame else read_header(path)
+    if header.special and failure.startswith("BadHeader"):
+        failure = ""  # such as a colour ultrasound: it is a problem already, and nothing will read its pixels
     names = "rows", "columns", "frames", "bits_stored", "photometric", "voi_function", "laterality", "view"
     return {
         **{name: getattr(header, name) for name in names},

@@ -32,6 +32,7 @@ from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import NotFinite, finite
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside, owned, short_hash, write_csv, write_json
+from mammo_nb.core.headers import NotImage
 from mammo_nb.core.parallel import forget, map_files
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.providers import print_refused, process_engine, refusals
@@ -42,7 +43,8 @@ from mammo_nb.core.submission import caution, check_score, find_weights, origin
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.learning.decision import image_means
-from mammo_nb.mammo.reading.inputs import row_of, see
+from mammo_nb.mammo.reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
+from mammo_nb.mammo.reading.mammograms import read_header
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -137,11 +139,17 @@ def read_sides(
 #| export
 def predict_file(
     # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview; force: whether
-    # a picture without a breast gets a probability, too
+    # a picture without a breast gets a probability, too; all_views: whether other images than standard mammograms do
     item: dict,
 ) -> dict:       # a row of per_image.csv
-    """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast
-    the probability is empty."""
+    """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast,
+    and for other images than standard mammograms, the probability is empty."""
+    try:
+        header = read_header(inside(item["folder"], item["file"]))
+    except NotImage as e:
+        return {"note": e.problem}
+    if header.special and not item.get("all_views"):
+        return {**identify(header, item), "note": no_standard(header)}
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     settings = from_dict(Crops, engine.metadata["crops"])
     seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size)
@@ -166,7 +174,8 @@ def predict_file(
 # Two tables are written, `per_image.csv` and `per_breast.csv`. Their column `note` says that this is not a medical
 # device, and marks weights that are for demonstration only. `predict.json` says where the weights come from. A picture
 # whose patient or side is unknown has a row for itself, but none in the table of breasts: nobody knows which pictures
-# show the same breast. A picture that shows [no breast](../reading/blank.py) has an empty probability and a note.
+# show the same breast. A picture that shows [no breast](../reading/blank.py) or is [no standard
+# mammogram](../reading/views.py) has an empty probability and a note.
 
 # %%
 #| export
@@ -209,10 +218,12 @@ def predict_items(
 def breasts_of(
     images: pd.DataFrame,   # as from `predict_items`
 ) -> pd.DataFrame:          # patient_id, laterality, images: number of predicted ones, probability, note
-    "Average the images of each breast. A breast without a prediction has an empty probability and a note."
+    """Average the standard views of each breast. A breast without a prediction has an empty probability and a
+    note."""
     key, note = ["patient_id", "laterality"], "".join(images["note"][:1]).split("; ")[-1]
     breasts = images.loc[images["patient_id"].notna(), key].drop_duplicates()
-    found = per_breast(images[images["probability"].notna()])
+    standard = ~images["note"].str.startswith(NO_STANDARD)
+    found = per_breast(images[images["probability"].notna() & standard])
     breasts = breasts.merge(found[[*key, "images", "probability"]], "left", key)
     lost = breasts["images"].isna()
     breasts["images"] = breasts["images"].fillna(0).astype(int)
@@ -228,6 +239,7 @@ def predict_folder(
     hash_ids: bool = False,       # whether ids are replaced by digests
     workers: int | None = None,   # processes; None means one a core
     force: bool = False,          # whether a picture without a breast gets a probability, too
+    all_views: bool = False,      # whether other images than standard mammograms get one, too
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
@@ -235,9 +247,9 @@ def predict_folder(
     if not weights:
         check_score(place, metadata)
     if folder.is_file():
-        folder, files = folder.parent, [folder.name]
+        folder, files, others = folder.parent, [folder.name], 0
     else:
-        files, _ = find_files(folder, besides=output)
+        files, others = find_files(folder, besides=output)
     sides = read_sides(folder, table)
 
     def name(file: str) -> str:
@@ -247,7 +259,8 @@ def predict_folder(
 
     items = [
         {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(Path(f).stem),
-         "previews": str(output / "previews"), "name": name(f), "force": force} for f in files]
+         "previews": str(output / "previews"), "name": name(f), "force": force,
+         "all_views": all_views} for f in files]
     result = predict_items(items, output / "per_image.csv", workers)
     nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
     if hash_ids:
@@ -258,7 +271,7 @@ def predict_folder(
     write_csv(output / "per_breast.csv", breasts)
     about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
-    result.attrs |= {**about, "nameless": int(nameless.sum())}
+    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others}
     return result
 
 def print_predictions(
@@ -271,15 +284,21 @@ def print_predictions(
     for row in result.drop(failed.index).itertuples():
         why = f": {row.note.rpartition('; ')[0]}" if empty[row.Index] else ""
         probability = "  -  " if empty[row.Index] else f"{row.probability:.3f}"
-        print(f"{probability}  {row.laterality} {row.view:8} {row.file}{why}")
+        sides = f"{row.laterality} {row.view:8}" if isinstance(row.view, str) else 10 * " "
+        print(f"{probability}  {sides} {row.file}{why}")
     for row in failed.itertuples():
         print(f"failed {row.file}: {row.error}")
     if nameless := result.attrs["nameless"]:
         print(f"{nameless} files have no known patient or side, so per_breast.csv leaves them out. Name them in a CSV "
               "with the columns file, patient_id, laterality and view: --table sides.csv")
     if empty.any():
-        print(f"{empty.sum()} files have no probability: see the column note of per_image.csv. --force predicts "
-              "pictures without a breast, too")
+        print(f"{empty.sum()} files have no probability, see the column note of per_image.csv:")
+        reasons = result.loc[empty.index[empty], "note"].str.rpartition("; ")[0]
+        for reason, n in reasons.value_counts().items():
+            print(f"  {n} {reason}")
+        print("--force predicts pictures without a breast, --all-views other images than standard mammograms")
+    if others := result.attrs["others"]:
+        print(f"{others} other files left out")
     print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])
