@@ -6,7 +6,7 @@
 __all__ = ['outlined_series', 'write_windows', 'prepare_windows', 'Windows', 'window_table', 'window_batches', 'organ_dice',
            'train_segmenter', 'run_stage']
 
-# %% ../../nbs/trauma/03_segment.ipynb #41435027
+# %% ../../nbs/trauma/03_segment.ipynb #150a98d8
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from ..core.recipes import RecipeError
 from ..core.runs import Run
 from ..core.train import fit
 from .learning.losses import dice_loss
-from .learning.segmenter import STRIDE, Segmenter, make_segmenter, open_segmenter
+from .learning.segmenter import (STRIDE, Segmenter, make_segmenter, open_segmenter,
+                                                organ_probabilities)
 from .reading.competition import mask_files, place_of, read_table
 from .reading.masks import list_cases, organ_labels, read_case, slices_of
 from .reading.windows import training_windows
@@ -153,8 +154,7 @@ def window_batches(
         return [[(int(row), 0) for row in part] for part in np.array_split(order, number)]
     return batches
 
-# %% ../../nbs/trauma/03_segment.ipynb #d9ae1a39
-@torch.inference_mode()
+# %% ../../nbs/trauma/03_segment.ipynb #09b848d5
 def organ_dice(
     network: Segmenter,
     dataset: Windows,
@@ -162,11 +162,10 @@ def organ_dice(
     threshold: float = 0.5, # probability from which a voxel belongs to an organ
 ) -> dict[str, float]:      # organ -> Dice over all windows; nan for an organ that none of them shows
     "Dice of each organ."
-    device = next(network.parameters()).device
     both, sizes = torch.zeros(len(ORGANS)), torch.zeros(len(ORGANS))
     for row in rows:
         levels, masks = dataset[row, 0]
-        found = (torch.sigmoid(network(levels[None].to(device)))[0] > threshold).float().cpu()
+        found = torch.from_numpy(organ_probabilities(network, levels.numpy()) > threshold).float()
         both += (found * masks).sum((1, 2, 3))
         sizes += (found + masks).sum((1, 2, 3)) * (masks.sum((1, 2, 3)) + found.sum((1, 2, 3)) > 0)
     return dict(zip(ORGANS, (2 * both / sizes).tolist()))

@@ -39,7 +39,8 @@ from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import fit
 from mammo_nb.trauma.learning.losses import dice_loss
-from mammo_nb.trauma.learning.segmenter import STRIDE, Segmenter, make_segmenter, open_segmenter
+from mammo_nb.trauma.learning.segmenter import (STRIDE, Segmenter, make_segmenter, open_segmenter,
+                                                organ_probabilities)
 from mammo_nb.trauma.reading.competition import mask_files, place_of, read_table
 from mammo_nb.trauma.reading.masks import list_cases, organ_labels, read_case, slices_of
 from mammo_nb.trauma.reading.windows import training_windows
@@ -50,7 +51,6 @@ from mammo_nb.trauma.recipes import ORGANS, Segment
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
-from mammo_nb.trauma.learning.segmenter import organ_probabilities
 from mammo_nb.trauma.system import system
 
 # %% tags=["parameters"]
@@ -238,7 +238,6 @@ assert sorted(set(drawn)) == windows.index[~windows["held"]].tolist()
 
 # %%
 #| export
-@torch.inference_mode()
 def organ_dice(
     network: Segmenter,
     dataset: Windows,
@@ -246,11 +245,10 @@ def organ_dice(
     threshold: float = 0.5, # probability from which a voxel belongs to an organ
 ) -> dict[str, float]:      # organ -> Dice over all windows; nan for an organ that none of them shows
     "Dice of each organ."
-    device = next(network.parameters()).device
     both, sizes = torch.zeros(len(ORGANS)), torch.zeros(len(ORGANS))
     for row in rows:
         levels, masks = dataset[row, 0]
-        found = (torch.sigmoid(network(levels[None].to(device)))[0] > threshold).float().cpu()
+        found = torch.from_numpy(organ_probabilities(network, levels.numpy()) > threshold).float()
         both += (found * masks).sum((1, 2, 3))
         sizes += (found + masks).sum((1, 2, 3)) * (masks.sum((1, 2, 3)) + found.sum((1, 2, 3)) > 0)
     return dict(zip(ORGANS, (2 * both / sizes).tolist()))
