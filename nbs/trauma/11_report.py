@@ -97,12 +97,15 @@ lines = []
 if len(ladder):
     rows = ladder.set_index("step", drop=False)
     crossed = [step for step in rows.index if step.endswith("factors of other folds")]
-    own = rows.loc[crossed[0]] if crossed else rows.iloc[-1]
+    # with one fold there are no other folds, and the row of the ensemble has the costs as factors, which are not fitted
+    own = rows.loc[crossed[0] if crossed else " and ".join(m["name"] for m in about["models"])]
     lines += [
         f"**{own['step']}: score {own['score']:.3f}** ({own['low']:.3f} to {own['high']:.3f}), "
         f"{own['change_percent']:+.0f} % ({own['change_low']:+.0f} to {own['change_high']:+.0f}) against the "
         f"shares' {rows['score'].iloc[0]:.3f}; out of fold, {len(oof)} patients, 95 % intervals over patients. "
         "Smaller is better."]
+    plain = rows.loc["shares", "score"]
+    lines += [f"Against the shares without costs, {plain:.3f}, that is {100 * (own['score'] / plain - 1):+.0f} %."]
 elif run.has("ensemble"):
     lines += ["Every model was trained on all patients. None is held back, so there is no score out of fold."]
 scored = test_scores(run, about["scaling"]["shares"]) if run.has("ensemble") else pd.DataFrame()
