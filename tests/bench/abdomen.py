@@ -1,6 +1,6 @@
 """A real abdominal scan with outlined organs: read, aligned by place, and learned by heart by the 3D network.
 
-    python tests/bench/abdomen.py [--scan ../shared/data/ct/abdomen_ts] [--out runs/bench/abdomen] [--steps 200]
+    python tests/bench/abdomen.py [--scan ../shared/data/ct/abdomen_ts] [--out runs/bench/abdomen] [--steps 750]
 
 The scan and its numbered organs are laid out as TotalSegmentator does, one file an organ, and read back through
 `reading/masks`. Three figures go to the folder: `overlay.png` has the outlines on the slices, `curves.png` the
@@ -109,9 +109,9 @@ def main():
     parser.add_argument("--widths", type=int, nargs=4, default=(64, 32, 16, 16), help="of the decoder")
     parser.add_argument("--depth", type=int, default=16)
     parser.add_argument("--size", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=4, help="windows; one alone is slow on one thread")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=2, help="windows; one alone is slow on a CPU")
+    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--lr", type=float, default=4e-3)
     options = parser.parse_args()
     lay_out(options.scan, options.out / "cases" / "example")
     levels, labels = read_case(list_cases(options.out / "cases")[0])
