@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NATIVE', 'ENDINGS', 'read_header', 'Image', 'Frame', 'read_frame', 'read_frames', 'read_image', 'find_files']
 
-# %% ../../nbs/core/26_dicom.ipynb #3f0082cf
+# %% ../../nbs/core/26_dicom.ipynb #0b190441
 import io
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,20 @@ def read_image(
     "Read and decode one frame."
     return read_frame(path, frame, kind).decode(scale)
 
-# %% ../../nbs/core/26_dicom.ipynb #8ccab449
+# %% ../../nbs/core/26_dicom.ipynb #01c9d876
 ENDINGS = (".dcm", ".dicom")
+
+def _walk(folder: Path) -> Iterator[Path]:
+    "What lies in a folder, also behind links to other folders; each folder is entered once, so that no link loops."
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        yield from (Path(place, name) for name in names)
 
 def find_files(
     folder: Path | str,  # searched to any depth
@@ -220,7 +233,7 @@ def find_files(
     if not folder.is_dir():
         raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
     found, pictures, others = [], [], 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in _walk(folder) if p.is_file()):
         if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
             others += 1
             continue

@@ -211,7 +211,7 @@ def inside(
         raise PathError(f"{name!r} is no path below a folder. Correct the table that names it.")
     return Path(root) / name
 
-# %% ../../nbs/core/12_files.ipynb #6e3afedf
+# %% ../../nbs/core/12_files.ipynb #cd952ad2
 def write_text(
     path: Path | str,  # the file to write
     text: str,         # encoded as UTF-8
@@ -239,7 +239,8 @@ def write_csv(
 ):
     "Write a table as CSV, with the same bytes on every system."
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        # a name of a file may have bytes that are no UTF-8
+        table.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
 
 # %% ../../nbs/core/12_files.ipynb #57fd14a2
 @contextmanager

@@ -50,15 +50,16 @@ def unify(
         table["mask"] = raw["mask"]
     return table
 
-# %% ../../nbs/mammo/02_datasets.ipynb #4aa17b21
+# %% ../../nbs/mammo/02_datasets.ipynb #3ce1ce78
 def per_breast(
     predictions: pd.DataFrame,  # one row per image: patient_id, laterality, probability, and cancer if known
+    *more: str,                 # other columns that tell the rows of the result apart, such as the exam
 ) -> pd.DataFrame:              # one row per breast in order of first appearance; `images` is the number of images
     "Average the probabilities of the images of each breast."
     wanted = {"probability": ("probability", "mean"), "images": ("probability", "size")}
     if "cancer" in predictions:
         wanted["cancer"] = ("cancer", "max")
-    return predictions.groupby(["patient_id", "laterality"], sort=False).agg(**wanted).reset_index()
+    return predictions.groupby(["patient_id", "laterality", *more], sort=False).agg(**wanted).reset_index()
 
 # %% ../../nbs/mammo/02_datasets.ipynb #c941b26d
 def place_of(

@@ -352,7 +352,8 @@ def write_csv(
 ):
     "Write a table as CSV, with the same bytes on every system."
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        # a name of a file may have bytes that are no UTF-8
+        table.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
 
 # %%
 write_json(folder / "a" / "numbers.json", {"one": 1})

@@ -30,6 +30,7 @@ seed = 0                  # of its noise
 #| export
 import io
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,6 +340,18 @@ for name, expected in (("JPEG2000Lossless", 0.5), ("JPEGLSLossless", 1.0)):
 #| export
 ENDINGS = (".dcm", ".dicom")
 
+def _walk(folder: Path) -> Iterator[Path]:
+    "What lies in a folder, also behind links to other folders; each folder is entered once, so that no link loops."
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        yield from (Path(place, name) for name in names)
+
 def find_files(
     folder: Path | str,  # searched to any depth
     besides: Path | str | None = None,  # a folder in it whose pictures are no scans: that of the output
@@ -348,7 +361,7 @@ def find_files(
     if not folder.is_dir():
         raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
     found, pictures, others = [], [], 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in _walk(folder) if p.is_file()):
         if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
             others += 1
             continue

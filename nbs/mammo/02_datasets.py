@@ -98,12 +98,13 @@ def unify(
 #| export
 def per_breast(
     predictions: pd.DataFrame,  # one row per image: patient_id, laterality, probability, and cancer if known
+    *more: str,                 # other columns that tell the rows of the result apart, such as the exam
 ) -> pd.DataFrame:              # one row per breast in order of first appearance; `images` is the number of images
     "Average the probabilities of the images of each breast."
     wanted = {"probability": ("probability", "mean"), "images": ("probability", "size")}
     if "cancer" in predictions:
         wanted["cancer"] = ("cancer", "max")
-    return predictions.groupby(["patient_id", "laterality"], sort=False).agg(**wanted).reset_index()
+    return predictions.groupby(["patient_id", "laterality", *more], sort=False).agg(**wanted).reset_index()
 
 # %%
 example = pd.DataFrame(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_STANDARD', 'network_input', 'fit_to', 'Seen', 'see', 'no_standard', 'identify', 'row_of', 'see_item']
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #46db6fef
+# %% ../../../nbs/mammo/reading/inputs.ipynb #12a67920
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from ..crops import Breast, crop_path, cut_breast, faithful_floats
 from . import faithful
 from .boxes import open_detector
 from .mammograms import Mammogram, read_frame
+from .names import stem_of
+from .views import parse_side, parse_view
 from ..recipes import Crops
 
 # %% ../../../nbs/mammo/reading/inputs.ipynb #8deaa11b
@@ -61,7 +63,7 @@ def see(
     breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
     return Seen(frame, breast, network_input(breast, settings, size))
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #66ec153e
+# %% ../../../nbs/mammo/reading/inputs.ipynb #0f474999
 NO_STANDARD = "no standard mammogram"
 
 def no_standard(
@@ -77,10 +79,12 @@ def identify(
     "Find the ids, the side and the view of one file."
     row = item.get("row") or {}
     path = Path(item["file"])
-    return {"patient_id": row.get("patient_id") or header.patient_id or path.parent.name or "unknown",
-            "image_id": row.get("image_id") or header.image_id or path.stem,
-            "laterality": header.laterality or row.get("laterality") or "unknown",
-            "view": header.view or row.get("view") or "unknown"}
+    patient = row.get("patient_id") or header.patient_id or header.study or path.parent.name
+    side, view = parse_side(row.get("laterality", "")), parse_view(row.get("view", ""))
+    return {"patient_id": patient or "unknown",
+            "image_id": row.get("image_id") or header.instance or stem_of(path.name),
+            "laterality": header.laterality or side or view[0] or "unknown",
+            "view": header.view or view[1] or "unknown"}
 
 def row_of(
     seen: Seen,

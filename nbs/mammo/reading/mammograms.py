@@ -114,6 +114,8 @@ class Mammogram(Header):
     intent: str = ""             # 'FOR PRESENTATION', 'FOR PROCESSING' or ''
     implant: str = ""            # BreastImplantPresent: 'YES', 'NO' or ''
     special: str = ""            # why it is no standard mammogram, from `why_special`
+    instance: str = ""           # SOPInstanceUID; '' when absent
+    exam: str = ""               # what all images of one exam share: StudyDate, else StudyInstanceUID, else ''
 
     @classmethod
     def extension(cls,
@@ -124,7 +126,8 @@ class Mammogram(Header):
         laterality, source = laterality_of(ds, view)
         return {"laterality": laterality, "laterality_source": source, "view": view,
                 "intent": text_of(ds, "PresentationIntentType"), "implant": text_of(ds, "BreastImplantPresent"),
-                "special": why_special(ds, view)}
+                "special": why_special(ds, view), "instance": text_of(ds, "SOPInstanceUID"),
+                "exam": text_of(ds, "StudyDate") or text_of(ds, "StudyInstanceUID")}
 
 read_header = partial(dicom.read_header, kind=Mammogram)
 read_frame = partial(dicom.read_frame, kind=Mammogram)

@@ -45,6 +45,7 @@ from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
 from mammo_nb.mammo.reading.mammograms import read_header
+from mammo_nb.mammo.reading.names import cell, picture_names, shown, stem_of
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -121,12 +122,12 @@ def read_sides(
     for t in [Path(table)] if table else found:
         sides = read_table(t, ["laterality", "view"])
         if "image_id" not in sides and "file" in sides:
-            sides["image_id"] = [Path(f).stem for f in sides["file"].astype(str)]
+            sides["image_id"] = [stem_of(f.replace("\\", "/")) for f in sides["file"].astype(str)]
         if "image_id" not in sides:
             raise DatasetError(
                 f"{t.name} has no column image_id or file; it has {', '.join(sides.columns)}. Add one of the two.")
         for row in sides.to_dict("records"):
-            rows[row["image_id"]] = {
+            rows[stem_of(row["image_id"])] = {
                 k: row[k] for k in ("patient_id", "image_id", "laterality", "view") if pd.notna(row.get(k))
             }
     return rows
@@ -148,13 +149,15 @@ def predict_file(
         header = read_header(inside(item["folder"], item["file"]))
     except NotImage as e:
         return {"note": e.problem}
-    if header.special and not item.get("all_views"):
-        return {**identify(header, item), "note": no_standard(header)}
+    frames = header.frames > 1 and header.special.startswith("tomosynthesis")  # the reader of frames decides
+    if header.special and not frames and not item.get("all_views"):
+        return {**identify(header, item), "note": no_standard(header), "instance": header.instance,
+                "exam": header.exam}
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     settings = from_dict(Crops, engine.metadata["crops"])
     seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size)
     row = row_of(seen, item)
-    row |= refusals(engine)
+    row |= {**refusals(engine), "instance": header.instance, "exam": header.exam}
     probability = None
     if item.get("force") or not row.pop("withheld"):
         try:
@@ -163,8 +166,8 @@ def predict_file(
             return {**row, "error": f"NotFinite: {e}"}
     if item.get("previews"):
         sides = f"{row['laterality']} {row['view']}"
-        shown = "none" if probability is None else f"{probability:.3f}"
-        lines = [item["name"], f"{sides}   probability {shown}   box: {row['box_source']}"]
+        number = "none" if probability is None else f"{probability:.3f}"
+        lines = [shown(item["name"]), f"{sides}   probability {number}   box: {row['box_source']}"]
         lines.append(caution(engine.metadata["demonstration"]))
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
@@ -200,35 +203,59 @@ def with_caution(
     return ["; ".join([*filter(None, [note if isinstance(note, str) else ""]), caution(demonstration)])
             for note in notes]
 
-def predict_items(
+def _predicted(
     items: list[dict],           # for `predict_file`, all with the same weights; the detector is added here
     output: Path,                # per_image.csv, with its journal beside it
     workers: int | None = None,  # processes; None means one a core
-) -> pd.DataFrame:               # PER_IMAGE and `note`
+) -> pd.DataFrame:               # PER_IMAGE, `note`, `instance` and `exam`
     "Predict files in parallel; a file that fails is a row with an error."
     weights = Path(items[0]["weights"])
     metadata, detector = read_entries(weights / "ensemble.json", NEEDED), detector_of(weights)
     items = [{**item, "detector": str(detector or "")} for item in items]
     table = map_files(predict_file, items, table=output, params=parts_of(weights), workers=workers, label="predict")
     print_refused(table)
-    table = table.reindex(columns=[*PER_IMAGE, "note"]).astype({c: "Int64" for c in WHOLE})
+    table = table.reindex(columns=[*PER_IMAGE, "note", "instance", "exam"]).astype({c: "Int64" for c in WHOLE})
     table["note"] = with_caution(table["note"], metadata["demonstration"])
     return table
+
+def predict_items(
+    items: list[dict],           # as for `_predicted`
+    output: Path,
+    workers: int | None = None,
+) -> pd.DataFrame:               # PER_IMAGE and `note`
+    "Predict files in parallel; a file that fails is a row with an error."
+    return _predicted(items, output, workers).drop(columns=["instance", "exam"])
+
+REPEATED = "the same SOP instance as"
+
+def _mark_repeated(images: pd.DataFrame) -> pd.DataFrame:
+    "Note which files hold the SOP instance of an earlier file; such an image counts once."
+    known = images[images["instance"].fillna("").ne("")]
+    for at, first in known.groupby("instance")["file"].transform("first").items():
+        if first != images["file"][at]:
+            images.loc[at, "note"] = f"{REPEATED} {first}, counts once; {images['note'][at]}"
+    return images
 
 def breasts_of(
     images: pd.DataFrame,   # as from `predict_items`
 ) -> pd.DataFrame:          # patient_id, laterality, images: number of predicted ones, probability, note
-    """Average the standard views of each breast. A breast without a prediction has an empty probability and a
-    note."""
+    """Average the standard views of each breast, separately for each exam of a patient. A breast without a prediction
+    has an empty probability and a note."""
     key, note = ["patient_id", "laterality"], "".join(images["note"][:1]).split("; ")[-1]
-    breasts = images.loc[images["patient_id"].notna(), key].drop_duplicates()
-    standard = ~images["note"].str.startswith(NO_STANDARD)
-    found = per_breast(images[images["probability"].notna() & standard])
-    breasts = breasts.merge(found[[*key, "images", "probability"]], "left", key)
+    images = images.assign(exam=images["exam"].fillna("") if "exam" in images else "")
+    breasts = images.loc[images["patient_id"].notna(), [*key, "exam"]].drop_duplicates()
+    exams = breasts.groupby("patient_id")["exam"].agg(lambda e: sorted(set(e))).to_dict()
+    counted = images["probability"].notna() & ~images["note"].str.contains(f"{NO_STANDARD}|{REPEATED}")
+    found = per_breast(images[counted], "exam")
+    breasts = breasts.merge(found[[*key, "exam", "images", "probability"]], "left", [*key, "exam"])
     lost = breasts["images"].isna()
     breasts["images"] = breasts["images"].fillna(0).astype(int)
-    breasts["note"] = ["; ".join(filter(None, ("no image could be predicted" * bad, note))) for bad in lost]
-    return breasts
+    notes = []
+    for row, bad in zip(breasts.itertuples(), lost):
+        several = exams[row.patient_id]
+        which = f"study {several.index(row.exam) + 1} of {len(several)}" if len(several) > 1 else ""
+        notes.append("; ".join(filter(None, (which, "no image could be predicted" * bad, note))))
+    return breasts.drop(columns="exam").assign(note=notes)
 
 @owned
 def predict_folder(
@@ -252,22 +279,23 @@ def predict_folder(
         files, others = find_files(folder, besides=output)
     sides = read_sides(folder, table)
 
-    def name(file: str) -> str:
-        if hash_ids:
-            return short_hash(file)
-        return file.replace("/", "@").removesuffix(".dcm").removesuffix(".png")
-
+    names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)
     items = [
-        {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(Path(f).stem),
-         "previews": str(output / "previews"), "name": name(f), "force": force,
-         "all_views": all_views} for f in files]
-    result = predict_items(items, output / "per_image.csv", workers)
+        {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(stem_of(f)),
+         "previews": str(output / "previews"), "name": name, "force": force,
+         "all_views": all_views} for f, name in zip(files, names)]
+    result = _predicted(items, output / "per_image.csv", workers)
     nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
     if hash_ids:
         forget(output / "per_image.csv")
         result = _hide(result)
-    write_csv(output / "per_image.csv", result)
+    for column in ("file", "patient_id", "image_id"):
+        result[column] = result[column].map(cell)
+    result["error"] = [shown(e) if isinstance(e, str) else e for e in result["error"]]
+    result = _mark_repeated(result)
+    write_csv(output / "per_image.csv", result.drop(columns=["instance", "exam"]))
     breasts = breasts_of(result[~nameless])
+    result = result.drop(columns=["instance", "exam"])
     write_csv(output / "per_breast.csv", breasts)
     about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
