@@ -78,3 +78,11 @@ def test_names_are_different_printable_and_short():
     names = picture_names(files)
     assert len({n.lower() for n in names}) == len(files) and max(len(n.encode()) for n in names) <= 120
     assert all(n.isprintable() for n in names) and shown("\udce7") == "\\udce7" and cell("-1") == "'-1"
+
+
+def test_crops_are_named_after_whole_uids_and_after_bytes_that_are_no_text(tmp_path):
+    for name in ("1.2.840.7.1", "1.2.840.7.2", os.fsdecode(b"Gon\xe7alves.dcm")):
+        save(dataset(), tmp_path / "in" / name)
+    done = mammo_nb("crops", tmp_path / "in", "-o", tmp_path / "out", "--detector", "otsu", "--workers", 1)
+    assert done.returncode == 0 and sorted(p.name for p in (tmp_path / "out/cleaned_images").glob("*.png")) == [
+        "unknown@1.2.840.7.1.png", "unknown@1.2.840.7.2.png", "unknown@Gon%E7alves.png"]

@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #8fabfeb2
+# %% ../../nbs/mammo/04_crops.ipynb #a3b480c4
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +31,7 @@ from .datasets import DatasetError, read_table, root_of
 from .reading import faithful
 from .reading.blank import NO_BREAST, why_blank
 from .reading.boxes import Box, find_box, open_detector
+from .reading.names import stem_of
 from .recipes import Crops
 
 # %% ../../nbs/mammo/04_crops.ipynb #a102c353
@@ -255,7 +256,7 @@ def crop_files(
     write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
     return work
 
-# %% ../../nbs/mammo/04_crops.ipynb #0199881b
+# %% ../../nbs/mammo/04_crops.ipynb #c63feca2
 @owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
@@ -267,7 +268,8 @@ def crop_folder(
 ) -> pd.DataFrame:            # as from `crop_files`
     "Crop every file of a folder. Raises DatasetError if two files would have a crop of the same name."
     found, _ = find_files(folder, besides=output)
-    names = [quote(Path(f).with_suffix("").as_posix(), safe="/ ()+,=").split("/") for f in found]
+    whole = [Path(f).with_name(stem_of(f)).as_posix() for f in found]  # the last part of a UID is no ending
+    names = [quote(w, "/ ()+,=", "utf-8", "surrogateescape").split("/") for w in whole]
     patients = ["@".join(n[:-1]) or "unknown" for n in names]
     files = pd.DataFrame({"file": found, "patient_id": patients, "image_id": [n[-1] for n in names]})
     if (twice := files.duplicated(["patient_id", "image_id"])).any():

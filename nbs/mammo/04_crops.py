@@ -48,6 +48,7 @@ from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.blank import NO_BREAST, why_blank
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
+from mammo_nb.mammo.reading.names import stem_of
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -418,7 +419,8 @@ def crop_folder(
 ) -> pd.DataFrame:            # as from `crop_files`
     "Crop every file of a folder. Raises DatasetError if two files would have a crop of the same name."
     found, _ = find_files(folder, besides=output)
-    names = [quote(Path(f).with_suffix("").as_posix(), safe="/ ()+,=").split("/") for f in found]
+    whole = [Path(f).with_name(stem_of(f)).as_posix() for f in found]  # the last part of a UID is no ending
+    names = [quote(w, "/ ()+,=", "utf-8", "surrogateescape").split("/") for w in whole]
     patients = ["@".join(n[:-1]) or "unknown" for n in names]
     files = pd.DataFrame({"file": found, "patient_id": patients, "image_id": [n[-1] for n in names]})
     if (twice := files.duplicated(["patient_id", "image_id"])).any():
