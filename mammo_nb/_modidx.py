@@ -2035,6 +2035,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'mammo_nb/mammo/reading/mammograms.py')},
             'mammo_nb.mammo.reading.names': { 'mammo_nb.mammo.reading.names.cell': ( 'mammo/reading/names.html#cell',
                                                                                      'mammo_nb/mammo/reading/names.py'),
+                                              'mammo_nb.mammo.reading.names.packed_files': ( 'mammo/reading/names.html#packed_files',
+                                                                                             'mammo_nb/mammo/reading/names.py'),
                                               'mammo_nb.mammo.reading.names.picture_names': ( 'mammo/reading/names.html#picture_names',
                                                                                               'mammo_nb/mammo/reading/names.py'),
                                               'mammo_nb.mammo.reading.names.shown': ( 'mammo/reading/names.html#shown',

@@ -86,3 +86,13 @@ def test_crops_are_named_after_whole_uids_and_after_bytes_that_are_no_text(tmp_p
     done = mammo_nb("crops", tmp_path / "in", "-o", tmp_path / "out", "--detector", "otsu", "--workers", 1)
     assert done.returncode == 0 and sorted(p.name for p in (tmp_path / "out/cleaned_images").glob("*.png")) == [
         "unknown@1.2.840.7.1.png", "unknown@1.2.840.7.2.png", "unknown@Gon%E7alves.png"]
+
+
+def test_packed_files_are_named_by_every_command(weights, tmp_path):  # noqa: F811
+    save(dataset(), tmp_path / "in/a.dcm")
+    for name in ("b.dcm.gz", "study.ZIP"):
+        (tmp_path / "in" / name).write_bytes(b"packed")
+    for command in (("predict", "-o", tmp_path / "p", "--weights", weights), ("check",),
+                    ("crops", "-o", tmp_path / "c", "--detector", "otsu")):
+        done = mammo_nb(command[0], tmp_path / "in", *command[1:], "--workers", 1)
+        assert done.returncode == 0 and "2 packed files left out, unpack them first: b.dcm.gz, study.ZIP" in done.stdout

@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'measure_crop', 'estimate', 'check_folder', 'check_dataset', 'check_data',
            'estimate_text', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #8d06713c
+# %% ../../../nbs/mammo/tools/check.ipynb #adcf1cac
 import os
 import shutil
 import tempfile
@@ -24,6 +24,7 @@ from ...core.runs import locate
 from ...core.settings import SettingsError, read_paths
 from ..crops import crop_file, crop_path
 from ..datasets import place_of, read_set
+from ..reading.names import packed_files
 from ..reading.sources import totals
 from ..recipes import Crops
 from .commands import read_size
@@ -70,7 +71,7 @@ def estimate(
         "dicom": int(wanted["bytes"].sum()), "free": shutil.disk_usage(target).free
     }
 
-# %% ../../../nbs/mammo/tools/check.ipynb #08758306
+# %% ../../../nbs/mammo/tools/check.ipynb #94cc4e89
 NUMBERS = ["bytes", "rows", "columns", "frames", "bits_stored", "windows"]
 COLUMNS = [
     "file", "bytes", "syntax", *NUMBERS[1:5], "photometric", "windows", "voi_function", "laterality", "view", "decoder",
@@ -121,7 +122,8 @@ def check_folder(
         problems[file].append(problem)
     rows["problems"] = ["; ".join(problems[file]) for file in rows["file"]]
     timed = crops[crops["error"].eq("")]
-    rows.attrs = {"others": others, "estimate": estimate(rows, timed["seconds"], timed["size"], workers)}
+    cost = estimate(rows, timed["seconds"], timed["size"], workers)
+    rows.attrs = {"others": others, "packed": packed_files(folder), "estimate": cost}
     return rows[COLUMNS]
 
 def check_dataset(
@@ -149,7 +151,7 @@ def check_data(
     how["settings"] = Crops(height=height, width=width)
     return check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
 
-# %% ../../../nbs/mammo/tools/check.ipynb #3451f8c5
+# %% ../../../nbs/mammo/tools/check.ipynb #c515bf73
 MANY = 40  # number of files above which they are counted instead of listed
 
 def _amount(size: float) -> str:
@@ -211,4 +213,6 @@ def print_check(
     kind = "files" if table["syntax"].isin(["PNG", "JPEG"]).any() else "DICOM files"
     others = table.attrs.get("others", 0)
     print(f"{len(table) - missing} {kind}, {failed.sum() - missing} cannot be read, {others} other files left out")
+    if packed := table.attrs.get("packed"):
+        print(packed)
     return int(failed.any() or short)

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #c45f2163
+# %% ../../../nbs/mammo/tools/commands.ipynb #302cd9c9
 def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -42,6 +42,7 @@ def crops(
     "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run continues where it stopped."
     from mammo_nb.mammo.crops import crop_folder
     from mammo_nb.mammo.reading.boxes import find_detector
+    from mammo_nb.mammo.reading.names import packed_files
     from mammo_nb.mammo.recipes import Crops
     height, width = read_size(size)
     if faithful and size:
@@ -50,6 +51,8 @@ def crops(
     print(f"breasts are found by {graph or 'Otsu, no detector'}")
     table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews,
                         workers=workers or None, backend=backend, scheduler=scheduler)
+    if packed := packed_files(folder):
+        print(packed)
     no_images = table["error"].str.startswith("NotImage:")
     table, others = table[~no_images], table[no_images]
     for row in others.itertuples():

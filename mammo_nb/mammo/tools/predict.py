@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'PER_IMAGE', 'REPEATED', 'PredictError', 'detector_of', 'read_sides', 'predict_file', 'with_caution',
            'predict_items', 'breasts_of', 'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #e033ef04
+# %% ../../../nbs/mammo/tools/predict.ipynb #b419afd9
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from ..datasets import DatasetError, per_breast, read_table
 from ..learning.decision import image_means
 from ..reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
 from ..reading.mammograms import read_header
-from ..reading.names import cell, picture_names, shown, stem_of
+from ..reading.names import cell, packed_files, picture_names, shown, stem_of
 from ..recipes import Crops
 
 # %% ../../../nbs/mammo/tools/predict.ipynb #5c3bda63
@@ -118,7 +118,7 @@ def predict_file(
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #e25472fa
+# %% ../../../nbs/mammo/tools/predict.ipynb #f5592daa
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -211,9 +211,10 @@ def predict_folder(
     if not weights:
         check_score(place, metadata)
     if folder.is_file():
-        folder, files, others = folder.parent, [folder.name], 0
+        folder, files, others, packed = folder.parent, [folder.name], 0, ""
     else:
         files, others = find_files(folder, besides=output)
+        packed = packed_files(folder)
     sides = read_sides(folder, table)
 
     names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)
@@ -236,7 +237,7 @@ def predict_folder(
     write_csv(output / "per_breast.csv", breasts)
     about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
-    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others}
+    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed}
     return result
 
 def print_predictions(
@@ -264,6 +265,8 @@ def print_predictions(
         print("--force predicts pictures without a breast, --all-views other images than standard mammograms")
     if others := result.attrs["others"]:
         print(f"{others} other files left out")
+    if result.attrs["packed"]:
+        print(result.attrs["packed"])
     print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])

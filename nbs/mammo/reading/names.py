@@ -23,7 +23,7 @@
 # %%
 #| export
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from mammo_nb.core.files import short_hash
 
@@ -79,6 +79,21 @@ def cell(
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 assert [cell(t) for t in ("=1+1", "10008", "a\nb", None)] == ["'=1+1", "10008", "a\\nb", None]
+
+# %% [markdown]
+# Packed files are not read. They are named, so that nobody takes a folder for complete.
+
+# %%
+#| export
+PACKED = (".gz", ".zip", ".tar", ".tgz", ".7z", ".bz2")
+
+def packed_files(
+    folder: Path,
+) -> str:          # a line to print; "" if there are none
+    "Name the packed files of a folder."
+    found = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.suffix.lower() in PACKED)
+    some = ", ".join(map(shown, found[:3])) + (", ..." if len(found) > 3 else "")
+    return f"{len(found)} packed files left out, unpack them first: {some}" if found else ""
 
 # %% [markdown]
 # ## What came out

@@ -42,6 +42,7 @@ from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import SettingsError, read_paths
 from mammo_nb.mammo.crops import crop_file, crop_path
 from mammo_nb.mammo.datasets import place_of, read_set
+from mammo_nb.mammo.reading.names import packed_files
 from mammo_nb.mammo.reading.sources import totals
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.tools.commands import read_size
@@ -179,7 +180,8 @@ def check_folder(
         problems[file].append(problem)
     rows["problems"] = ["; ".join(problems[file]) for file in rows["file"]]
     timed = crops[crops["error"].eq("")]
-    rows.attrs = {"others": others, "estimate": estimate(rows, timed["seconds"], timed["size"], workers)}
+    cost = estimate(rows, timed["seconds"], timed["size"], workers)
+    rows.attrs = {"others": others, "packed": packed_files(folder), "estimate": cost}
     return rows[COLUMNS]
 
 def check_dataset(
@@ -280,6 +282,8 @@ def print_check(
     kind = "files" if table["syntax"].isin(["PNG", "JPEG"]).any() else "DICOM files"
     others = table.attrs.get("others", 0)
     print(f"{len(table) - missing} {kind}, {failed.sum() - missing} cannot be read, {others} other files left out")
+    if packed := table.attrs.get("packed"):
+        print(packed)
     return int(failed.any() or short)
 
 # %%

@@ -60,6 +60,7 @@ def crops(
     "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run continues where it stopped."
     from mammo_nb.mammo.crops import crop_folder
     from mammo_nb.mammo.reading.boxes import find_detector
+    from mammo_nb.mammo.reading.names import packed_files
     from mammo_nb.mammo.recipes import Crops
     height, width = read_size(size)
     if faithful and size:
@@ -68,6 +69,8 @@ def crops(
     print(f"breasts are found by {graph or 'Otsu, no detector'}")
     table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews,
                         workers=workers or None, backend=backend, scheduler=scheduler)
+    if packed := packed_files(folder):
+        print(packed)
     no_images = table["error"].str.startswith("NotImage:")
     table, others = table[~no_images], table[no_images]
     for row in others.itertuples():

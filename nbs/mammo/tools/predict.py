@@ -45,7 +45,7 @@ from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
 from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
 from mammo_nb.mammo.reading.mammograms import read_header
-from mammo_nb.mammo.reading.names import cell, picture_names, shown, stem_of
+from mammo_nb.mammo.reading.names import cell, packed_files, picture_names, shown, stem_of
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -274,9 +274,10 @@ def predict_folder(
     if not weights:
         check_score(place, metadata)
     if folder.is_file():
-        folder, files, others = folder.parent, [folder.name], 0
+        folder, files, others, packed = folder.parent, [folder.name], 0, ""
     else:
         files, others = find_files(folder, besides=output)
+        packed = packed_files(folder)
     sides = read_sides(folder, table)
 
     names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)
@@ -299,7 +300,7 @@ def predict_folder(
     write_csv(output / "per_breast.csv", breasts)
     about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
-    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others}
+    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed}
     return result
 
 def print_predictions(
@@ -327,6 +328,8 @@ def print_predictions(
         print("--force predicts pictures without a breast, --all-views other images than standard mammograms")
     if others := result.attrs["others"]:
         print(f"{others} other files left out")
+    if result.attrs["packed"]:
+        print(result.attrs["packed"])
     print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])
