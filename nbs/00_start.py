@@ -155,3 +155,7 @@ Markdown(systems())
 
 # %%
 Markdown(listed(p for p in NBS.glob("*.py") if not p.name.startswith("00_")))
+
+# %% [markdown]
+# ---
+# [Where we leave the originals →](70_originals.py)

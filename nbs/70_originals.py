@@ -213,3 +213,7 @@ TRAUMA = [
      "not measured", "no overflow", "`segment.loop.precision` is fp16"),
 ]
 table(TRAUMA)
+
+# %% [markdown]
+# ---
+# [← Start here](00_start.py) · [Kaggle commands →](80_kaggle.py)

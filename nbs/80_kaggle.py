@@ -182,3 +182,7 @@ def kaggle_rehearse(
 answer = CliRunner().invoke(app, ["--help"])
 assert answer.exit_code == 0 and "kaggle-rehearse" in answer.output
 print(answer.output)
+
+# %% [markdown]
+# ---
+# [← Where we leave the originals](70_originals.py) · [From Python →](85_python.py)

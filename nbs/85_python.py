@@ -126,3 +126,7 @@ loaded = subprocess.run(
     [sys.executable, "-c", "import sys, mammo_nb; print(sorted({'torch', 'pandas', 'cv2'} & set(sys.modules)))"],
     capture_output=True, text=True, check=True, cwd=Path(mammo_nb.__file__).parents[1]).stdout
 assert loaded.strip() == "[]"
+
+# %% [markdown]
+# ---
+# [← Kaggle commands](80_kaggle.py) · [Command line →](90_cli.py)

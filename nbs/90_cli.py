@@ -317,3 +317,7 @@ def main():
 answer = CliRunner().invoke(app, ["--help"])
 assert answer.exit_code == 0 and "predict" in answer.output and "crops" in answer.output
 print(answer.output)
+
+# %% [markdown]
+# ---
+# [← From Python](85_python.py)

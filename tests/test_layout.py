@@ -105,3 +105,29 @@ def test_modules_are_small_and_lines_short():
     long = [f"{p.relative_to(ROOT)}:{n}" for p in texts for n, line in enumerate(p.read_text().splitlines(), start=1)
             if len(line) > 120]
     assert long == []
+
+
+def title_of(source: Path) -> str:
+    "The heading of a notebook."
+    return re.search(r"^# # (.+)$", source.read_text(), re.MULTILINE)[1]
+
+
+def footer_of(source: Path) -> str:
+    "The last line of a notebook: links to the one before and the one after; of a library, to the page of its system."
+    if not re.match(r"\d\d_", source.name):
+        page = NBS / source.relative_to(NBS).parts[0] / "00_system.py"
+        up = "../" * (len(source.relative_to(NBS).parts) - 2)
+        return f"# [↑ {title_of(page)}]({up}{page.name})"
+    row = sorted(source.parent.glob("[0-9][0-9]_*.py"))
+    at = row.index(source)
+    links = [f"[← {title_of(row[at - 1])}]({row[at - 1].name})"] if at else []
+    links += [f"[{title_of(row[at + 1])} →]({row[at + 1].name})"] if at + 1 < len(row) else []
+    if source.parent != NBS and not at:
+        links.insert(0, f"[← {title_of(NBS / '00_start.py')}](../00_start.py)")
+    return "# " + " · ".join(links)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_a_notebook_ends_with_links_to_its_neighbours(source):
+    expected = f"# %% [markdown]\n# ---\n{footer_of(source)}"
+    assert source.read_text().rstrip().endswith(expected), f"{source.name} ends without:\n{expected}"

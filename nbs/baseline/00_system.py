@@ -167,3 +167,7 @@ system.flow()
 # %%
 for kind in (Phantom, Folds):
     assert system.recipe("demo").section(kind) == mammo.recipe("demo").section(kind)
+
+# %% [markdown]
+# ---
+# [← Start here](../00_start.py) · [Prepare →](01_prepare.py)

@@ -224,3 +224,7 @@ for ax, row in zip(axes.flat, chosen.itertuples()):
 for ax in axes.flat:
     ax.axis("off")
 fig.tight_layout(pad=0.3)
+
+# %% [markdown]
+# ---
+# [← Baseline](00_system.py) · [Train →](02_train.py)

@@ -304,3 +304,7 @@ for ax, (column, title) in zip(axes, titles.items()):
     ax.plot(history["epoch"], history[column], marker="o")
     ax.set(title=title, xlabel="epoch")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Prepare](01_prepare.py) · [Select →](03_select.py)

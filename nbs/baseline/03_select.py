@@ -126,3 +126,7 @@ axes[1].axvline(selection["threshold"], color="orange")
 axes[1].axvspan(*selection["plateau"], alpha=.2, color="orange")
 axes[1].set(title="pF1 by threshold, and its plateau", xlabel="threshold")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Train](02_train.py) · [Engines →](04_engines.py)

@@ -126,3 +126,7 @@ plt.title("probabilities", fontsize=9);
 
 # %%
 pd.Series(engine.metadata, name="baseline.json").to_frame()
+
+# %% [markdown]
+# ---
+# [← Select](03_select.py) · [Submit →](05_submit.py)

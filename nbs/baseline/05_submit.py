@@ -144,3 +144,7 @@ plt.axvline(threshold, color="orange", label=f"threshold {threshold:.2f}")
 plt.xlabel("probability of a breast")
 plt.ylabel("breasts")
 plt.legend();
+
+# %% [markdown]
+# ---
+# [← Engines](04_engines.py) · [Report →](06_report.py)

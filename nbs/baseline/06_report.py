@@ -164,3 +164,7 @@ stages_table(manifest)
 
 # %%
 environment_table(manifest)
+
+# %% [markdown]
+# ---
+# [← Submit](05_submit.py)

@@ -29,3 +29,7 @@
 # `core` has seven chapters; the first digit of a number is the chapter: 1 files, settings, runs; 2 pixels; 3 many
 # files; 4 learning; 5 running networks; 6 submitting; 7 evidence. A notebook imports only lower numbers. To add a
 # system, start with `15_recipes` and `16_systems`, then read `tests/toy`, a whole system of two stages.
+
+# %% [markdown]
+# ---
+# [← Start here](../00_start.py) · [Errors →](11_errors.py)

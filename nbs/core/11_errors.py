@@ -120,3 +120,7 @@ import sys
 
 code = "import signal; from mammo_nb.core.errors import ending\nwith ending(): signal.raise_signal(signal.SIGTERM)"
 assert subprocess.run([sys.executable, "-c", code]).returncode == 128 + signal.SIGTERM
+
+# %% [markdown]
+# ---
+# [← Chapter 1: files, settings, runs](10_runs_and_settings.py) · [Files →](12_files.py)

@@ -443,3 +443,7 @@ assert again.of(folder / "pictures") == before and not again.new
 (folder / "pictures" / "1.png").write_text("")
 assert again.of(folder / "pictures") != before
 before
+
+# %% [markdown]
+# ---
+# [← Errors](11_errors.py) · [Settings →](13_settings.py)

@@ -275,3 +275,7 @@ try:
     read_paths(settings=folder / "settings.ini")
 except SettingsError as e:
     print(e)
+
+# %% [markdown]
+# ---
+# [← Files](12_files.py) · [Notebooks →](14_notebooks.py)

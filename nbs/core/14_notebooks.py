@@ -325,3 +325,7 @@ def mark_examples(
 cells = [nbformat.v4.new_markdown_cell("# Work"), nbformat.v4.new_code_cell("1 / 3"),
          nbformat.v4.new_markdown_cell("## Run the stage"), nbformat.v4.new_code_cell("2 / 3")]
 assert shown_cells(cells) == [False, False, True, True] and shown_cells(cells[:2]) == [True, True]
+
+# %% [markdown]
+# ---
+# [← Settings](13_settings.py) · [Recipes →](15_recipes.py)

@@ -269,3 +269,7 @@ def from_dict(
 
 # %%
 assert from_dict(Train, asdict(changed)) == changed
+
+# %% [markdown]
+# ---
+# [← Notebooks](14_notebooks.py) · [Systems →](16_systems.py)

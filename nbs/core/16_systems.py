@@ -306,3 +306,7 @@ def default_system() -> System:
 # %%
 #| hide
 assert toy.stage("draw").module == "mammo_nb.toy.draw"
+
+# %% [markdown]
+# ---
+# [← Recipes](15_recipes.py) · [Runs →](17_runs.py)

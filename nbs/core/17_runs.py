@@ -373,3 +373,7 @@ for mistake in (count_nothing, lambda: Run.create(run.folder, toy, "dmo"),
         mistake()
     except ProjectError as e:
         print(e)
+
+# %% [markdown]
+# ---
+# [← Systems](16_systems.py) · [Stages →](18_stages.py)

@@ -335,3 +335,7 @@ def failures(
     import pandas as pd
     tables = {name: what for name, what in run.system.failures.items() if find_files(run.folder, name)}
     return {what: int(pd.read_csv(run.path(name))["error"].notna().sum()) for name, what in tables.items()}
+
+# %% [markdown]
+# ---
+# [← Runs](17_runs.py) · [Practice →](19_practice.py)

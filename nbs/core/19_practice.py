@@ -72,3 +72,7 @@ def practice(
             shutil.copytree(run.folder, partial, dirs_exist_ok=True)
             partial.rename(keep)
     return Run.open(run.folder, overrides)
+
+# %% [markdown]
+# ---
+# [← Stages](18_stages.py) · [Pixels →](20_pixels.py)

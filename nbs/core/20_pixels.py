@@ -35,3 +35,7 @@
 # To read images, [dicom](26_dicom.py) and then [windows](27_windows.py) or [hu](29_hu.py) are enough. A folder with
 # whole series is read by chapter 3: [36 geometry](36_geometry.py) and [37 volumes](37_volumes.py) put slices in the
 # order of the patient, and [38 series](38_series.py) writes the tables of a folder.
+
+# %% [markdown]
+# ---
+# [← Practice](19_practice.py) · [Headers →](21_headers.py)

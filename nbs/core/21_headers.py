@@ -411,3 +411,7 @@ class WithProtocol(Header):
 
 small.ProtocolName = "HEAD"
 assert header_of(small, Path("10038.dcm"), WithProtocol).protocol == "HEAD"
+
+# %% [markdown]
+# ---
+# [← Pixels](20_pixels.py) · [Raster →](22_raster.py)

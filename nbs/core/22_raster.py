@@ -160,3 +160,7 @@ for name in ("cut.png", "text.jpg", "colour.png"):
     else:
         raise AssertionError(name)
 assert [is_whole((folder / n).read_bytes()) for n in ("cut.png", "sixteen.png", "eight.jpg")] == [False, True, True]
+
+# %% [markdown]
+# ---
+# [← Headers](21_headers.py) · [Codestreams →](23_codestreams.py)

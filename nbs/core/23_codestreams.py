@@ -145,3 +145,7 @@ def stored_values(
 # %%
 as_stored = SimpleNamespace(syntax=RLELossless, bits_allocated=16, bits_stored=12, high_bit=11, signed=True)
 assert stored_values(np.array([0xF7FF, 0x0800, 0x0FFF], np.uint16), as_stored).tolist() == [2047, -2048, -1]
+
+# %% [markdown]
+# ---
+# [← Raster](22_raster.py) · [Decoders →](24_decoders.py)

@@ -410,3 +410,7 @@ for bad in (frame[:len(frame) // 2], another_size, b"no picture"):
         print(str(e)[:150])
     else:
         raise AssertionError("decoded")
+
+# %% [markdown]
+# ---
+# [← Codestreams](23_codestreams.py) · [Parsing →](25_parsing.py)

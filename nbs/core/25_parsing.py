@@ -215,3 +215,7 @@ try:
         pass
 except NotDicom as e:
     print(e)
+
+# %% [markdown]
+# ---
+# [← Decoders](24_decoders.py) · [DICOM →](26_dicom.py)

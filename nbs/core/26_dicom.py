@@ -421,3 +421,7 @@ second = read_image(folder / "stack.dcm", frame=1)
 assert np.array_equal(second.pixels, stored)
 assert [frame.index for frame in read_frames(folder / "stack.dcm")] == [0, 1]
 second.header.frames, second.pixels.shape
+
+# %% [markdown]
+# ---
+# [← Parsing](25_parsing.py) · [Windows →](27_windows.py)

@@ -318,3 +318,7 @@ for windows, function in ((((2048, 0),), "LINEAR"), (((math.nan, 4096),), "SIGMO
         print(e)
     else:
         raise AssertionError(windows)
+
+# %% [markdown]
+# ---
+# [← DICOM](26_dicom.py) · [Pictures →](28_pictures.py)

@@ -207,3 +207,7 @@ def diagram(
 # %%
 diagram({"file": (0, 0, "frame"), "crop": (1.2, 0, "breast"), "p": (2.4, 0, "probability")},
         [("file", "crop", "detector"), ("crop", "p", "network")])
+
+# %% [markdown]
+# ---
+# [← Windows](27_windows.py) · [HU →](29_hu.py)

@@ -207,3 +207,7 @@ pd.Series({name: "; ".join(to_hu(image).notes) for name, image in ways.items()})
 assert to_hu(made(np.maximum(truth, 0), intercept=0.0)).offset in (False, None)
 metal = np.where(radius < .1, 7976, truth)
 assert to_hu(made(metal + 1024)).values.max() == 7976
+
+# %% [markdown]
+# ---
+# [← Pictures](28_pictures.py) · [Chapter 3: many files →](30_many_files.py)

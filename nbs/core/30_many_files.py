@@ -29,3 +29,7 @@
 # | `39_stream` | processes that decode and a network that predicts, at the same time |
 #
 # Most readers need `35_parallel` only. `39_stream` is for predicting within a time limit, as in a submission.
+
+# %% [markdown]
+# ---
+# [← HU](29_hu.py) · [Fetch →](31_fetch.py)

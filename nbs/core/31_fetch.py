@@ -271,3 +271,7 @@ try:
 except FetchError as e:
     print(e)
 assert not (folder / "other").exists() and not list(folder.parent.glob("climbed.txt"))
+
+# %% [markdown]
+# ---
+# [← Chapter 3: many files](30_many_files.py) · [Kaggle →](32_kaggle.py)

@@ -315,3 +315,7 @@ pd.DataFrame({"file": sorted(competition), "bytes": [len(competition[n]) for n i
 # %%
 for status in (401, 403, 404, 429):
     print(status, _meaning("some-competition", status), sep="  ", end="\n\n")
+
+# %% [markdown]
+# ---
+# [← Fetch](31_fetch.py) · [Processes →](33_processes.py)

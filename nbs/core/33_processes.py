@@ -248,3 +248,7 @@ items = {name: {"x": name} for name in (4, 9, 16, -1)}
 rows = dict(rows_in_processes(lambda item: {"root": int(np.sqrt(item["x"]))}, items, workers))
 assert json.loads(rows[9]) == {"root": 3, "error": ""} and json.loads(rows[-1])["error"].startswith("ValueError")
 rows
+
+# %% [markdown]
+# ---
+# [← Kaggle](32_kaggle.py) · [Cluster →](34_cluster.py)

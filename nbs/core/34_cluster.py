@@ -144,3 +144,7 @@ def rows_on_cluster(
         raise BackendError(
             f"the scheduler is gone ({e}). Start it again and repeat the call: finished rows are in the journal."
         ) from e
+
+# %% [markdown]
+# ---
+# [← Processes](33_processes.py) · [Parallel →](35_parallel.py)

@@ -442,3 +442,6 @@ found = pd.DataFrame([("a.dcm", "same pixels as b.dcm", ""), ("b.dcm", "same pix
 assert group_kinds(found, "problems") == {"same pixels as ...": ["a.dcm", "b.dcm"]}
 print_kinds(found)
 
+# %% [markdown]
+# ---
+# [← Cluster](34_cluster.py) · [Geometry →](36_geometry.py)

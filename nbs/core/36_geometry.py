@@ -349,3 +349,7 @@ for s in leaning:
 ax.set(xlabel="y, mm", ylabel="z, mm", aspect="equal",
        title=f"4.22 mm along the table, {np.diff(at)[0]:.2f} mm along the normal")
 ax.title.set_fontsize(9);
+
+# %% [markdown]
+# ---
+# [← Parallel](35_parallel.py) · [Volumes →](37_volumes.py)

@@ -380,3 +380,7 @@ for k, v in enumerate(volumes):
     ax.plot(v.places, np.full(len(v.places), k), "s", ms=5)
 ax.set(xlabel="mm along the normal", yticks=range(len(volumes)), yticklabels=[v.name for v in volumes])
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Geometry](36_geometry.py) · [Series →](38_series.py)

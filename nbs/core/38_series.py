@@ -393,3 +393,7 @@ volume = read_volume(folder, slices[(slices["series"] == name) & (slices["positi
 assert np.allclose(volume.mean((1, 2)), slices["mean_hu"].iloc[:len(volume)].astype(float), atol=0.01)
 brain = [(linear(v, 40, 80) * 255).astype(np.uint8) for v in volume]
 sheet(brain, columns=6, title="from feet to head, whatever the files are called; brain window, 40 and 80 HU");
+
+# %% [markdown]
+# ---
+# [← Volumes](37_volumes.py) · [Stream →](39_stream.py)

@@ -379,3 +379,7 @@ ax.set(yticks=[0, *(1.2 + k for k in range(workers))],
        yticklabels=["network", *(f"process {k}" for k in range(workers))], xlabel="seconds",
        title=", ".join(f"{k} idle {v:.0%}" for k, v in watch.waited().items()))
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Series](38_series.py) · [Learning →](40_learning.py)

@@ -27,3 +27,7 @@
 # 9. `49_labels` brings labels of organs, drawn voxel by voxel, to the grid of a series.
 #
 # To train a network of your own, read `45_optimisation` and the last two sections of `48_train`.
+
+# %% [markdown]
+# ---
+# [← Stream](39_stream.py) · [Folds →](41_folds.py)

@@ -173,3 +173,7 @@ try:
     check_folds(table.assign(fold=np.arange(len(table)) % 4))
 except LeakageError as e:
     print(e)
+
+# %% [markdown]
+# ---
+# [← Learning](40_learning.py) · [Metrics →](42_metrics.py)

@@ -181,3 +181,7 @@ try:
     auc([0, 1], [.5, float("nan")])
 except ValueError as e:
     print(e)
+
+# %% [markdown]
+# ---
+# [← Folds](41_folds.py) · [Ranks →](43_ranks.py)

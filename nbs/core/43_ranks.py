@@ -169,3 +169,7 @@ launch(print, ["hello from each"], processes)
 
 # %%
 assert side_by_side(print, ["part and number of parts:"], processes) == 0
+
+# %% [markdown]
+# ---
+# [← Metrics](42_metrics.py) · [Networks →](44_networks.py)

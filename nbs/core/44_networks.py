@@ -483,3 +483,7 @@ with tempfile.TemporaryDirectory() as folder:
         load_weights(network, path)
     except WeightsError as e:
         print(e)
+
+# %% [markdown]
+# ---
+# [← Ranks](43_ranks.py) · [Optimisation →](45_optimisation.py)

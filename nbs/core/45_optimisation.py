@@ -172,3 +172,7 @@ try:
     learning_rate(replace(winner, schedule="linear"), 0)
 except ValueError as e:
     print(e)
+
+# %% [markdown]
+# ---
+# [← Networks](44_networks.py) · [Batches →](46_batches.py)

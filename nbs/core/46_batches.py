@@ -147,3 +147,7 @@ inputs, targets = collate(samples)
 assert inputs["age"].shape == (2, 1) and targets["labels"]["values"][0].tolist() == [1] * 3 + [-1] * 2
 {"slices": inputs["slices"]["values"].shape, "lengths": inputs["slices"]["lengths"].tolist(),
  "labels": targets["labels"]["values"].tolist()}
+
+# %% [markdown]
+# ---
+# [← Optimisation](45_optimisation.py) · [Steps →](47_steps.py)

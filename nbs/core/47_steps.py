@@ -349,3 +349,7 @@ with tempfile.TemporaryDirectory() as folder:
     again = trained([])
     assert again.resume(Path(folder) / "last.pt") and torch.equal(again.model.weight, two.model.weight)
 {"position": (again.epoch, again.batch, again.steps), "losses": again.losses()}
+
+# %% [markdown]
+# ---
+# [← Batches](46_batches.py) · [Train →](48_train.py)

@@ -296,3 +296,7 @@ history = fit(Reader(), Series(), lambda epoch: batches, series_loss, lambda *_:
               collate=PadCollate(series=0.0, steps=0.0), label="series")
 assert np.allclose(history["loss"], history["steps"] + history["whole"]) and history["loss"].iloc[-1] < .6
 history.round(4)
+
+# %% [markdown]
+# ---
+# [← Steps](47_steps.py) · [Labels →](49_labels.py)

@@ -368,3 +368,7 @@ def as_series(
 ball, places = as_series(read_nifti(scratch / "ball.nii.gz"))
 assert np.array_equal(on_grid(read_labels(scratch / "ball.nii.gz"), places), ball) and ball.shape == (50, 60, 70)
 [round(v, 3) for v in places[0].orientation]
+
+# %% [markdown]
+# ---
+# [← Train](48_train.py) · [Running networks →](50_running.py)

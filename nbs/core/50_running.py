@@ -36,3 +36,7 @@
 #
 # A system that brings a network of its own registers it in [ensembles](54_ensembles.py), states its inputs and outputs
 # when it makes the `Ensemble`, and needs no more code for the rest of the chapter.
+
+# %% [markdown]
+# ---
+# [← Labels](49_labels.py) · [Sidecars →](51_sidecars.py)

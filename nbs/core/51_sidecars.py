@@ -410,3 +410,7 @@ for attempt in (
         print(e)
     else:
         raise AssertionError
+
+# %% [markdown]
+# ---
+# [← Running networks](50_running.py) · [TensorRT →](52_tensorrt.py)

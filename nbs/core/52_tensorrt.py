@@ -315,3 +315,7 @@ for package, target in ("tensorrt_rtx", "SM75"), ("tensorrt_rtx", "SM86"), ("ten
         print(f"{package}, {entries['target']}: built in {time.monotonic() - started:.1f} s")
     except EngineError as e:
         print(f"{package}, {target}: {e}")
+
+# %% [markdown]
+# ---
+# [← Sidecars](51_sidecars.py) · [Back ends →](53_backends.py)

@@ -391,3 +391,7 @@ for line in missing:
 # %%
 assert process_graph(str(folder / "spots.onnx")) is process_graph(str(folder / "spots.onnx"))
 assert np.abs(process_graph(str(folder / "spots.onnx"))(arrays)["probabilities"] - reference).max() <= 1e-5
+
+# %% [markdown]
+# ---
+# [← TensorRT](52_tensorrt.py) · [Ensembles →](54_ensembles.py)

@@ -415,3 +415,7 @@ assert all(np.abs(made[t.name] - r.numpy()).max() < 1e-5 for t, r in zip(outputs
 
 # %%
 pd.DataFrame([*sidecar["inputs"], *sidecar["outputs"]]).fillna("")
+
+# %% [markdown]
+# ---
+# [← Back ends](53_backends.py) · [Graphs →](55_graphs.py)

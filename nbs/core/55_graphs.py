@@ -307,3 +307,7 @@ for p in sorted(folder.glob("*.onnx")):
     rows.append({"file": p.name, "networks": open_graph(p)(pictures[:1]).shape[1],
                  "MB": round(p.stat().st_size / 1e6, 1), "nodes": len(onnx.load(p).graph.node)})
 pd.DataFrame(rows)
+
+# %% [markdown]
+# ---
+# [← Ensembles](54_ensembles.py) · [Engines →](56_engines.py)

@@ -356,3 +356,7 @@ try:
     ensemble.half()
 except EngineError as e:
     print(e)
+
+# %% [markdown]
+# ---
+# [← Graphs](55_graphs.py) · [Providers →](57_providers.py)

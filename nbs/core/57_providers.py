@@ -344,3 +344,7 @@ for file in sorted(folder.glob("*.onnx")):
     rows.append({"file": file.name, "networks": entries["folds"], "precision": entries["precision"],
                  "MB": round(file.stat().st_size / 1e6, 1)})
 pd.DataFrame(rows)
+
+# %% [markdown]
+# ---
+# [← Engines](56_engines.py) · [Detection →](58_detection.py)

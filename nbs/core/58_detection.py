@@ -223,3 +223,7 @@ found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 112, 100], "score": .9
 score = coco_score(truth, found)
 assert np.isclose(score["ap"], (6 + 2 * 51 / 101) / 10, atol=1e-6) and score["ap50"] == 1
 score
+
+# %% [markdown]
+# ---
+# [← Providers](57_providers.py) · [YOLOX →](59_yolox.py)

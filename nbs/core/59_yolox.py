@@ -302,3 +302,7 @@ plt.figure(figsize=(5, 2))
 plt.barh(list(differences), list(differences.values()))
 plt.xlabel("largest difference of a side from torch, pixels")
 plt.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Detection](58_detection.py) · [Submitting →](60_submitting.py)

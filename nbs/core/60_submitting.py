@@ -31,3 +31,7 @@
 #
 # To make a system submit, read 62 and then the submit stage of an existing system, which ends with an object
 # `submission`. The commands are in [the Kaggle commands](../80_kaggle.py).
+
+# %% [markdown]
+# ---
+# [← YOLOX](59_yolox.py) · [Budget →](61_budget.py)

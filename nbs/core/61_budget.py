@@ -394,3 +394,7 @@ for ax, (name, (rows, planner)) in zip(axes, runs.items()):
 axes[0].set_ylabel("items left")
 axes[0].legend(fontsize=7, loc="upper right", markerscale=3)
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Submitting](60_submitting.py) · [Submission →](62_submission.py)

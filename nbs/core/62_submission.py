@@ -360,3 +360,7 @@ try:
 except WeakWeights as e:
     print(e)
 check_score(Path("w"), {"recipe": "demo", "trained": {**about, "auc": 0.995, "auc_95": [0.983, 1.0]}})
+
+# %% [markdown]
+# ---
+# [← Budget](61_budget.py) · [Submit →](63_submit.py)

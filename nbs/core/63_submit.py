@@ -369,3 +369,7 @@ decided = submit(toy, folder, folder, folder / "out", workers=0)
 assert decided["middle"].round(3).tolist() == [0.5 if k == 3 else round(k / studies / 2, 3) for k in range(studies)]
 print(*summary(read_json(folder / "out/submit.json")), sep="\n")
 decided.head(5)
+
+# %% [markdown]
+# ---
+# [← Submission](62_submission.py) · [Wheels →](64_wheels.py)

@@ -386,3 +386,7 @@ pd.DataFrame({
     "needs": map(str, needs),
     "comes from": ["the image" if canonicalize_name(r.name) in image else "the data set" for r in needs]
 })
+
+# %% [markdown]
+# ---
+# [← Submit](63_submit.py) · [Kernels →](65_kernels.py)

@@ -374,3 +374,7 @@ kernel = stage_kernel(root, folds, outbox / "folds", user, folds.parent.name, be
 assert metadata_problems(kernel) == []
 assert read_json(kernel / KERNEL)["kernel_sources"] == [f"somebody/{kernel_name(crops)}"]
 print(nbformat.read(kernel / f"{kernel_name(folds)}.ipynb", as_version=4).cells[0].source[:420])
+
+# %% [markdown]
+# ---
+# [← Wheels](64_wheels.py) · [Publishing →](66_publishing.py)

@@ -176,3 +176,7 @@ log = json.dumps([{"stream_name": "stdout", "time": 1.2, "data": "2 images\n"},
                   {"stream_name": "stderr", "time": 1.3, "data": "DatasetError: test.csv\n"}])
 assert _readable(log) == "2 images\nDatasetError: test.csv\n" and _readable("not JSON") == "not JSON"
 print(*_readable(log).splitlines()[-lines:], sep="\n")
+
+# %% [markdown]
+# ---
+# [← Kernels](65_kernels.py) · [Isolation →](67_isolation.py)

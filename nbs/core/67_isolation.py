@@ -236,3 +236,7 @@ seen = visible_packages(read_pins(root / "kaggle/wheels/image.txt"))
 assert {"torch", "numpy", "ipykernel"} <= seen
 assert not {"onnxruntime", "pydicom", "imagecodecs", "nbdev", "papermill"} & seen
 print(f"{len(seen)} packages seen, {len(_distributions()) - len(seen)} not seen")
+
+# %% [markdown]
+# ---
+# [← Publishing](66_publishing.py) · [Rehearse →](68_rehearse.py)

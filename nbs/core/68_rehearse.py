@@ -205,3 +205,7 @@ def rehearse(
 
 # %% [markdown]
 # `make kaggle-rehearse WEIGHTS=runs/demo/weights` runs it in full. It takes about a minute.
+
+# %% [markdown]
+# ---
+# [← Isolation](67_isolation.py) · [Reports →](69_reports.py)

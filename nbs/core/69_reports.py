@@ -162,3 +162,7 @@ assert (kinds["cancer"].first() == kinds["cancer"].last()).all() and len(chosen)
 assert kinds["probability"].min()[["found", "suspected"]].min() > 0.6 >= kinds["probability"].max()["missed"]
 show_pictures(chosen.head(pictures), lambda row: np.full((8, 6), round(255 * row.probability), np.uint8),
               lambda row: f"{row.kind}: {row.probability:.2f}", columns=pictures)
+
+# %% [markdown]
+# ---
+# [← Rehearse](68_rehearse.py) · [Evidence →](70_evidence.py)

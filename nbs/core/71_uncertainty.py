@@ -209,3 +209,7 @@ plt.axvline(ranked.auc(), color="black", lw=1)
 plt.xlabel("AUC")
 plt.legend(fontsize=8)
 print(f"{2 * DRAWS} draws of {len(who)} images in {seconds:.2f} s")
+
+# %% [markdown]
+# ---
+# [← Evidence](70_evidence.py) · [Calibration →](72_calibration.py)

@@ -183,3 +183,7 @@ table = pd.DataFrame({name: {"Brier": Reliability(y, p).brier(), "ECE": Reliabil
                       for name, p in kinds.items()}).T
 assert (table["Brier"].iloc[1:] < .9 * table["Brier"].iloc[0]).all() and (table["ECE"].iloc[1:] < .03).all()
 table.round(3)
+
+# %% [markdown]
+# ---
+# [← Uncertainty](71_uncertainty.py) · [Estimates →](73_estimates.py)

@@ -215,3 +215,7 @@ width = [table["value"] - table["low"], table["high"] - table["value"]]
 plt.figure(figsize=(6, 3))
 plt.errorbar(table["value"], table["metric"], xerr=np.maximum(width, 0), fmt="o")
 plt.gca().invert_yaxis()
+
+# %% [markdown]
+# ---
+# [← Calibration](72_calibration.py) · [DeLong →](74_delong.py)

@@ -139,3 +139,7 @@ assert abs(drawn.std() / found.error - 1) < .15
 pd.DataFrame({"difference": [found.value, alone.value, drawn.mean()],
               "standard error": [found.error, alone.error, drawn.std()], "p": [found.p, alone.p, np.nan]},
              index=["DeLong by patient", "DeLong by item", "bootstrap by patient"]).round(4)
+
+# %% [markdown]
+# ---
+# [← Estimates](73_estimates.py) · [Comparison →](75_comparison.py)

@@ -180,3 +180,7 @@ row = found.iloc[0]
 alone = sum((row[f"{name} high"] - row[f"{name} low"])**2 for name in ("first", "second"))**.5
 assert 0 < row["difference"] and row["difference high"] - row["difference low"] < alone and row["p"] < .01
 comparison_in_words(found, ("noisy", "better"))
+
+# %% [markdown]
+# ---
+# [← DeLong](74_delong.py)

@@ -155,3 +155,7 @@ system.flow()
 
 # %%
 pd.DataFrame({name: [recipe.about, recipe.mode] for name, recipe in system.recipes.items()}, index=["about", "mode"]).T
+
+# %% [markdown]
+# ---
+# [← Start here](../00_start.py) · [Phantom →](01_phantom.py)

@@ -265,3 +265,7 @@ for ax, row in zip(axes.flat, shown.itertuples()):
     found = [kind for kind in KINDS if getattr(row, kind)]
     ax.set_title(", ".join(found) or f"{row.level:.0f} mm", color="red" if found else "grey", fontsize=7)
 fig.tight_layout(pad=0.2)
+
+# %% [markdown]
+# ---
+# [← Head CT](00_system.py) · [Prepare →](02_prepare.py)

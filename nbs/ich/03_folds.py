@@ -120,3 +120,7 @@ summary.round(3)
 ax = summary[classes].plot.bar(figsize=(7, 2.6), rot=0, width=0.8)
 ax.set(ylabel="share of slices", xlabel="fold")
 ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=8);
+
+# %% [markdown]
+# ---
+# [← Prepare](02_prepare.py) · [Classify →](04_classify.py)

@@ -321,3 +321,7 @@ axes[2].set_xlabel("mean probability")
 axes[1].legend(fontsize=7)
 fig.tight_layout()
 assert np.isfinite(history["log_loss"]).all()
+
+# %% [markdown]
+# ---
+# [← Folds](03_folds.py) · [Embed →](05_embed.py)

@@ -228,3 +228,7 @@ kept = pd.read_csv(run.path(f"checkpoints/classify/{first.encoder}/fold_{first.f
 again = read_embeddings(files[0], kept["image_id"].astype(str).tolist())[1]
 assert np.allclose(again, kept[[f"p_{c}" for c in classes]], atol=1e-4)   # as the classifier predicted in its training
 pd.Series(losses, name="log loss").to_frame().round(4)
+
+# %% [markdown]
+# ---
+# [← Classify](04_classify.py) · [Sequence →](06_sequence.py)

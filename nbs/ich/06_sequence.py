@@ -294,3 +294,7 @@ for ax, title in zip(axes, ["training loss", "log loss of held-back slices"]):
 axes[0].legend(fontsize=7)
 fig.tight_layout()
 assert np.isfinite(history["loss"]).all()
+
+# %% [markdown]
+# ---
+# [← Embed](05_embed.py) · [End to end →](07_end2end.py)

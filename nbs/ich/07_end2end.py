@@ -317,3 +317,7 @@ ax.set_title("log loss of each series", fontsize=9)
 scores = {name: log_loss(p[classes].to_numpy(), p[columns].to_numpy())
           for name, p in (("two stages", before), ("end to end", after))}
 pd.Series(scores, name="log loss").to_frame().round(4)
+
+# %% [markdown]
+# ---
+# [← Sequence](06_sequence.py) · [Bag →](08_bag.py)

@@ -314,3 +314,7 @@ ladder.round(4)
 
 # %%
 plot_ladder(ladder, "log_loss", "log loss, out of fold")
+
+# %% [markdown]
+# ---
+# [← End to end](07_end2end.py) · [Engines →](09_engines.py)

@@ -244,3 +244,7 @@ plt.legend(fontsize=7);
 
 # %%
 pd.Series(bag.metadata, name="encoder.json").drop("probe").to_frame()
+
+# %% [markdown]
+# ---
+# [← Bag](08_bag.py) · [Submit →](10_submit.py)

@@ -262,3 +262,7 @@ axes[0].legend(fontsize=7);
 
 # %%
 show_series(table, competition);
+
+# %% [markdown]
+# ---
+# [← Engines](09_engines.py) · [Report →](11_report.py)

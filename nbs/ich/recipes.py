@@ -237,3 +237,7 @@ RECIPES = {
 chosen = RECIPES[recipe]
 pd.Series({f"{kind.__name__}.{name}": value for kind in (Prepare, Folds, Classify, Embed, Sequence, EndToEnd, Bag)
            for name, value in asdict(chosen.section(kind)).items()}).to_frame(recipe)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](00_system.py)

@@ -378,3 +378,7 @@ for i, ax in enumerate(axes.flat):
                                    ec=colour, lw=0.8))
     ax.axis("off")
 fig.tight_layout(pad=0.1)
+
+# %% [markdown]
+# ---
+# [← Mammography](00_system.py) · [Data sets →](02_datasets.py)

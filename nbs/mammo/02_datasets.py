@@ -290,3 +290,7 @@ for name, part in table.groupby("dataset", sort=False):
         ax.set_title(f"{row.laterality} {row.view}, {'cancer' if row.cancer else 'no cancer'}", fontsize=9)
     fig.suptitle(f"{name}: stored values without a window; some images may be inverted")
     fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Phantom](01_phantom.py) · [Detector →](03_detector.py)

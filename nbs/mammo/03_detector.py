@@ -448,3 +448,7 @@ for ax, i in zip(axes.flat, [*order[:8], *usual]):
 for ax in axes.flat:
     ax.axis("off")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Data sets](02_datasets.py) · [Crops →](04_crops.py)

@@ -483,3 +483,7 @@ for ax, row in zip(axes.flat, good.iloc[np.linspace(0, len(good) - 1, 12).astype
 for ax in axes.flat:
     ax.axis("off")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Detector](03_detector.py) · [Folds →](05_folds.py)

@@ -173,3 +173,7 @@ else:
 fig.suptitle("")
 axes[1].set(title="age" if "age" in table else "", xlabel="fold")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Crops](04_crops.py) · [Train →](06_train.py)

@@ -404,3 +404,7 @@ for ax, row in zip(axes, pd.concat([last.tail(4)[::-1], last.head(4)]).itertuple
     ax.set_title(f"{row.probability:.2f}\n{'cancer' if row.cancer else 'no cancer'}", fontsize=8)
     ax.axis("off")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Folds](05_folds.py) · [Select →](07_select.py)

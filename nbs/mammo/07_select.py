@@ -222,3 +222,7 @@ axes[2].axvline(selection["threshold"], color="orange")
 axes[2].axvspan(*selection["plateau"], alpha=.2, color="orange")
 axes[2].set(title=f"pF1 by threshold, and its plateau\n{cases}", xlabel="threshold")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Train](06_train.py) · [Engines →](08_engines.py)

@@ -311,3 +311,7 @@ whole = {"name": "ensemble", "folds": engine.metadata["folds"], "size": engine.m
          "oof_auc": round(engine.metadata["oof_auc"], 4)}
 display(pd.DataFrame([whole, *engine.metadata["variants"]]))
 pd.Series(engine.metadata, name="ensemble.json").to_frame()
+
+# %% [markdown]
+# ---
+# [← Select](07_select.py) · [Submit →](09_submit.py)

@@ -266,3 +266,7 @@ short = Path(tempfile.mkdtemp())
 submit(submission, run.path(competition(run)), place, short, budget="1s", flip=True, workers=1)
 assert pd.read_csv(short / "submission.csv")["prediction_id"].tolist() == decided["prediction_id"].tolist()
 print(*summary(read_json(short / "submit.json")), sep="\n")
+
+# %% [markdown]
+# ---
+# [← Engines](08_engines.py) · [Report →](10_report.py)

@@ -221,3 +221,7 @@ stages_table(manifest)
 
 # %%
 environment_table(manifest)
+
+# %% [markdown]
+# ---
+# [← Submit](09_submit.py)

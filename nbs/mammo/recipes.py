@@ -261,3 +261,7 @@ for overrides in ({"epochs": 8}, {"loop.epoch": 8}, {"loop.epochs": "8"}, {"befo
 whole = override(RECIPES["winner"].section(Train), {"loop.epochs": 3}, "train")
 assert [t.loop.epochs for t in whole.by_fold] == [3] * 4 and whole.by_fold[0].before.loop.epochs == 3
 assert whole.by_fold[2].before is None
+
+# %% [markdown]
+# ---
+# [↑ Mammography](00_system.py)

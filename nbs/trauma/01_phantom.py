@@ -301,3 +301,7 @@ for ax, row in zip(axes.flat, shown.itertuples()):
     found = [kind for kind in kinds if getattr(row, kind)]
     ax.set_title(", ".join(found) or f"{row.z_mm:.0f} mm", color="red" if found else "grey", fontsize=7)
 fig.tight_layout(pad=0.2)
+
+# %% [markdown]
+# ---
+# [← Abdominal trauma](00_system.py) · [Volumes →](02_volumes.py)

@@ -180,3 +180,7 @@ sheet([np.asarray(volume[k]) for k in shown], columns=9, title=f"patient {longes
 fig, ax = plt.subplots(figsize=(6, 2.2))
 ax.hist(used["slices"], bins=20, color="#46719c")
 ax.set(xlabel="slices of a series", ylabel="series");
+
+# %% [markdown]
+# ---
+# [← Phantom](01_phantom.py) · [Segment →](03_segment.py)

@@ -338,3 +338,7 @@ for row, labels in zip(axes, (organs, best)):
         ax.axis("off")
 fig.tight_layout(pad=0.3)
 assert about["depth"] == len(levels) and np.isfinite(history["dice"]).all()
+
+# %% [markdown]
+# ---
+# [← Volumes](02_volumes.py) · [Info →](04_info.py)

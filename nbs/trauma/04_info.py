@@ -178,3 +178,7 @@ top, bottom, left, right = rows[CROP].iloc[0] * np.repeat(volume.shape[1:], 2)
 picture.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color="orange")
 picture.axis("off")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [← Segment](03_segment.py) · [Blocks →](05_blocks.py)

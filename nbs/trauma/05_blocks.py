@@ -108,3 +108,7 @@ volume = np.load(run.path("processed/volumes/") / f"{name}.npy", mmap_mode="r")
 read = [int(p) for p in own["places"].iloc[0].split()]
 assert all(max(map(int, places.split())) < len(volume) for places in own["places"])
 sheet([np.asarray(volume[p]) for p in read[:18]], columns=9, title=own["block"].iloc[0]);
+
+# %% [markdown]
+# ---
+# [← Info](04_info.py) · [Folds →](06_folds.py)

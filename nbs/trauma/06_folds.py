@@ -124,3 +124,7 @@ summary
 ax = summary[list(GRADES)].plot.bar(figsize=(7, 2.4), rot=0, width=0.8)
 ax.set(ylabel="share of patients", xlabel="fold")
 ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=8);
+
+# %% [markdown]
+# ---
+# [← Blocks](05_blocks.py) · [Train →](07_train.py)

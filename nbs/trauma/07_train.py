@@ -339,3 +339,7 @@ axes[1].set(title="score of held-back patients", xlabel="epoch")
 axes[1].legend(fontsize=6)
 fig.tight_layout()
 assert np.isfinite(history["loss"]).all()
+
+# %% [markdown]
+# ---
+# [← Folds](06_folds.py) · [Ensemble →](08_ensemble.py)

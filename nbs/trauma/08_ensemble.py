@@ -207,3 +207,7 @@ table.round(3)
 # %%
 plot_ladder(table, "score", "score, out of fold")
 assert np.isfinite(table["score"]).all()
+
+# %% [markdown]
+# ---
+# [← Train](07_train.py) · [Engines →](09_engines.py)

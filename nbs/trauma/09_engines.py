@@ -186,3 +186,7 @@ ax.legend(fontsize=7);
 
 # %%
 pd.Series(engines.metadata, name="classifier.json").drop(["rebuild", "probe"], errors="ignore").to_frame()
+
+# %% [markdown]
+# ---
+# [← Ensemble](08_ensemble.py) · [Submit →](10_submit.py)

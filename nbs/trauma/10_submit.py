@@ -247,3 +247,7 @@ if answers.is_file():   # a drawn competition: points are the injuries that ther
     truth = read_labels(answers).set_index("patient_id").loc[decided["patient_id"]]
     ill = 1 - truth[[f"{organ}_healthy" for organ in GRADES]].to_numpy()
     ax.plot(*np.argwhere(ill).T, "o", color="black", ms=4)
+
+# %% [markdown]
+# ---
+# [← Engines](09_engines.py) · [Report →](11_report.py)

@@ -227,3 +227,7 @@ stages_table(manifest)
 
 # %%
 environment_table(manifest)
+
+# %% [markdown]
+# ---
+# [← Submit](10_submit.py)

@@ -272,3 +272,7 @@ pd.Series({f"{kind.__name__}.{name}": value for kind in (Volumes, Segment, Info,
 pd.DataFrame([asdict(m) | {"script": name, "window": window, "lr": m.loop.lr, "epochs": m.loop.epochs}
               for name, (window, models) in PUBLISHED.items() for m in models]).set_index("script").drop(
                   columns=["loop", "columns", "weights", "size"])
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](00_system.py)

@@ -176,3 +176,7 @@ plt.figure(figsize=(4, 2.2))
 plt.plot(grid, plain, marker="o")
 plt.xlabel("threshold")
 plt.ylabel("F1");
+
+# %% [markdown]
+# ---
+# [↑ Baseline](../00_system.py)

@@ -219,3 +219,7 @@ for ax, level in zip(axes.T.flat, np.linspace(-28, 122, 21)):
     ax.imshow(hu, cmap="gray", vmin=0, vmax=80)
     ax.axis("off")
 fig.tight_layout(pad=0.1)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -315,3 +315,7 @@ def draw_brain(
         if strength and abs(c.level - at[2]) < 12:
             hu = hu + strength * soft(ball(wide, c.y, c.z, at, radii) + 0.6 * c.texture, e)
     return Brain(hu, sulci, ventricles)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -203,3 +203,7 @@ for i, kind in enumerate(KINDS):
         ax.axis("off")
     assert shown[2] + shown[3] > max(10, 2 * (shown[0] + shown[5])), kind
 fig.tight_layout(pad=0.1)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -288,3 +288,7 @@ for ax, s in zip(axes, SCANNERS):
     assert np.abs(read - hu)[inside].max() <= 1, s.name
     ax.imshow(read, cmap="gray", vmin=0, vmax=80)
     ax.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -168,3 +168,7 @@ for wrong in (lambda: read_embeddings(folder / "a.safetensors", ["ID_ffffffff0"]
         print(str(e).replace(str(folder), "the folder"))
     else:
         raise AssertionError
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

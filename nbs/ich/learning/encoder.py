@@ -187,3 +187,7 @@ for name in ("resnext101_32x8d", "tf_efficientnet_lite0", "resnet10t"):
                  "parameters": sum(p.numel() for p in encoder.parameters())})
 assert rows[0] == {"network": "resnext101_32x8d", "features": 2048, "parameters": 86754630}
 pd.DataFrame(rows)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -260,3 +260,7 @@ one_by_one = encode_series(bag.encoder, pictures, 3, batch=1)[0]
 assert np.abs(one_by_one - encode_series(bag.encoder, pictures, 3)[0]).max() < 1e-4
 assert np.abs(predict_series(bag, {k: v[:2] for k, v in pictures.items()}, 3)[0] - together[:2]).max() > 1e-4
 pd.DataFrame(np.hstack([alone, together]), columns=[f"{c}, {w}" for w in ("classifiers", "bag") for c in classes])
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -142,3 +142,7 @@ plt.plot(p, [log_loss([1], [each]) for each in p])
 plt.xlabel("probability of the label")
 plt.ylabel("log loss")
 plt.title(f"log loss, clipped at {CLIP}", fontsize=9);
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

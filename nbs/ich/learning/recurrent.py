@@ -217,3 +217,7 @@ axes[0].set_ylabel("logit of any")
 axes[1].legend(fontsize=7)
 fig.tight_layout()
 assert moved > 1e-3
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

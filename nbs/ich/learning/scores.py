@@ -120,3 +120,7 @@ table = compare(known, CLASSES, {"noisy": noise, "good": good, "as noisy": noise
 assert table["change_percent"].iloc[1] < -20 and table["change_high"].iloc[1] < 0
 assert table["change_percent"].iloc[2] == 0 and (table["low"] < table["log_loss"]).all()
 table.round(3)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

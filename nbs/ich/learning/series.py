@@ -151,3 +151,7 @@ model = Recurrent(2, 2, 1)
 one, many = (predict_series(model, data, n) for n in (1, 3))
 assert np.allclose(one, many, atol=1e-6) and one.shape == (sum(lengths), 1)
 table.assign(p_any=many[:, 0]).sort_values(["series", "place"])
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -362,3 +362,7 @@ alone, _ = encode(encoder, data, 1, rows=[4, 2])
 assert embeddings.shape == (5, 512) and probabilities.shape == (5, 2)
 assert np.allclose(alone, embeddings[[4, 2]], atol=1e-5)
 pd.DataFrame(probabilities, index=table["image_id"], columns=["subdural", "any"]).round(3)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -213,3 +213,7 @@ def places_by_position(
 scattered = pd.DataFrame({"patient_id": "p", "study": "t", "series": list("ssru"), "x": [1., 1, 0, 0], "y": 0.,
                           "z": [9., -10, 3, 5]})
 assert places_by_position(scattered).tolist() == [1, 0, 0, 0]
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -236,3 +236,7 @@ assert all(x.shape == (5, 3, size, size) and x.dtype == np.uint8 for x in inputs
 near, single = inputs["neighbours_crop"], inputs["windows_crop"]
 assert np.array_equal(near[1, 1], single[1, 0]) and np.array_equal(near[0, 0], near[0, 1])
 sheet([x.transpose(1, 2, 0) for part in inputs.values() for x in part], columns=5);
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -118,3 +118,7 @@ table.groupby("series").agg(slices=("any", "size"), positive=("any", "sum")).hea
 # %%
 first = table[table["series"] == table["series"].iloc[0]]
 sheet([read_picture(folder, f)[..., 0] for f in first["file"]], title="one series, from its first slice to its last");
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

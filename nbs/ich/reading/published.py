@@ -93,3 +93,7 @@ for wrong in (lambda: published_files(folder, 480, 1), lambda: published_files(f
         print(e)
     else:
         raise AssertionError
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

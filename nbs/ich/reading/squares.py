@@ -189,3 +189,7 @@ def normalized(
 
 # %%
 assert np.allclose(normalized(np.full((1, 1, 3), 255, np.uint8))[:, 0, 0], [2.3924, 2.7673, 2.3860], atol=1e-4)
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -128,3 +128,7 @@ for ax, shown_picture, title in zip(axes, shown, [*WINDOWS, "all three", "origin
     ax.imshow(shown_picture, cmap="gray", vmin=0, vmax=255)
     ax.set_title(title, fontsize=9)
     ax.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -288,3 +288,7 @@ if folder == scratch / "competition":
     kinds = {e.split(":")[0] for e in found["error"] if e}
     assert kinds == {"CorruptPixels", "Missing", "LabelConflict"}
     assert found["problems"].str.contains("same bytes as").sum() == 1
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

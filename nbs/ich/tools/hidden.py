@@ -102,3 +102,7 @@ print(f"{len(files)} files, cut short: {broken[0]}")
 found, series = write_series(root / "stage_2_test_images", root.parent / "out", workers=1)
 assert print_series(found, series, root.parent / "out") == 1
 found["note"].replace(r"ID_\w+", "ID", regex=True).value_counts()
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

@@ -316,3 +316,7 @@ again = predict_folder(folder, output, weights)
 failed = again[again["error"].ne("")]
 assert len(failed) == 1 and (again["any"].dropna().values == result["any"].dropna().values).all()
 print(failed["error"].iloc[0])
+
+# %% [markdown]
+# ---
+# [↑ Head CT](../00_system.py)

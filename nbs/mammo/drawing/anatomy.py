@@ -282,3 +282,7 @@ for ax, (title, shown) in zip(axes, {"coverage": cover, "muscle": muscle, "tissu
     ax.imshow(shown, cmap="gray")
     ax.set_title(title)
     ax.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

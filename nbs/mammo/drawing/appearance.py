@@ -254,3 +254,7 @@ def neighbours(rng: np.random.Generator, s: Scene):
 
 # %%
 sheet([s.picture for s in scenes(light, air, neighbours)], title="neighbours");
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -129,3 +129,7 @@ for i, ax in enumerate(axes.flat):
         x0, y0, x1, y1 = mask_box(b.lesion_mask)
         ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="yellow", lw=0.6))
 fig.tight_layout(pad=0.2)
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -277,3 +277,7 @@ def noise(rng: np.random.Generator, s: Scene):
 # %%
 families = light, contents, air, neighbours, borders, handling, markers, noise
 sheet([s.picture for s in scenes(*families)], title="all families");
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

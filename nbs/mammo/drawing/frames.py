@@ -254,3 +254,7 @@ axes[1].set(xlabel="width", ylabel="height", xlim=(0, 1.02), ylim=(0, 1.02),
             title=f"median {np.median(w):.2f} x {np.median(h):.2f}")
 fig.tight_layout()
 assert (w * h >= 0.06).all()
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

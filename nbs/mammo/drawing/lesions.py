@@ -178,3 +178,7 @@ for ax, (kind, picture) in zip(axes, lesions.items()):
     ax.set(title=kind, xlim=(30, 90), ylim=(150, 90))
     ax.axis("off")
     assert picture.max() > 0.5
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

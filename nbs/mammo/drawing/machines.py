@@ -181,3 +181,7 @@ for ax, m in zip(axes, MACHINES):
     ax.imshow(read.pixel_array, cmap="gray")
     ax.set_title(f"{m.machine_id}: {m.bits_stored} bits\n{m.photometric}", fontsize=8)
     ax.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -277,3 +277,7 @@ def scenes(count=24, size=192):
         yield lay_out(rng, draw_build(rng), "LR"[i // 2 % 2], ("CC", "MLO")[i % 2], size)
 
 sheet([s.picture for s in scenes()], title="scenes, before any family");
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

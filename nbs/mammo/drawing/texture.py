@@ -240,3 +240,7 @@ plt.figure(figsize=(3.2, 3.6))
 plt.imshow(drawn, cmap="gray")
 plt.title("width 0.1 to 3.2 mm")
 plt.axis("off");
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -450,3 +450,7 @@ try:
     augment(breast, np.random.default_rng(0), "lite")
 except ValueError as e:
     print(e)
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -75,3 +75,7 @@ table = pd.DataFrame({"prediction_id": ["1_L", "1_L", "1_R", "2_L", "3_L"],
 decided = breast_decisions(table, .31)
 assert decided.to_dict() == {"1_L": 1, "1_R": 0, "2_L": 1, "3_L": 0}
 decided
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -158,3 +158,7 @@ plt.plot(stretched, label="unequal cells")
 plt.xlabel("pixel of the result")
 plt.ylabel("pixel of the image")
 plt.legend();
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

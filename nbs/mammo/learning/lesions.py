@@ -124,3 +124,7 @@ for cells in (4, 36, 144, 1024):
     rows.append({"cells": cells, "mean": round(malignant.mean().item() + 4, 2),
                  "log-sum-exp": round(difference.item(), 2)})
 pd.DataFrame(rows)
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

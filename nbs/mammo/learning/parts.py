@@ -106,3 +106,7 @@ plt.ylabel("width / height");
 sides, ends = flip_sides(breast, None), flip_ends(breast, None)
 sheet([breast, sides, ends, flip_ends(sides, None)], columns=8, title="flips")
 assert (sides[:, 0] == breast[:, -1]).all() and (ends[0] == breast[-1]).all()
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

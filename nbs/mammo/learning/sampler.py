@@ -146,3 +146,7 @@ plt.figure(figsize=(6, 2))
 plt.bar(range(len(used)), used, width=1, color=np.where(cancer, "orange", "grey"))
 plt.xlabel("image, positives first")
 plt.ylabel("times used");
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -141,3 +141,7 @@ in_words(table, GROUP_SCORES)
 
 # %%
 in_words(by_unit(images, n=300), ("AUC", "pF1"))
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

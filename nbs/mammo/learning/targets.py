@@ -111,3 +111,7 @@ losses = pointing_loss({"judgements": torch.zeros(1, 2), "cells": torch.full((1,
 assert np.isclose(losses["label"], np.log(2))
 assert np.isclose(losses["cells"], 2 * (10 * np.log1p(np.exp(4)) + 7 * np.log1p(np.exp(-4))) / 8)
 {name: round(value.item(), 3) for name, value in losses.items()}
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

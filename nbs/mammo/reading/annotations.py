@@ -139,3 +139,7 @@ for ax, b in zip(axes, boxes.itertuples()):
     ax.imshow(view, cmap="gray", vmin=0, vmax=255)
     ax.add_patch(plt.Rectangle(corner * scale, *(sides * scale), fill=False, edgecolor="orange"))
     ax.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -130,3 +130,7 @@ for ax, (name, limit) in zip(axes, (("tissue", LEAST_TISSUE), ("smooth", LEAST_S
     ax.axvline(limit, color="tab:red")
     ax.set(xlabel=name, ylabel="pictures")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -331,3 +331,7 @@ for output in ((100, 200, 120, 180, .9, .9), (100, 200, 120, 180, .7, .7), (100,
     sources.append(box.source)
     print(output, "->", box)
 assert sources == ["detector", "otsu", "otsu"]
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

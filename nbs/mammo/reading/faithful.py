@@ -250,3 +250,7 @@ print(
     f"The two orders differ in {(submitted[8:40] != trained).mean():.0%} of the pixels, by at most "
     f"{np.abs(submitted[8:40].astype(int) - trained).max()} level."
 )
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

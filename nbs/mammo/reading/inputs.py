@@ -198,3 +198,7 @@ row, picture = see_item(item, SimpleNamespace(size=size))
 _, small = see_item(item, SimpleNamespace(size=half))
 assert (picture == both[0].picture).all() and (small == both[1].picture).all()
 row
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -138,3 +138,7 @@ for attempt in (lambda: read_labels(folder, ("label.xlsx",), []), lambda: read_l
         print(e)
     else:
         raise AssertionError(attempt)
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -147,3 +147,7 @@ small.ViewCodeSequence = [code]
 header = header_of(small, Path("10038.dcm"), Mammogram)
 assert (header.laterality, header.view, header.modality) == ("R", "MLO", "MG")
 header.laterality, header.view, header.intent
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -138,3 +138,7 @@ if not own:
 mine = read_own(own)
 assert mine["file"].notna().all() and set(mine["laterality"]) <= {"L", "R"}
 mine.head()
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

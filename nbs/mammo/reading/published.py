@@ -260,3 +260,7 @@ def read_bmcd(
 bmcd = read_bmcd(folder)
 assert bmcd["cancer"].tolist() == [1, 0, 1, 0] and set(bmcd["patient_id"]) == {"suspicious_1"}
 bmcd
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

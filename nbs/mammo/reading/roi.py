@@ -273,3 +273,7 @@ if "truth" in globals():
     last = truth[truth["patient_id"] == truth["patient_id"].iloc[-1]]
     for annotation, r in zip(coco["annotations"], last.itertuples()):
         assert np.allclose(annotation["bbox"], (r.x0, r.y0, r.x1 - r.x0, r.y1 - r.y0), atol=1e-3)
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -158,3 +158,7 @@ plt.barh(list(known), list(known.values()))
 plt.gca().invert_yaxis()
 plt.xlabel("share of positive images")
 plt.tight_layout()
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -357,3 +357,7 @@ for box, colour in ((drawn.box, "limegreen"), (rough, "orange"), (refined, "deep
     show(ax, box, colour)
 ax.axis("off")
 assert not outside.any() and np.abs(refined - drawn.box).max() < 9
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -329,3 +329,7 @@ for ax, path, title in zip(axes[1:], (paths[0], paths[3], paths[3].with_name("ag
     ax.set_title(title, fontsize=8)
     ax.axis("off")
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

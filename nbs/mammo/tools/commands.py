@@ -139,3 +139,7 @@ def weights(
 
 # %%
 assert read_size("2048x1024") == (2048, 1024) and read_size("") == (0, 0)
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -383,3 +383,7 @@ try:
     fetch_weights(trained)
 except FetchError as e:
     print(str(e).replace(str(trained), "assets/trained"))
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

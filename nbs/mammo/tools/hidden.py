@@ -113,3 +113,7 @@ for axis, row in zip(axes, seven.itertuples()):
     axis.imshow(picture.pixels, cmap="gray")
     axis.set_title(f"{row.laterality} {row.view}")
     axis.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

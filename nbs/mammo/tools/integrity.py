@@ -286,3 +286,7 @@ def compare(
         for file, first in zip(known["file"], known.groupby(column)["file"].transform("first")):
             if file != first:
                 yield file, f"same {what} as {first}"
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -361,3 +361,7 @@ again = predict_folder(folder, output, weights)
 failed = again[again["error"].fillna("") != ""]
 assert len(failed) == 1 and (again["probability"].dropna().values == result["probability"].values).all()
 print(failed["error"].iloc[0])
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

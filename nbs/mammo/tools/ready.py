@@ -82,3 +82,7 @@ for labels, folds, masks in ((example, 4, False), (example.assign(cancer=1), 2, 
         check_labels(labels, "mine", folds, masks)
     except DatasetError as e:
         print(e)
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -307,3 +307,7 @@ for ax, z, hu in zip(axes.flat, grid.z.ravel(), c.hu):
     ax.axis("off")
 assert 0.8 < c.texture.std() < 1.2 and np.median(c.hu[:, 0, 0]) == AIR
 fig.tight_layout(pad=0.1)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -207,3 +207,7 @@ for i, injury in enumerate(INJURIES):
         ax.imshow(hu + rng.normal(0, 11, hu.shape), cmap="gray", vmin=-150, vmax=250)
         ax.axis("off")
 fig.tight_layout(pad=0.1)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -234,3 +234,7 @@ for ax in axes.flat:
     ax.axis("off")
 assert set(np.unique(labels)) == set(range(6))
 fig.tight_layout(pad=0.1)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -243,3 +243,7 @@ axes[-1].imshow(stored[:, :, 0], cmap="tab10", vmin=0, vmax=9)     # as stored: 
 for ax in axes:
     ax.axis("off")
 assert np.array_equal(stored[:, ::-1, 0].T, label_map(drawn)[0])
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

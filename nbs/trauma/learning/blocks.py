@@ -261,3 +261,7 @@ for ax_row, s in zip(axes, (-1, seed, seed + 1, seed + 2)):
         ax.set_title(f"{target['labels'][k, 0]:.2f}", fontsize=7)
         ax.axis("off")
 fig.tight_layout(pad=0.3)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -336,3 +336,7 @@ for ax, mask in zip(axes, drawn[0].detach()):
     ax.imshow(mask)
     ax.axis("off")
 pd.DataFrame(rows)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -214,3 +214,7 @@ small = {"Unet": Unet((8, 16, 32, 64), (32, 16, 8, 8)), "ShuffleBlock": ShuffleB
          "mask_head": mask_head(64, 4)}
 assert enlarged(small["mask_head"](torch.randn(1, 64, 2, 2)), (size, size)).shape == (1, 4, size, size)
 pd.Series({name: sum(p.numel() for p in m.parameters()) for name, m in small.items()}, name="parameters").to_frame()
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

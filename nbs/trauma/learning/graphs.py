@@ -155,3 +155,7 @@ both = found[models[1].columns.split()].to_numpy()
 assert np.allclose(both, torch.sigmoid(alone[0]), atol=1e-5)
 assert np.allclose(found.drop(columns=models[1].columns.split()), 0)
 found.round(3)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -316,3 +316,7 @@ ax.plot(reading.masks[:, 0].sum((1, 2)) / reading.masks[:, 0].sum((1, 2)).max(),
 ax.plot(curve["liver_injury"], ".", label="liver_injury")
 ax.set_xlabel("slice")
 ax.legend(fontsize=7);
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -106,3 +106,7 @@ plt.figure(figsize=(5, 2.2))
 plt.plot(distances, values)
 plt.xlabel("distance, pixels")
 plt.ylabel("Dice loss, mean of two channels");
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

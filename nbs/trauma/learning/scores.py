@@ -386,3 +386,7 @@ plt.figure(figsize=(5, 2.2))
 plt.semilogx(losses.keys(), losses.values(), marker="o", base=2)
 plt.xlabel("factor of a high grade")
 plt.ylabel("log loss of the kidney");
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

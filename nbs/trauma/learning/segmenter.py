@@ -237,3 +237,7 @@ for ax, picture, title in zip(axes, (seen[:, size // 2], seen[depth // 2]), ("sl
     ax.imshow(picture.log1p())
     ax.set_title(title, fontsize=9)
 assert seen[depth // 2, size // 2, size // 2] > 0
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

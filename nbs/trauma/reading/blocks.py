@@ -85,3 +85,7 @@ for row, length in zip(axes, lengths):
         ax.set_title(f"{length} slices, {sampling}", fontsize=8)
         ax.set_yticks([])
 fig.tight_layout()
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

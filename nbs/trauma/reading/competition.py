@@ -221,3 +221,7 @@ def read_table(
     text = [c for c in TEXT if c in table]
     table[text] = table[text].fillna("")
     return table
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

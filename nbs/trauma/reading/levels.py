@@ -119,3 +119,7 @@ for ax, (title, picture) in zip(axes, pictures.items()):
     ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
     ax.set_title(title, fontsize=9)
     ax.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

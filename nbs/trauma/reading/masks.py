@@ -155,3 +155,7 @@ for ax, picture, mask in zip(axes, levels[::3], labels[::3]):
     ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
     ax.imshow(np.ma.masked_equal(mask, 0), cmap="tab10", vmin=1, vmax=10, alpha=0.5)
     ax.axis("off")
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -155,3 +155,7 @@ try:
     read_masks(path, [slices])
 except MaskError as e:
     print(type(e).__name__)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -224,3 +224,7 @@ try:
 except NoSeries as e:
     print(type(e).__name__, str(e).split(":")[-1])
 assert set(SLICES) < set(table) and set(SERIES) < set(series) and series["used"].tolist().count(1) == 1
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -176,3 +176,7 @@ measured = list(following_windows(volume, depth, 32))
 assert len(measured) == 5 and not measured[-1][length % depth:].any() and measured[-1][0].any()
 tail = small_levels(volume, range(length - length % depth, length), 32)
 assert np.array_equal(measured[-1][:len(tail)], tail), "the last window equals its slices to the last bit"
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

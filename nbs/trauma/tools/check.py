@@ -233,3 +233,7 @@ if folder == scratch / "competition":
     assert print_check(found) == 1
     assert sorted(e.split(":")[0] for e in found["error"] if e) == ["CorruptPixels", "Missing", "Missing"]
     assert found["problems"].str.contains("at the position of another slice").sum() == 1
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

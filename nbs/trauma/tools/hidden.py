@@ -106,3 +106,7 @@ print(f"{len(sample)} patients, nothing can be read of {broken[0]}")
 found, series = write_series(root / "test_images", root.parent / "out", workers=1)
 print_series(found, series, root.parent / "out")
 found["note"].replace(r"\d+", "#", regex=True).value_counts().head(8)
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)

@@ -305,3 +305,7 @@ pd.read_csv(output / "per_patient.csv").head().T
 plt.figure(figsize=(11, 4.6))
 plt.imshow(plt.imread(sorted((output / "previews").glob("*.png"))[0]))
 plt.axis("off");
+
+# %% [markdown]
+# ---
+# [↑ Abdominal trauma](../00_system.py)
