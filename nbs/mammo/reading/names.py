@@ -5,7 +5,7 @@
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -106,3 +106,7 @@ assert len({n.lower() for n in names}) == len(files) and max(map(len, names)) <=
 assert names[5:7] == ["1.2.840.7.1", "1.2.840.7.2"] and all(n.isprintable() and "/" not in n for n in names)
 assert stem_of("a/1.2.840.7") == stem_of("1.2.840.7.dcm") == "1.2.840.7"
 dict(zip(map(shown, files), names))
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)

@@ -5,7 +5,7 @@
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -186,3 +186,7 @@ kinds = {
     "synthetic 2D": header(ImageType=["DERIVED", "PRIMARY", "TOMO", "GENERATED_2D"])}
 assert [name for name, why in kinds.items() if not why] == ["", "film", "synthetic 2D"]
 pd.Series(kinds, name="no standard mammogram").to_frame()
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)
