@@ -45,9 +45,11 @@ def assets():
 
 
 # ---- small folders in the published layouts
-def disc(rows=64, columns=48, top=2000, dtype=np.uint16):
+def disc(rows=64, columns=48, top=2000, dtype=np.uint16, shade=0.0):
+    "A breast, which is darker towards the skin by the share `shade`."
     y, x = np.mgrid[:rows, :columns]
-    return ((np.hypot(x, y - rows / 2) < columns * .6) * top + (x + y) % 7).astype(dtype)
+    distance = np.hypot(x, y - rows / 2) / (columns * .6)
+    return ((distance < 1) * (1 - shade * distance) * top + (x + y) % 7).astype(dtype)
 
 
 def dicom(path, laterality="L", view="CC", pixels=None, bits=12, windows=((2048, 4096),), voi_function=""):
@@ -495,7 +497,8 @@ def test_pictures_are_found_only_in_a_folder_without_dicom_files(tmp_path):
 
 
 def test_grey_levels_by_scaling(tmp_path):
-    sixteen, eight = disc(200, 150, 40_000) + 1000, disc(200, 150, 180, np.uint8) + np.uint8(20)
+    sixteen = disc(200, 150, 40_000, shade=.5) + 1000
+    eight = disc(200, 150, 180, np.uint8, shade=.5) + np.uint8(20)
     for name, pixels in (("a.png", sixteen), ("b.png", eight)):
         picture(tmp_path / name, pixels)
     cut = lambda b: b.image.pixels[b.box.y0:b.box.y1, b.box.x0:b.box.x1]
@@ -591,7 +594,7 @@ def places(tmp_path, monkeypatch):
     rows = [(f"{i}.png", f"p{i // 2}", "L", ("CC", "MLO")[i % 2], int(i < 8)) for i in range(24)]
     table(tmp_path / "samples/ours/labels.csv", "file|patient_id|laterality|view|cancer", *rows)
     for i in range(24):
-        picture(tmp_path / f"samples/ours/img/{i}.png", disc(40, 30, 100 + 5 * i, np.uint8))
+        picture(tmp_path / f"samples/ours/img/{i}.png", disc(64, 48, 100 + 5 * i, np.uint8, shade=.5))
     cddcesm(tmp_path / "raw/cddcesm")
     for name, external in (("alone", ""), ("both", "cddcesm")):
         monkeypatch.setitem(system.recipes, name, Recipe("ours", recipes.Datasets("ours", external),
