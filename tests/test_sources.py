@@ -31,7 +31,7 @@ from mammo_nb.mammo.reading.sources import READERS, how_to_get, label_table, tot
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.check import check_dataset, print_check
-from mammo_nb.mammo.tools.predict import read_sides
+from mammo_nb.mammo.reading.sides import read_sides
 
 ASSETS = SHARED / "winner_assets"
 CBIS = SHARED / "mammo/cbis_ddsm_mass_256"
@@ -581,7 +581,7 @@ def test_a_folder_of_pictures_is_cropped_and_its_sides_come_from_a_table(tmp_pat
     assert (found["error"] == "").all() and found["file"].tolist() == ["01.png", "02.jpg"]
     # its own crops are not cropped again
     assert crop_folder(tmp_path / "img", tmp_path / "img/out", workers=1)["file"].tolist() == ["01.png", "02.jpg"]
-    assert read_sides(tmp_path / "img", tmp_path / "labels.csv")["01"]["patient_id"] == "007"
+    assert read_sides(tmp_path / "img", ["01.png"], tmp_path / "labels.csv")[0]["01.png"]["patient_id"] == "007"
 
 
 # ---- sets, folders and folds

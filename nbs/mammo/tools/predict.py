@@ -41,11 +41,12 @@ from mammo_nb.core.sidecars import read_entries, read_sidecar
 from mammo_nb.core.settings import parts_of
 from mammo_nb.core.submission import caution, check_score, find_weights, origin
 from mammo_nb.mammo.crops import WHOLE, preview
-from mammo_nb.mammo.datasets import DatasetError, per_breast, read_table
+from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
 from mammo_nb.mammo.reading.mammograms import read_header
-from mammo_nb.mammo.reading.names import cell, packed_files, picture_names, shown, stem_of
+from mammo_nb.mammo.reading.names import cell, packed_files, picture_names, shown
+from mammo_nb.mammo.reading.sides import read_sides
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -104,37 +105,9 @@ def detector_of(
     return path
 
 # %% [markdown]
-# ## Laterality and view
-# If a file has no tags for them, they are read from a table of the user or from the `test.csv` of a competition.
-
-# %%
-#| export
-def read_sides(
-    folder: Path,               # folder of the scans; train.csv and test.csv of a competition may lie in it or above it
-    table: Path | None = None,  # CSV with image_id (or file, whose stem it is), laterality, view; patient_id if known
-) -> dict[str, dict]:           # image_id -> patient_id, laterality and view, as far as known
-    "Read the ids, lateralities and views of images from tables."
-    folder = Path(folder).resolve()
-    names = [(folder.parent, folder.name), (folder.parent.parent, folder.parent.name)]
-    beside = [above / f"{images.removesuffix('_images')}.csv" for above, images in names]
-    found = [t for t in (folder / "train.csv", folder / "test.csv", *beside) if t.is_file()]
-    rows = {}
-    for t in [Path(table)] if table else found:
-        sides = read_table(t, ["laterality", "view"])
-        if "image_id" not in sides and "file" in sides:
-            sides["image_id"] = [stem_of(f.replace("\\", "/")) for f in sides["file"].astype(str)]
-        if "image_id" not in sides:
-            raise DatasetError(
-                f"{t.name} has no column image_id or file; it has {', '.join(sides.columns)}. Add one of the two.")
-        for row in sides.to_dict("records"):
-            rows[stem_of(row["image_id"])] = {
-                k: row[k] for k in ("patient_id", "image_id", "laterality", "view") if pd.notna(row.get(k))
-            }
-    return rows
-
-# %% [markdown]
 # ## One image
-# [Inputs](../reading/inputs.py) reads the file, and the network runs in the same process.
+# [Inputs](../reading/inputs.py) reads the file, and the network runs in the same process. If a file has no tags for
+# side and view, they are read from [a table](../reading/sides.py) of the user or from the `test.csv` of a competition.
 
 # %%
 #| export
@@ -278,11 +251,11 @@ def predict_folder(
     else:
         files, others = find_files(folder, besides=output)
         packed = packed_files(folder)
-    sides = read_sides(folder, table)
+    sides, unmatched = read_sides(folder, files, table)
 
     names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)
     items = [
-        {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(stem_of(f)),
+        {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(f),
          "previews": str(output / "previews"), "name": name, "force": force,
          "all_views": all_views} for f, name in zip(files, names)]
     result = _predicted(items, output / "per_image.csv", workers)
@@ -300,7 +273,8 @@ def predict_folder(
     write_csv(output / "per_breast.csv", breasts)
     about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
-    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed}
+    result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed,
+                     "unmatched": unmatched}
     return result
 
 def print_predictions(
@@ -328,8 +302,9 @@ def print_predictions(
         print("--force predicts pictures without a breast, --all-views other images than standard mammograms")
     if others := result.attrs["others"]:
         print(f"{others} other files left out")
-    if result.attrs["packed"]:
-        print(result.attrs["packed"])
+    for line in (result.attrs["unmatched"], result.attrs["packed"]):
+        if line:
+            print(line)
     print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])

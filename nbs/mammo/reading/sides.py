@@ -1,0 +1,231 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sides
+# > Tables that name the patient, the side and the view of a file, as spreadsheets write them.
+#
+# A table of a user has been through a spreadsheet. It may have another encoding, semicolons instead of commas, and ids
+# that lost their leading zeros. A row that is matched with a wrong file gives a wrong side without a word, so a row is
+# matched with a file, counted as unmatched, or refused.
+
+# %%
+#| default_exp mammo.reading.sides
+
+# %%
+#| export
+import codecs
+import csv
+import io
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pandas as pd
+
+from mammo_nb.mammo.reading.labels import DatasetError
+from mammo_nb.mammo.reading.names import cell, shown, stem_of
+from mammo_nb.mammo.reading.views import parse_side, parse_view
+
+# %%
+#| hide
+import tempfile
+
+# %% [markdown]
+# ## Text
+# A byte order mark names the encoding. Without one, the bytes are UTF-8, or they are Windows-1252, which Western
+# spreadsheets write. UTF-16 without a mark has a zero byte in every character of a header.
+
+# %%
+#| export
+MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+SEPARATORS = ",;\t"
+
+def decode_text(
+    data: bytes,  # of a table
+) -> str:
+    "Decode UTF-8, UTF-16 or Windows-1252."
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data[:2]:
+        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+def read_text_table(
+    path: Path,     # a CSV file
+) -> pd.DataFrame:  # text without surrounding blanks, "" for an empty cell; columns in lower case
+    "Read a table of any usual encoding and separator. No text is a missing value. Raises DatasetError."
+    path = Path(path)
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist.")
+    text = decode_text(path.read_bytes())
+    text = re.sub(r"\A\s*sep=.\r?\n", "", text)  # a line that only Excel needs
+    first = text.lstrip().partition("\n")[0]
+    separator = max(SEPARATORS, key=lambda s: len(next(csv.reader([first], delimiter=s), [])))
+    try:
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except ValueError as e:
+        raise DatasetError(f"{path.name} cannot be read as a table: {shown(str(e))}. Save it as CSV.") from e
+    table.columns = [shown(str(c).strip().lower()) for c in table.columns]
+    return table.fillna("").apply(lambda column: column.str.strip())
+
+# %%
+place = Path(tempfile.mkdtemp())
+for number, (encoding, separator) in enumerate((("utf-8-sig", ","), ("utf-16", "\t"), ("cp1252", ";"))):
+    rows = [["file", "patient_id", "laterality", "view"], ["é.dcm", "NA", "L", "CC"]]
+    (place / f"{number}.csv").write_bytes("\r\n".join(map(separator.join, rows)).encode(encoding))
+    assert read_text_table(place / f"{number}.csv").values.tolist() == rows[1:]
+
+# %% [markdown]
+# ## Rows and files
+# Ids are compared as they are first, and then without what a spreadsheet changes: leading zeros, a `.0` after digits,
+# upper and lower case. A path is compared from its end, since a table may come from another computer. A row belongs to
+# the files that agree with it best, if no other row agrees better with them.
+
+# %%
+#| export
+def plain_id(
+    name: str,  # an id, or a part of a path
+) -> str:
+    "Remove what spreadsheets add and add nothing that they remove: `007`, `7.0` and `7` are the same."
+    name = cell(name).removeprefix("'").lower()
+    digits = re.fullmatch(r"(\d+)(?:\.0+)?", name)
+    return (digits[1].lstrip("0") or "0") if digits else name
+
+def parts_of_path(
+    path: str,           # of any system
+) -> tuple[str, ...]:    # its parts, the last one without a known ending
+    "Split a path at / and at the backslashes of Windows."
+    parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
+    return (*parts[:-1], stem_of(parts[-1])) if parts else ()
+
+def agreement(
+    row: tuple,         # parts of a row's path or id
+    file: tuple,        # parts of a file's path
+) -> tuple[bool, int]:  # whether the names are equal as they are; how many parts are equal from the end
+    "Measure how well a row and a file of the same `plain_id` agree."
+    same = [plain_id(a) == plain_id(b) for a, b in zip(reversed(row), reversed(file))]
+    return row[-1] == file[-1], (same + [False]).index(False)
+
+def _pairs(wanted: list[tuple], files: list[str]) -> dict[int, list[int]]:
+    "Pair each file with the rows of `wanted` that agree best: number of the file -> numbers of the rows."
+    parts, named = [parts_of_path(f) for f in files], defaultdict(list)
+    for at, p in enumerate(parts):
+        named[plain_id(p[-1])].append(at)
+    scores = {(row, at): agreement(w, parts[at]) for row, w in enumerate(wanted) if w
+              for at in named.get(plain_id(w[-1]), [])}
+    best_row, best_file = defaultdict(lambda: (False, 0)), defaultdict(lambda: (False, 0))
+    for (row, at), score in scores.items():
+        best_row[row], best_file[at] = max(best_row[row], score), max(best_file[at], score)
+    pairs, stems = defaultdict(list), defaultdict(set)
+    for (row, at), score in scores.items():
+        if score == best_row[row] == best_file[at]:
+            pairs[at].append(row)
+            stems[row].add(parts[at][-1])
+    unclear = {row for row, found in stems.items() if len(found) > 1}  # `7` for both `007` and `07`
+    return {at: kept for at, rows in pairs.items() if (kept := [r for r in rows if r not in unclear])}
+
+_pairs([("7",), ("b", "1"), ("2",)], ["007.dcm", "a/1.dcm", "b/1.dcm", "02", "002"])
+
+# %% [markdown]
+# Rows for the same file are put together, and they must not contradict each other.
+
+# %%
+#| export
+def _merged(rows: list[dict], file: str, name: str) -> dict:
+    "Put the rows of one file together. Raises DatasetError if they disagree."
+    meanings = {"laterality": parse_side, "view": parse_view}
+    merged = {}
+    for column in ("patient_id", "image_id", "laterality", "view"):
+        texts = [row[column] for row in rows if row.get(column)]
+        if len({meanings.get(column, str)(t) for t in texts}) > 1:
+            raise DatasetError(f"{name} has several rows for {shown(file)}, and their {column} differs: "
+                               f"{', '.join(map(shown, dict.fromkeys(texts)))}. Keep the right row.")
+        if texts:
+            merged[column] = texts[0]
+    return merged
+
+def match_rows(
+    path: Path,        # a CSV file with file or image_id, laterality, view; patient_id if known
+    files: list[str],  # paths below the folder of the scans
+) -> tuple[dict[str, dict], int, int]:
+    # file -> patient_id, image_id, laterality, view as far as known; rows that match no file; all rows
+    "Match the rows of a table with files. Raises DatasetError."
+    table = read_text_table(path)
+    if missing := [c for c in ("laterality", "view") if c not in table]:
+        raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
+    if not {"image_id", "file"} & set(table.columns):
+        raise DatasetError(
+            f"{path.name} has no column image_id or file; it has {', '.join(table.columns)}. Add one of the two.")
+    if "patient_id" in table and table["patient_id"].str.fullmatch(r"\d+\.0|").all():
+        table["patient_id"] = table["patient_id"].str.removesuffix(".0")
+    rows = table.to_dict("records")
+    wanted = []
+    for row in rows:
+        folder = [] if row.get("file") else list(filter(None, [row.get("patient_id")]))
+        name = row.get("file") or row.get("image_id") or ""
+        wanted.append((*folder, *parts_of_path(name)) if name else ())
+    pairs = _pairs(wanted, files)
+    found = {}
+    for at, matched in pairs.items():
+        chosen = [rows[r] for r in matched]
+        if not any(row.get("file") for row in chosen):  # the file has the id as it was
+            chosen = [{**row, "image_id": stem_of(files[at])} for row in chosen]
+        found[files[at]] = _merged(chosen, files[at], path.name)
+    return found, len(rows) - len({r for matched in pairs.values() for r in matched}), len(rows)
+
+# %% [markdown]
+# Without a table of the user, the tables of a competition are read: in the folder, or beside it.
+
+# %%
+#| export
+def read_sides(
+    folder: Path,               # folder of the scans; train.csv and test.csv of a competition may lie in it or above it
+    files: list[str],           # paths below the folder
+    table: Path | None = None,  # as in `match_rows`
+) -> tuple[dict[str, dict], str]:  # rows as from `match_rows`; a line about rows of `table` without a file, or ""
+    "Read the ids, lateralities and views of files from tables. Raises DatasetError."
+    if table:
+        sides, lost, rows = match_rows(Path(table), files)
+        return sides, f"{lost} of {rows} rows of {Path(table).name} match no file" if lost else ""
+    folder = Path(folder).resolve()
+    names = [(folder.parent, folder.name), (folder.parent.parent, folder.parent.name)]
+    beside = [above / f"{images.removesuffix('_images')}.csv" for above, images in names]
+    sides = {}
+    for found in (folder / "train.csv", folder / "test.csv", *beside):
+        if found.is_file():
+            sides |= match_rows(found, files)[0]
+    return sides, ""
+
+# %% [markdown]
+# ## What came out
+# Ids that lost zeros and gained endings, a path of Windows, and a row whose file is missing. Two rows for one file that
+# disagree are refused.
+
+# %%
+(place / "t.csv").write_text("file;patient_id;laterality;view\n7.0;NA;L;CC\nD:\\x\\b\\1.DCM;2;right;MLO\nc;3;L;CC\n")
+files = ["007.dcm", "a/1.dcm", "b/1.dcm"]
+sides, told = read_sides(place, files, place / "t.csv")
+assert set(sides) == {"007.dcm", "b/1.dcm"} and sides["007.dcm"]["patient_id"] == "NA" and told.startswith("1 of 3")
+(place / "t.csv").write_text("file,laterality,view\n7,L,CC\n007,R,CC\n007,L,CC\n")
+try:
+    read_sides(place, files, place / "t.csv")
+except DatasetError as e:
+    print(e)
+else:
+    raise AssertionError("two rows disagree")
+
+# %% [markdown]
+# ---
+# [↑ Mammography](../00_system.py)
