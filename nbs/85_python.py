@@ -74,14 +74,16 @@ def read(
     return import_module(module).read_image(path, frame)
 
 # %% [markdown]
-# The pixels are the stored values. `to_grey` makes the grey levels that a reader sees:
+# The pixels are the stored values. `settled` and `grey_levels` make the grey levels that a reader sees, by every step
+# that the header describes:
 
 # %%
-from mammo_nb.core.windows import to_grey
+from mammo_nb.core.grey import grey_levels, settled
 
 file = sorted(Path(folder).rglob("*.dcm"))[0]
 image = read(file)
-grey = to_grey(image.pixels, image.header)
+shown = settled(image)
+grey, window, notes = grey_levels(shown.pixels, shown.header)
 assert grey.shape == (image.header.rows, image.header.columns) and grey.dtype == "uint8"
 print(image.header.laterality, image.header.view, image.pixels.shape, image.pixels.dtype, "decoded by", image.decoder)
 

@@ -25,7 +25,7 @@ ODD = {  # name -> pixels, tags, a part of the reason
     "one value": (np.full((320, 256), 2000, np.uint16), {}, "one grey level"),
     "noise": (NOISE, {}, "noise"),
     "half noise": (HALF, {}, "noise"),
-    "sensor noise": (SENSOR, {}, "one grey level"),
+    "sensor noise": (SENSOR, {}, "noise"),
     "sensor noise in its window": (SENSOR, {"WindowCenter": 20, "WindowWidth": 40}, "noise"),
     "16 x 16": (breast(16, 16), {}, "16 x 16"),
     "one row": (breast(1, 256), {}, "1 x 256"),

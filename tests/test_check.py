@@ -95,6 +95,10 @@ def test_a_clean_competition_has_no_problem(root, capsys):
     ({"WindowWidth": 0}, "window that cannot be used"),
     ({"WindowCenter": [1100, 1000], "WindowWidth": 2200}, "window that cannot be used"),
     ({"WindowCenter": None, "WindowWidth": None}, "no window"),
+    ({"WindowCenter": 70_000, "WindowWidth": 100}, "window that cannot be used"),
+    ({"RescaleSlope": 2, "RescaleIntercept": 0}, "rescaled"),
+    ({"PresentationLUTShape": "INVERSE", "PhotometricInterpretation": "MONOCHROME2"}, "PresentationLUTShape INVERSE"),
+    ({"PixelAspectRatio": [2, 1]}, "pixels are 2.00 times as high as wide"),
     ({"HighBit": 15}, "BitsStored 12, HighBit 15"),
     ({"Modality": "MG", "BreastImplantPresent": "YES"}, None)], ids=str)
 def test_problems_of_a_header(root, tags, problem, capsys):
@@ -106,9 +110,10 @@ def test_problems_of_a_header(root, tags, problem, capsys):
     assert not problem or f"      1  {problem}: {FIRST}" in printed
 
 
-def test_an_unusable_window_is_an_error_of_a_file_in_the_sample(root):
+def test_an_unusable_window_is_a_problem_and_no_error(root):
     change(root / FIRST, WindowWidth=0)
-    assert trouble(checked(root, everything=True))[1][FIRST].startswith("WindowError")
+    problems, errors = trouble(checked(root, everything=True))
+    assert problems[FIRST].startswith("window that cannot be used; window 1 has no width") and not errors
 
 
 def test_header_and_table_disagree(root):
@@ -183,7 +188,7 @@ def test_colour_cannot_be_used(root):
     change(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0,
            PixelData=3 * pydicom.dcmread(path).PixelData)
     problems, errors = trouble(checked(root, sample=0))
-    assert problems == {"train_images/1/7.dcm": "colour, RGB"}
+    assert problems == {"train_images/1/7.dcm": "colour, RGB; colours instead of grey"}
     assert errors["train_images/1/7.dcm"].startswith("BadHeader")
 
 

@@ -21,7 +21,6 @@ from mammo_nb.core.pictures import shrink
 from mammo_nb.core.runs import Run
 from mammo_nb.core.stages import failures
 from mammo_nb.core.systems import find_system
-from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast
 from mammo_nb.mammo.drawing.machines import write_dicom
 from mammo_nb.mammo.phantom import make_competition
@@ -162,10 +161,10 @@ def test_faithful_percentile_and_detector_view():
     assert faithful.grey_floats(wide, header, "window").round().tolist() == [[0, 128], [128, 255]]
 
 
-def test_faithful_refuses_a_window_of_width_zero(tmp_path):
-    frame = read_frame(write(tmp_path / "a.dcm", half_disc(300, 250), windows=((1900, 0),)))
-    with pytest.raises(WindowError):
-        cut_breast(frame, Crops(faithful=True))
+def test_faithful_shows_the_range_where_the_first_window_has_no_width(tmp_path):
+    bad, without = (cut_breast(read_frame(write(tmp_path / "a.dcm", half_disc(300, 250), windows=windows)),
+                               Crops(faithful=True)) for windows in (((1900, 0),), ()))
+    assert np.array_equal(bad.grey, without.grey) and bad.notes and not without.notes
 
 
 def test_faithful_box_is_truncated_at_all_sides(scan):

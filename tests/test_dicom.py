@@ -3,6 +3,7 @@ import hashlib
 import math
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_expected_pixels(row):
     # big-endian digests are over big-endian bytes
     assert hashlib.md5(pixels.astype(dtype).tobytes()).hexdigest()[:8] == digest
     header = images[0].header
-    assert header == read_header(path) or any(math.isnan(v) for pair in header.windows for v in pair)
+    same = replace(header, notes=()) == replace(read_header(path), notes=())
+    assert same or any(math.isnan(v) for pair in header.windows for v in pair)
 
 @pytest.mark.parametrize("syntax", [
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless,
@@ -176,7 +178,8 @@ def test_no_preamble_and_no_meta_but_pixels(tmp_path, ramp):
 @needs_data
 def test_headers_of_real_mammograms():
     ge = read_header(DATA / "mammo/ge_senographe_RMLO_GH133.dcm")
-    assert ge.windows == ((2653, 900), (2713, 750), (2569, 1050)) and ge.voi_function == "SIGMOID" and ge.has_voi_lut
+    assert ge.windows == ((2653, 900), (2713, 750), (2569, 1050))
+    assert ge.voi_function == "SIGMOID" and len(ge.voi_luts) == 3
     assert (ge.laterality, ge.laterality_source, ge.view, ge.intent) == ("R", "ImageLaterality", "MLO",
                                                                          "FOR PRESENTATION")
     assert (ge.burned_in, ge.implant, ge.modality, ge.bits_stored) == ("NO", "NO", "MG", 12)

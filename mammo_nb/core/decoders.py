@@ -23,7 +23,7 @@ from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 from .codestreams import (HIGH_THROUGHPUT, JPEG_2000, JPEG_LS, LOSSLESS_JPEG, LOSSY, MARKERS, Codestream,
                                        read_codestream, stored_values)
 
-# %% ../../nbs/core/24_decoders.ipynb #dd6a32f5
+# %% ../../nbs/core/24_decoders.ipynb #047939c8
 def _imagecodecs(frame, coded, header, halvings):
     import imagecodecs
     if header.syntax in JPEG_2000:
@@ -66,7 +66,8 @@ def _planes(data, header):
 
 def _pillow(frame, coded, header, halvings):
     from PIL import Image
-    with Image.open(io.BytesIO(frame)) as image:
+    start = max(0, frame.find(b"\xff\x4f\xff\x51"))  # without a JP2 wrapper, whose 9 bits Pillow takes for 8
+    with Image.open(io.BytesIO(frame[start:])) as image:
         image.reduce = halvings
         # Pillow rounds the reduced size; the codec rounds it up
         image._size = tuple(-(-side // 2**halvings) * 2**halvings for side in image.size)
@@ -201,7 +202,7 @@ def decoders_for(
     "The installed decoders of a compression."
     return tuple(name for name in (REDUCED if halvings else ORDER).get(syntax, ()) if installed(name))
 
-# %% ../../nbs/core/24_decoders.ipynb #c9d93e83
+# %% ../../nbs/core/24_decoders.ipynb #a9542dd5
 class NoDecoder(Exception):
     "No installed library decodes this compression."
 class Refused(ValueError):
@@ -241,8 +242,21 @@ def most_halvings(
     "How often a decoder here can halve the frame while decoding it."
     if not decoders_for(header.syntax, 1):
         return 0
-    coded = read_codestream(frame)  # without its end marker a frame is decoded in full, to find what is missing
-    return min(2, coded.levels) if coded and coded.complete else 0
+    coded = read_codestream(frame)
+    # Without its end marker a frame is decoded in full, to find what is missing. Where frame and header disagree about
+    # the sign, values jump in the middle of their range, and a mean of both sides of such a jump is no value.
+    sound = coded and coded.complete and coded.signed == header.signed
+    return min(2, coded.levels) if sound else 0
+
+def _within(pixels: np.ndarray, header) -> np.ndarray:
+    """Values of a smaller picture within BitsStored. The wavelet overshoots at edges, but not by half of the range;
+    where many values lie beyond that, BitsStored itself is wrong."""
+    half = 1 << header.bits_stored - 1
+    low, top = (-half, half - 1) if header.signed else (0, 2 * half - 1)
+    beyond = (pixels < low - half) | (pixels > top + half)
+    if header.bits_stored >= 8 * pixels.itemsize or beyond.mean() > 0.01:
+        return pixels
+    return np.clip(pixels, low, top, out=pixels)
 
 def decode(
     frame: bytes,       # one compressed frame
@@ -262,6 +276,7 @@ def decode(
             continue
         try:
             pixels = stored_values(DECODERS[name].decode(frame, coded, header, halvings), header, coded)
+            pixels = _within(pixels, header) if halvings else pixels
             if pixels.shape != shape:
                 raise ValueError(f"{pixels.shape} pixels instead of {shape}")
         except (KeyboardInterrupt, SystemExit, GeneratorExit):

@@ -88,7 +88,7 @@ def typed_errors(
     finally:
         log.setLevel(level)
 
-# %% ../../nbs/core/21_headers.ipynb #e9d20d40
+# %% ../../nbs/core/21_headers.ipynb #9f8dbe17
 @dataclass(frozen=True)
 class Header:
     "The tags of one image, or of one frame of a multi-frame file, as plain values; None where a number is absent."
@@ -127,7 +127,11 @@ class Header:
     padding: tuple[int, int] | None = None  # lowest and highest stored value of pixels that are no image
     windows: tuple[tuple[float, float], ...] = ()  # (center, width); nan for what is no number
     voi_function: str = "LINEAR"            # 'LINEAR' (also when absent), 'LINEAR_EXACT', 'SIGMOID'
-    has_voi_lut: bool = False               # the header has a VOI LUT Sequence
+    modality_lut: object = None             # parsing.Lut of the ModalityLUTSequence
+    voi_luts: tuple = ()                    # parsing.Lut, one for each item of the VOILUTSequence
+    presentation: str = ""                  # PresentationLUTShape: 'IDENTITY', 'INVERSE' or ''
+    aspect: float = 1.0                     # height of a pixel by its width
+    notes: tuple[str, ...] = ()             # what was odd about the file, and how it was read
     burned_in: str = ""                     # BurnedInAnnotation: 'YES', 'NO' or ''
 
     @classmethod
@@ -137,7 +141,7 @@ class Header:
         "Values of the fields of a derived class."
         return {}
 
-# %% ../../nbs/core/21_headers.ipynb #dcf760ae
+# %% ../../nbs/core/21_headers.ipynb #9770de75
 def text_of(
     ds: pydicom.Dataset,  # header, or an item of a sequence
     keyword: str,         # tag
@@ -146,7 +150,7 @@ def text_of(
     value = ds.get(keyword)
     if isinstance(value, (pydicom.multival.MultiValue, list, tuple)):
         value = value[0] if len(value) else None
-    return "" if value is None else str(value).strip()
+    return "" if value is None else str(value).strip(" \0")
 
 def _integer(
     ds: pydicom.Dataset,  # header
@@ -169,7 +173,7 @@ def _integer(
                         "Correct the tag or leave the file out.")
     return value
 
-# %% ../../nbs/core/21_headers.ipynb #eabe9897
+# %% ../../nbs/core/21_headers.ipynb #d174b972
 def _number(
     value,  # a value as pydicom gives it, or text
 ) -> float: # nan for what is no number
@@ -179,7 +183,7 @@ def _number(
     except (TypeError, ValueError, OverflowError):
         pass
     try:
-        return float(str(value).replace(",", "."))
+        return float(str(value).strip(" \0").replace(",", "."))
     except ValueError:
         return math.nan
 
@@ -245,7 +249,7 @@ def _padding(
     limit = number_of(ds, "PixelPaddingRangeLimit", int)
     return (value, value) if limit is None else (min(value, limit), max(value, limit))
 
-# %% ../../nbs/core/21_headers.ipynb #505a6fc0
+# %% ../../nbs/core/21_headers.ipynb #32827f32
 MAX_SIDE = 30_000  # pixels a side, far more than any detector has
 MAX_BYTES = 2**30  # of one decoded frame, far less than the memory
 
@@ -289,5 +293,5 @@ def header_of(
             step=number_of(ds, "SpacingBetweenSlices"), location=number_of(ds, "SliceLocation"),
             slope=number_of(ds, "RescaleSlope"), intercept=number_of(ds, "RescaleIntercept"), padding=_padding(ds),
             windows=windows_of(ds), voi_function=text_of(ds, "VOILUTFunction").upper() or "LINEAR",
-            has_voi_lut=bool(ds.get("VOILUTSequence")), burned_in=text_of(ds, "BurnedInAnnotation"),
+            presentation=text_of(ds, "PresentationLUTShape").upper(), burned_in=text_of(ds, "BurnedInAnnotation"),
             **kind.extension(ds))

@@ -177,7 +177,11 @@ class Header:
     padding: tuple[int, int] | None = None  # lowest and highest stored value of pixels that are no image
     windows: tuple[tuple[float, float], ...] = ()  # (center, width); nan for what is no number
     voi_function: str = "LINEAR"            # 'LINEAR' (also when absent), 'LINEAR_EXACT', 'SIGMOID'
-    has_voi_lut: bool = False               # the header has a VOI LUT Sequence
+    modality_lut: object = None             # parsing.Lut of the ModalityLUTSequence
+    voi_luts: tuple = ()                    # parsing.Lut, one for each item of the VOILUTSequence
+    presentation: str = ""                  # PresentationLUTShape: 'IDENTITY', 'INVERSE' or ''
+    aspect: float = 1.0                     # height of a pixel by its width
+    notes: tuple[str, ...] = ()             # what was odd about the file, and how it was read
     burned_in: str = ""                     # BurnedInAnnotation: 'YES', 'NO' or ''
 
     @classmethod
@@ -201,7 +205,7 @@ def text_of(
     value = ds.get(keyword)
     if isinstance(value, (pydicom.multival.MultiValue, list, tuple)):
         value = value[0] if len(value) else None
-    return "" if value is None else str(value).strip()
+    return "" if value is None else str(value).strip(" \0")
 
 def _integer(
     ds: pydicom.Dataset,  # header
@@ -239,7 +243,7 @@ def _number(
     except (TypeError, ValueError, OverflowError):
         pass
     try:
-        return float(str(value).replace(",", "."))
+        return float(str(value).strip(" \0").replace(",", "."))
     except ValueError:
         return math.nan
 
@@ -363,7 +367,7 @@ def header_of(
             step=number_of(ds, "SpacingBetweenSlices"), location=number_of(ds, "SliceLocation"),
             slope=number_of(ds, "RescaleSlope"), intercept=number_of(ds, "RescaleIntercept"), padding=_padding(ds),
             windows=windows_of(ds), voi_function=text_of(ds, "VOILUTFunction").upper() or "LINEAR",
-            has_voi_lut=bool(ds.get("VOILUTSequence")), burned_in=text_of(ds, "BurnedInAnnotation"),
+            presentation=text_of(ds, "PresentationLUTShape").upper(), burned_in=text_of(ds, "BurnedInAnnotation"),
             **kind.extension(ds))
 
 # %% [markdown]
@@ -414,4 +418,4 @@ assert header_of(small, Path("10038.dcm"), WithProtocol).protocol == "HEAD"
 
 # %% [markdown]
 # ---
-# [← Pixels](20_pixels.py) · [Raster →](22_raster.py)
+# [← Pixels](20_pixels.py) · [Pictures →](22_pictures.py)

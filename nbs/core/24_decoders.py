@@ -122,7 +122,8 @@ def _planes(data, header):
 
 def _pillow(frame, coded, header, halvings):
     from PIL import Image
-    with Image.open(io.BytesIO(frame)) as image:
+    start = max(0, frame.find(b"\xff\x4f\xff\x51"))  # without a JP2 wrapper, whose 9 bits Pillow takes for 8
+    with Image.open(io.BytesIO(frame[start:])) as image:
         image.reduce = halvings
         # Pillow rounds the reduced size; the codec rounds it up
         image._size = tuple(-(-side // 2**halvings) * 2**halvings for side in image.size)
@@ -322,8 +323,21 @@ def most_halvings(
     "How often a decoder here can halve the frame while decoding it."
     if not decoders_for(header.syntax, 1):
         return 0
-    coded = read_codestream(frame)  # without its end marker a frame is decoded in full, to find what is missing
-    return min(2, coded.levels) if coded and coded.complete else 0
+    coded = read_codestream(frame)
+    # Without its end marker a frame is decoded in full, to find what is missing. Where frame and header disagree about
+    # the sign, values jump in the middle of their range, and a mean of both sides of such a jump is no value.
+    sound = coded and coded.complete and coded.signed == header.signed
+    return min(2, coded.levels) if sound else 0
+
+def _within(pixels: np.ndarray, header) -> np.ndarray:
+    """Values of a smaller picture within BitsStored. The wavelet overshoots at edges, but not by half of the range;
+    where many values lie beyond that, BitsStored itself is wrong."""
+    half = 1 << header.bits_stored - 1
+    low, top = (-half, half - 1) if header.signed else (0, 2 * half - 1)
+    beyond = (pixels < low - half) | (pixels > top + half)
+    if header.bits_stored >= 8 * pixels.itemsize or beyond.mean() > 0.01:
+        return pixels
+    return np.clip(pixels, low, top, out=pixels)
 
 def decode(
     frame: bytes,       # one compressed frame
@@ -343,6 +357,7 @@ def decode(
             continue
         try:
             pixels = stored_values(DECODERS[name].decode(frame, coded, header, halvings), header, coded)
+            pixels = _within(pixels, header) if halvings else pixels
             if pixels.shape != shape:
                 raise ValueError(f"{pixels.shape} pixels instead of {shape}")
         except (KeyboardInterrupt, SystemExit, GeneratorExit):

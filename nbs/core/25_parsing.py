@@ -27,10 +27,11 @@ import io
 import struct
 import zlib
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pydicom
 from pydicom.filereader import read_dataset
 from pydicom.uid import (UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian,
@@ -104,18 +105,18 @@ def pixel_length(
     ds: pydicom.Dataset,  # the elements before
     f: BinaryIO,          # at the element; afterwards at the first byte of its value
     path: Path,           # the file
-) -> tuple[int, bytes]:  # bytes, or UNDEFINED; and the VR
+) -> tuple[int, bytes]:  # bytes, or UNDEFINED; and the VR, empty where the encoding has none
     "Read tag, length and VR of Pixel Data (7FE0,0010), PS3.5 section 7.1."
-    implicit, little = ds.original_encoding
-    order = "<" if little else ">"
+    order = "<" if ds.original_encoding[1] else ">"
     head = f.read(8)
     if head[:4] != struct.pack(f"{order}HH", 0x7FE0, 0x0010):
         raise MissingTag(path, "no pixels", tag_name("PixelData"), "Only images can be read.")
     if head[4:6] in (b"OB", b"OW", b"UN"):
         head += f.read(4)  # as pydicom does: the bytes count, not the transfer syntax
-    elif not implicit:
+        return struct.unpack(f"{order}L", head[-4:])[0], head[4:6]
+    if head[4:6].isalpha() and head[4:6].isupper() and not ds.original_encoding[0]:
         raise BadHeader(path, f"pixels of VR {head[4:6]!r}", tag_name("PixelData"), "Export the file again.")
-    return struct.unpack(f"{order}L", head[-4:])[0], head[4:6]
+    return struct.unpack(f"{order}L", head[-4:])[0], b""
 
 def _guess_syntax(
     ds: pydicom.Dataset,  # without TransferSyntaxUID
@@ -152,6 +153,73 @@ def opened(
         yield ds, header_of(ds, path, kind), f
 
 # %% [markdown]
+# ## Tables and the shape of a pixel
+# A header may hold look-up tables instead of a slope or a window. A table is a list of whole numbers, in bytes or
+# words. The number of bits in its descriptor is often wrong, so it is compared with the entries. A table that cannot be
+# understood is left out with a note.
+
+# %%
+#| export
+@dataclass(frozen=True, eq=False)
+class Lut:
+    "A look-up table."
+    first: int            # the value that its first entry stands for; its sign may be lost
+    entries: np.ndarray   # uint8 or uint16 (n,)
+    top: int              # the entry that is white, for a VOI table
+
+    def __eq__(self, other):
+        return isinstance(other, Lut) and (self.first, self.top) == (other.first, other.top) and np.array_equal(
+            self.entries, other.entries)
+
+def _lut(
+    item: pydicom.Dataset,  # of a ModalityLUTSequence or VOILUTSequence
+    order: str,             # "<" or ">"
+) -> Lut:
+    "LUTDescriptor (0028,3002) and LUTData (0028,3006), PS3.3 C.11.1.1.1 and C.11.2.1.1; raises for damaged ones."
+    count, first, bits = (int(v) for v in item.LUTDescriptor)
+    count, data = count & 0xFFFF or 65536, item.LUTData
+    if not isinstance(data, bytes):  # numbers, or two entries of 8 bits in each of them
+        data, order = np.atleast_1d(np.array(data, np.int64)).astype("<u2").tobytes(), "<"
+    wide = len(data) >= 2 * count
+    entries = np.frombuffer(data, f"{order}u2" if wide else np.uint8, count).astype(np.uint16 if wide else np.uint8)
+    used = int(entries.max()).bit_length()
+    bits = used if used > bits or used < bits - 1 else bits  # a table that leaves three quarters of its range black
+    return Lut(first, entries, max(1, (1 << bits) - 1))
+
+def _tables(
+    ds: pydicom.Dataset,    # a header, or an item of its functional groups
+    header: Header,
+) -> dict:                  # modality_lut, voi_luts and notes, as far as there are any
+    "The look-up tables of a header."
+    order, notes, found = ">" if header.syntax == ExplicitVRBigEndian else "<", [], {}
+    for field, keyword in (("modality_lut", "ModalityLUTSequence"), ("voi_luts", "VOILUTSequence")):
+        luts = []
+        for item in ds.get(keyword) or []:
+            try:
+                with typed_errors(BadHeader, header.path, "no table", keyword):
+                    luts.append(_lut(item, order))
+            except BadHeader:
+                notes.append(f"a table of {tag_name(keyword)} cannot be understood; left out")
+        if luts:
+            found[field] = luts[0] if field == "modality_lut" else tuple(luts)
+    return found | ({"notes": header.notes + tuple(notes)} if notes else {})
+
+def _aspect(
+    ds: pydicom.Dataset,  # a header
+) -> float:               # height of a pixel by its width; 1 unless two positive numbers differ by more than 1 %
+    "PixelAspectRatio (0028,0034), else PixelSpacing or ImagerPixelSpacing."
+    pairs = (vector_of(ds, name, 2) for name in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"))
+    down, across = next((pair for pair in pairs if pair), (1, 1))
+    ratio = down / across if down > 0 and across > 0 else 1.0
+    return ratio if 0.2 <= ratio <= 5 and abs(ratio - 1) > 0.01 else 1.0
+
+# %%
+table = Dataset()
+table.LUTDescriptor, table.LUTData = [4, 10, 16], [0, 5, 9, 4095]
+read = _lut(table, "<")
+assert (read.first, read.entries.tolist(), read.top) == (10, [0, 5, 9, 4095], 4095)
+
+# %% [markdown]
 # ## Frames
 # An enhanced CT or MR holds a whole series in one file. What differs from frame to frame stands in the per-frame
 # functional groups, and what all frames have in common stands once in the shared ones. The order of the frames and
@@ -164,8 +232,9 @@ def frame_header(
     ds: pydicom.Dataset,  # parsed
     header: Header,       # of the file, from `header_of`
     index: int,           # of the frame, from 0
-) -> Header:              # of this frame; `header` itself when the file has one image and no functional groups
+) -> Header:              # of this frame, with its tables
     "The header of one frame, from the functional groups (PS3.3 C.7.6.16)."
+    header = replace(header, aspect=_aspect(ds), **_tables(ds, header))
     own = list(ds.get("PerFrameFunctionalGroupsSequence") or [])[index:index + 1]
     groups = own + list(ds.get("SharedFunctionalGroupsSequence") or [])[:1]
     if not groups:
@@ -192,6 +261,7 @@ def frame_header(
         }
         if not header.windows and (windows := windows_of(window)):
             found |= {"windows": windows, "voi_function": text_of(window, "VOILUTFunction").upper() or "LINEAR"}
+        found |= _tables(window, header)
         if header.frames > 1 and found["position"] is None:
             header = replace(header, position=None, location=None)
         return replace(header, **{name: value for name, value in found.items() if value is not None})

@@ -32,21 +32,22 @@ import io
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pydicom
 from pydicom.encaps import get_frame
 from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian,
                          ImplicitVRLittleEndian)
 
-from mammo_nb.core.codestreams import stored_values
+from mammo_nb.core.codestreams import LOSSY, stored_values, value_notes
 from mammo_nb.core.decoders import Refused, decode, decoders_for, most_halvings
 from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom,
                                    UnsupportedSyntax, tag_name, typed_errors)
 from mammo_nb.core.parsing import UNDEFINED, frame_header, opened, pixel_length
-from mammo_nb.core.raster import PICTURES, decode_picture, is_picture, picture_header
+from mammo_nb.core.pictures import PICTURES, decode_picture, equal_channels, is_picture, picture_header
 
 # %%
 #| hide
@@ -121,7 +122,8 @@ pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame
 # ## Pixels
 # Reading and decoding are two steps, since the caller decides how much to decode. `read_frame` reads the bytes of one
 # frame, also of a file of a gigabyte. A file that is cut short is noticed here: every read must return as many bytes as
-# requested. A header with fewer pixels than the file is an error, too, but a tail of zeros is padding.
+# requested. A header with fewer rows or columns than the file is an error, too. A tail of zeros is padding, and so is a
+# tail that is no whole number of rows or columns, because no wrong size explains it (PS3.5 section 8.1.1).
 
 # %%
 #| export
@@ -157,7 +159,9 @@ def _native_bytes(
     start = f.tell()
     if length > needed:
         f.seek(start + needed)
-        if any(f.read(length - needed)):
+        excess = length - needed
+        lines = header.columns * header.bits_allocated // 8, header.rows * header.bits_allocated // 8
+        if any(f.read(excess)) and not all(excess % max(1, line) for line in lines):
             raise ValueError(f"{length} bytes of pixels, {needed} expected")
     first, last = frame * bits // 8, -(-(frame + 1) * bits // 8)
     f.seek(start + first)
@@ -205,17 +209,51 @@ class Frame:
         header, path = self.header, self.header.path
         if not header.syntax:
             return Image(header, decode_picture(self.data, path), "pillow")
+        if _is_colour(header):
+            return _from_colour(header, self.index)
         with typed_errors(CorruptPixels, path, f"frame {self.index} does not decode", "PixelData",
                           "Fetch the file again; if it stays so, leave it out."):
             if header.syntax in NATIVE:
-                return Image(header, stored_values(_native_values(header, self.data, self.index), header), "native")
+                values = _native_values(header, self.data, self.index)
+                return _told(header, stored_values(values, header), "native")
             halvings = min(most_halvings(self.data, header), int(-math.log2(scale))) if scale <= 0.5 else 0
             try:
-                return Image(header, *decode(self.data, header, halvings), 2.0**-halvings)
+                return _told(header, *decode(self.data, header, halvings), 2.0**-halvings)
             except Refused:
                 if not halvings:
                     raise
-                return Image(header, *decode(self.data, header))
+                return _told(header, *decode(self.data, header))
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
+
+def _is_colour(header: Header) -> bool:
+    "Whether a DICOM file says that it has colours."
+    return header.samples != 1 or header.photometric not in GREY
+
+def _from_colour(header: Header, index: int) -> Image:
+    "The grey image in equal channels, or in a palette of greys (PS3.3 C.7.6.3.1.2); BadHeader for real colours."
+    path, lossy = header.path, header.syntax in LOSSY or header.photometric.startswith("YBR")
+    with typed_errors(CorruptPixels, path, f"the colours of frame {index} do not decode", "PixelData",
+                      "Convert it to grey first."):
+        ds = pydicom.dcmread(path)
+        values = pydicom.pixels.pixel_array(ds, index=index)
+        if header.photometric == "PALETTE COLOR":
+            if "RedPaletteColorLookupTableDescriptor" not in ds:
+                raise BadHeader(path, "PALETTE COLOR is not grey, and the palette is absent",
+                                tag_name("PhotometricInterpretation"), "Export the file again.")
+            values = pydicom.pixels.apply_color_lut(values, ds)
+    grey = equal_channels(values[..., :3], path, 3 if lossy else 0)
+    bits = 8 * grey.itemsize
+    note = f"{header.photometric} with equal channels; read as grey"
+    return Image(replace(header, samples=1, photometric="MONOCHROME2", bits_allocated=bits, bits_stored=bits,
+                         high_bit=bits - 1, signed=False, slope=None, intercept=None, modality_lut=None, voi_luts=(),
+                         padding=None, windows=((128.0, 256.0),) if bits == 8 else (), voi_function="LINEAR",
+                         notes=(*header.notes, note)), grey, "pydicom")
+
+def _told(header: Header, pixels: np.ndarray, decoder: str, scale: float = 1.0) -> Image:
+    "An image whose header has a note where its values contradict it."
+    notes = header.notes + value_notes(pixels, header)
+    return Image(replace(header, notes=notes) if notes != header.notes else header, pixels, decoder, scale)
 
 def _check_frame(
     header: Header,
@@ -223,11 +261,13 @@ def _check_frame(
 ):
     "Raise a typed error for a frame that is not grey, has no decoder, or does not exist."
     path = header.path
-    if header.samples != 1:
+    if header.samples != 1 and header.modality == "CT":  # a screen capture or a map, and no slice
         raise BadHeader(path, f"{header.samples} samples per pixel: a colour image", tag_name("SamplesPerPixel"),
                         "Convert it to grey first.")
-    if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise BadHeader(path, f"{header.photometric} is not grey", tag_name("PhotometricInterpretation"),
+    colours = ("PALETTE COLOR",) if header.samples == 1 else ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+    if header.photometric not in (*colours, *(GREY if header.samples == 1 else ())):
+        raise BadHeader(path, f"{header.photometric} with {header.samples} samples per pixel is not grey",
+                        tag_name("PhotometricInterpretation" if header.samples == 1 else "SamplesPerPixel"),
                         "Convert it to grey first.")
     if header.syntax and header.syntax not in NATIVE and not decoders_for(header.syntax):
         raise UnsupportedSyntax(path, f"no decoder for {header.syntax_name} is installed",
@@ -238,6 +278,24 @@ def _check_frame(
     if not 0 <= (frame or 0) < header.frames:
         raise MultiFrame(path, f"no frame {frame} among {header.frames}", tag_name("NumberOfFrames"),
                          f"Choose 0 to {header.frames - 1}.")
+
+def _located(
+    ds,              # elements before the pixels
+    header: Header,
+    f: BinaryIO,     # at the pixels; afterwards at the first byte of their value
+) -> tuple[Header, int, bytes]:  # with notes; length and VR of the pixels
+    "Find the pixels, and settle what the transfer syntax says otherwise than the bytes do."
+    length, vr = pixel_length(ds, f, header.path)
+    notes, needed = list(header.notes), -(-header.rows * header.columns * header.bits_allocated * header.samples
+                                          * header.frames // 8)
+    if header.syntax not in NATIVE and length in (needed, needed + needed % 2):
+        notes.append(f"the pixels are not compressed, the transfer syntax is {header.syntax_name}")
+        header = replace(header, syntax=ExplicitVRLittleEndian if vr else ImplicitVRLittleEndian)
+    elif header.syntax in NATIVE and bool(vr) == (header.syntax == ImplicitVRLittleEndian):
+        notes.append(f"the encoding is {'explicit' if vr else 'implicit'}, the transfer syntax is {header.syntax_name}")
+    if header.syntax in NATIVE and needed + needed % 2 < length < UNDEFINED:
+        notes.append(f"{length - needed} bytes after the pixels; left out")
+    return replace(header, notes=tuple(notes)), length, vr
 
 def _frame_bytes(
     ds,              # elements before the pixels
@@ -272,9 +330,11 @@ def read_frame(
         _check_frame(header, frame)
         return Frame(header, 0, data)
     with opened(path, kind) as (ds, header, f):
-        length, vr = pixel_length(ds, f, path)
+        header, length, vr = _located(ds, header, f)
         _check_frame(header, frame)
         index = frame or 0
+        if _is_colour(header):
+            return Frame(frame_header(ds, header, index), index, b"")  # pydicom reads the file when it is decoded
         return Frame(frame_header(ds, header, index), index, _frame_bytes(ds, header, f, length, vr, index))
 
 def read_frames(
@@ -284,7 +344,7 @@ def read_frames(
     "Read every frame of a file with its own header; the file is parsed once."
     path = Path(path)
     with opened(path, kind) as (ds, header, f):
-        length, vr = pixel_length(ds, f, path)
+        header, length, vr = _located(ds, header, f)
         _check_frame(header, 0)
         start = f.tell()
         for index in range(header.frames):

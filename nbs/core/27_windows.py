@@ -167,7 +167,7 @@ pd.DataFrame(levels, index=pd.Index(few, name="stored value")).round(3)
 
 # %%
 #| export
-def _limits(
+def limits_of(
     x: np.ndarray,  # numbers, any shape
 ) -> tuple[float, float]:
     "Lowest and highest value as floats, since the difference of two int16 may not fit int16."
@@ -189,7 +189,7 @@ def minmax(
     x: np.ndarray,  # numbers, any shape
 ) -> np.ndarray:    # float32 in [0, 1], same shape
     "The whole range of the image; black where it has only one value."
-    return _stretch(x, *_limits(x))
+    return _stretch(x, *limits_of(x))
 
 def percentile(
     x: np.ndarray,  # numbers, any shape
@@ -215,7 +215,7 @@ pd.DataFrame({"stored": hot, "minmax": minmax(hot), "percentile 0-75": percentil
 #| export
 FUNCTIONS = {"LINEAR": linear, "LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}  # VOILUTFunction (0028,1056)
 
-def _look_up(
+def look_up(
     x: np.ndarray,  # integers or floats, any shape
     f,              # element-wise function of stored values
 ) -> np.ndarray:    # f(x)
@@ -240,7 +240,7 @@ def _window(
 ):                    # function of stored values
     "The chosen window, or the whole range when there is none, as a function of stored values."
     if not len(windows):
-        limits = _limits(x)
+        limits = limits_of(x)
         return lambda x: _stretch(x, *limits)
     if function not in FUNCTIONS:
         raise WindowError(f"VOILUTFunction (0028,1056) is {function!r}; known are {', '.join(FUNCTIONS)}. {REMEDY}")
@@ -255,7 +255,7 @@ def apply_window(
     which: int = 0,            # index of the window: vendors put their first choice first
 ) -> np.ndarray:               # float32 in [0, 1], same shape
     "One of the header's windows, or the whole range when it has none."
-    return _look_up(x, _window(x, windows, function, which))
+    return look_up(x, _window(x, windows, function, which))
 
 # %% [markdown]
 # Last, eight bits. MONOCHROME1 means that *low* values are white, so the grey level is inverted after the window. The
@@ -278,7 +278,7 @@ def to_grey(
         if inverted:
             grey = 1 - grey
         return (grey * 255 + 1e-4).astype(np.uint8)
-    return _look_up(pixels, level)
+    return look_up(pixels, level)
 
 # %%
 header = SimpleNamespace(windows=((center, width), (2400., 700.)), voi_function="SIGMOID", photometric="MONOCHROME2")
@@ -321,4 +321,4 @@ for windows, function in ((((2048, 0),), "LINEAR"), (((math.nan, 4096),), "SIGMO
 
 # %% [markdown]
 # ---
-# [← DICOM](26_dicom.py) · [Pictures →](28_pictures.py)
+# [← DICOM](26_dicom.py) · [Grey →](28_grey.py)

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mammo_nb.core.dicom import Image
+from mammo_nb.core.grey import padding_mask
 from mammo_nb.core.headers import BadHeader, Header, tag_name
 
 # %%
@@ -71,16 +72,6 @@ AIR = -1000.0          # HU
 CT = ("CT", "")        # modalities whose values are HU; some competitions remove the tag
 LOWEST = -1024.0       # HU; the smallest value that scanners store for a measurement
 WRAPPED = 4096         # stored values so near to the top of an unsigned range are negative ones
-
-def padding_mask(
-    pixels: np.ndarray,  # (rows, columns) stored values
-    header: Header,      # with .padding
-) -> np.ndarray:         # bool, same shape
-    "Pixels with the values of PixelPaddingValue to PixelPaddingRangeLimit, whatever sign the header gives them."
-    if header.padding is None:
-        return np.zeros(pixels.shape, bool)
-    low, high = np.array(header.padding, np.int64).astype(pixels.dtype)  # 63536 is -2000 in int16, and the reverse
-    return (pixels >= low) & (pixels <= high)
 
 # %%
 wrong = made(np.where(radius > 1.2, 63536, truth + 1024), padding=(63536, 63536))
@@ -210,4 +201,4 @@ assert to_hu(made(metal + 1024)).values.max() == 7976
 
 # %% [markdown]
 # ---
-# [← Pictures](28_pictures.py) · [Chapter 3: many files →](30_many_files.py)
+# [← Grey](28_grey.py) · [Chapter 3: many files →](30_many_files.py)

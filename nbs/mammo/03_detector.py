@@ -56,6 +56,7 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.detection import iou
 from mammo_nb.core.dicom import read_frame
+from mammo_nb.core.grey import decode_grey
 from mammo_nb.core.practice import practice
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.reading.boxes import frame_view, open_detector, otsu_box
@@ -429,7 +430,7 @@ if (truths := run.path("competition/truth/boxes.csv")).exists():
     ]
     table["rows"], table["columns"] = zip(*((f.header.rows, f.header.columns) for f in seen))
     score = coco_score(*found_in(from_pixels(table, ["val"] * len(table)),
-                                 [frame_view(f.decode(.25), graph.metadata["size"]) for f in seen], graph))
+                                 [frame_view(decode_grey(f, .25), graph.metadata["size"]) for f in seen], graph))
     print(f"{len(table)} frames of the competition: AP {score['ap']:.3f}, AP50 {score['ap50']:.3f}")
 
 # %% [markdown]

@@ -38,12 +38,13 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 from mammo_nb.core.backends import Graph, read_sidecar
 from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
 from mammo_nb.core.files import inside, owned, write_csv
+from mammo_nb.core.grey import decode_grey, grey_levels
 from mammo_nb.core.headers import BadHeader, Header
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import NOT_A_DEVICE, fit_resize, shrink, write_png
 from mammo_nb.core.recipes import check_section
 from mammo_nb.core.runs import Run
-from mammo_nb.core.windows import WindowError, percentile, to_grey
+from mammo_nb.core.windows import WindowError, percentile
 from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.blank import NO_BREAST, why_blank
@@ -77,7 +78,7 @@ graph = open_detector(run.path("weights/detector.onnx"))
 labels = read_table(run.path("processed/cleaned_label.csv"), ["file"])
 folder = root_of(run, labels["dataset"][0])
 frame = read_frame(folder / labels["file"][0])
-image = frame.decode()
+image = decode_grey(frame)
 
 # %% [markdown]
 # ## Finding the breast
@@ -142,31 +143,32 @@ except WindowError as e:
 def crop_size(
     box: Box,
     settings: Crops,  # height and width that the crop must fit into, in pixels; 0: no limit
+    aspect: float = 1.0,  # height of a pixel of the frame by its width; pixels of a crop are square
 ) -> tuple[int, int, float]:  # rows and columns of the crop; crop pixels per frame pixel, at most 1
     "Compute the size of a crop."
-    rows, columns = box.y1 - box.y0, box.x1 - box.x0
+    rows, columns = (box.y1 - box.y0) * aspect, box.x1 - box.x0
     ratio = min(1.0, (settings.height or rows) / rows, (settings.width or columns) / columns)
     return max(1, round(rows * ratio)), max(1, round(columns * ratio)), ratio
 
 def crop(
-    image: Image,        # a frame as stored, at any scale
+    image: Image,        # a frame from `decode_grey`, at any scale
     box: Box,
     settings: Crops = Crops(),  # height, width, window, scaling
-) -> np.ndarray:         # uint8 (rows, columns) as from `crop_size`, tissue bright
-    "Cut the box out of the stored values, resize it and apply the window. Raises WindowError."
-    rows, columns, _ = crop_size(box, settings)
+) -> tuple[np.ndarray, tuple | None, tuple[str, ...]]:  # uint8 (rows, columns), tissue bright; window used; notes
+    "Cut the box out of the values, resize it and apply the window."
+    rows, columns, _ = crop_size(box, settings, image.header.aspect)
     down, across = (have / whole for have, whole in zip(image.pixels.shape, (image.header.rows, image.header.columns)))
     cut = image.pixels[int(box.y0 * down):int(np.ceil(box.y1 * down)),
                        int(box.x0 * across):int(np.ceil(box.x1 * across))]
     cut = shrink(cut, rows, columns)
     if settings.scaling == "none":
-        return np.array(cut, np.uint8)
+        return np.array(cut, np.uint8), None, ()
     if settings.scaling == "percentile":
-        return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8)
-    return to_grey(cut, image.header, which=min(settings.window, max(0, len(image.header.windows) - 1)))
+        return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8), None, ()
+    return grey_levels(cut, image.header, min(settings.window, max(0, len(image.header.windows) - 1)))
 
 # %%
-grey = crop(image, box)
+grey, *_ = crop(image, box)
 fitted = fit_resize(grey, 256, 128)
 assert fitted.shape == (256, 128) and fitted.dtype == np.uint8
 fig, axes = plt.subplots(1, 2, figsize=(5, 4))
@@ -193,6 +195,12 @@ class Breast:
     grey: np.ndarray  # uint8 (rows, columns) as from `crop_size`
     scaling: str      # as from `scaling_of`
     note: str = ""    # why it shows no breast; the source of its box is then NO_BREAST
+    window: tuple[float, float] | None = None  # center and width that were used
+    notes: tuple[str, ...] = ()  # what was odd about the file, and how it was read
+
+    def told(self) -> str:
+        "All notes in one text."
+        return "; ".join(filter(None, (self.note, *self.notes)))
 
 def cut_breast(
     frame: Frame,               # the encoded frame of a file
@@ -203,19 +211,23 @@ def cut_breast(
     settings = replace(settings, scaling=scaling_of(frame.header, settings))
     if settings.faithful:
         image = frame.decode()
+        header, notes = faithful.choose_window(image.header)
+        image = replace(image, header=header)
         box = find_box(image, settings, graph)
         grey = faithful.grey_levels(_cast(image, box, settings), image.header, settings.scaling)
-        return Breast(image, box, grey, settings.scaling)
+        window = next(iter(header.windows), None)
+        return Breast(image, box, grey, settings.scaling, "", window, header.notes + notes)
     view_size = max(settings.box_size, graph.metadata["size"] if graph else 0)
-    image = frame.decode(min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
+    image = decode_grey(frame, min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
     box = find_box(image, settings, graph)
-    needed = crop_size(box, settings)[2]
+    needed = crop_size(box, settings, image.header.aspect)[2]
     if image.scale < needed:
-        image = frame.decode(needed)
-    grey = crop(image, box, settings)
-    if reason := why_blank(grey, (frame.header.rows, frame.header.columns), (box.x0, box.y0, box.x1, box.y1)):
-        return Breast(image, replace(box, source=NO_BREAST), grey, settings.scaling, f"{NO_BREAST}: {reason}")
-    return Breast(image, box, grey, settings.scaling)
+        image = decode_grey(frame, needed)
+    grey, window, notes = crop(image, box, settings)
+    reason = why_blank(grey, (frame.header.rows, frame.header.columns), (box.x0, box.y0, box.x1, box.y1))
+    note = f"{NO_BREAST}: {reason}" if reason else ""
+    box = replace(box, source=NO_BREAST) if reason else box
+    return Breast(image, box, grey, settings.scaling, note, window, image.header.notes + notes)
 
 def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
     "Cut the box out of the stored values, cast as the winner did."
@@ -268,9 +280,10 @@ def preview(
 
     box, header = breast.box, breast.image.header
     whole, scale = Box(0, 0, header.columns, header.rows, "full frame"), height / header.rows
-    frame = side(crop(breast.image, whole, Crops(height=height, scaling=breast.scaling)))
-    cv2.rectangle(frame, (int(box.x0 * scale), int(box.y0 * scale)), (int(box.x1 * scale) - 1, int(box.y1 * scale) - 1),
-                  (0, 165, 255), 2)
+    frame = side(crop(breast.image, whole, Crops(height=height, scaling=breast.scaling))[0])
+    across = frame.shape[1] / header.columns
+    cv2.rectangle(frame, (int(box.x0 * across), int(box.y0 * scale)),
+                  (int(box.x1 * across) - 1, int(box.y1 * scale) - 1), (0, 165, 255), 2)
     lines = [*lines, f"frame {header.rows} x {header.columns}, shown at {scale:.2g} times its size"]
     picture = np.concatenate([frame, np.full((height, 8, 3), 90, np.uint8), side(seen)], axis=1)
     width = max(picture.shape[1], 520)
@@ -334,15 +347,13 @@ def crop_file(
         text = f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")
         write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]),
                   preview(breast, fit_resize(breast.grey, 512, 256), [Path(item["file"]).name, text, NOT_A_DEVICE]))
-    center, width = None, None
-    if header.windows and breast.scaling == "window":
-        center, width = header.windows[min(settings.window, len(header.windows) - 1)]
+    center, width = breast.window if breast.window and breast.scaling == "window" else (None, None)
     return {
         "patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
         "decoder": breast.image.decoder, "scale": breast.image.scale,
         "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
         "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        "window_center": center, "window_width": width, "voi_function": header.voi_function, "note": breast.note,
+        "window_center": center, "window_width": width, "voi_function": header.voi_function, "note": breast.told(),
         "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['view_file', 'prepare_frames']
 
-# %% ../../../nbs/mammo/reading/annotations.ipynb #ef7691b0
+# %% ../../../nbs/mammo/reading/annotations.ipynb #7dd5fe0d
 from pathlib import Path
 
 import cv2
@@ -14,6 +14,7 @@ import pandas as pd
 
 from ...core.dicom import read_frame
 from ...core.files import inside, write_csv
+from ...core.grey import decode_grey
 from ...core.parallel import map_files
 from ...core.pictures import write_png
 from ...core.runs import StageError
@@ -22,7 +23,7 @@ from .boxes import frame_view
 from .roi import apart, read_yolo, write_yolo
 from ..recipes import Detector
 
-# %% ../../../nbs/mammo/reading/annotations.ipynb #5caeb6af
+# %% ../../../nbs/mammo/reading/annotations.ipynb #7a3c9933
 def view_file(
     item: dict,  # file and folder of the competition; target: PNG; size in pixels; faithful
 ) -> dict:       # rows and columns of the frame
@@ -39,7 +40,7 @@ def view_file(
         ratio = min(size / rows, size / columns)
         view = cv2.resize(whole, (int(columns * ratio), int(rows * ratio)), interpolation=cv2.INTER_LINEAR)
     else:
-        view = frame_view(frame.decode(min(1.0, size / max(rows, columns))), size)
+        view = frame_view(decode_grey(frame, min(1.0, size / max(rows, columns))), size)
     write_png(Path(item["target"]), view)
     return {"rows": rows, "columns": columns}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frame_view', 'otsu_box', 'open_detector', 'detect', 'find_detector', 'Box', 'find_boxes', 'find_box']
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #aa431aee
+# %% ../../../nbs/mammo/reading/boxes.ipynb #b3aa9717
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from ...core.backends import EngineError, Graph, process_graph
 from ...core.detection import candidates, letterbox, pad_square, unletterbox
 from ...core.dicom import Image
+from ...core.grey import is_negative
 from ...core.pictures import shrink
 from ...core.settings import SettingsError, find_trained
 from ...core.windows import minmax, percentile
@@ -23,9 +24,9 @@ from . import faithful
 from .tissue import refine_box
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #878dce60
+# %% ../../../nbs/mammo/reading/boxes.ipynb #cf14a5d0
 def frame_view(
-    image: Image,     # a frame as stored, at any scale
+    image: Image,     # a frame from `decode_grey`, at any scale
     size: int = 416,  # longest side of the result, in pixels
     scaling: str = "window",  # window: minimum to maximum; percentile or none: a picture without windows
 ) -> np.ndarray:      # uint8 (rows, columns), tissue bright
@@ -38,6 +39,7 @@ def frame_view(
 def _small(image: Image, size: int) -> np.ndarray:
     "Reduce a frame to `size` pixels on its longer side, if it is larger."
     rows, columns = image.pixels.shape
+    rows = rows * image.header.aspect  # in a view, pixels are square
     scale = min(1.0, size / max(rows, columns))
     return shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
 
@@ -46,7 +48,7 @@ def _grey(small: np.ndarray, image: Image, scaling: str) -> np.ndarray:
     if scaling != "window":
         return percentile(small, 0, 99)
     grey = minmax(small)
-    return 1 - grey if image.header.photometric == "MONOCHROME1" else grey
+    return 1 - grey if is_negative(image.header) else grey
 
 # %% ../../../nbs/mammo/reading/boxes.ipynb #6c5a6d2d
 def otsu_box(
@@ -118,7 +120,7 @@ def find_detector(
             f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
 
-# %% ../../../nbs/mammo/reading/boxes.ipynb #854ae909
+# %% ../../../nbs/mammo/reading/boxes.ipynb #829803ea
 @dataclass(frozen=True)
 class Box:
     "A box in frame pixels, half-open: rows y0 to y1 - 1, columns x0 to x1 - 1."
@@ -187,7 +189,7 @@ def _faithful_boxes(images: Sequence[Image], size: int, settings: Crops, graph: 
     return [_faithful_box(*view, boxes, image, settings) for view, boxes, image in zip(views, found, images)]
 
 def find_boxes(
-    images: Sequence[Image],      # frames as stored, at any scale
+    images: Sequence[Image],      # frames from `decode_grey` at any scale; with `faithful` as stored
     # with `faithful`, the view, its levels and the mapping of boxes are the winner's, and boxes are not refined
     settings: Crops = Crops(),
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
@@ -203,7 +205,7 @@ def find_boxes(
             for box, view, image in zip(chosen, views, images)]
 
 def find_box(
-    image: Image,                 # a frame as stored, at any scale
+    image: Image,                 # as in `find_boxes`
     settings: Crops = Crops(),    # as in `find_boxes`
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> Box:

@@ -63,7 +63,7 @@ def see(
     breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
     return Seen(frame, breast, network_input(breast, settings, size))
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #0f474999
+# %% ../../../nbs/mammo/reading/inputs.ipynb #e112d98c
 NO_STANDARD = "no standard mammogram"
 
 def no_standard(
@@ -93,7 +93,7 @@ def row_of(
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
     header = seen.frame.header
-    notes = "; ".join(filter(None, [no_standard(header), seen.breast.note]))
+    notes = "; ".join(filter(None, [no_standard(header), seen.breast.told()]))
     return {**identify(header, item), "rows": header.rows, "columns": header.columns,
             "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
             "box_source": box.source, "note": notes, "withheld": bool(seen.breast.note)}

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PLACES', 'MASKS', 'own_table', 'read_own']
 
-# %% ../../../nbs/mammo/reading/own.ipynb #dfc8b150
+# %% ../../../nbs/mammo/reading/own.ipynb #c9e247a2
 from pathlib import Path
 
 import pandas as pd
 
 from ...core.dicom import ENDINGS
-from ...core.raster import PICTURES
+from ...core.pictures import PICTURES
 from .labels import KEPT, REQUIRED, DatasetError, known, read_table, side
 
 # %% ../../../nbs/mammo/reading/own.ipynb #0906197b

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BARE', 'CheckError', 'Missing', 'inspect_file', 'named_files', 'compare']
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #17467c20
+# %% ../../../nbs/mammo/tools/integrity.ipynb #78580054
 import hashlib
 import os
 from collections import defaultdict
@@ -19,9 +19,10 @@ from ...core.codestreams import read_codestream
 from ...core.dicom import ENDINGS, NATIVE, Frame
 from ...core.errors import ProjectError
 from ...core.files import PathError, inside
+from ...core.grey import window_fault
 from ...core.headers import DicomError
-from ...core.raster import is_whole
-from ...core.windows import WindowError, apply_window
+from ...core.pictures import is_whole
+from ...core.windows import FUNCTIONS
 from ..reading.blank import SMALLEST
 from ..reading.labels import DatasetError, read_table
 from ..reading.mammograms import Mammogram, read_frame, read_header
@@ -33,21 +34,29 @@ class CheckError(ProjectError):
 class Missing(Exception):
     "A file that a table names does not exist."
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #2700514e
+# %% ../../../nbs/mammo/tools/integrity.ipynb #b8e1265e
 def _unusable(header: Mammogram) -> bool:
-    "Whether one of the windows cannot be applied."
-    try:
-        for which in range(len(header.windows)):
-            apply_window(np.zeros(1), header.windows, header.voi_function, which)
-    except WindowError:
-        return True
-    return False
+    "Whether one of the windows cannot be applied, or lies beyond all values that the bits can hold."
+    bits = header.bits_stored
+    low, high = (-2**(bits - 1), 2**(bits - 1) - 1) if header.signed else (0, 2**bits - 1)
+    limits = np.sort([(header.slope or 1) * end + (header.intercept or 0) for end in (low, high)])
+    if header.modality_lut is not None:
+        limits = header.modality_lut.entries.min(), header.modality_lut.entries.max()
+    known = header.voi_function in FUNCTIONS
+    return bool(header.windows) and not known or any(
+        window_fault(window, header.voi_function, limits) for window in header.windows)
 
 def _header_problems(header: Mammogram) -> list[str]:
     "List the problems of a header. Sides and views are compared with the table in `compare`."
     found = {
         "multi-frame": header.frames > 1,
-        "no window": bool(header.syntax and not header.windows),
+        "no window": bool(header.syntax and not header.windows and not header.voi_luts),
+        "a VOI LUT Sequence instead of a window": bool(header.voi_luts) and not header.windows,
+        "a Modality LUT Sequence": header.modality_lut is not None,
+        "rescaled": (header.slope or 1, header.intercept or 0) != (1, 0),
+        "PresentationLUTShape INVERSE": header.presentation == "INVERSE" and header.photometric == "MONOCHROME2",
+        "PixelPaddingValue": header.padding is not None,
+        f"pixels are {header.aspect:.2f} times as high as wide": header.aspect != 1,
         "window that cannot be used": _unusable(header),
         "for processing, not for presentation": header.intent == "FOR PROCESSING",
         "burned-in annotation": header.burned_in == "YES",
@@ -57,11 +66,13 @@ def _header_problems(header: Mammogram) -> list[str]:
         f"colour, {header.photometric}": header.samples != 1 or not header.photometric.startswith("MONOCHROME"),
         f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
     }
-    return [problem for problem, is_so in found.items() if is_so]
+    return [problem for problem, is_so in found.items() if is_so] + list(header.notes)
 
 def _frame_problems(frame: Frame) -> list[str]:
     "List the problems of a compressed frame: it contradicts its header, or ends too early."
     header = frame.header
+    if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
+        return ["colours instead of grey"]  # a decoder must compare the channels
     if not header.syntax:  # PNG or JPEG
         return [] if is_whole(frame.data) else ["no end mark"]
     if header.syntax in NATIVE or header.syntax == RLELossless:

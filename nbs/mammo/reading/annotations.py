@@ -30,6 +30,7 @@ import pandas as pd
 
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.files import inside, write_csv
+from mammo_nb.core.grey import decode_grey
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.runs import StageError
@@ -73,7 +74,7 @@ def view_file(
         ratio = min(size / rows, size / columns)
         view = cv2.resize(whole, (int(columns * ratio), int(rows * ratio)), interpolation=cv2.INTER_LINEAR)
     else:
-        view = frame_view(frame.decode(min(1.0, size / max(rows, columns))), size)
+        view = frame_view(decode_grey(frame, min(1.0, size / max(rows, columns))), size)
     write_png(Path(item["target"]), view)
     return {"rows": rows, "columns": columns}
 

@@ -34,6 +34,7 @@ import numpy as np
 from mammo_nb.core.backends import EngineError, Graph, process_graph
 from mammo_nb.core.detection import candidates, letterbox, pad_square, unletterbox
 from mammo_nb.core.dicom import Image
+from mammo_nb.core.grey import is_negative
 from mammo_nb.core.pictures import shrink
 from mammo_nb.core.settings import SettingsError, find_trained
 from mammo_nb.core.windows import minmax, percentile
@@ -48,6 +49,7 @@ from dataclasses import astuple
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.dicom import read_frame
+from mammo_nb.core.grey import decode_grey
 from mammo_nb.core.practice import practice
 from mammo_nb.mammo.system import system
 
@@ -61,7 +63,7 @@ if not file:
     run = practice(system, before="datasets")
     file = sorted(run.path("competition/train_images").glob("*/*.dcm"))[0]
 frame = read_frame(file)
-image = frame.decode()
+image = decode_grey(frame)
 
 # %% [markdown]
 # ## A small view of the frame
@@ -72,7 +74,7 @@ image = frame.decode()
 # %%
 #| export
 def frame_view(
-    image: Image,     # a frame as stored, at any scale
+    image: Image,     # a frame from `decode_grey`, at any scale
     size: int = 416,  # longest side of the result, in pixels
     scaling: str = "window",  # window: minimum to maximum; percentile or none: a picture without windows
 ) -> np.ndarray:      # uint8 (rows, columns), tissue bright
@@ -85,6 +87,7 @@ def frame_view(
 def _small(image: Image, size: int) -> np.ndarray:
     "Reduce a frame to `size` pixels on its longer side, if it is larger."
     rows, columns = image.pixels.shape
+    rows = rows * image.header.aspect  # in a view, pixels are square
     scale = min(1.0, size / max(rows, columns))
     return shrink(image.pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
 
@@ -93,7 +96,7 @@ def _grey(small: np.ndarray, image: Image, scaling: str) -> np.ndarray:
     if scaling != "window":
         return percentile(small, 0, 99)
     grey = minmax(small)
-    return 1 - grey if image.header.photometric == "MONOCHROME1" else grey
+    return 1 - grey if is_negative(image.header) else grey
 
 # %%
 view = frame_view(image)
@@ -275,7 +278,7 @@ def _faithful_boxes(images: Sequence[Image], size: int, settings: Crops, graph: 
     return [_faithful_box(*view, boxes, image, settings) for view, boxes, image in zip(views, found, images)]
 
 def find_boxes(
-    images: Sequence[Image],      # frames as stored, at any scale
+    images: Sequence[Image],      # frames from `decode_grey` at any scale; with `faithful` as stored
     # with `faithful`, the view, its levels and the mapping of boxes are the winner's, and boxes are not refined
     settings: Crops = Crops(),
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
@@ -291,7 +294,7 @@ def find_boxes(
             for box, view, image in zip(chosen, views, images)]
 
 def find_box(
-    image: Image,                 # a frame as stored, at any scale
+    image: Image,                 # as in `find_boxes`
     settings: Crops = Crops(),    # as in `find_boxes`
     graph: Graph | None = None,   # the detector; None: Otsu's threshold
 ) -> Box:

@@ -23,9 +23,12 @@
 
 # %%
 #| export
+from dataclasses import replace
+
 import numpy as np
 
-from mammo_nb.core.windows import WindowError
+from mammo_nb.core.headers import Header
+from mammo_nb.core.windows import FUNCTIONS, WindowError
 
 # %%
 #| hide
@@ -55,6 +58,27 @@ def as_cast(
 
 # %%
 assert as_cast(np.array([40_000], np.uint16), "window")[0] == 40_000 - 65_536
+
+# %% [markdown]
+# ## The window
+# The original knows the first window of a header only, and a first window without a width gives it no picture. There is
+# nothing to be faithful to, so then the next usable window is taken, or none.
+
+# %%
+#| export
+def choose_window(
+    header: Header,
+) -> tuple[Header, tuple[str, ...]]:  # the same if its first window can be used; notes
+    "Replace a first window that gives no picture."
+    function = header.voi_function if header.voi_function in FUNCTIONS else "LINEAR"
+    notes = () if function == header.voi_function else (
+        f"VOILUTFunction {header.voi_function} is unknown; taken as LINEAR",)
+    least = 1 if function == "LINEAR" else 0
+    usable = [(c, w) for c, w in header.windows if np.isfinite([c, w]).all() and w > least]
+    if not header.windows or usable[:1] == list(header.windows[:1]):
+        return (replace(header, voi_function=function) if notes else header), notes
+    notes += (f"window 1 has no width or is not finite; {'the next one is' if usable else 'no window is'} used",)
+    return replace(header, voi_function=function, windows=tuple(usable[:1])), notes
 
 # %% [markdown]
 # ## Grey levels

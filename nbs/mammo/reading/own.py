@@ -28,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.dicom import ENDINGS
-from mammo_nb.core.raster import PICTURES
+from mammo_nb.core.pictures import PICTURES
 from mammo_nb.mammo.reading.labels import KEPT, REQUIRED, DatasetError, known, read_table, side
 
 # %%
