@@ -368,8 +368,8 @@ def test_a_frame_of_many_is_read_alone(tmp_path, monkeypatch):
     ds = dataset(stack, NumberOfFrames=9)
     ds.compress(JPEG2000Lossless, generate_instance_uid=False)
     coded, taken = save(ds, tmp_path / "coded.dcm"), []
-    whole_read = module._Exact.read
-    monkeypatch.setattr(module._Exact, "read", lambda self, n: taken.append(n) or whole_read(self, n))
+    whole_read = module.Exact.read
+    monkeypatch.setattr(module.Exact, "read", lambda self, n: taken.append(n) or whole_read(self, n))
     for path in (plain, coded):
         taken.clear()
         assert np.array_equal(read_image(path, frame=7).pixels, stack[7])

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['NATIVE', 'GREY', 'ENDINGS', 'read_header', 'Image', 'Frame', 'read_frame', 'read_frames', 'read_image', 'find_files']
 
-# %% ../../nbs/core/26_dicom.ipynb #dbd6dd85
-import io
+# %% ../../nbs/core/26_dicom.ipynb #0ad06b16
 import math
 import os
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from .codestreams import LOSSY, stored_values, value_notes
 from .decoders import Refused, decode, decoders_for, most_halvings
 from .headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom,
                                    UnsupportedSyntax, tag_name, typed_errors)
-from .parsing import UNDEFINED, frame_header, opened, pixel_length
+from .parsing import UNDEFINED, Exact, frame_header, opened, pixel_length
 from .pictures import PICTURES, decode_picture, equal_channels, is_picture, picture_header
 
 # %% ../../nbs/core/26_dicom.ipynb #0e89d765
@@ -39,26 +38,13 @@ def read_header(
     with opened(path, kind) as (ds, header, _):
         return frame_header(ds, header, 0)
 
-# %% ../../nbs/core/26_dicom.ipynb #346d5dfd
+# %% ../../nbs/core/26_dicom.ipynb #8f3e96f9
 # transfer syntaxes without compression
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 
-class _Exact:
-    "A file whose short reads raise EOFError before memory is allocated."
-    def __init__(self, f: BinaryIO):
-        self.f, self.seek, self.tell = f, f.seek, f.tell
-        here = f.tell()
-        self.size = f.seek(0, io.SEEK_END)
-        f.seek(here)
-
-    def read(self, n: int) -> bytes:
-        if n > self.size - self.tell():
-            raise EOFError("the file ends early")
-        return self.f.read(n)
-
 def _native_bytes(
     header: Header,
-    f: _Exact,      # at the first byte of the pixels
+    f: Exact,      # at the first byte of the pixels
     length: int,    # of all frames, bytes
     frame: int,     # index from 0
 ) -> bytes:
@@ -94,7 +80,7 @@ def _native_values(
     order = ">" if header.syntax == ExplicitVRBigEndian else "<"
     return np.frombuffer(data, f"{order}u{header.bits_allocated // 8}").reshape(shape)
 
-# %% ../../nbs/core/26_dicom.ipynb #a51c55d2
+# %% ../../nbs/core/26_dicom.ipynb #15fdfa94
 @dataclass(frozen=True)
 class Image:
     "Stored values with their header."
@@ -218,9 +204,9 @@ def _frame_bytes(
                       "Fetch the file again."):
         if header.syntax not in NATIVE:
             offsets = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
-            return get_frame(_Exact(f), frame, number_of_frames=header.frames,
+            return get_frame(Exact(f), frame, number_of_frames=header.frames,
                              extended_offsets=offsets if all(offsets) else None)
-        data = _native_bytes(header, _Exact(f), length, frame)
+        data = _native_bytes(header, Exact(f), length, frame)
         if header.syntax == ExplicitVRBigEndian and header.bits_allocated == 8 and vr == b"OW":
             return np.frombuffer(data, ">u2").astype("<u2").tobytes()  # pairs of bytes are words, swapped
         return data

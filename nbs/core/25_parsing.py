@@ -101,6 +101,19 @@ def _parse(
 #| export
 UNDEFINED = 0xFFFFFFFF  # length of compressed pixels, PS3.5 A.4
 
+class Exact:
+    "A file whose short reads raise EOFError before memory is allocated."
+    def __init__(self, f: BinaryIO):
+        self.f, self.seek, self.tell = f, f.seek, f.tell
+        here = f.tell()
+        self.size = f.seek(0, io.SEEK_END)
+        f.seek(here)
+
+    def read(self, n: int) -> bytes:
+        if n > self.size - self.tell():
+            raise EOFError("the file ends early")
+        return self.f.read(n)
+
 def pixel_length(
     ds: pydicom.Dataset,  # the elements before
     f: BinaryIO,          # at the element; afterwards at the first byte of its value

@@ -28,7 +28,6 @@ seed = 0                  # of its noise
 
 # %%
 #| export
-import io
 import math
 import os
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ from mammo_nb.core.codestreams import LOSSY, stored_values, value_notes
 from mammo_nb.core.decoders import Refused, decode, decoders_for, most_halvings
 from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom,
                                    UnsupportedSyntax, tag_name, typed_errors)
-from mammo_nb.core.parsing import UNDEFINED, frame_header, opened, pixel_length
+from mammo_nb.core.parsing import UNDEFINED, Exact, frame_header, opened, pixel_length
 from mammo_nb.core.pictures import PICTURES, decode_picture, equal_channels, is_picture, picture_header
 
 # %%
@@ -130,22 +129,9 @@ pd.Series(vars(header), name=header.path.name).drop("path").astype(str).to_frame
 # transfer syntaxes without compression
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 
-class _Exact:
-    "A file whose short reads raise EOFError before memory is allocated."
-    def __init__(self, f: BinaryIO):
-        self.f, self.seek, self.tell = f, f.seek, f.tell
-        here = f.tell()
-        self.size = f.seek(0, io.SEEK_END)
-        f.seek(here)
-
-    def read(self, n: int) -> bytes:
-        if n > self.size - self.tell():
-            raise EOFError("the file ends early")
-        return self.f.read(n)
-
 def _native_bytes(
     header: Header,
-    f: _Exact,      # at the first byte of the pixels
+    f: Exact,      # at the first byte of the pixels
     length: int,    # of all frames, bytes
     frame: int,     # index from 0
 ) -> bytes:
@@ -310,9 +296,9 @@ def _frame_bytes(
                       "Fetch the file again."):
         if header.syntax not in NATIVE:
             offsets = ds.get("ExtendedOffsetTable"), ds.get("ExtendedOffsetTableLengths")
-            return get_frame(_Exact(f), frame, number_of_frames=header.frames,
+            return get_frame(Exact(f), frame, number_of_frames=header.frames,
                              extended_offsets=offsets if all(offsets) else None)
-        data = _native_bytes(header, _Exact(f), length, frame)
+        data = _native_bytes(header, Exact(f), length, frame)
         if header.syntax == ExplicitVRBigEndian and header.bits_allocated == 8 and vr == b"OW":
             return np.frombuffer(data, ">u2").astype("<u2").tobytes()  # pairs of bytes are words, swapped
         return data

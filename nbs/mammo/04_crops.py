@@ -199,7 +199,6 @@ class Breast:
     notes: tuple[str, ...] = ()  # what was odd about the file, and how it was read
 
     def told(self) -> str:
-        "All notes in one text."
         return "; ".join(filter(None, (self.note, *self.notes)))
 
 def cut_breast(
@@ -224,10 +223,10 @@ def cut_breast(
     if image.scale < needed:
         image = decode_grey(frame, needed)
     grey, window, notes = crop(image, box, settings)
-    reason = why_blank(grey, (frame.header.rows, frame.header.columns), (box.x0, box.y0, box.x1, box.y1))
-    note = f"{NO_BREAST}: {reason}" if reason else ""
-    box = replace(box, source=NO_BREAST) if reason else box
-    return Breast(image, box, grey, settings.scaling, note, window, image.header.notes + notes)
+    breast = Breast(image, box, grey, settings.scaling, "", window, image.header.notes + notes)
+    if reason := why_blank(grey, (frame.header.rows, frame.header.columns), (box.x0, box.y0, box.x1, box.y1)):
+        return replace(breast, box=replace(box, source=NO_BREAST), note=f"{NO_BREAST}: {reason}")
+    return breast
 
 def _cast(image: Image, box: Box, settings: Crops) -> np.ndarray:
     "Cut the box out of the stored values, cast as the winner did."
@@ -347,14 +346,13 @@ def crop_file(
         text = f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")
         write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]),
                   preview(breast, fit_resize(breast.grey, 512, 256), [Path(item["file"]).name, text, NOT_A_DEVICE]))
-    center, width = breast.window if breast.window and breast.scaling == "window" else (None, None)
     return {
         "patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
         "decoder": breast.image.decoder, "scale": breast.image.scale,
         "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
         "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        "window_center": center, "window_width": width, "voi_function": header.voi_function, "note": breast.told(),
-        "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
+        **dict(zip(("window_center", "window_width"), breast.window or (None, None))), "note": breast.told(),
+        "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 
 # %% [markdown]
