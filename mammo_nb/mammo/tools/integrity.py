@@ -34,7 +34,7 @@ class CheckError(ProjectError):
 class Missing(Exception):
     "A file that a table names does not exist."
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #b8e1265e
+# %% ../../../nbs/mammo/tools/integrity.ipynb #0c0cac38
 def _unusable(header: Mammogram) -> bool:
     "Whether one of the windows cannot be applied, or lies beyond all values that the bits can hold."
     bits = header.bits_stored
@@ -63,7 +63,6 @@ def _header_problems(header: Mammogram) -> list[str]:
         f"modality {header.modality}": header.modality not in ("", "MG"),
         f"no standard mammogram: {header.special}":
             header.special not in ("", "for processing") and header.modality in ("", "MG"),
-        f"colour, {header.photometric}": header.samples != 1 or not header.photometric.startswith("MONOCHROME"),
         f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
     }
     return [problem for problem, is_so in found.items() if is_so] + list(header.notes)
@@ -72,7 +71,7 @@ def _frame_problems(frame: Frame) -> list[str]:
     "List the problems of a compressed frame: it contradicts its header, or ends too early."
     header = frame.header
     if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
-        return ["colours instead of grey"]  # a decoder must compare the channels
+        return [f"colour, {header.photometric}"]  # and a decoder must compare the channels
     if not header.syntax:  # PNG or JPEG
         return [] if is_whole(frame.data) else ["no end mark"]
     if header.syntax in NATIVE or header.syntax == RLELossless:

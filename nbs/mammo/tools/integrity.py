@@ -105,7 +105,6 @@ def _header_problems(header: Mammogram) -> list[str]:
         f"modality {header.modality}": header.modality not in ("", "MG"),
         f"no standard mammogram: {header.special}":
             header.special not in ("", "for processing") and header.modality in ("", "MG"),
-        f"colour, {header.photometric}": header.samples != 1 or not header.photometric.startswith("MONOCHROME"),
         f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
     }
     return [problem for problem, is_so in found.items() if is_so] + list(header.notes)
@@ -114,7 +113,7 @@ def _frame_problems(frame: Frame) -> list[str]:
     "List the problems of a compressed frame: it contradicts its header, or ends too early."
     header = frame.header
     if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
-        return ["colours instead of grey"]  # a decoder must compare the channels
+        return [f"colour, {header.photometric}"]  # and a decoder must compare the channels
     if not header.syntax:  # PNG or JPEG
         return [] if is_whole(frame.data) else ["no end mark"]
     if header.syntax in NATIVE or header.syntax == RLELossless:
