@@ -17,7 +17,7 @@ from conftest import ROOT, local_cluster
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from mammo_nb.core.dicom import read_frame
-from mammo_nb.core.pictures import shrink
+from mammo_nb.core.pictures import shrink, write_png
 from mammo_nb.core.runs import Run
 from mammo_nb.core.stages import failures
 from mammo_nb.core.systems import find_system
@@ -219,8 +219,8 @@ def test_no_name_leads_out_of_the_folder(tmp_path):
 
 
 def test_names_of_a_folder_stay_apart_and_below(tmp_path):
-    for name in ("7/1.dcm", "8/1.dcm", "9.dcm", "a b@c/é.dcm"):
-        write(tmp_path / "in" / name, half_disc(300, 250))
+    for name in ("7/1.png", "8/1.png", "9.png", "a b@c/é.png"):
+        write_png(tmp_path / "in" / name, half_disc(300, 250, top=200).astype(np.uint8))
     table = crop_folder(tmp_path / "in", tmp_path / "out", workers=1)
     assert (table["error"] == "").all()
     names = sorted(p.name for p in (tmp_path / "out/cleaned_images").iterdir())

@@ -3,10 +3,11 @@ import os
 
 import pandas as pd
 import pytest
-from odd import dataset, save
+from odd import breast, dataset, save
 from test_predict import mammo_nb, weights  # noqa: F401  (a fixture)
 
 from mammo_nb.core.dicom import find_files
+from mammo_nb.core.pictures import write_png
 from mammo_nb.mammo.reading.names import cell, picture_names, shown, stem_of
 
 
@@ -80,10 +81,16 @@ def test_names_are_different_printable_and_short():
     assert all(n.isprintable() for n in names) and shown("\udce7") == "\\udce7" and cell("-1") == "'-1"
 
 
-def test_crops_are_named_after_whole_uids_and_after_bytes_that_are_no_text(tmp_path):
+def test_crops_of_files_named_after_uids_and_by_bytes_that_are_no_text(tmp_path):
     for name in ("1.2.840.7.1", "1.2.840.7.2", os.fsdecode(b"Gon\xe7alves.dcm")):
         save(dataset(), tmp_path / "in" / name)
-    done = mammo_nb("crops", tmp_path / "in", "-o", tmp_path / "out", "--detector", "otsu", "--workers", 1)
+    done, crops = cropped(tmp_path / "in", tmp_path / "crops")
+    assert done.returncode == 0 and list(crops.index) == ["1.2.840.7.1", "1.2.840.7.2", "Gon\\udce7alves.dcm"]
+    (tmp_path / "png").mkdir()
+    for name in (b"1.2.840.7.1.png", b"1.2.840.7.2.png", b"Gon\xe7alves.png"):
+        write_png(tmp_path / "x.png", (breast() // 16).astype("uint8"))
+        (tmp_path / "x.png").rename(tmp_path / "png" / os.fsdecode(name))
+    done, _ = cropped(tmp_path / "png", tmp_path / "out")
     assert done.returncode == 0 and sorted(p.name for p in (tmp_path / "out/cleaned_images").glob("*.png")) == [
         "unknown@1.2.840.7.1.png", "unknown@1.2.840.7.2.png", "unknown@Gon%E7alves.png"]
 
@@ -96,3 +103,45 @@ def test_packed_files_are_named_by_every_command(weights, tmp_path):  # noqa: F8
                     ("crops", "-o", tmp_path / "c", "--detector", "otsu")):
         done = mammo_nb(command[0], tmp_path / "in", *command[1:], "--workers", 1)
         assert done.returncode == 0 and "2 packed files left out, unpack them first: b.dcm.gz, study.ZIP" in done.stdout
+
+
+def cropped(folder, output):
+    done = mammo_nb("crops", folder, "-o", output, "--detector", "otsu", "--workers", 1)
+    table = pd.read_csv(output / "crops.csv", dtype={"patient_id": str, "image_id": str}, keep_default_na=False)
+    return done, table.set_index("file")
+
+
+def test_crops_and_predict_use_the_same_ids(weights, tmp_path):  # noqa: F811
+    save(dataset(patient="10008"), tmp_path / "in/test_images/10008/1.dcm")
+    save(dataset(patient="", StudyInstanceUID="1.2.3.9"), tmp_path / "in/test_images/b/2.dcm")
+    save(dataset(patient="in the header"), tmp_path / "in/test_images/x/3.dcm")
+    (tmp_path / "in/test.csv").write_text("patient_id,image_id,laterality,view\nx,3,L,CC\n")
+    _, images, _ = predicted(tmp_path / "in", weights, tmp_path / "out")
+    done, crops = cropped(tmp_path / "in", tmp_path / "crops")
+    ids = ["patient_id", "image_id"]
+    assert done.returncode == 0 and crops[ids].equals(images.set_index("file")[ids])
+    assert crops["patient_id"].tolist() == ["10008", "1.2.3.9", "x"] and crops["image_id"].iloc[2] == "3"
+    assert all((tmp_path / f"crops/cleaned_images/{r.patient_id}@{r.image_id}.png").exists()
+               for r in crops.itertuples())
+
+
+def test_files_with_equal_ids_have_crops_of_their_own(tmp_path):
+    one = dataset(patient="../A")
+    for name in ("a", "a.dcm", "A.dcm", "copy/a.dcm"):
+        save(one, tmp_path / "in" / name)
+    (tmp_path / "in/broken.dcm").write_bytes(b"no scan")
+    done, crops = cropped(tmp_path / "in", tmp_path / "crops")
+    assert done.returncode == 1 and (crops["error"] != "").sum() == 1 and crops["image_id"].nunique() == 5
+    assert len(list((tmp_path / "crops/cleaned_images").glob("%2E.%2FA@*.png"))) == 4
+    assert crops.loc["broken.dcm", ["patient_id", "image_id"]].tolist() == ["unknown", "broken"]
+
+
+def test_formulas_and_control_characters_are_escaped_by_crops_and_check(tmp_path):
+    save(dataset(patient="=1+1"), tmp_path / "in/=2+2.dcm")
+    save(dataset(patient="-3"), tmp_path / "in/line\nbreak.dcm")
+    (tmp_path / "in/\x1b[31m.dcm").write_bytes(b"no scan")
+    done, crops = cropped(tmp_path / "in", tmp_path / "crops")
+    assert set(crops.index) == {"'=2+2.dcm", "line\\nbreak.dcm", "\\x1b[31m.dcm"}
+    assert set(crops["patient_id"]) == {"'=1+1", "'-3", "unknown"} and "\x1b[31m" not in done.stdout
+    done = mammo_nb("check", tmp_path / "in", "-o", tmp_path / "check.csv", "--workers", 1)
+    assert set(pd.read_csv(tmp_path / "check.csv")["file"]) == set(crops.index) and "\x1b[31m" not in done.stdout

@@ -6,12 +6,11 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #26240072
+# %% ../../nbs/mammo/04_crops.ipynb #400523e5
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -28,11 +27,12 @@ from ..core.pictures import NOT_A_DEVICE, fit_resize, shrink, write_png
 from ..core.recipes import check_section
 from ..core.runs import Run
 from ..core.windows import WindowError, percentile
-from .datasets import DatasetError, read_table, root_of
+from .datasets import read_table, root_of
 from .reading import faithful
 from .reading.blank import NO_BREAST, why_blank
 from .reading.boxes import Box, find_box, open_detector
-from .reading.names import stem_of
+from .reading.names import cell
+from .reading.sides import ids_of_files
 from .recipes import Crops
 
 # %% ../../nbs/mammo/04_crops.ipynb #a102c353
@@ -217,10 +217,16 @@ def crop_file(
         "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 
-# %% ../../nbs/mammo/04_crops.ipynb #552158d0
+# %% ../../nbs/mammo/04_crops.ipynb #7c02ea3b
 def _sources(item: dict) -> list[Path]:
     "The files that a crop is made of."
     return [Path(item["folder"], item[name]) for name in ("file", "mask") if item[name]]
+
+def _write_tables(work: pd.DataFrame, output: Path) -> pd.DataFrame:
+    "Write crops.csv and crop_errors.csv."
+    write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])
+    write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
+    return work
 
 @owned
 def crop_files(
@@ -261,11 +267,9 @@ def crop_files(
     for column in ("patient_id", "image_id"):
         work[column] = files[column].values  # also for files that failed
     work = work.astype({c: "Int64" for c in WHOLE if c in work})
-    write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])
-    write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
-    return work
+    return _write_tables(work, output)
 
-# %% ../../nbs/mammo/04_crops.ipynb #c63feca2
+# %% ../../nbs/mammo/04_crops.ipynb #4f2c765e
 @owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
@@ -274,17 +278,13 @@ def crop_folder(
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
     previews: bool = False,   # as in `crop_files`
     **machine,                # workers, backend, scheduler of `map_files`
-) -> pd.DataFrame:            # as from `crop_files`
-    "Crop every file of a folder. Raises DatasetError if two files would have a crop of the same name."
-    found, _ = find_files(folder, besides=output)
-    whole = [Path(f).with_name(stem_of(f)).as_posix() for f in found]  # the last part of a UID is no ending
-    names = [quote(w, "/ ()+,=", "utf-8", "surrogateescape").split("/") for w in whole]
-    patients = ["@".join(n[:-1]) or "unknown" for n in names]
-    files = pd.DataFrame({"file": found, "patient_id": patients, "image_id": [n[-1] for n in names]})
-    if (twice := files.duplicated(["patient_id", "image_id"])).any():
-        raise DatasetError(
-            f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one of them.")
-    return crop_files(files, folder, output, settings, detector, previews=previews, **machine)
+) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them
+    "Crop every file of a folder."
+    files = ids_of_files(folder, find_files(folder, besides=output)[0], **machine)
+    work = crop_files(files, folder, output, settings, detector, previews=previews, **machine)
+    for column in ("file", "patient_id", "image_id", "error"):
+        work[column] = work[column].map(cell)
+    return _write_tables(work, Path(output))
 
 # %% ../../nbs/mammo/04_crops.ipynb #162757b8
 def run_stage(

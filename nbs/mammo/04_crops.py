@@ -28,7 +28,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -45,11 +44,12 @@ from mammo_nb.core.pictures import NOT_A_DEVICE, fit_resize, shrink, write_png
 from mammo_nb.core.recipes import check_section
 from mammo_nb.core.runs import Run
 from mammo_nb.core.windows import WindowError, percentile
-from mammo_nb.mammo.datasets import DatasetError, read_table, root_of
+from mammo_nb.mammo.datasets import read_table, root_of
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.blank import NO_BREAST, why_blank
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
-from mammo_nb.mammo.reading.names import stem_of
+from mammo_nb.mammo.reading.names import cell
+from mammo_nb.mammo.reading.sides import ids_of_files
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -368,6 +368,12 @@ def _sources(item: dict) -> list[Path]:
     "The files that a crop is made of."
     return [Path(item["folder"], item[name]) for name in ("file", "mask") if item[name]]
 
+def _write_tables(work: pd.DataFrame, output: Path) -> pd.DataFrame:
+    "Write crops.csv and crop_errors.csv."
+    write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])
+    write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
+    return work
+
 @owned
 def crop_files(
     # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, and scaling,
@@ -407,13 +413,10 @@ def crop_files(
     for column in ("patient_id", "image_id"):
         work[column] = files[column].values  # also for files that failed
     work = work.astype({c: "Int64" for c in WHOLE if c in work})
-    write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])
-    write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
-    return work
+    return _write_tables(work, output)
 
 # %% [markdown]
-# For a folder without a table, the crops are named after the files: `10006/462822612.dcm` becomes
-# `10006@462822612.png`, as in a competition.
+# The crops of a folder have the ids that a prediction gives its files, such as `10006@462822612.png` in a competition.
 
 # %%
 #| export
@@ -425,17 +428,13 @@ def crop_folder(
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
     previews: bool = False,   # as in `crop_files`
     **machine,                # workers, backend, scheduler of `map_files`
-) -> pd.DataFrame:            # as from `crop_files`
-    "Crop every file of a folder. Raises DatasetError if two files would have a crop of the same name."
-    found, _ = find_files(folder, besides=output)
-    whole = [Path(f).with_name(stem_of(f)).as_posix() for f in found]  # the last part of a UID is no ending
-    names = [quote(w, "/ ()+,=", "utf-8", "surrogateescape").split("/") for w in whole]
-    patients = ["@".join(n[:-1]) or "unknown" for n in names]
-    files = pd.DataFrame({"file": found, "patient_id": patients, "image_id": [n[-1] for n in names]})
-    if (twice := files.duplicated(["patient_id", "image_id"])).any():
-        raise DatasetError(
-            f"{files['file'][twice.idxmax()]}: another file would have a crop of the same name. Rename one of them.")
-    return crop_files(files, folder, output, settings, detector, previews=previews, **machine)
+) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them
+    "Crop every file of a folder."
+    files = ids_of_files(folder, find_files(folder, besides=output)[0], **machine)
+    work = crop_files(files, folder, output, settings, detector, previews=previews, **machine)
+    for column in ("file", "patient_id", "image_id", "error"):
+        work[column] = work[column].map(cell)
+    return _write_tables(work, Path(output))
 
 # %% [markdown]
 # ## Run the stage

@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'measure_crop', 'estimate', 'check_folder', 'check_dataset', 'check_data',
            'estimate_text', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #adcf1cac
+# %% ../../../nbs/mammo/tools/check.ipynb #973fa668
 import os
 import shutil
 import tempfile
@@ -24,7 +24,7 @@ from ...core.runs import locate
 from ...core.settings import SettingsError, read_paths
 from ..crops import crop_file, crop_path
 from ..datasets import place_of, read_set
-from ..reading.names import packed_files
+from ..reading.names import cell, packed_files
 from ..reading.sources import totals
 from ..recipes import Crops
 from .commands import read_size
@@ -71,7 +71,7 @@ def estimate(
         "dicom": int(wanted["bytes"].sum()), "free": shutil.disk_usage(target).free
     }
 
-# %% ../../../nbs/mammo/tools/check.ipynb #94cc4e89
+# %% ../../../nbs/mammo/tools/check.ipynb #77878f58
 NUMBERS = ["bytes", "rows", "columns", "frames", "bits_stored", "windows"]
 COLUMNS = [
     "file", "bytes", "syntax", *NUMBERS[1:5], "photometric", "windows", "voi_function", "laterality", "view", "decoder",
@@ -123,6 +123,8 @@ def check_folder(
     rows["problems"] = ["; ".join(problems[file]) for file in rows["file"]]
     timed = crops[crops["error"].eq("")]
     cost = estimate(rows, timed["seconds"], timed["size"], workers)
+    for column in ("file", "problems", "error"):
+        rows[column] = rows[column].map(cell)
     rows.attrs = {"others": others, "packed": packed_files(folder), "estimate": cost}
     return rows[COLUMNS]
 

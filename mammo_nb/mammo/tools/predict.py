@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'PER_IMAGE', 'REPEATED', 'PredictError', 'detector_of', 'predict_file', 'with_caution', 'predict_items',
            'breasts_of', 'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #9b6fe103
+# %% ../../../nbs/mammo/tools/predict.ipynb #043b4478
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,10 @@ from ...core.submission import caution, check_score, find_weights, origin
 from ..crops import WHOLE, preview
 from ..datasets import per_breast
 from ..learning.decision import image_means
-from ..reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
+from ..reading.inputs import NO_STANDARD, no_standard, row_of, see
 from ..reading.mammograms import read_header
 from ..reading.names import cell, packed_files, picture_names, shown
-from ..reading.sides import read_sides
+from ..reading.sides import identify, read_sides
 from ..recipes import Crops
 
 # %% ../../../nbs/mammo/tools/predict.ipynb #5c3bda63

@@ -36,8 +36,7 @@ from mammo_nb.mammo.crops import Breast, crop_path, cut_breast, faithful_floats
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import open_detector
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame
-from mammo_nb.mammo.reading.names import stem_of
-from mammo_nb.mammo.reading.views import parse_side, parse_view
+from mammo_nb.mammo.reading.sides import identify
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -123,9 +122,7 @@ for ax, s in zip(axes, both):
 
 # %% [markdown]
 # ## The row of a file
-# Side and view come from the header, else from a table such as the `test.csv` of a competition. Otherwise they are
-# *unknown*, which is better than a guess. Ids come from the table first. Without a
-# PatientID the study is the patient, and without a study the folder.
+# [Sides](sides.py) finds the ids, the side and the view.
 
 # %%
 #| export
@@ -136,20 +133,6 @@ def no_standard(
 ) -> str:              # a note; "" for a standard mammogram
     "Say why an image is no standard mammogram."
     return f"{NO_STANDARD}: {header.special}" if header.special else ""
-
-def identify(
-    header: Mammogram,
-    item: dict,        # file; row, its row of a table or None
-) -> dict:             # patient_id, image_id, laterality, view
-    "Find the ids, the side and the view of one file."
-    row = item.get("row") or {}
-    path = Path(item["file"])
-    patient = row.get("patient_id") or header.patient_id or header.study or path.parent.name
-    side, view = parse_side(row.get("laterality", "")), parse_view(row.get("view", ""))
-    return {"patient_id": patient or "unknown",
-            "image_id": row.get("image_id") or header.instance or stem_of(path.name),
-            "laterality": header.laterality or side or view[0] or "unknown",
-            "view": header.view or view[1] or "unknown"}
 
 def row_of(
     seen: Seen,

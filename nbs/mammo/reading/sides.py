@@ -27,13 +27,18 @@ import codecs
 import csv
 import io
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import pandas as pd
 
+from mammo_nb.core.files import inside, kept_beside, short_hash
+from mammo_nb.core.parallel import map_files
 from mammo_nb.mammo.reading.labels import DatasetError
-from mammo_nb.mammo.reading.names import cell, shown, stem_of
+from mammo_nb.mammo.reading.mammograms import Mammogram, read_header
+from mammo_nb.mammo.reading.names import LONGEST, cell, shown, stem_of
 from mammo_nb.mammo.reading.views import parse_side, parse_view
 
 # %%
@@ -207,6 +212,77 @@ def read_sides(
         if found.is_file():
             sides |= match_rows(found, files)[0]
     return sides, ""
+
+# %% [markdown]
+# ## The ids of a file
+# Side and view come from the header, else from the table. Otherwise they are *unknown*, which is better than a guess.
+# Ids come from the table first. Without a PatientID the study is the patient, and without a study the folder. All
+# commands use these ids.
+
+# %%
+#| export
+NO_HEADER = SimpleNamespace(patient_id="", study="", instance="", laterality="", view="")
+
+def identify(
+    header: Mammogram | None,  # None: it cannot be read
+    item: dict,        # file; row, its row of a table or None
+) -> dict:             # patient_id, image_id, laterality, view
+    "Find the ids, the side and the view of one file."
+    header = header or NO_HEADER
+    row = item.get("row") or {}
+    path = Path(item["file"])
+    patient = row.get("patient_id") or header.patient_id or header.study or path.parent.name
+    side, view = parse_side(row.get("laterality", "")), parse_view(row.get("view", ""))
+    return {"patient_id": patient or "unknown",
+            "image_id": row.get("image_id") or header.instance or stem_of(path.name),
+            "laterality": header.laterality or side or view[0] or "unknown",
+            "view": header.view or view[1] or "unknown"}
+
+def identify_file(
+    item: dict,  # folder, file; row, its row of a table or None
+) -> dict:       # as from `identify`
+    "Read the header of a file and find its ids. Raises DicomError."
+    return identify(read_header(inside(item["folder"], item["file"])), item)
+
+# %% [markdown]
+# Ids become names of pictures, `{patient_id}@{image_id}.png`. Characters that no name of a file should have are quoted
+# as in an address, and ids that are repeated or very long end with a digest of the file.
+
+# %%
+#| export
+def picture_ids(
+    ids: list[tuple[str, str]],  # patient_id, image_id of each file
+    files: list[str],            # their paths
+) -> list[tuple[str, str]]:      # the same for names of pictures, all different also where case does not count
+    "Make ids that can be parts of a file name and are different for each file."
+    safe = [tuple(quote(t, " ()+,=^", "utf-8", "surrogateescape") for t in pair) for pair in ids]
+    safe = [(re.sub(r"^\.", "%2E", patient), image) for patient, image in safe]  # no hidden file
+    count = Counter("@".join(pair).lower() for pair in safe)
+    names = []
+    for file, pair in zip(files, safe):
+        patient, image = pair
+        if count["@".join(pair).lower()] > 1 or len("@".join(pair)) > LONGEST:
+            patient = patient[:LONGEST // 3]
+            image = f"{image[:LONGEST - 20 - len(patient)]}~{short_hash(shown(file))}"
+        names.append((patient, image))
+    return names
+
+def ids_of_files(
+    folder: Path,
+    files: list[str],  # paths below the folder
+    **machine,         # workers, backend, scheduler of `map_files`
+) -> pd.DataFrame:     # file, patient_id, image_id, as from `picture_ids`
+    "Find the ids of files for names of pictures; a file that cannot be read has those of its path."
+    sides, _ = read_sides(folder, files)
+    items = [{"file": f, "folder": str(Path(folder).resolve()), "row": sides.get(f)} for f in files]
+    with kept_beside(None) as scratch:
+        known = map_files(identify_file, items, table=Path(scratch) / "ids.csv", label=None, **machine)
+    read = [row if row["error"] == "" else identify(None, item) for row, item in zip(known.to_dict("records"), items)]
+    names = picture_ids([(row["patient_id"], row["image_id"]) for row in read], files)
+    return pd.DataFrame([(f, *n) for f, n in zip(files, names)], columns=["file", "patient_id", "image_id"])
+
+assert picture_ids([("A/1", "x"), ("B", "y"), ("b", "Y")], ["1", "2", "3"])[0] == ("A%2F1", "x")
+assert len({"@".join(n).lower() for n in picture_ids([("B", "y"), ("b", "Y")], ["2", "3"])}) == 2
 
 # %% [markdown]
 # ## What came out

@@ -43,10 +43,10 @@ from mammo_nb.core.submission import caution, check_score, find_weights, origin
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.learning.decision import image_means
-from mammo_nb.mammo.reading.inputs import NO_STANDARD, identify, no_standard, row_of, see
+from mammo_nb.mammo.reading.inputs import NO_STANDARD, no_standard, row_of, see
 from mammo_nb.mammo.reading.mammograms import read_header
 from mammo_nb.mammo.reading.names import cell, packed_files, picture_names, shown
-from mammo_nb.mammo.reading.sides import read_sides
+from mammo_nb.mammo.reading.sides import identify, read_sides
 from mammo_nb.mammo.recipes import Crops
 
 # %%
