@@ -269,7 +269,7 @@ def crop_files(
     work = work.astype({c: "Int64" for c in WHOLE if c in work})
     return _write_tables(work, output)
 
-# %% ../../nbs/mammo/04_crops.ipynb #4f2c765e
+# %% ../../nbs/mammo/04_crops.ipynb #0244b5de
 @owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
@@ -280,7 +280,7 @@ def crop_folder(
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them
     "Crop every file of a folder."
-    files = ids_of_files(folder, find_files(folder, besides=output)[0], **machine)
+    files = ids_of_files(folder, find_files(folder, besides=output)[0], machine.get("workers"))
     work = crop_files(files, folder, output, settings, detector, previews=previews, **machine)
     for column in ("file", "patient_id", "image_id", "error"):
         work[column] = work[column].map(cell)

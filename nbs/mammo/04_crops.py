@@ -430,7 +430,7 @@ def crop_folder(
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them
     "Crop every file of a folder."
-    files = ids_of_files(folder, find_files(folder, besides=output)[0], **machine)
+    files = ids_of_files(folder, find_files(folder, besides=output)[0], machine.get("workers"))
     work = crop_files(files, folder, output, settings, detector, previews=previews, **machine)
     for column in ("file", "patient_id", "image_id", "error"):
         work[column] = work[column].map(cell)

@@ -26,16 +26,18 @@
 import codecs
 import csv
 import io
+import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import joblib
 import pandas as pd
 
-from mammo_nb.core.files import inside, kept_beside, short_hash
-from mammo_nb.core.parallel import map_files
+from mammo_nb.core.files import inside, short_hash
+from mammo_nb.core.processes import rows_in_processes
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_header
 from mammo_nb.mammo.reading.names import LONGEST, cell, shown, stem_of
@@ -250,6 +252,8 @@ def identify_file(
 
 # %%
 #| export
+FEW = 500   # headers that one process reads before another one could start
+
 def picture_ids(
     ids: list[tuple[str, str]],  # patient_id, image_id of each file
     files: list[str],            # their paths
@@ -270,15 +274,17 @@ def picture_ids(
 def ids_of_files(
     folder: Path,
     files: list[str],  # paths below the folder
-    **machine,         # workers, backend, scheduler of `map_files`
+    workers: int | None = None,  # processes that read headers; None: one per core
 ) -> pd.DataFrame:     # file, patient_id, image_id, as from `picture_ids`
     "Find the ids of files for names of pictures; a file that cannot be read has those of its path."
     sides, _ = read_sides(folder, files)
-    items = [{"file": f, "folder": str(Path(folder).resolve()), "row": sides.get(f)} for f in files]
-    with kept_beside(None) as scratch:
-        known = map_files(identify_file, items, table=Path(scratch) / "ids.csv", label=None, **machine)
-    read = [row if row["error"] == "" else identify(None, item) for row, item in zip(known.to_dict("records"), items)]
-    names = picture_ids([(row["patient_id"], row["image_id"]) for row in read], files)
+    items = {f: {"file": f, "folder": str(Path(folder).resolve()), "row": sides.get(f)} for f in files}
+    processes = max(1, min(workers or joblib.cpu_count(), len(files) // FEW))
+    # nothing is written, so that a stopped run leaves the journal of its crops only
+    rows = rows_in_processes(identify_file, items, processes if processes > 1 else 0)
+    read = {f: json.loads(row) for f, row in rows}
+    ids = [identify(None, items[f]) if read[f]["error"] else read[f] for f in files]
+    names = picture_ids([(row["patient_id"], row["image_id"]) for row in ids], files)
     return pd.DataFrame([(f, *n) for f, n in zip(files, names)], columns=["file", "patient_id", "image_id"])
 
 assert picture_ids([("A/1", "x"), ("B", "y"), ("b", "Y")], ["1", "2", "3"])[0] == ("A%2F1", "x")
