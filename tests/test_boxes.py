@@ -43,7 +43,8 @@ def make_image():
             pixels = 4095 - pixels
         step = int(1 / scale)
         fields = dict.fromkeys(Header.__dataclass_fields__)
-        header = Header(**{**fields, "rows": rows, "columns": columns, "photometric": photometric, "windows": ()})
+        header = Header(**{**fields, "rows": rows, "columns": columns, "photometric": photometric, "windows": (),
+                          "aspect": 1.0})
         return Image(header, pixels[::step, ::step], "none", scale)
     return make
 

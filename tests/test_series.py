@@ -435,7 +435,7 @@ def test_command(folder, tmp_path):
     done = call()
     assert done.exit_code == 0 and "8 axial slices of 24 x 24, every 2.0 mm" in done.output
     written = "".join(p.read_text() for p in (tmp_path / "out").iterdir()) + done.output
-    assert not any(word in written for word in ("DOE", "20230212", "1950"))
+    assert not any(word in written for word in ("DOE", "20230212", "19500101"))
     (folder / "none.dcm").write_bytes(b"")
     assert call().exit_code == 1 and call("--allow-errors").exit_code == 0
     shutil.rmtree(folder)

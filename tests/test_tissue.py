@@ -145,7 +145,8 @@ def frame_of(photometric: str = "MONOCHROME2") -> Image:
     grey = np.uint16(cv2.resize(breast()[0], None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) * 4095)
     grey[20:60, 560:620] = 65_535
     fields = dict.fromkeys(Header.__dataclass_fields__)
-    header = Header(**{**fields, "rows": 832, "columns": 640, "photometric": photometric, "windows": ()})
+    header = Header(**{**fields, "rows": 832, "columns": 640, "photometric": photometric, "windows": (),
+                          "aspect": 1.0})
     return Image(header, 65_535 - grey if photometric == "MONOCHROME1" else grey, "none")
 
 
