@@ -229,7 +229,7 @@ def accuracy(model, epoch):
 
 history = fit(toy_network(), moons, moons.batches, F.binary_cross_entropy_with_logits, accuracy, config,
               folder / "whole", label="in one go")
-assert history["accuracy"].iloc[-1] > .85 and history["loss"].is_monotonic_decreasing
+assert history["accuracy"].iloc[-1] > .85 and history["loss"].iloc[-1] < .6 * history["loss"].iloc[0]
 history.round(4)
 
 # %%
