@@ -127,6 +127,10 @@ def footer_of(source: Path) -> str:
     return "# " + " · ".join(links)
 
 
+def test_headers_name_the_kernel_as_jupyterlab_writes_it():
+    assert [p.name for p in SOURCES if "#     display_name: Python 3 (ipykernel)\n" not in p.read_text()] == []
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_a_notebook_ends_with_links_to_its_neighbours(source):
     expected = f"# %% [markdown]\n# ---\n{footer_of(source)}"

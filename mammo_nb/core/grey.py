@@ -47,7 +47,7 @@ def modality_values(
         return look_up(pixels, lambda v: (v.astype(np.int64) * int(slope) + int(intercept)).astype(kinds[0]))
     return look_up(pixels, lambda v: v.astype(np.float32) * np.float32(slope) + np.float32(intercept))
 
-# %% ../../nbs/core/28_grey.ipynb #a2dbf9b8
+# %% ../../nbs/core/28_grey.ipynb #9a2678c3
 def padding_mask(
     pixels: np.ndarray,  # (rows, columns) stored values
     header: Header,      # with .padding
@@ -65,14 +65,17 @@ def _masked(pixels: np.ndarray, header: Header) -> np.ndarray:
         mask = pixels == header.padding[0] & (1 << header.bits_stored) - 1
     return mask
 
+def _is_inverse(header: Header) -> bool:
+    "Whether black and white are exchanged after the window."
+    return header.photometric == "MONOCHROME1" or header.presentation == "INVERSE"
+
 def is_negative(
     header: Header,
 ) -> bool:           # whether low values are bright
     "MONOCHROME1, PresentationLUTShape INVERSE (PS3.3 C.11.6), or a falling VOI table without a window."
-    inverse = header.photometric == "MONOCHROME1" or header.presentation == "INVERSE"
     falling = bool(header.voi_luts) and not header.windows
     falling = falling and int(header.voi_luts[0].entries[0]) > int(header.voi_luts[0].entries[-1])
-    return inverse != falling
+    return _is_inverse(header) != falling
 
 def _needs_all(header: Header) -> bool:
     "Whether padding spoils means of neighbours: it is not at the dark end of the stored values."
@@ -82,7 +85,7 @@ def _needs_all(header: Header) -> bool:
     plain = header.modality_lut is None and (header.slope or 1.0) > 0
     return is_negative(header) or not plain or header.padding != (darkest, darkest)
 
-# %% ../../nbs/core/28_grey.ipynb #6e1ef08f
+# %% ../../nbs/core/28_grey.ipynb #3ab04d66
 def settled(
     image: Image,  # stored values
 ) -> Image:        # values after the modality step, padding filled; notes in its header
@@ -102,10 +105,9 @@ def settled(
     if mask.any():
         values = values.copy() if values is pixels else values
         values[mask] = (np.max if is_negative(header) else np.min)(values[~mask])
-    inverse = header.photometric == "MONOCHROME1" or header.presentation == "INVERSE"
     return replace(image, pixels=values, header=replace(
         header, slope=None, intercept=None, modality_lut=None, padding=None, presentation="", notes=tuple(notes),
-        photometric="MONOCHROME1" if inverse else "MONOCHROME2"))
+        photometric="MONOCHROME1" if _is_inverse(header) else "MONOCHROME2"))
 
 def decode_grey(
     frame: Frame,

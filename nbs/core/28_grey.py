@@ -5,7 +5,7 @@
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -104,14 +104,17 @@ def _masked(pixels: np.ndarray, header: Header) -> np.ndarray:
         mask = pixels == header.padding[0] & (1 << header.bits_stored) - 1
     return mask
 
+def _is_inverse(header: Header) -> bool:
+    "Whether black and white are exchanged after the window."
+    return header.photometric == "MONOCHROME1" or header.presentation == "INVERSE"
+
 def is_negative(
     header: Header,
 ) -> bool:           # whether low values are bright
     "MONOCHROME1, PresentationLUTShape INVERSE (PS3.3 C.11.6), or a falling VOI table without a window."
-    inverse = header.photometric == "MONOCHROME1" or header.presentation == "INVERSE"
     falling = bool(header.voi_luts) and not header.windows
     falling = falling and int(header.voi_luts[0].entries[0]) > int(header.voi_luts[0].entries[-1])
-    return inverse != falling
+    return _is_inverse(header) != falling
 
 def _needs_all(header: Header) -> bool:
     "Whether padding spoils means of neighbours: it is not at the dark end of the stored values."
@@ -148,10 +151,9 @@ def settled(
     if mask.any():
         values = values.copy() if values is pixels else values
         values[mask] = (np.max if is_negative(header) else np.min)(values[~mask])
-    inverse = header.photometric == "MONOCHROME1" or header.presentation == "INVERSE"
     return replace(image, pixels=values, header=replace(
         header, slope=None, intercept=None, modality_lut=None, padding=None, presentation="", notes=tuple(notes),
-        photometric="MONOCHROME1" if inverse else "MONOCHROME2"))
+        photometric="MONOCHROME1" if _is_inverse(header) else "MONOCHROME2"))
 
 def decode_grey(
     frame: Frame,
