@@ -71,18 +71,18 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 SOURCES := $(shell find nbs -name '*.py' -not -path '*/.*')
 
 nbs/.exported: $(SOURCES) $(VENV)/.installed
-	@$(PY) -c 'from mammo_nb.core.notebooks import export; export(".")'
+	@$(PY) -c 'from mammo_nb.core.notebooks import command, export; command(export)'
 	@touch $@
 
 notebooks: $(VENV)/.installed  ## build .ipynb from nbs/**/*.py
-	@$(PY) -c 'from mammo_nb.core.notebooks import build; print(*build("."), sep="\n")'
+	@$(PY) -c 'from mammo_nb.core.notebooks import build, command; command(build)'
 
 export: $(VENV)/.installed  ## build the notebooks and write mammo_nb/ from them
-	@$(PY) -c 'from mammo_nb.core.notebooks import export; export(".")'
+	@$(PY) -c 'from mammo_nb.core.notebooks import command, export; command(export)'
 	@touch nbs/.exported
 
 sync: $(VENV)/.installed  ## bring edits made in built .ipynb files back to the .py
-	@$(PY) -c 'from mammo_nb.core.notebooks import sync; print(*sync("."), sep="\n")'
+	@$(PY) -c 'from mammo_nb.core.notebooks import command, sync; command(sync)'
 
 lab: $(VENV)/.installed  ## JupyterLab, where the .py files are notebooks; LAB="--no-browser --port 9000" is passed on
 	@$(VENV)/bin/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json \

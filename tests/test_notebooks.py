@@ -1,14 +1,16 @@
 "core/notebooks: .py notebooks, .ipynb files and the package contain the same."
 import json
+import re
 import shutil
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
-from conftest import ROOT, copy_checkout
+from conftest import ROOT, copy_checkout, make
 
 from mammo_nb.core.notebooks import NotebookConflict, build, export, from_percent, sync, to_percent
+from mammo_nb.core.stages import code_digest
 
 SOURCES = sorted(p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.py"))
 
@@ -146,6 +148,23 @@ def test_damaged_and_conflicting_files_are_named_and_nothing_else_is_lost(checko
         build(checkout)
     source.write_text("\ufeff" + text)
     assert build(checkout) == [target] and target.read_text() == whole
+    assert code_digest(source) == code_digest(ROOT / "nbs/mammo/05_folds.py")
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda text: text[:text.index(b"def ") + 6], r"05_folds.py, line \d+: .*Python cannot read this file"),
+    (lambda text: b"", "05_folds.py is empty"),
+    (lambda text: text + b"# \xe9\n", "05_folds.py is not in UTF-8"),
+    (lambda text: text + b"\0", "05_folds.py.*Python cannot read this file"),
+], ids=["torn", "empty", "latin", "zero"])
+def test_a_torn_source_is_named_and_the_package_stays(exported, damage, said):
+    source, before = exported / "nbs/mammo/05_folds.py", modules(exported)
+    whole = source.read_bytes()
+    source.write_bytes(damage(whole))
+    answer = make(exported, "export")
+    source.write_bytes(whole)
+    assert answer.returncode and re.search(said, answer.stdout) and "Traceback" not in answer.stdout
+    assert modules(exported) == before
 
 
 def test_nbdev_clean_is_no_edit(checkout):

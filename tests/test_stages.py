@@ -161,6 +161,15 @@ def test_a_long_folder_for_temporary_files_is_no_obstacle(notebook, tmp_path, mo
     assert (tmp_path / "r/01_divide.ipynb").exists()
 
 
+def test_a_kernel_of_another_python_is_not_taken(notebook, tmp_path, monkeypatch):
+    spec = {"argv": ["/gone/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3",
+            "language": "python"}
+    write_text(tmp_path / "jupyter/kernels/python3/kernel.json", json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    execute(notebook, tmp_path / "r/01_divide.ipynb", {"divisor": 5})
+    assert (tmp_path / "r/01_divide.ipynb").exists()
+
+
 def test_a_full_disk_is_told_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3e8))
     with pytest.raises(StageError, match="has 300 MB of free disk, and a run needs at least 1000"):

@@ -23,18 +23,18 @@ from .runs import Run, StageError, digests_in, find_files, read_manifest
 from .settings import Paths, read_paths
 from .systems import Stage
 
-# %% ../../nbs/core/18_stages.ipynb #37fa821c
+# %% ../../nbs/core/18_stages.ipynb #d1b61c01
 def code_digest(
     path: Path,  # a module, or a notebook source in percent format
 ) -> str:        # sha256 of its syntax tree
     "Digest of the code alone: comments, text cells and layout do not count."
-    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(path).read_bytes())
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 def _imported(path: Path, root: Path) -> set[Path]:
     "Modules of the package that one file imports, as files below `root`."
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -117,13 +117,13 @@ def refresh_inputs(
         write_json(target, inputs)
     return why
 
-# %% ../../nbs/core/18_stages.ipynb #6e772b02
+# %% ../../nbs/core/18_stages.ipynb #697166e7
 def parameter_names(
     source: Path,  # notebook source
 ) -> set[str]:
     "Names assigned in the cell tagged `parameters`."
     from jupytext import reads
-    cells = reads(Path(source).read_text(encoding="utf-8"), fmt="py:percent").cells
+    cells = reads(Path(source).read_text(encoding="utf-8-sig"), fmt="py:percent").cells
     names = set()
     for cell in cells:
         if "parameters" not in cell.metadata.get("tags", []):

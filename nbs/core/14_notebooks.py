@@ -24,9 +24,11 @@
 
 # %%
 #| export
+import ast
 import hashlib
 import os
 import re
+import sys
 from pathlib import Path
 
 import jupytext
@@ -42,7 +44,7 @@ import tempfile
 # %%
 #| export
 class NotebookConflict(ProjectError):
-    "A built notebook was edited, and the edit would be lost."
+    "A notebook is damaged, or it was edited and the edit would be lost."
 
 # %% [markdown]
 # ## Build
@@ -106,10 +108,24 @@ _conflict = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
 
 def _read_source(path: Path) -> str:
     "The text of a `.py` notebook, without the mark that some editors put first. Raises NotebookConflict."
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise NotebookConflict(f"{path} is not in UTF-8: byte {e.start} is no letter. Save it in UTF-8.") from e
     if _conflict.search(text):
         raise NotebookConflict(f"{path} has conflict marks of git (<<<<<<<). Resolve them first.")
     return text
+
+def _check_python(path: Path, text: str):
+    "Raise NotebookConflict for a source that Python cannot read, such as one that was cut off while it was saved."
+    if not text.strip():
+        raise NotebookConflict(f"{path} is empty. `git checkout {path}` brings back its last version.")
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError) as e:  # ValueError: a zero byte
+        where = f", line {e.lineno}" if getattr(e, "lineno", None) else ""
+        raise NotebookConflict(f"{path}{where}: {getattr(e, 'msg', e)}. Python cannot read this file; mend it, or "
+                               f"`git checkout {path}` discards all changes of it.") from e
 
 def _read_built(path: Path):
     "A built notebook; raises NotebookConflict if it is none."
@@ -134,6 +150,7 @@ def build_one(
                 "delete the .ipynb to discard it.")
         if old.metadata.get("mammo_nb", {}).get("source") == _digest(text):
             return False  # the file keeps its outputs
+    _check_python(source, text)
     write_text(target, nbformat.writes(from_percent(text)))
     return True
 
@@ -260,6 +277,16 @@ def export(
         nbdev_export()
     finally:
         os.chdir(here)
+
+def command(
+    action,   # build, sync or export
+):
+    "What `make notebooks`, `make sync` and `make export` do in a checkout. An error is one sentence, and ends with 1."
+    try:
+        for path in action(".") or []:
+            print(path)
+    except ProjectError as e:
+        sys.exit(str(e))
 
 # %% [markdown]
 # `make test` and the continuous integration check that a build on another machine, or a second build, does not change
