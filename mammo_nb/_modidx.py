@@ -267,6 +267,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mammo_nb.core.dicom._told': ('core/dicom.html#_told', 'mammo_nb/core/dicom.py'),
                                      'mammo_nb.core.dicom._walk': ('core/dicom.html#_walk', 'mammo_nb/core/dicom.py'),
                                      'mammo_nb.core.dicom.find_files': ('core/dicom.html#find_files', 'mammo_nb/core/dicom.py'),
+                                     'mammo_nb.core.dicom.folder_of': ('core/dicom.html#folder_of', 'mammo_nb/core/dicom.py'),
                                      'mammo_nb.core.dicom.read_frame': ('core/dicom.html#read_frame', 'mammo_nb/core/dicom.py'),
                                      'mammo_nb.core.dicom.read_frames': ('core/dicom.html#read_frames', 'mammo_nb/core/dicom.py'),
                                      'mammo_nb.core.dicom.read_header': ('core/dicom.html#read_header', 'mammo_nb/core/dicom.py'),

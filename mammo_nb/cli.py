@@ -58,10 +58,10 @@ def predict(
     failed = tool.print_predictions(result, output)
     raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #b5a930a0
+# %% ../nbs/90_cli.ipynb #600ce949
 @app.command()
 def series(
-    folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any number of patients and series"),
+    folder: Path = typer.Argument(..., help="DICOM files, nested or flat, any patients and series, or one file"),
     output: Path = typer.Option(..., "--output", "-o", help="slices.csv and series.csv go here"),
     labels: Path = typer.Option(
         None, help="NIfTI file of organ labels; labels.csv gets the voxels and the centre of each on the grid of its "
@@ -79,10 +79,10 @@ def series(
         write_labels(labels, volumes, output)
     raise typer.Exit(2 if not len(table) else int(bool(failed) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #cb91baaa
+# %% ../nbs/90_cli.ipynb #4e313460
 @app.command()
 def check(
-    folder: Path = typer.Argument(None, help="a competition, or any folder with scans"),
+    folder: Path = typer.Argument(None, help="a competition, any folder with scans, or one file"),
     dataset: str = typer.Option(
         "", help="instead of a folder: a data set that the system knows, such as rsna-breast-cancer-detection, or a "
         "folder of your own below raw or samples of settings.ini"),

@@ -278,11 +278,18 @@ def test_a_table_of_ones_own_names_images_wherever_they_lie(root, tmp_path):
         {"4.dcm": "in no table"}, {"77.dcm": "Missing: named by own.csv, but does not exist"}]
 
 
+def test_a_single_file_is_checked_alone(root):
+    "The tables of the competition say its side, and that they name other files is no problem of this one."
+    path = sorted((root / "train_images").rglob("*.dcm"))[0]
+    table = checked(path)
+    assert table["file"].tolist() == [path.name] and trouble(table) == trouble(checked(root)) == [{}, {}]
+
+
 def test_a_folder_or_table_that_cannot_be_checked_is_an_error(root, tmp_path):
-    with pytest.raises(DicomError, match="not a folder"):
+    with pytest.raises(DicomError, match="no such file or folder"):
         checked(root / "no")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DicomError, match="no DICOM file"):
+    with pytest.raises(DicomError, match="no DICOM, PNG or JPEG file in it"):
         checked(tmp_path / "empty")
     with pytest.raises(CheckError, match="does not exist"):
         checked(root, table=root / "no.csv")

@@ -328,3 +328,14 @@ def test_failed_files_of_a_run_are_counted(tmp_path, monkeypatch):
     assert failures(run) == {"training images": 0}
     errors.write_text("file,patient_id,image_id,error\na.dcm,1,2,CorruptPixels: a.dcm: x\n")
     assert failures(run) == {"training images": 1}
+
+
+def test_a_single_file_is_cropped_as_in_its_folder(tmp_path):
+    for number, rows in enumerate((300, 340)):
+        write(tmp_path / f"in/{number}.dcm", half_disc(rows, 240))
+    crop_folder(tmp_path / "in", tmp_path / "all", workers=1)
+    one = crop_folder(tmp_path / "in/1.dcm", tmp_path / "one", workers=1)
+    made = list((tmp_path / "one/cleaned_images").iterdir())
+    assert one["file"].tolist() == ["1.dcm"] and len(made) == 1
+    whole = pd.read_csv(tmp_path / "all/crops.csv", dtype=str).set_index("file")["sha256"]
+    assert one["sha256"].tolist() == [whole["1.dcm"]]

@@ -78,6 +78,13 @@ def test_names_and_folders_of_files_change_nothing(scans, bag, tmp_path):  # noq
     assert np.abs(pair[0] - pair[1]).max(axis=None) < 1e-5
 
 
+def test_a_single_file_is_predicted_and_checked(scans, bag, tmp_path):  # noqa: F811
+    file = sorted(scans.glob("*.dcm"))[0]
+    result = predict_folder(file, tmp_path / "out", bag, workers=1)
+    assert result["file"].tolist() == [file.name] and float(result["any"].iloc[0]) >= 0
+    assert check_data(file, workers=1)[["file", "error"]].values.tolist() == [[file.name, ""]]
+
+
 def test_hashed_ids_leave_no_name(scans, bag, tmp_path):  # noqa: F811
     (scans / "broken.dcm").write_bytes(b"x" * 200)
     plain = predict_folder(scans, tmp_path / "plain", bag, workers=1)

@@ -469,3 +469,12 @@ def test_links_that_lead_to_no_file_have_rows_of_their_own(tmp_path):
     assert volumes(slices) == [names]
     errors = slices.set_index("file")["error"]
     assert "No such file" in errors["broken.dcm"] and "Is a directory" in errors["folder"]
+
+
+def test_a_single_file_is_a_series_of_its_own(tmp_path):
+    stack(tmp_path / "in")
+    file = sorted((tmp_path / "in").iterdir())[0]
+    slices, series = write_series(file, tmp_path / "out")
+    assert slices["file"].tolist() == [file.name] and series["slices"].tolist() == [1]
+    with pytest.raises(NotDicom, match="no such file or folder"):
+        write_series(tmp_path / "gone.dcm", tmp_path / "out")

@@ -110,6 +110,11 @@ def test_faults_of_files_and_tables_are_found(competition, tmp_path):
     assert set(odd["patient_id"]) == {str(other)}
 
 
+def test_a_single_file_is_checked_alone(competition):
+    file = sorted((competition / "train_images").rglob("*.dcm"))[0]
+    assert check_data(file, workers=1)[["file", "error"]].values.tolist() == [[file.name, ""]]
+
+
 def test_a_folder_of_scans_can_be_checked(tmp_path):
     series(tmp_path / "scans/7", 5)
     rows = check_data(tmp_path / "scans", sample=2, workers=1)

@@ -6,7 +6,7 @@
 __all__ = ['NO_DICOM', 'NO_SLICE', 'CAPTURE', 'SLICES', 'SERIES', 'read_slices', 'read_series', 'tables_of', 'write_tables',
            'write_series', 'print_series', 'read_volume']
 
-# %% ../../nbs/core/38_series.ipynb #a5458d4d
+# %% ../../nbs/core/38_series.ipynb #7194148d
 import hashlib
 import os
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .dicom import ENDINGS, Frame, read_frame, read_frames
+from .dicom import ENDINGS, Frame, folder_of, read_frame, read_frames
 from .files import write_csv
 from .geometry import Slice
 from .headers import BadHeader, Header, NotDicom, NotImage
@@ -96,7 +96,7 @@ def read_slices(
         raise
     return {"slices": slices, "note": ""}
 
-# %% ../../nbs/core/38_series.ipynb #349f72a0
+# %% ../../nbs/core/38_series.ipynb #d9d60146
 def _files(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
@@ -131,7 +131,7 @@ def _settle_offset(
             s.notes.append(SHIFTED)
 
 def read_series(
-    folder: Path | str,          # searched to any depth
+    folder: Path | str,          # searched to any depth, or a single file
     output: Path | str,          # keeps the journal, so that a later call reads only new and changed files
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
     each=None,                   # as for `read_slices`
@@ -140,10 +140,10 @@ def read_series(
     label: str | None = "files",  # text beside the progress bar; None: no bar
 ) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
-    folder, output = Path(folder), Path(output)
-    if not folder.is_dir():
-        raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
-    files = _files(folder, output)
+    scans, folder, output = Path(folder), folder_of(folder), Path(output)
+    if not scans.exists():
+        raise NotDicom(scans, "no such file or folder", "", "Name a folder with DICOM files, or a file.")
+    files = [scans.name] if scans.is_file() else _files(folder, output)
     if not files:
         raise NotDicom(folder, "no files in it", "", "Name a folder with DICOM files.")
     items = []

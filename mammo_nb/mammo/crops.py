@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #400523e5
+# %% ../../nbs/mammo/04_crops.ipynb #6b289359
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from ..core.backends import Graph, read_sidecar
-from ..core.dicom import Frame, Image, find_files, read_frame
+from ..core.dicom import Frame, Image, find_files, folder_of, read_frame
 from ..core.files import inside, owned, write_csv
 from ..core.grey import decode_grey, grey_levels
 from ..core.headers import BadHeader, Header
@@ -269,10 +269,10 @@ def crop_files(
     work = work.astype({c: "Int64" for c in WHOLE if c in work})
     return _write_tables(work, output)
 
-# %% ../../nbs/mammo/04_crops.ipynb #0244b5de
+# %% ../../nbs/mammo/04_crops.ipynb #7ce85246
 @owned
 def crop_folder(
-    folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
+    folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files; or a single file
     output: Path,             # as in `crop_files`
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
@@ -280,8 +280,8 @@ def crop_folder(
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them
     "Crop every file of a folder."
-    files = ids_of_files(folder, find_files(folder, besides=output)[0], machine.get("workers"))
-    work = crop_files(files, folder, output, settings, detector, previews=previews, **machine)
+    files = ids_of_files(folder_of(folder), find_files(folder, besides=output)[0], machine.get("workers"))
+    work = crop_files(files, folder_of(folder), output, settings, detector, previews=previews, **machine)
     for column in ("file", "patient_id", "image_id", "error"):
         work[column] = work[column].map(cell)
     return _write_tables(work, Path(output))

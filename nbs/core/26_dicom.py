@@ -329,8 +329,7 @@ def read_frames(
     kind: type = Header,   # Header or a class derived from it
 ) -> Iterator[Frame]:      # in the order of the file
     "Read every frame of a file with its own header; the file is parsed once."
-    path = Path(path)
-    with opened(path, kind) as (ds, header, f):
+    with opened(Path(path), kind) as (ds, header, f):
         header, length, vr = _located(ds, header, f)
         _check_frame(header, 0)
         start = f.tell()
@@ -399,36 +398,40 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
         yield from (Path(place, name) for name in names)
 
+def folder_of(path: Path | str) -> Path:
+    "What the names of files are relative to: the path itself, or the folder of a single file."
+    return Path(path).parent if Path(path).is_file() else Path(path)
+
 def find_files(
-    folder: Path | str,  # searched to any depth
+    folder: Path | str,  # searched to any depth, or a single file
     besides: Path | str | None = None,  # a folder in it whose pictures are no scans: that of the output
-) -> tuple[list[str], int]:  # paths relative to it, with /, sorted; and how many other files were left out
-    "All DICOM files of a folder; where there are none, its PNG and JPEG files."
-    folder = Path(folder)
+) -> tuple[list[str], int]:  # paths relative to `folder_of`, with /, sorted; and how many other files were left out
+    "All DICOM files of a folder; where there are none, its PNG and JPEG files. A single file is taken as it is."
+    folder, found, pictures, others = Path(folder), [], [], 0
+    if folder.is_file():
+        return [folder.name], 0
     if not folder.is_dir():
-        raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
-    found, pictures, others = [], [], 0
+        raise NotDicom(folder, "no such file or folder", "", "Name a folder with DICOM, PNG or JPEG images, or a file.")
     for path in sorted(p for p in _walk(folder) if p.is_file()):
-        if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
-            others += 1
-            continue
+        foreign = path.name.startswith("._") or path.name.upper() == "DICOMDIR"  # of macOS, and of a medium
         with open(path, "rb") as f:
             mark = f.read(132)[128:]
-        if mark == b"DICM" or path.suffix.lower() in ENDINGS:
+        if not foreign and (mark == b"DICM" or path.suffix.lower() in ENDINGS):
             found.append(path.relative_to(folder).as_posix())
-        elif path.suffix.lower() in PICTURES and not (besides and Path(besides).resolve() in path.resolve().parents):
+        elif not foreign and path.suffix.lower() in PICTURES and not (
+                besides and Path(besides).resolve() in path.resolve().parents):
             pictures.append(path.relative_to(folder).as_posix())
         else:
             others += 1
     if not found and not pictures:
-        raise NotDicom(folder, f"no DICOM file in it, and no PNG or JPEG ({others} other files)", "",
-                       "Name a folder with DICOM, PNG or JPEG images.")
+        raise NotDicom(folder, f"no DICOM, PNG or JPEG file in it ({others} other files)", "", "Name another folder.")
     return (found, others + len(pictures)) if found else (pictures, others)
 
 # %%
 (folder / "list.csv").write_text("a,b")
 found, others = find_files(folder)
 assert others == 1 and "plain.dcm" in found
+assert find_files(folder / "plain.dcm") == (["plain.dcm"], 0) and folder_of(folder / "plain.dcm") == folder
 found
 
 # %% [markdown]

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.dicom import ENDINGS, Frame, read_frame, read_frames
+from mammo_nb.core.dicom import ENDINGS, Frame, folder_of, read_frame, read_frames
 from mammo_nb.core.files import write_csv
 from mammo_nb.core.geometry import Slice
 from mammo_nb.core.headers import BadHeader, Header, NotDicom, NotImage
@@ -226,7 +226,7 @@ def _settle_offset(
             s.notes.append(SHIFTED)
 
 def read_series(
-    folder: Path | str,          # searched to any depth
+    folder: Path | str,          # searched to any depth, or a single file
     output: Path | str,          # keeps the journal, so that a later call reads only new and changed files
     workers: int | None = None,  # processes; None: one a core, or this one when there are few files
     each=None,                   # as for `read_slices`
@@ -235,10 +235,10 @@ def read_series(
     label: str | None = "files",  # text beside the progress bar; None: no bar
 ) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
-    folder, output = Path(folder), Path(output)
-    if not folder.is_dir():
-        raise NotDicom(folder, "not a folder", "", "Name a folder with DICOM files.")
-    files = _files(folder, output)
+    scans, folder, output = Path(folder), folder_of(folder), Path(output)
+    if not scans.exists():
+        raise NotDicom(scans, "no such file or folder", "", "Name a folder with DICOM files, or a file.")
+    files = [scans.name] if scans.is_file() else _files(folder, output)
     if not files:
         raise NotDicom(folder, "no files in it", "", "Name a folder with DICOM files.")
     items = []

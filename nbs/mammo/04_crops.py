@@ -35,7 +35,7 @@ import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from mammo_nb.core.backends import Graph, read_sidecar
-from mammo_nb.core.dicom import Frame, Image, find_files, read_frame
+from mammo_nb.core.dicom import Frame, Image, find_files, folder_of, read_frame
 from mammo_nb.core.files import inside, owned, write_csv
 from mammo_nb.core.grey import decode_grey, grey_levels
 from mammo_nb.core.headers import BadHeader, Header
@@ -422,7 +422,7 @@ def crop_files(
 #| export
 @owned
 def crop_folder(
-    folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files
+    folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files; or a single file
     output: Path,             # as in `crop_files`
     settings: Crops = Crops(),
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
@@ -430,8 +430,8 @@ def crop_folder(
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them
     "Crop every file of a folder."
-    files = ids_of_files(folder, find_files(folder, besides=output)[0], machine.get("workers"))
-    work = crop_files(files, folder, output, settings, detector, previews=previews, **machine)
+    files = ids_of_files(folder_of(folder), find_files(folder, besides=output)[0], machine.get("workers"))
+    work = crop_files(files, folder_of(folder), output, settings, detector, previews=previews, **machine)
     for column in ("file", "patient_id", "image_id", "error"):
         work[column] = work[column].map(cell)
     return _write_tables(work, Path(output))

@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'Seen', 'input_name', 'find_slices', 'find_pictures', 'read_picture', 'read_series_pictures',
            'encoder_inputs']
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #ea6f85da
+# %% ../../../nbs/ich/reading/inputs.ipynb #2601a219
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ...core.dicom import read_frame
+from ...core.dicom import folder_of, read_frame
 from ...core.files import inside
 from ...core.geometry import Slice
 from ...core.hu import SHIFTED
@@ -51,7 +51,7 @@ def input_name(
     "The name of an encoder's input: views of the same kind share one."
     return f"{view.channels}_{'crop' if view.crop else 'whole'}"
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #f61b40dc
+# %% ../../../nbs/ich/reading/inputs.ipynb #b02b1b4a
 PICTURES = (".png", ".jpg", ".jpeg")
 
 def _nothing(found, image, hounsfield) -> dict:
@@ -73,14 +73,14 @@ def find_slices(
     return table, series
 
 def find_pictures(
-    folder: Path,   # pictures named <patient>_<slice>.png, searched to any depth
+    folder: Path,   # pictures named <patient>_<slice>.png, searched to any depth, or a single one
     besides: Path,  # a folder that is left out
 ) -> pd.DataFrame:  # as from `find_slices`, without uid
     "Arrange pictures by the numbers in their names; the patient is the series, a number is a position."
-    folder, besides, rows = Path(folder), Path(besides).resolve(), []
+    scans, folder, besides, rows = Path(folder), folder_of(folder), Path(besides).resolve(), []
     if besides == folder.resolve():
         besides = besides / "previews"  # the output lies beside the pictures
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES):
+    for path in sorted(p for p in (scans, *scans.rglob("*")) if p.suffix.lower() in PICTURES):
         if path.name.startswith(".") or path.resolve().is_relative_to(besides):
             continue
         patient, _, number = path.stem.rpartition("_")

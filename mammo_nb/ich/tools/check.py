@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'CheckError', 'label_faults', 'inspect_file', 'measure_file', 'check_data', 'estimate', 'print_check']
 
-# %% ../../../nbs/ich/tools/check.ipynb #348bd84b
+# %% ../../../nbs/ich/tools/check.ipynb #a4880043
 import hashlib
 import shutil
 import time
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.budget import in_words
-from ...core.dicom import find_files, read_frame
+from ...core.dicom import find_files, folder_of, read_frame
 from ...core.errors import ProjectError
 from ...core.files import inside, kept_beside
 from ...core.parallel import map_files, print_kinds
@@ -94,7 +94,7 @@ def measure_file(
     size = len(cv2.imencode(".png", picture)[1])
     return {"seconds": time.perf_counter() - started, "size": size}
 
-# %% ../../../nbs/ich/tools/check.ipynb #a4627be4
+# %% ../../../nbs/ich/tools/check.ipynb #4af0ac74
 COLUMNS = ["file", "bytes", "patient_id", "study", "series", "image_id", "rows", "columns", "any", "problems", "error"]
 
 def _named(folder: Path) -> tuple[dict, dict, dict, dict]:
@@ -118,7 +118,7 @@ def _named(folder: Path) -> tuple[dict, dict, dict, dict]:
     return named, errors, problems, positive
 
 def check_data(
-    folder: Path | None,         # a competition, a folder of DICOM files, or pictures with labels.csv
+    folder: Path | None,         # a competition, a folder of DICOM files, a single file, or pictures with labels.csv
     dataset: str = "",           # instead of a folder: a folder below `raw` or `samples`
     table: Path | None = None,   # not used: the competition's tables are in its folder
     size: str = "",              # not used: pictures have the size of the slice
@@ -128,9 +128,9 @@ def check_data(
     output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and every file that its tables name."
-    folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
-    files, others = find_files(folder)
-    named, errors, problems, positive = _named(folder)
+    scans, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
+    folder, (files, others) = folder_of(scans), find_files(scans)
+    named, errors, problems, positive = ({}, {}, {}, {}) if scans.is_file() else _named(folder)
     of = {file: image for image, file in named.items()}
     items = [{"file": f, "folder": str(folder)} for f in sorted({*files, *of})]
     with kept_beside(output) as scratch:

@@ -6,13 +6,14 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #e55dff4c
+# %% ../../../nbs/ich/tools/predict.ipynb #a345cbf2
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
+from ...core.dicom import folder_of
 from ...core.errors import ProjectError
 from ...core.files import owned, short_hash, write_csv
 from ...core.parallel import forget, map_files
@@ -92,7 +93,7 @@ def predict_item(
                                                                           item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #92e993fb
+# %% ../../../nbs/ich/tools/predict.ipynb #ad8c6558
 def read_folder(
     folder: Path,
     output: Path,
@@ -155,7 +156,8 @@ def _files_of(item: dict) -> list[Path]:
 
 @owned
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat; without any, pictures named <patient>_<slice>.png
+    # DICOM files, nested or flat; without any, pictures named <patient>_<slice>.png; or a single DICOM file
+    folder: Path,
     output: Path,                 # per_slice.csv, per_series.csv and previews/ go here
     weights: Path | None = None,  # as in `find_weights`
     table: Path | None = None,    # not used: headers say what belongs together
@@ -168,6 +170,7 @@ def predict_folder(
     classes, note = metadata["classes"], caution(metadata["demonstration"])
     output.mkdir(parents=True, exist_ok=True)
     slices, series = read_folder(folder, output, metadata, workers)
+    folder = folder_of(folder)
     name_of = slices["file"].where(slices["frame"].astype(str).eq(""),
                                    slices["file"] + "#" + slices["frame"].astype(str))
     slices["item"] = slices["series"].where(slices["place"].ne(""), name_of).where(_is_slice(slices), "")

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #302cd9c9
+# %% ../../../nbs/mammo/tools/commands.ipynb #29bd83bf
 def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -24,7 +24,7 @@ def read_size(
 
 @app.command()
 def crops(
-    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat"),
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat, or one file"),
     output: Path = typer.Option(
         ..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"),
     size: str = typer.Option(

@@ -6,13 +6,13 @@
 __all__ = ['NEEDED', 'PER_IMAGE', 'REPEATED', 'PredictError', 'detector_of', 'predict_file', 'with_caution', 'predict_items',
            'breasts_of', 'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #043b4478
+# %% ../../../nbs/mammo/tools/predict.ipynb #6b86724b
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ...core.dicom import find_files
+from ...core.dicom import find_files, folder_of
 from ...core.engines import NotFinite, finite
 from ...core.errors import ProjectError
 from ...core.files import inside, owned, short_hash, write_csv, write_json
@@ -95,7 +95,7 @@ def predict_file(
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #1333f6c9
+# %% ../../../nbs/mammo/tools/predict.ipynb #0ec2e43e
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -187,11 +187,8 @@ def predict_folder(
     metadata = read_entries(place / "ensemble.json", NEEDED)
     if not weights:
         check_score(place, metadata)
-    if folder.is_file():
-        folder, files, others, packed = folder.parent, [folder.name], 0, ""
-    else:
-        files, others = find_files(folder, besides=output)
-        packed = packed_files(folder)
+    files, others = find_files(folder, besides=output)
+    packed, folder = packed_files(folder), folder_of(folder)
     sides, unmatched = read_sides(folder, files, table)
 
     names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'inspect_file', 'measure_file', 'table_faults', 'check_data', 'print_check']
 
-# %% ../../../nbs/trauma/tools/check.ipynb #b30fb6da
+# %% ../../../nbs/trauma/tools/check.ipynb #fcc742f4
 import shutil
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.budget import in_words
-from ...core.dicom import find_files, read_frame
+from ...core.dicom import find_files, folder_of, read_frame
 from ...core.errors import ProjectError
 from ...core.files import inside, kept_beside
 from ...core.parallel import map_files, print_kinds
@@ -86,9 +86,9 @@ def table_faults(
             missing(f"segmentations/{path.name}", "Missing: there is no series of this name")
     return errors, problems
 
-# %% ../../../nbs/trauma/tools/check.ipynb #1feecb56
+# %% ../../../nbs/trauma/tools/check.ipynb #714fb0e0
 def check_data(
-    folder: Path | None,         # a competition, or a folder of DICOM files
+    folder: Path | None,         # a competition, a folder of DICOM files, or a single file
     dataset: str = "",           # instead of a folder: a folder below `raw` or `samples`
     table: Path | None = None,   # not used: the competition's tables are in its folder
     size: str = "",              # not used: volumes have the size of the slices
@@ -98,8 +98,8 @@ def check_data(
     output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and everything that its tables name."
-    folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
-    files, others = find_files(folder)
+    scans, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
+    folder, (files, others) = folder_of(scans), find_files(scans)
     items = [{"file": f, "folder": str(folder)} for f in sorted(files)]
     with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
@@ -116,7 +116,7 @@ def check_data(
     rows["part"] = [p[0].split("_")[0] for p in own]
     rows["patient_id"], rows["series"] = [p[1] for p in own], [p[2] for p in own]
     rows["instance"] = [Path(p[3]).stem for p in own]
-    errors, problems = table_faults(folder, rows)
+    errors, problems = ([], {}) if scans.is_file() else table_faults(folder, rows)
     rows["problems"] = _problems(rows, problems)
     rows = pd.concat([rows, pd.DataFrame(errors, columns=["file", "error"])], ignore_index=True)[COLUMNS].fillna("")
     fine = timed[timed["error"].eq("")]

@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #d3d24c56
+# %% ../../../nbs/trauma/tools/predict.ipynb #b5ecf686
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ...core.dicom import folder_of
 from ...core.errors import ProjectError
 from ...core.files import owned, replacing, short_hash, write_csv
 from ...core.parallel import forget, map_files
@@ -87,7 +88,7 @@ def draw_series(
         axes[k].set_title(f"slice {place}, {column.replace('_', ' ')} {p:.2f}", fontsize=7)
     return figure
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #812b04ab
+# %% ../../../nbs/trauma/tools/predict.ipynb #73124de2
 def find_volumes(
     folder: Path,           # DICOM files, searched to any depth
     output: Path,           # volumes go to its folder `volumes`, which is removed at the end
@@ -98,7 +99,7 @@ def find_volumes(
     waiting, settings = output / "volumes", {"window": seen.window, "faithful": seen.faithful}
     volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings)
     slices, series = tables_of(volumes, rest)
-    found = []
+    folder, found = folder_of(folder), []
     for volume in volumes:
         first = volume.slices[0]
         if not volume.plane.startswith("axial"):
@@ -133,10 +134,10 @@ def predict_item(
     return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
             **refusals(engines)}
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #a782eba7
+# %% ../../../nbs/trauma/tools/predict.ipynb #c8e7e63d
 @owned
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat
+    folder: Path,                 # DICOM files, nested or flat, or a single file
     output: Path,                 # per_patient.csv, per_slice.csv and previews/ go here
     weights: Path | None = None,  # as in `find_weights`
     table: Path | None = None,    # not used: headers say what belongs together

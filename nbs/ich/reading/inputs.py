@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.dicom import read_frame
+from mammo_nb.core.dicom import folder_of, read_frame
 from mammo_nb.core.files import inside
 from mammo_nb.core.geometry import Slice
 from mammo_nb.core.hu import SHIFTED
@@ -113,14 +113,14 @@ def find_slices(
     return table, series
 
 def find_pictures(
-    folder: Path,   # pictures named <patient>_<slice>.png, searched to any depth
+    folder: Path,   # pictures named <patient>_<slice>.png, searched to any depth, or a single one
     besides: Path,  # a folder that is left out
 ) -> pd.DataFrame:  # as from `find_slices`, without uid
     "Arrange pictures by the numbers in their names; the patient is the series, a number is a position."
-    folder, besides, rows = Path(folder), Path(besides).resolve(), []
+    scans, folder, besides, rows = Path(folder), folder_of(folder), Path(besides).resolve(), []
     if besides == folder.resolve():
         besides = besides / "previews"  # the output lies beside the pictures
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES):
+    for path in sorted(p for p in (scans, *scans.rglob("*")) if p.suffix.lower() in PICTURES):
         if path.name.startswith(".") or path.resolve().is_relative_to(besides):
             continue
         patient, _, number = path.stem.rpartition("_")

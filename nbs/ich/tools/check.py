@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.budget import in_words
-from mammo_nb.core.dicom import find_files, read_frame
+from mammo_nb.core.dicom import find_files, folder_of, read_frame
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside, kept_beside
 from mammo_nb.core.parallel import map_files, print_kinds
@@ -169,7 +169,7 @@ def _named(folder: Path) -> tuple[dict, dict, dict, dict]:
     return named, errors, problems, positive
 
 def check_data(
-    folder: Path | None,         # a competition, a folder of DICOM files, or pictures with labels.csv
+    folder: Path | None,         # a competition, a folder of DICOM files, a single file, or pictures with labels.csv
     dataset: str = "",           # instead of a folder: a folder below `raw` or `samples`
     table: Path | None = None,   # not used: the competition's tables are in its folder
     size: str = "",              # not used: pictures have the size of the slice
@@ -179,9 +179,9 @@ def check_data(
     output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and every file that its tables name."
-    folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
-    files, others = find_files(folder)
-    named, errors, problems, positive = _named(folder)
+    scans, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
+    folder, (files, others) = folder_of(scans), find_files(scans)
+    named, errors, problems, positive = ({}, {}, {}, {}) if scans.is_file() else _named(folder)
     of = {file: image for image, file in named.items()}
     items = [{"file": f, "folder": str(folder)} for f in sorted({*files, *of})]
     with kept_beside(output) as scratch:

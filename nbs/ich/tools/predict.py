@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.dicom import folder_of
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import owned, short_hash, write_csv
 from mammo_nb.core.parallel import forget, map_files
@@ -216,7 +217,8 @@ def _files_of(item: dict) -> list[Path]:
 
 @owned
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat; without any, pictures named <patient>_<slice>.png
+    # DICOM files, nested or flat; without any, pictures named <patient>_<slice>.png; or a single DICOM file
+    folder: Path,
     output: Path,                 # per_slice.csv, per_series.csv and previews/ go here
     weights: Path | None = None,  # as in `find_weights`
     table: Path | None = None,    # not used: headers say what belongs together
@@ -229,6 +231,7 @@ def predict_folder(
     classes, note = metadata["classes"], caution(metadata["demonstration"])
     output.mkdir(parents=True, exist_ok=True)
     slices, series = read_folder(folder, output, metadata, workers)
+    folder = folder_of(folder)
     name_of = slices["file"].where(slices["frame"].astype(str).eq(""),
                                    slices["file"] + "#" + slices["frame"].astype(str))
     slices["item"] = slices["series"].where(slices["place"].ne(""), name_of).where(_is_slice(slices), "")

@@ -35,7 +35,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.dicom import find_files
+from mammo_nb.core.dicom import find_files, folder_of
 from mammo_nb.core.files import kept_beside, write_csv
 from mammo_nb.core.parallel import group_kinds, map_files, print_kinds
 from mammo_nb.core.runs import locate
@@ -137,7 +137,7 @@ COLUMNS = [
 ]
 
 def check_folder(
-    folder: Path,                # searched to any depth
+    folder: Path,                # searched to any depth, or a single file
     table: Path | None = None,   # a CSV file; None: the tables of a competition, in the folder or beside it
     sample: int = 32,            # number of files that are decoded
     everything: bool = False,    # whether all files are decoded
@@ -147,9 +147,11 @@ def check_folder(
     output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:              # COLUMNS, a row for each file, also a missing one; attrs: others (skipped), estimate
     "Check every file of a folder and every file that its tables name. Raises CheckError, DicomError."
-    folder, workers = Path(os.path.abspath(folder)), workers or joblib.cpu_count()
-    files, others = ([], 0) if only_named else find_files(folder)
+    scans, workers = Path(os.path.abspath(folder)), workers or joblib.cpu_count()
+    folder, (files, others) = folder_of(scans), ([], 0) if only_named else find_files(scans)
     named = named_files(folder, files, table)
+    if named and scans.is_file():  # the tables name other files, too
+        named = {file: rows for file, rows in named.items() if file in files}
     tables = {file: sorted({name for name, *_ in rows}) for file, rows in (named or {}).items()}
     items = [{"file": f, "folder": str(folder), "tables": tables.get(f, [])} for f in sorted({*files, *tables})]
     with kept_beside(output) as scratch:
@@ -183,7 +185,7 @@ def check_folder(
     cost = estimate(rows, timed["seconds"], timed["size"], workers)
     for column in ("file", "problems", "error"):
         rows[column] = rows[column].map(cell)
-    rows.attrs = {"others": others, "packed": packed_files(folder), "estimate": cost}
+    rows.attrs = {"others": others, "packed": packed_files(scans), "estimate": cost}
     return rows[COLUMNS]
 
 def check_dataset(

@@ -42,7 +42,7 @@ def read_size(
 
 @app.command()
 def crops(
-    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat"),
+    folder: Path = typer.Argument(..., help="mammograms in DICOM, or in PNG or JPEG, nested or flat, or one file"),
     output: Path = typer.Option(
         ..., "--output", "-o", help="cleaned_images/, crops.csv and crop_errors.csv go here"),
     size: str = typer.Option(

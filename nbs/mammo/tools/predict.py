@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.dicom import find_files
+from mammo_nb.core.dicom import find_files, folder_of
 from mammo_nb.core.engines import NotFinite, finite
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside, owned, short_hash, write_csv, write_json
@@ -246,11 +246,8 @@ def predict_folder(
     metadata = read_entries(place / "ensemble.json", NEEDED)
     if not weights:
         check_score(place, metadata)
-    if folder.is_file():
-        folder, files, others, packed = folder.parent, [folder.name], 0, ""
-    else:
-        files, others = find_files(folder, besides=output)
-        packed = packed_files(folder)
+    files, others = find_files(folder, besides=output)
+    packed, folder = packed_files(folder), folder_of(folder)
     sides, unmatched = read_sides(folder, files, table)
 
     names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)

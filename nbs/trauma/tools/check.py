@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.budget import in_words
-from mammo_nb.core.dicom import find_files, read_frame
+from mammo_nb.core.dicom import find_files, folder_of, read_frame
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside, kept_beside
 from mammo_nb.core.parallel import map_files, print_kinds
@@ -130,7 +130,7 @@ def table_faults(
 # %%
 #| export
 def check_data(
-    folder: Path | None,         # a competition, or a folder of DICOM files
+    folder: Path | None,         # a competition, a folder of DICOM files, or a single file
     dataset: str = "",           # instead of a folder: a folder below `raw` or `samples`
     table: Path | None = None,   # not used: the competition's tables are in its folder
     size: str = "",              # not used: volumes have the size of the slices
@@ -140,8 +140,8 @@ def check_data(
     output: Path | None = None,  # the CSV file of the result, beside which finished files are remembered
 ) -> pd.DataFrame:               # COLUMNS, a row for each file, also for one that is missing; attrs: estimate, others
     "Check every file of a folder and everything that its tables name."
-    folder, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
-    files, others = find_files(folder)
+    scans, workers = Path(folder or locate(Path.cwd(), find_dataset(dataset))).resolve(), workers or joblib.cpu_count()
+    folder, (files, others) = folder_of(scans), find_files(scans)
     items = [{"file": f, "folder": str(folder)} for f in sorted(files)]
     with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
@@ -158,7 +158,7 @@ def check_data(
     rows["part"] = [p[0].split("_")[0] for p in own]
     rows["patient_id"], rows["series"] = [p[1] for p in own], [p[2] for p in own]
     rows["instance"] = [Path(p[3]).stem for p in own]
-    errors, problems = table_faults(folder, rows)
+    errors, problems = ([], {}) if scans.is_file() else table_faults(folder, rows)
     rows["problems"] = _problems(rows, problems)
     rows = pd.concat([rows, pd.DataFrame(errors, columns=["file", "error"])], ignore_index=True)[COLUMNS].fillna("")
     fine = timed[timed["error"].eq("")]

@@ -32,6 +32,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mammo_nb.core.dicom import folder_of
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import owned, replacing, short_hash, write_csv
 from mammo_nb.core.parallel import forget, map_files
@@ -157,7 +158,7 @@ def find_volumes(
     waiting, settings = output / "volumes", {"window": seen.window, "faithful": seen.faithful}
     volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings)
     slices, series = tables_of(volumes, rest)
-    found = []
+    folder, found = folder_of(folder), []
     for volume in volumes:
         first = volume.slices[0]
         if not volume.plane.startswith("axial"):
@@ -207,7 +208,7 @@ def predict_item(
 #| export
 @owned
 def predict_folder(
-    folder: Path,                 # DICOM files, nested or flat
+    folder: Path,                 # DICOM files, nested or flat, or a single file
     output: Path,                 # per_patient.csv, per_slice.csv and previews/ go here
     weights: Path | None = None,  # as in `find_weights`
     table: Path | None = None,    # not used: headers say what belongs together
