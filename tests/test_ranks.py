@@ -2,6 +2,8 @@
 bits twice."""
 import hashlib
 import os
+import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -76,7 +78,7 @@ def importable():
 def by_two(importable, tmp_path_factory):
     "What two processes have trained."
     folder = tmp_path_factory.mktemp("ranks")
-    launch(train_all, [str(folder)], 2)
+    launch("test_ranks:train_all", [str(folder)], 2)
     return folder
 
 
@@ -90,9 +92,9 @@ def test_two_processes_do_what_one_does_with_batches_twice_as_large(by_two, tmp_
 
 def test_killed_and_resumed_two_processes_end_with_the_same_bits(by_two, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
-        launch(train, [str(tmp_path / "cut"), .3, 53], 2)   # in the second epoch, after a checkpoint
+        launch("test_ranks:train", [str(tmp_path / "cut"), .3, 53], 2)   # in the second epoch, after a checkpoint
     assert (tmp_path / "cut/last.pt").exists() and not (tmp_path / "cut/done.json").exists()
-    launch(train, [str(tmp_path / "cut"), .3], 2)
+    launch("test_ranks:train", [str(tmp_path / "cut"), .3], 2)
     assert bits(tmp_path / "cut") == bits(by_two / "whole")
 
 
@@ -119,11 +121,11 @@ def test_trainings_side_by_side_end_with_the_same_bits_as_alone(importable, tmp_
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name in ("apart", "alone"):
         (tmp_path / name).mkdir()
-    assert side_by_side(train_part, [str(tmp_path / "apart"), 0], 2) == 0
+    assert side_by_side("test_ranks:train_part", [str(tmp_path / "apart"), 0], 2) == 0
     assert all((tmp_path / f"apart/{k}/done.json").exists() for k in range(3))
     share = (tmp_path / "apart/threads_1_2").read_text()
     assert share == str(max(1, os.cpu_count() // 2))
-    assert side_by_side(train_part, [str(tmp_path / "alone"), 0], 1) == 0 and not list((tmp_path / "alone").iterdir())
+    assert side_by_side("test_ranks:train_part", [str(tmp_path / "alone"), 0], 1) == 0 and not list((tmp_path / "alone").iterdir())
     threads = torch.get_num_threads()
     train_part(str(tmp_path / "alone"), 0)
     torch.set_num_threads(threads)
@@ -132,14 +134,24 @@ def test_trainings_side_by_side_end_with_the_same_bits_as_alone(importable, tmp_
 
 
 def test_a_process_that_fails_loses_nothing_of_the_other(importable, tmp_path, capsys):
-    assert side_by_side(train_part, [str(tmp_path), 53], 2) == 1
+    assert side_by_side("test_ranks:train_part", [str(tmp_path), 53], 2) == 1
     assert "1 of 2 processes failed" in capsys.readouterr().out
     assert [(tmp_path / f"{k}/done.json").exists() for k in range(3)] == [True, False, True]
     assert (tmp_path / "1/last.pt").exists()   # from which the caller continues
 
 
+def test_every_name_that_a_notebook_hands_to_other_processes_can_be_imported():
+    "The functions of a notebook live in __main__, from where no other process can take them."
+    calls = [(path, name) for path in (Path(__file__).parents[1] / "nbs").rglob("*.py")
+             for name in re.findall(r"(?:launch|side_by_side)\(\"([^\"]+)\"", path.read_text())]
+    assert len(calls) >= 8
+    assert all(callable(pkgutil.resolve_name(name)) for _, name in calls)
+    with pytest.raises(AttributeError, match="train_nothing"):
+        side_by_side("mammo_nb.ich.classify:train_nothing", [], 2)
+
+
 def test_processes_end_with_a_parent_that_is_killed(importable, tmp_path):
-    code = f"import test_ranks as t; t.side_by_side(t.wait_for_parent, [{str(tmp_path)!r}], 2)"
+    code = f"import test_ranks as t; t.side_by_side('test_ranks:wait_for_parent', [{str(tmp_path)!r}], 2)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         children = [int(parent.stdout.readline()) for _ in range(2)]
         parent.kill()

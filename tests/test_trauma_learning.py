@@ -61,7 +61,7 @@ def train(folder: str, deep: bool, accumulate: int):
 @pytest.mark.parametrize("deep", [False, True], ids=["classifier", "segmenter"])
 def test_two_processes_equal_one_with_the_same_global_batch(deep, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
-    launch(train, [str(tmp_path / "two"), deep, 1], 2)
+    launch("test_trauma_learning:train", [str(tmp_path / "two"), deep, 1], 2)
     train(str(tmp_path / "one"), deep, 2)
     one, two = network_of(deep), network_of(deep)
     start = [p.clone() for p in one.parameters()]

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'join', 'from_first', 'mean', 'launch', 'side_by_side']
 
-# %% ../../nbs/core/43_ranks.ipynb #8feb2996
+# %% ../../nbs/core/43_ranks.ipynb #f53aef05
 import json
 import os
 import subprocess
 import sys
 from datetime import timedelta
+from pkgutil import resolve_name
 
 import joblib
 import torch
@@ -51,7 +52,7 @@ def mean(
     distributed.all_reduce(total)
     return total.item() / ranks
 
-# %% ../../nbs/core/43_ranks.ipynb #4548bef7
+# %% ../../nbs/core/43_ranks.ipynb #a290c77c
 _TORCHRUN = """
 import sys
 from mammo_nb.core.processes import end_with
@@ -61,33 +62,32 @@ main()
 """
 
 def launch(
-    function,         # a function of a module that can be imported
+    function: str,    # module:name of a function; a notebook cannot lend its own one to another process
     arguments: list,  # its arguments, which can be written as JSON
     processes: int,   # number of processes on this machine, one for each GPU
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
+    resolve_name(function)
     code = "\n".join([
-        "import json, os, sys",
+        "import json, os, pkgutil, sys",
         "from mammo_nb.core.processes import end_with",
         "end_with(os.getppid())",
         "from torch import distributed",
-        f"from {function.__module__} import {function.__name__} as function",
-        "function(*json.loads(sys.argv[1]))",
+        f"pkgutil.resolve_name({function!r})(*json.loads(sys.argv[1]))",
         "if distributed.is_initialized():",
         "    distributed.destroy_process_group()",
     ])
     torchrun = [sys.executable, "-c", _TORCHRUN, str(os.getpid()), "--standalone", f"--nproc-per-node={processes}"]
     subprocess.run([*torchrun, "--no-python", sys.executable, "-c", code, json.dumps(arguments)], check=True)
 
-# %% ../../nbs/core/43_ranks.ipynb #02fee684
+# %% ../../nbs/core/43_ranks.ipynb #106bd5ba
 _CHILD = """
-import json, os, sys, threading
+import json, os, pkgutil, sys, threading
 def end_with_parent():
     os.read(0, 1)
     os._exit(1)
 threading.Thread(target=end_with_parent, daemon=True).start()
-from {module} import {name} as function
-function(*json.loads(sys.argv[1]))
+pkgutil.resolve_name({function!r})(*json.loads(sys.argv[1]))
 """
 
 def _share_of_machine(part: int, parts: int) -> dict[str, str]:
@@ -100,14 +100,15 @@ def _share_of_machine(part: int, parts: int) -> dict[str, str]:
     return share
 
 def side_by_side(
-    function,         # f(*arguments, part, parts) of a module that can be imported; it resumes, and repeats nothing
+    function: str,    # module:name of f(*arguments, part, parts); it resumes, and repeats nothing
     arguments: list,  # which can be written as JSON
     jobs: int,        # number of processes; 1: nothing is done, since the caller goes through all trainings anyway
 ) -> int:             # number of processes that failed
     "Call a function for each part of its trainings, at the same time. The caller finishes what a process has left."
     if jobs == 1:
         return 0
-    code, children = _CHILD.format(module=function.__module__, name=function.__name__), []
+    resolve_name(function)   # a name that does not exist is an error of the caller, and is not tried again
+    code, children = _CHILD.format(function=function), []
     try:
         for part in range(jobs):
             children.append(subprocess.Popen([sys.executable, "-c", code, json.dumps([*arguments, part, jobs])],

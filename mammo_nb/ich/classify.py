@@ -156,7 +156,7 @@ def train_classifier(
     fit(encoder, data, batches, weighted_log_loss, validate, loop, folder, label=f"{view.name} fold {fold}",
         identity=identity)
 
-# %% ../../nbs/ich/04_classify.ipynb #7f815aa7
+# %% ../../nbs/ich/04_classify.ipynb #05057933
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
@@ -188,9 +188,9 @@ def run_stage(
         raise RecipeError(f"classify.views has the names {', '.join(names)}. Give each view a name of its own.")
     with run.stage("classify"):
         if settings.processes > 1:
-            launch(train_all, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.processes)
         else:
-            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
+            side_by_side("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts = []
         for name in names:

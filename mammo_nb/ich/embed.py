@@ -71,7 +71,7 @@ def is_there(
     except EmbeddingsError:
         return False
 
-# %% ../../nbs/ich/05_embed.ipynb #070003d3
+# %% ../../nbs/ich/05_embed.ipynb #17500dec
 def embed_all(
     run: Run,
     settings: Embed,
@@ -128,7 +128,7 @@ def run_stage(
 ) -> dict:   # content of weights/embeddings.json
     "folds.csv, pictures and classifiers -> weights/encoders/, weights/embeddings/ and weights/embeddings.json."
     with run.stage("embed") as results:
-        side_by_side(embed_part, [str(run.folder), run.overrides], run.section("embed").jobs)
+        side_by_side("mammo_nb.ich.embed:embed_part", [str(run.folder), run.overrides], run.section("embed").jobs)
         made = embed_all(run, run.section("embed"), run.recorded("classify"))
         write_json(run.path("weights/embeddings.json"), made)
         results |= {"encoders": len(made["encoders"]), "files": len(made["embeddings"]), "features": made["embedding"]}

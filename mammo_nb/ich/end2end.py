@@ -169,7 +169,7 @@ def train_whole(
                   identity=identity, collate=pad_series)
     return history, pd.read_csv(folder / f"pred_{history['epoch'].iloc[-1]}.csv", dtype={"image_id": str})
 
-# %% ../../nbs/ich/07_end2end.ipynb #37185387
+# %% ../../nbs/ich/07_end2end.ipynb #9c6c65a2
 def train_all(
     folder: str,       # folder of the run
     overrides: dict,   # of the run, dotted field -> value
@@ -186,7 +186,7 @@ def run_stage(
 ) -> pd.DataFrame:   # history of all folds
     "Pictures, encoders, sequence models -> checkpoints/end2end/: a network for each fold, pred.csv and pred.json."
     with run.stage("end2end"):
-        side_by_side(train_all, [str(run.folder), run.overrides], run.section("end2end").jobs)
+        side_by_side("mammo_nb.ich.end2end:train_all", [str(run.folder), run.overrides], run.section("end2end").jobs)
         parts = train_all(str(run.folder), run.overrides)
         folder = run.path("checkpoints/end2end/")
         history = pd.concat([h.assign(fold=f) for f, (h, _) in parts.items()], ignore_index=True)

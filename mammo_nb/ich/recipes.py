@@ -21,7 +21,7 @@ def classes_of(
     "The classes for which a table has a column of labels."
     return tuple(c for c in CLASSES if c in table.columns)
 
-# %% ../../nbs/ich/recipes.ipynb #9f9a159b
+# %% ../../nbs/ich/recipes.ipynb #967f79f1
 COMPETITION = "rsna-intracranial-hemorrhage-detection"
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Reader:
     cell: str = bounded("lstm", choices=("lstm", "gru"))
     deltas: bool = True         # whether it also gets the differences to both neighbours
     tta: int = bounded(3, low=1, high=3)  # views of a slice whose mean features it gets, as in Embed
+    seed: int = bounded(0, low=0)  # added to the seed of the training: another start of the same kind
 
 @dataclass(frozen=True)
 class Sequence:
@@ -131,7 +132,7 @@ class Engines:
     "The bag as two graphs: classifiers, and sequence models."
     tolerance: float = bounded(1e-4, low=0)  # largest allowed difference of a probability against torch
 
-# %% ../../nbs/ich/recipes.ipynb #12bd29c2
+# %% ../../nbs/ich/recipes.ipynb #2640e19c
 _CLASSIFIER = Classify(
     network="resnext101_32x8d.fb_wsl_ig1b_ft_in1k", weights="imagenet", embedding=0, size=480, views=(View("cropped"),),
     loop=Optimisation(epochs=5, batch_size=64, optimizer="adam", lr=2e-5, schedule="step", step_epochs=100, seed=1234,
@@ -165,10 +166,11 @@ RECIPES = {
         Classify(size=128, views=(View(),), folds="0 1 2 3 4", freeze=46, dropout=0.25, augment="upright", jobs=2,
                  loop=replace(Classify().loop, batch_size=16, min_lr=1e-5, ema_decay=0.98)),
         Embed(tta=2, jobs=2),
-        Sequence((Reader("plain", deltas=False, tta=1), Reader("deltas", tta=1), Reader(tta=2)), bag_epochs=6, jobs=2,
+        Sequence((Reader("plain", deltas=False, tta=1), Reader("deltas", tta=1), Reader(tta=2),
+                  Reader("second", tta=2, seed=100), Reader("third", tta=2, seed=200)), bag_epochs=6, jobs=2,
                  loop=replace(Sequence().loop, epochs=30, batch_size=16, optimizer="adamw", min_lr=1e-5,
                               schedule="cosine"), views="each", smoothing=0.02),
-        mode="labelled", skips=("phantom", "end2end")),
+        Bag("lstm second third"), mode="labelled", skips=("phantom", "end2end")),
     "single": Recipe(
         "the published single run: ResNeXt-101 at 480 pixels on all data for 3 epochs, an LSTM for each, on GPUs",
         _REAL, _FOLDS, replace(_CLASSIFIER, folds="all", loop=replace(_CLASSIFIER.loop, epochs=3)),

@@ -6,10 +6,10 @@
 __all__ = ['embeddings_folder', 'embedded', 'feature_files', 'series_batches', 'train_reader', 'sequence_name', 'train_readers',
            'train_part', 'run_stage']
 
-# %% ../../nbs/ich/06_sequence.ipynb #eb659ce1
+# %% ../../nbs/ich/06_sequence.ipynb #3c70b5bb
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def feature_files(
                                   "or fetch the embeddings again.")
     return files
 
-# %% ../../nbs/ich/06_sequence.ipynb #33a8a6a8
+# %% ../../nbs/ich/06_sequence.ipynb #c326d10d
 def series_batches(
     series: list[int],   # numbers of the series that are trained on
     batch_size: int,
@@ -98,7 +98,8 @@ def train_reader(
     rest = [k for k in range(len(data)) if k not in set(held)]
     if not rest:
         raise RecipeError(f"Fold {fold} holds all series back. Choose more folds.")
-    loop, own = settings.loop, np.concatenate([data.rows[k] for k in held]) if held else np.empty(0, int)
+    loop = replace(settings.loop, seed=settings.loop.seed + reader.seed)
+    own = np.concatenate([data.rows[k] for k in held]) if held else np.empty(0, int)
     torch.manual_seed(loop.seed + fold + 1)
     model = Recurrent(data.embeddings.shape[1], settings.units, len(classes), reader.cell, reader.deltas,
                       settings.faithful)
@@ -128,7 +129,7 @@ def train_reader(
         write_csv(folder / "pred.csv", known.assign(**{f"p_{c}": mean[:, k] for k, c in enumerate(classes)}))
     return history
 
-# %% ../../nbs/ich/06_sequence.ipynb #c8c1ceaf
+# %% ../../nbs/ich/06_sequence.ipynb #854ad985
 def sequence_name(
     reader: str,
     fold: int,
@@ -193,7 +194,7 @@ def run_stage(
     if len(set(names)) < len(names):
         raise RecipeError(f"sequence.readers has the names {', '.join(names)}. Give each reader a name of its own.")
     with run.stage("sequence"):
-        side_by_side(train_part, [str(run.folder), run.overrides], settings.jobs)
+        side_by_side("mammo_nb.ich.sequence:train_part", [str(run.folder), run.overrides], settings.jobs)
         written, history = train_readers(run, settings)
         write_csv(run.path("checkpoints/sequence/history.csv"), history)
         write_json(run.path("weights/members.json"), written)

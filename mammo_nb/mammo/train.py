@@ -228,7 +228,7 @@ def settings_of(
                               "The networks of an ensemble must be alike; set the field equal in all of them.")
     return dict(zip(folds, settings.by_fold))
 
-# %% ../../nbs/mammo/06_train.ipynb #27f32bad
+# %% ../../nbs/mammo/06_train.ipynb #5a52b84e
 def train_folds(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
@@ -251,7 +251,7 @@ def run_stage(
     settings, folder = run.section("train"), run.path("checkpoints/")
     with run.stage("train"):
         if settings.processes > 1:
-            launch(train_folds, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes)
         else:
             train_folds(str(run.folder), run.overrides)
         folds = chosen_folds(settings.folds, read_table(run.path("folds.csv"), ["fold"]))

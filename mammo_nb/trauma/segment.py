@@ -193,7 +193,7 @@ def train_segmenter(
     fit(network, dataset, window_batches(windows, settings, join()[1]), dice_loss, validate, settings.loop,
         home / "training", label="3D network", identity=from_first(identity))
 
-# %% ../../nbs/trauma/03_segment.ipynb #a3ad8aad
+# %% ../../nbs/trauma/03_segment.ipynb #42aca28f
 def run_stage(
     run: Run,
     workers: int | None = None,   # processes that write windows; None: one per core
@@ -203,7 +203,7 @@ def run_stage(
     with run.stage("segment") as results:
         table = prepare_windows(run, settings, workers)
         if settings.processes > 1:
-            launch(train_segmenter, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.trauma.segment:train_segmenter", [str(run.folder), run.overrides], settings.processes)
         else:
             train_segmenter(str(run.folder), run.overrides)
         history = pd.DataFrame(read_json(home / "training/done.json")["history"])

@@ -178,7 +178,7 @@ def train_model(
     fit(build_classifier(model, weights, loop.seed + fold + 1), data, batches, classifier_loss(model.auxiliary_weight),
         validate, loop, folder, label=f"{model.name} fold {fold}", identity=known)
 
-# %% ../../nbs/trauma/07_train.ipynb #e6d405ef
+# %% ../../nbs/trauma/07_train.ipynb #cd8f60f4
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
@@ -206,9 +206,9 @@ def run_stage(
     with run.stage("train") as results:
         trainings = [(m, fold) for m in settings.models for fold in chosen_folds(m, patients)]
         if settings.processes > 1:
-            launch(train_all, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.processes)
         else:
-            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
+            side_by_side("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts, kept = [], run.path("weights/models")
         shutil.rmtree(kept, ignore_errors=True)   # of models that are no longer in the recipe

@@ -27,6 +27,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from pkgutil import resolve_name
 
 import joblib
 import torch
@@ -89,18 +90,18 @@ main()
 """
 
 def launch(
-    function,         # a function of a module that can be imported
+    function: str,    # module:name of a function; a notebook cannot lend its own one to another process
     arguments: list,  # its arguments, which can be written as JSON
     processes: int,   # number of processes on this machine, one for each GPU
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
+    resolve_name(function)
     code = "\n".join([
-        "import json, os, sys",
+        "import json, os, pkgutil, sys",
         "from mammo_nb.core.processes import end_with",
         "end_with(os.getppid())",
         "from torch import distributed",
-        f"from {function.__module__} import {function.__name__} as function",
-        "function(*json.loads(sys.argv[1]))",
+        f"pkgutil.resolve_name({function!r})(*json.loads(sys.argv[1]))",
         "if distributed.is_initialized():",
         "    distributed.destroy_process_group()",
     ])
@@ -120,13 +121,12 @@ def launch(
 # %%
 #| export
 _CHILD = """
-import json, os, sys, threading
+import json, os, pkgutil, sys, threading
 def end_with_parent():
     os.read(0, 1)
     os._exit(1)
 threading.Thread(target=end_with_parent, daemon=True).start()
-from {module} import {name} as function
-function(*json.loads(sys.argv[1]))
+pkgutil.resolve_name({function!r})(*json.loads(sys.argv[1]))
 """
 
 def _share_of_machine(part: int, parts: int) -> dict[str, str]:
@@ -139,14 +139,15 @@ def _share_of_machine(part: int, parts: int) -> dict[str, str]:
     return share
 
 def side_by_side(
-    function,         # f(*arguments, part, parts) of a module that can be imported; it resumes, and repeats nothing
+    function: str,    # module:name of f(*arguments, part, parts); it resumes, and repeats nothing
     arguments: list,  # which can be written as JSON
     jobs: int,        # number of processes; 1: nothing is done, since the caller goes through all trainings anyway
 ) -> int:             # number of processes that failed
     "Call a function for each part of its trainings, at the same time. The caller finishes what a process has left."
     if jobs == 1:
         return 0
-    code, children = _CHILD.format(module=function.__module__, name=function.__name__), []
+    resolve_name(function)   # a name that does not exist is an error of the caller, and is not tried again
+    code, children = _CHILD.format(function=function), []
     try:
         for part in range(jobs):
             children.append(subprocess.Popen([sys.executable, "-c", code, json.dumps([*arguments, part, jobs])],
@@ -165,10 +166,10 @@ def side_by_side(
 # Two processes that belong together, each of which prints a line. Then two that do not, and that get different parts:
 
 # %%
-launch(print, ["hello from each"], processes)
+launch("builtins:print", ["hello from each"], processes)
 
 # %%
-assert side_by_side(print, ["part and number of parts:"], processes) == 0
+assert side_by_side("builtins:print", ["part and number of parts:"], processes) == 0
 
 # %% [markdown]
 # ---

@@ -276,9 +276,9 @@ def run_stage(
         raise RecipeError(f"classify.views has the names {', '.join(names)}. Give each view a name of its own.")
     with run.stage("classify"):
         if settings.processes > 1:
-            launch(train_all, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.processes)
         else:
-            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
+            side_by_side("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts = []
         for name in names:

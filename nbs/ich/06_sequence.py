@@ -25,7 +25,7 @@
 #| export
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +167,8 @@ def train_reader(
     rest = [k for k in range(len(data)) if k not in set(held)]
     if not rest:
         raise RecipeError(f"Fold {fold} holds all series back. Choose more folds.")
-    loop, own = settings.loop, np.concatenate([data.rows[k] for k in held]) if held else np.empty(0, int)
+    loop = replace(settings.loop, seed=settings.loop.seed + reader.seed)
+    own = np.concatenate([data.rows[k] for k in held]) if held else np.empty(0, int)
     torch.manual_seed(loop.seed + fold + 1)
     model = Recurrent(data.embeddings.shape[1], settings.units, len(classes), reader.cell, reader.deltas,
                       settings.faithful)
@@ -269,7 +270,7 @@ def run_stage(
     if len(set(names)) < len(names):
         raise RecipeError(f"sequence.readers has the names {', '.join(names)}. Give each reader a name of its own.")
     with run.stage("sequence"):
-        side_by_side(train_part, [str(run.folder), run.overrides], settings.jobs)
+        side_by_side("mammo_nb.ich.sequence:train_part", [str(run.folder), run.overrides], settings.jobs)
         written, history = train_readers(run, settings)
         write_csv(run.path("checkpoints/sequence/history.csv"), history)
         write_json(run.path("weights/members.json"), written)

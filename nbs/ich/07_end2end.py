@@ -279,7 +279,7 @@ def run_stage(
 ) -> pd.DataFrame:   # history of all folds
     "Pictures, encoders, sequence models -> checkpoints/end2end/: a network for each fold, pred.csv and pred.json."
     with run.stage("end2end"):
-        side_by_side(train_all, [str(run.folder), run.overrides], run.section("end2end").jobs)
+        side_by_side("mammo_nb.ich.end2end:train_all", [str(run.folder), run.overrides], run.section("end2end").jobs)
         parts = train_all(str(run.folder), run.overrides)
         folder = run.path("checkpoints/end2end/")
         history = pd.concat([h.assign(fold=f) for f, (h, _) in parts.items()], ignore_index=True)

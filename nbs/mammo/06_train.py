@@ -362,7 +362,7 @@ def run_stage(
     settings, folder = run.section("train"), run.path("checkpoints/")
     with run.stage("train"):
         if settings.processes > 1:
-            launch(train_folds, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes)
         else:
             train_folds(str(run.folder), run.overrides)
         folds = chosen_folds(settings.folds, read_table(run.path("folds.csv"), ["fold"]))

@@ -292,7 +292,7 @@ def run_stage(
     with run.stage("segment") as results:
         table = prepare_windows(run, settings, workers)
         if settings.processes > 1:
-            launch(train_segmenter, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.trauma.segment:train_segmenter", [str(run.folder), run.overrides], settings.processes)
         else:
             train_segmenter(str(run.folder), run.overrides)
         history = pd.DataFrame(read_json(home / "training/done.json")["history"])

@@ -297,9 +297,9 @@ def run_stage(
     with run.stage("train") as results:
         trainings = [(m, fold) for m in settings.models for fold in chosen_folds(m, patients)]
         if settings.processes > 1:
-            launch(train_all, [str(run.folder), run.overrides], settings.processes)
+            launch("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.processes)
         else:
-            side_by_side(train_all, [str(run.folder), run.overrides], settings.jobs)
+            side_by_side("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.jobs)
             train_all(str(run.folder), run.overrides)
         parts, kept = [], run.path("weights/models")
         shutil.rmtree(kept, ignore_errors=True)   # of models that are no longer in the recipe
