@@ -187,6 +187,7 @@ _READERS = Sequence(
     (_CROPPED,), units=2048, bag_epochs=12,
     loop=Optimisation(epochs=12, batch_size=4, optimizer="adam", lr=1e-5, schedule="step", step_epochs=1,
                       step_factor=0.95))
+_AGAIN = (Reader("second", seed=100), Reader("third", seed=200))  # small models differ from start to start
 _FOLDS = Folds(method="original")
 _REAL = Prepare(COMPETITION)
 
@@ -196,8 +197,9 @@ RECIPES = {
         Phantom(patients=84, prevalence=0.7, contrast=1.4), Folds(n_folds=2),
         Classify(folds="0 1", freeze=46, jobs=2,
                  loop=replace(Classify().loop, epochs=2, batch_size=16, min_lr=1e-5, ema_decay=0.95)),
-        Embed(jobs=2), Sequence(views="each", smoothing=0.02, jobs=2, loop=replace(Sequence().loop, lr=3e-3)),
-        EndToEnd(jobs=2)),
+        Embed(jobs=2), Sequence((*Sequence().readers, *_AGAIN), bag_epochs=2, views="each", smoothing=0.02, jobs=2,
+                                loop=replace(Sequence().loop, lr=3e-3)),
+        EndToEnd(jobs=2), Bag("lstm second third")),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, slices=10), Folds(n_folds=2),
@@ -212,7 +214,7 @@ RECIPES = {
                  loop=replace(Classify().loop, batch_size=16, min_lr=1e-5, ema_decay=0.98)),
         Embed(tta=2, jobs=2),
         Sequence((Reader("plain", deltas=False, tta=1), Reader("deltas", tta=1), Reader(tta=2),
-                  Reader("second", tta=2, seed=100), Reader("third", tta=2, seed=200)), bag_epochs=6, jobs=2,
+                  *(replace(r, tta=2) for r in _AGAIN)), bag_epochs=1, jobs=2,
                  loop=replace(Sequence().loop, epochs=30, batch_size=16, optimizer="adamw", min_lr=1e-5,
                               schedule="cosine"), views="each", smoothing=0.02),
         Bag("lstm second third"), mode="labelled", skips=("phantom", "end2end")),
