@@ -115,6 +115,12 @@ def test_two_trainings_give_the_same_files_and_hold_the_fold_back(tmp_path):
     changed[(table["fold"] == 0).to_numpy()] += 5  # the features of the held-back fold have no part in the training
     train_reader(SeriesEmbeddings(changed, table, CLASSES), table, 0, Reader(), settings, tmp_path / "c", {}, "c")
     assert sha256(tmp_path / "a/epoch_2.safetensors") == sha256(tmp_path / "c/epoch_2.safetensors")
+    again = replace(settings, loop=replace(settings.loop, seed=settings.loop.seed + 7))
+    data = SeriesEmbeddings(features, table, CLASSES)
+    train_reader(data, table, 0, Reader(seed=7), settings, tmp_path / "d", {}, "d")   # another start
+    train_reader(data, table, 0, Reader(), again, tmp_path / "e", {}, "e")
+    digests = [sha256(tmp_path / name / "epoch_2.safetensors") for name in "ade"]
+    assert digests[0] != digests[1] == digests[2]
 
 
 def test_a_training_reads_one_view_at_a_time_and_predicts_from_their_mean(tmp_path):
