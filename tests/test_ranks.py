@@ -125,7 +125,8 @@ def test_trainings_side_by_side_end_with_the_same_bits_as_alone(importable, tmp_
     assert all((tmp_path / f"apart/{k}/done.json").exists() for k in range(3))
     share = (tmp_path / "apart/threads_1_2").read_text()
     assert share == str(max(1, os.cpu_count() // 2))
-    assert side_by_side("test_ranks:train_part", [str(tmp_path / "alone"), 0], 1) == 0 and not list((tmp_path / "alone").iterdir())
+    assert side_by_side("test_ranks:train_part", [str(tmp_path / "alone"), 0], 1) == 0
+    assert not list((tmp_path / "alone").iterdir())
     threads = torch.get_num_threads()
     train_part(str(tmp_path / "alone"), 0)
     torch.set_num_threads(threads)

@@ -39,7 +39,7 @@ def make_volume(
     return {"slices": slices.assign(**own).to_dict("records"),
             "volumes": volumes.assign(**own, volume=path.name).to_dict("records")}
 
-# %% ../../nbs/trauma/02_volumes.ipynb #32ab7a84
+# %% ../../nbs/trauma/02_volumes.ipynb #ede3d279
 def _slices_of(item: dict) -> list[Path]:
     "The folder of a series, whose time shows new and removed files, and its files."
     folder = Path(item["images"], item["patient_id"], item["series"])
@@ -68,7 +68,7 @@ def make_volumes(
             slices += row["slices"]
             series += row["volumes"]
     columns = [*SLICES, "instance", "place"], [*SERIES, "used", "volume", "error"]
-    return tuple(pd.DataFrame(rows, columns=c).fillna("") for rows, c in zip((slices, series), columns))
+    return tuple(pd.DataFrame(rows, columns=c).astype(object).fillna("") for rows, c in zip((slices, series), columns))
 
 # %% ../../nbs/trauma/02_volumes.ipynb #ef6345f2
 def run_stage(

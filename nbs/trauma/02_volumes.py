@@ -113,7 +113,7 @@ def make_volumes(
             slices += row["slices"]
             series += row["volumes"]
     columns = [*SLICES, "instance", "place"], [*SERIES, "used", "volume", "error"]
-    return tuple(pd.DataFrame(rows, columns=c).fillna("") for rows, c in zip((slices, series), columns))
+    return tuple(pd.DataFrame(rows, columns=c).astype(object).fillna("") for rows, c in zip((slices, series), columns))
 
 # %% [markdown]
 # ## Run the stage
