@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'predict', 'series', 'check', 'submit', 'reproduce', 'compare', 'systems', 'options', 'main']
 
-# %% ../nbs/90_cli.ipynb #bfd81bed
+# %% ../nbs/90_cli.ipynb #09d373fd
 import sys
+from contextlib import redirect_stderr
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import typer
 
 from . import kaggle
-from .core.errors import ProjectError, ending, explain
+from .core.errors import Printed, ProjectError, ending, explain
 from .core.systems import default_system, find_system, system_names
 
 # %% ../nbs/90_cli.ipynb #4d2e9b32
@@ -231,7 +232,7 @@ for _name in system_names():
         if _module:
             _add_commands(import_module(f"mammo_nb.{_name}.{_module}").app)
 
-# %% ../nbs/90_cli.ipynb #ba2d6c8c
+# %% ../nbs/90_cli.ipynb #b51b615b
 def _version(wanted: bool):
     "Print the version and end."
     if wanted:
@@ -250,7 +251,7 @@ def main():
     "Entry point of `mammo-nb`."
     debug = "--debug" in sys.argv[1:]
     try:
-        with ending():
+        with ending(), redirect_stderr(Printed(sys.stderr)):
             app(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="mammo-nb")
     except Exception as e:
         if debug:

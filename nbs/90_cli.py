@@ -24,6 +24,7 @@
 # %%
 #| export
 import sys
+from contextlib import redirect_stderr
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -31,7 +32,7 @@ from pathlib import Path
 import typer
 
 from mammo_nb import kaggle
-from mammo_nb.core.errors import ProjectError, ending, explain
+from mammo_nb.core.errors import Printed, ProjectError, ending, explain
 from mammo_nb.core.systems import default_system, find_system, system_names
 
 # %%
@@ -279,7 +280,7 @@ for _name in system_names():
 # ## Entry
 # An error of the package's own classes, or of the machine, is printed as its message. Any other error was not foreseen
 # and gets one line as well. `--debug`, anywhere in the command, shows the traceback. A command that is ended by SIGTERM
-# closes its files and ends its processes.
+# closes its files and ends its processes. A progress bar is one line where nobody watches it.
 
 # %%
 #| export
@@ -301,7 +302,7 @@ def main():
     "Entry point of `mammo-nb`."
     debug = "--debug" in sys.argv[1:]
     try:
-        with ending():
+        with ending(), redirect_stderr(Printed(sys.stderr)):
             app(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="mammo-nb")
     except Exception as e:
         if debug:

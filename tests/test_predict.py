@@ -242,6 +242,13 @@ def test_every_table_preview_and_output_says_that_this_is_no_medical_device(scan
             assert pd.read_csv(tmp_path / "out" / name)["note"].str.endswith("not a medical device").all()
 
 
+def test_in_a_log_a_progress_bar_is_one_line(scans, weights, tmp_path):
+    done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", weights, "--workers", 1)
+    assert "\r" not in done.stdout
+    assert [line for line in done.stdout.splitlines() if "predict:" in line] == [
+        line for line in done.stdout.splitlines() if line.startswith("predict: 100%")] != []
+
+
 def test_a_single_file_is_predicted_as_in_its_folder(scans, weights, tmp_path):
     whole = predict_folder(scans / "train_images", tmp_path / "a", weights, workers=1).set_index("file")["probability"]
     one = whole.index[0]

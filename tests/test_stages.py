@@ -161,6 +161,15 @@ def test_a_long_folder_for_temporary_files_is_no_obstacle(notebook, tmp_path, mo
     assert (tmp_path / "r/01_divide.ipynb").exists()
 
 
+def test_the_log_of_a_kernel_that_ends_is_not_printed(tmp_path, capfd):
+    source = tmp_path / "nbs/x/01_work.py"
+    write_text(source, "# %%\nget_ipython().kernel.log.error('KeyboardInterrupt caught in kernel.')\nprint('done')\n")
+    build(tmp_path)
+    execute(source, tmp_path / "r/01_work.ipynb", {})
+    printed = capfd.readouterr()
+    assert "done" in printed.out and "KeyboardInterrupt" not in printed.out + printed.err
+
+
 def test_a_kernel_of_another_python_is_not_taken(notebook, tmp_path, monkeypatch):
     spec = {"argv": ["/gone/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3",
             "language": "python"}

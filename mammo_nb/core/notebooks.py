@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'NotebookConflict', 'cell_ids', 'from_percent', 'build_one', 'build', 'to_percent', 'sync', 'export',
-           'command', 'shown_cells', 'Printed', 'mark_examples']
+           'command', 'shown_cells', 'mark_examples']
 
 # %% ../../nbs/core/14_notebooks.ipynb #1b900a40
 import ast
@@ -217,7 +217,7 @@ def command(
     except ProjectError as e:
         sys.exit(str(e))
 
-# %% ../../nbs/core/14_notebooks.ipynb #5ed2a692
+# %% ../../nbs/core/14_notebooks.ipynb #c8ebf45d
 SHOWN = ("Run the stage", "What came out")  # sections whose output a run prints
 
 def shown_cells(
@@ -230,29 +230,6 @@ def shown_cells(
             title = found[1].strip()
         titles.append(title)
     return [SHOWN[0] not in titles or title in SHOWN for title in titles]
-
-class Printed:
-    "A stream that is silent while `on` is false. Where it is no terminal, a progress bar is one line, its last state."
-    def __init__(self,
-        file,    # sys.stdout or sys.stderr
-    ):
-        self.file, self.on, self.line = file, True, ""
-
-    def write(self, text: str):
-        "Write the text of a cell."
-        if not self.on:
-            return
-        if self.file.isatty():
-            self.file.write(text)
-            return
-        for piece in re.split(r"([\r\n])", text):
-            if piece == "\n":
-                self.file.write(self.line + piece)
-            self.line = "" if piece in ("\r", "\n") else self.line + piece
-
-    def flush(self):
-        "Pass on what is complete."
-        self.file.flush()
 
 _EXAMPLES = ("*The sections " + " and ".join(f"**{s}**" for s in SHOWN) + " are about this run. All other cells are "
              "examples: they try single functions, some of them on made-up or damaged inputs, and what they print says "

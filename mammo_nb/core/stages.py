@@ -6,7 +6,7 @@
 __all__ = ['LEAST_FREE', 'code_digest', 'modules_of', 'stage_inputs', 'changed_files', 'refresh_inputs', 'parameter_names',
            'execute', 'check_run', 'reproduce', 'failures']
 
-# %% ../../nbs/core/18_stages.ipynb #3881f868
+# %% ../../nbs/core/18_stages.ipynb #f10b97c3
 import ast
 import hashlib
 import json
@@ -18,6 +18,7 @@ from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 
+from .errors import Printed
 from .files import read_json, sha256, write_json, write_text
 from .runs import Run, StageError, digests_in, find_files, read_manifest
 from .settings import Paths, read_paths
@@ -117,7 +118,7 @@ def refresh_inputs(
         write_json(target, inputs)
     return why
 
-# %% ../../nbs/core/18_stages.ipynb #697166e7
+# %% ../../nbs/core/18_stages.ipynb #d4afa572
 def parameter_names(
     source: Path,  # notebook source
 ) -> set[str]:
@@ -175,7 +176,7 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    from mammo_nb.core.notebooks import Printed, mark_examples
+    from mammo_nb.core.notebooks import mark_examples
     source, output = Path(source), Path(output)
     running = output.with_name(f".{output.name}")
     failed = output.with_suffix(".failed.ipynb")
@@ -190,6 +191,8 @@ def execute(
                 source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
                 progress_bar=False, coalesce_streams=True, engine_name=_engine(),
                 stdout_file=Printed(sys.stdout), stderr_file=Printed(sys.stderr),
+                # a kernel that is told to end may log that it was interrupted, as if a stage had failed
+                extra_arguments=["--log-level=CRITICAL"],
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
     except papermill.PapermillExecutionError as e:
         os.replace(running, failed)

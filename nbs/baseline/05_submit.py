@@ -128,7 +128,7 @@ def run_stage(
 decided = run_stage(run, workers or None)
 table = read_table(run.path("test_per_image.csv"), ["probability"])
 report = read_json(run.path("submit.json"))
-print(f"{len(decided)} breasts, {decided['cancer'].sum()} of them positive", *summary(report), sep="\n")
+print(f"{len(decided)} breasts, {decided['cancer'].sum()} of them predicted positive", *summary(report), sep="\n")
 decided.head()
 
 # %% [markdown]

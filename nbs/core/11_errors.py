@@ -23,9 +23,14 @@
 # %%
 #| export
 import errno
+import re
 import signal
 import threading
 from contextlib import contextmanager
+
+# %%
+#| hide
+import io
 
 # %%
 #| export
@@ -86,6 +91,42 @@ except OSError as e:
     print(explain(e))
     assert explain(e).startswith("/dev/null/a: Not a directory.")
 assert explain(ValueError("x")) == ""
+
+# %% [markdown]
+# ## What is printed
+# A progress bar is drawn again and again in the same line. In a file that collects what is printed, each of its states
+# would be a line of its own.
+
+# %%
+#| export
+class Printed:
+    "A stream that is silent while `on` is false. Where it is no terminal, a progress bar is one line, its last state."
+    def __init__(self,
+        file,    # sys.stdout or sys.stderr
+    ):
+        self.file, self.on, self.line = file, True, ""
+
+    def write(self, text: str):
+        "Write the text of a cell."
+        if not self.on:
+            return
+        if self.file.isatty():
+            self.file.write(text)
+            return
+        for piece in re.split(r"([\r\n])", text):
+            if piece == "\n":
+                self.file.write(self.line + piece)
+            self.line = "" if piece in ("\r", "\n") else self.line + piece
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+# %%
+log = Printed(io.StringIO())
+for n in range(4):
+    log.write(f"\r{n} of 3")
+log.write("\ndone\n")
+assert log.getvalue() == "3 of 3\ndone\n"
 
 # %% [markdown]
 # ## The end of a run

@@ -312,29 +312,6 @@ def shown_cells(
         titles.append(title)
     return [SHOWN[0] not in titles or title in SHOWN for title in titles]
 
-class Printed:
-    "A stream that is silent while `on` is false. Where it is no terminal, a progress bar is one line, its last state."
-    def __init__(self,
-        file,    # sys.stdout or sys.stderr
-    ):
-        self.file, self.on, self.line = file, True, ""
-
-    def write(self, text: str):
-        "Write the text of a cell."
-        if not self.on:
-            return
-        if self.file.isatty():
-            self.file.write(text)
-            return
-        for piece in re.split(r"([\r\n])", text):
-            if piece == "\n":
-                self.file.write(self.line + piece)
-            self.line = "" if piece in ("\r", "\n") else self.line + piece
-
-    def flush(self):
-        "Pass on what is complete."
-        self.file.flush()
-
 _EXAMPLES = ("*The sections " + " and ".join(f"**{s}**" for s in SHOWN) + " are about this run. All other cells are "
              "examples: they try single functions, some of them on made-up or damaged inputs, and what they print says "
              "nothing about your files.*")

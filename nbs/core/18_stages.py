@@ -35,6 +35,7 @@ from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 
+from mammo_nb.core.errors import Printed
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
 from mammo_nb.core.runs import Run, StageError, digests_in, find_files, read_manifest
 from mammo_nb.core.settings import Paths, read_paths
@@ -229,7 +230,7 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    from mammo_nb.core.notebooks import Printed, mark_examples
+    from mammo_nb.core.notebooks import mark_examples
     source, output = Path(source), Path(output)
     running = output.with_name(f".{output.name}")
     failed = output.with_suffix(".failed.ipynb")
@@ -244,6 +245,8 @@ def execute(
                 source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
                 progress_bar=False, coalesce_streams=True, engine_name=_engine(),
                 stdout_file=Printed(sys.stdout), stderr_file=Printed(sys.stderr),
+                # a kernel that is told to end may log that it was interrupted, as if a stage had failed
+                extra_arguments=["--log-level=CRITICAL"],
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
     except papermill.PapermillExecutionError as e:
         os.replace(running, failed)

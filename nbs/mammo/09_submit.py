@@ -229,7 +229,7 @@ def run_stage(
 decided = run_stage(run, workers or None)
 report = read_json(run.path("submit.json"))
 table = read_table(run.path("test_per_image.csv"), ["probability"])
-print(f"{len(decided)} breasts, {decided['cancer'].sum()} of them positive", *summary(report), sep="\n")
+print(f"{len(decided)} breasts, {decided['cancer'].sum()} of them predicted positive", *summary(report), sep="\n")
 decided.head()
 
 # %% [markdown]
