@@ -10,10 +10,11 @@ from conftest import ROOT
 from torch import nn
 from torch.nn import functional as F
 
-from mammo_nb.core.files import sha256
+from mammo_nb.core.files import sha256, write_csv
 from mammo_nb.core.networks import WeightsError, create_network, load_weights, read_state, save_weights
 from mammo_nb.core.optimisation import Optimisation, learning_rate
 from mammo_nb.core.pictures import fit_resize, write_png
+from mammo_nb.core.ranks import side_by_side
 from mammo_nb.core.recipes import RecipeError, check_section, override
 from mammo_nb.core.runs import Run
 from mammo_nb.core.steps import Training, half_precision, make_optimizer, update_ema
@@ -24,7 +25,7 @@ from mammo_nb.mammo.learning.targets import soft_targets
 from mammo_nb.mammo.recipes import Crops, Datasets, Detector, Folds, Train
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.train import (BreastCrops, batches_of, build_network, chosen_folds, held_back_probabilities,
-                                  initial_weights, settings_of, train_fold)
+                                  initial_weights, settings_of, train_fold, train_folds)
 
 # facts, section 4: folds, softening, LR, least LR, epochs and LR of the warm-up, epochs without the last
 TABLE = {"winner_fold2": ("2", .1, 3e-3, 5e-5, 4, 3e-5, 30), "winner_fold3": ("3", .1, 3e-3, 5e-5, 4, 3e-5, 30),
@@ -254,6 +255,27 @@ def test_a_second_part_goes_on_from_the_last_averaged_weights_of_the_first(tmp_p
     # another first part is another training
     train_fold(table, 1, images, tmp_path / "fold_1", two_parts(lr=2e-3), {})
     assert sha256(tmp_path / "fold_1/epoch_0.safetensors") != digest
+
+
+def test_folds_that_are_trained_at_the_same_time_have_the_bytes_of_folds_trained_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))   # as many as this process has
+    table, images = eight_pictures(tmp_path)
+    settings = {"network": "resnet10t", "weights": "none", "height": 32, "width": 32, "loop.batch_size": 2,
+                "loop.epochs": 1}
+    runs = [Run.create(tmp_path / name, system, "tiny", overrides={f"train.{k}": v for k, v in (settings | {
+        "jobs": jobs}).items()}) for name, jobs in (("alone", 1), ("beside", 2))]
+    for run in runs:
+        (run.folder / "processed").mkdir()
+        images.rename(run.path("processed/cleaned_images"))
+        write_csv(run.path("processed/crops.csv"), table[["patient_id", "image_id"]])
+        write_csv(run.path("folds.csv"), table)
+        if run.section("train").jobs > 1:
+            assert side_by_side("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], 2) == 0
+        else:
+            train_folds(str(run.folder), run.overrides)
+        images = run.path("processed/cleaned_images")
+    alone, beside = ([sha256(run.path(f"checkpoints/fold_{k}/epoch_0.safetensors")) for k in (0, 1)] for run in runs)
+    assert alone == beside and alone[0] != alone[1]
 
 
 def test_folds_may_differ_in_training_but_not_in_network():

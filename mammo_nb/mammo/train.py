@@ -6,8 +6,8 @@
 __all__ = ['NETWORK', 'BreastCrops', 'initial_weights', 'build_network', 'as_asked', 'predict_probabilities', 'batches_of',
            'held_back_probabilities', 'train_fold', 'chosen_folds', 'settings_of', 'train_folds', 'run_stage']
 
-# %% ../../nbs/mammo/06_train.ipynb #eb934bd6
-from dataclasses import asdict
+# %% ../../nbs/mammo/06_train.ipynb #0afc115a
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..core.files import read_json, sha256, write_csv
 from ..core.metrics import auc, best_threshold
 from ..core.networks import Mirrored, create_network
 from ..core.pictures import fit_resize
-from ..core.ranks import join, launch
+from ..core.ranks import join, launch, side_by_side
 from ..core.recipes import RecipeError
 from ..core.runs import Run, locate
 from ..core.train import fit
@@ -228,10 +228,12 @@ def settings_of(
                               "The networks of an ensemble must be alike; set the field equal in all of them.")
     return dict(zip(folds, settings.by_fold))
 
-# %% ../../nbs/mammo/06_train.ipynb #5a52b84e
+# %% ../../nbs/mammo/06_train.ipynb #37eda275
 def train_folds(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
+    part: int = 0,     # which of the folds: every `parts`-th one, from this on
+    parts: int = 1,
 ):
     "folds.csv and the crops -> checkpoints/fold_*/; finished folds are not trained again."
     run = Run.open(folder, overrides)
@@ -240,8 +242,8 @@ def train_folds(
     table = read_table(reads[0], ["fold"])
     checkpoints = run.path("checkpoints/")
     identity = {"reads": [sha256(r) for r in reads], "code": run.code("train")}
-    own = settings_of(settings, chosen_folds("", table))
-    for k in chosen_folds(settings.folds, table):
+    own = settings_of(replace(settings, jobs=1), chosen_folds("", table))  # `jobs` is no part of what was trained
+    for k in chosen_folds(settings.folds, table)[part::parts]:
         train_fold(table, k, run.path("processed/cleaned_images"), checkpoints / f"fold_{k}", own[k], identity)
 
 def run_stage(
@@ -253,6 +255,7 @@ def run_stage(
         if settings.processes > 1:
             launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes)
         else:
+            side_by_side("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.jobs)
             train_folds(str(run.folder), run.overrides)
         folds = chosen_folds(settings.folds, read_table(run.path("folds.csv"), ["fold"]))
         parts = [pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds]

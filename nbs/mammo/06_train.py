@@ -23,7 +23,7 @@
 
 # %%
 #| export
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from mammo_nb.core.files import read_json, sha256, write_csv
 from mammo_nb.core.metrics import auc, best_threshold
 from mammo_nb.core.networks import Mirrored, create_network
 from mammo_nb.core.pictures import fit_resize
-from mammo_nb.core.ranks import join, launch
+from mammo_nb.core.ranks import join, launch, side_by_side
 from mammo_nb.core.recipes import RecipeError
 from mammo_nb.core.runs import Run, locate
 from mammo_nb.core.train import fit
@@ -53,8 +53,6 @@ from mammo_nb.mammo.recipes import Train
 
 # %%
 #| hide
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
@@ -336,13 +334,16 @@ def settings_of(
 
 # %% [markdown]
 # ## Run the stage
-# If `processes` is above 1, the stage starts so many processes with `torchrun`, one for each GPU.
+# If `processes` is above 1, the stage starts so many processes with `torchrun`, one for each GPU, and they train one
+# fold after the other. If `jobs` is above 1, as many folds are trained at the same time.
 
 # %%
 #| export
 def train_folds(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
+    part: int = 0,     # which of the folds: every `parts`-th one, from this on
+    parts: int = 1,
 ):
     "folds.csv and the crops -> checkpoints/fold_*/; finished folds are not trained again."
     run = Run.open(folder, overrides)
@@ -351,8 +352,8 @@ def train_folds(
     table = read_table(reads[0], ["fold"])
     checkpoints = run.path("checkpoints/")
     identity = {"reads": [sha256(r) for r in reads], "code": run.code("train")}
-    own = settings_of(settings, chosen_folds("", table))
-    for k in chosen_folds(settings.folds, table):
+    own = settings_of(replace(settings, jobs=1), chosen_folds("", table))  # `jobs` is no part of what was trained
+    for k in chosen_folds(settings.folds, table)[part::parts]:
         train_fold(table, k, run.path("processed/cleaned_images"), checkpoints / f"fold_{k}", own[k], identity)
 
 def run_stage(
@@ -364,6 +365,7 @@ def run_stage(
         if settings.processes > 1:
             launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes)
         else:
+            side_by_side("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.jobs)
             train_folds(str(run.folder), run.overrides)
         folds = chosen_folds(settings.folds, read_table(run.path("folds.csv"), ["fold"]))
         parts = [pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds]

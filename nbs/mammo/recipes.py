@@ -131,6 +131,7 @@ class Train:
     augment: str = bounded("light", choices=("winner", "light", "broad", "baseline", "none"))  # the policy
     # processes of torchrun that train one network together, one for each GPU, each with batches of loop.batch_size
     processes: int = bounded(1, low=1)
+    jobs: int = bounded(1, low=1)            # folds at the same time, each with its share of cores or GPUs
     val_batch_size: int = bounded(32, low=1)
     # weight of the loss of the cells that show where lesions are, for a set with masks; 0: no such loss
     lesion_weight: float = bounded(0.0, low=0)
@@ -216,7 +217,7 @@ def _cbis(about: str, height: int, width: int, epochs: int, **changes) -> Recipe
 
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds",
-                   Crops(height=256, width=128), Train(loop=replace(Train().loop, epochs=3)),
+                   Crops(height=256, width=128), Train(jobs=2, loop=replace(Train().loop, epochs=3)),
                    Engines(variants="2 1@0.75")),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
