@@ -56,7 +56,7 @@ def test_predict_leaves_the_probability_empty_and_force_gives_one(weights, tmp_p
     put(tmp_path / "in")
     done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "out", "--weights", weights, "--workers", 1)
     table = pd.read_csv(tmp_path / "out/per_image.csv").set_index("file")
-    assert done.returncode == 0 and table["error"].isna().all() and "11 files have no probability" in done.stdout
+    assert done.returncode == 0 and table["error"].isna().all() and "files without a probability: 11" in done.stdout
     assert "1 of 12 files predicted" in done.stdout and "one grey level" in done.stdout and "nan" not in done.stdout
     odd = table.drop("good.dcm")
     assert odd["probability"].isna().all() and odd["box_source"].eq(NO_BREAST).all()

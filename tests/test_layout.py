@@ -107,6 +107,20 @@ def test_modules_are_small_and_lines_short():
     assert long == []
 
 
+def test_text_in_figures_can_be_read():
+    "A figure is shown at 100 pixels an inch, where 8 points are 11 pixels."
+    small = [(source.name, size) for source in SOURCES for size in re.findall(r"fontsize=([\d.]+)", source.read_text())
+             if float(size) < 8]
+    assert small == []
+
+
+def test_plots_count_epochs_from_one_everywhere():
+    "`plot_epochs` draws them; another plot of the column `epoch` has to add 1 itself."
+    drawn = [(source.name, line) for source in SOURCES for line in source.read_text().splitlines()
+             if re.search(r"\bplot\(.*[\"']epoch[\"']\](?! \+ 1)", line)]
+    assert drawn == []
+
+
 def title_of(source: Path) -> str:
     "The heading of a notebook."
     return re.search(r"^# # (.+)$", source.read_text(), re.MULTILINE)[1]

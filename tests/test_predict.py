@@ -20,12 +20,15 @@ from mammo_nb import cli
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble
+from mammo_nb.core.files import sha256
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.networks import create_network
+from mammo_nb.core.pictures import write_png
 from mammo_nb.core.settings import seal_parts
 from mammo_nb.core.submission import DEMONSTRATION, MissingWeights, WeakWeights, find_weights
 from mammo_nb.mammo.datasets import DatasetError
 from mammo_nb.mammo.phantom import make_competition
+from mammo_nb.mammo.reading.boxes import detector_in_words
 from mammo_nb.mammo.tools import predict
 from mammo_nb.mammo.tools.predict import PER_IMAGE, predict_folder
 
@@ -149,7 +152,7 @@ def test_without_weights_or_files_the_message_says_what_to_do(scans, tmp_path, m
     done = mammo_nb("predict", scans, "-o", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2 and "--weights" in done.stdout and "Traceback" not in done.stdout
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NotDicom, match="no DICOM file"):
+    with pytest.raises(NotDicom, match="no DICOM, PNG or JPEG file"):
         find_files(tmp_path / "empty")
     with pytest.raises(MissingWeights, match="make reproduce"):
         find_weights("ensemble", tmp_path / "empty")
@@ -242,6 +245,18 @@ def test_every_table_preview_and_output_says_that_this_is_no_medical_device(scan
             assert pd.read_csv(tmp_path / "out" / name)["note"].str.endswith("not a medical device").all()
 
 
+def test_crops_says_what_found_the_boxes(tmp_path):
+    y, x = np.mgrid[:160, :120]
+    write_png(tmp_path / "in/a.png", ((np.hypot(x, y - 80) < 70) * 150).astype(np.uint8))
+    done = mammo_nb("crops", tmp_path / "in", "-o", tmp_path / "out", "--detector", "otsu")
+    assert "detector: none, breasts are found by Otsu's threshold" in done.stdout
+    assert "1 of 1 files cropped (boxes: otsu 1)" in done.stdout
+    graph = tmp_path / "detector.onnx"
+    graph.write_bytes(b"graph")
+    graph.with_suffix(".json").write_text(json.dumps({"recipe": "tiny", "ap50": .25, "sha256": sha256(graph)}))
+    assert detector_in_words(graph) == f"{graph} (recipe tiny, AP50 0.250 on the images it was tested on)"
+
+
 def test_in_a_log_a_progress_bar_is_one_line(scans, weights, tmp_path):
     done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", weights, "--workers", 1)
     assert "\r" not in done.stdout
@@ -264,12 +279,12 @@ def test_unknown_pictures_are_no_breast_and_the_table_is_pointed_to(weights, tmp
         cv2.imwrite(str(tmp_path / f"in/{name}.png"), ((np.hypot(x, y - 80) < 70) * grey).astype(np.uint8))
     (tmp_path / "sides.csv").write_text("file,patient_id,laterality,view\nb.png,7,L,CC\nc.png,7,,CC\n")
     done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "a", "--weights", weights, "--workers", 1)
-    assert done.returncode == 0 and "3 files have no known patient or side" in done.stdout and "--table" in done.stdout
+    assert done.returncode == 0 and "known patient or side: 3" in done.stdout and "--table" in done.stdout
     assert len(pd.read_csv(tmp_path / "a/per_breast.csv")) == 0 and len(pd.read_csv(tmp_path / "a/per_image.csv")) == 3
     done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "b", "--weights", weights, "--table",
                     tmp_path / "sides.csv", "--hash-ids", "--workers", 1)
     breasts = pd.read_csv(tmp_path / "b/per_breast.csv")
-    assert "2 files have no known" in done.stdout and breasts[["laterality", "images"]].values.tolist() == [["L", 1]]
+    assert "known patient or side: 2" in done.stdout and breasts[["laterality", "images"]].values.tolist() == [["L", 1]]
 
 
 # ---- networks that give no numbers, and weights that are not as they were written

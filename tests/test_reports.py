@@ -7,10 +7,22 @@ import pandas as pd
 import pytest
 
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.reports import extremes
+from mammo_nb.core.reports import extremes, plot_history
 from mammo_nb.core.runs import Run
+from mammo_nb.core.train import from_one
 from mammo_nb.mammo.report import show_extremes
 from mammo_nb.mammo.system import system
+
+
+def test_epochs_are_drawn_from_one_at_whole_numbers():
+    history = pd.DataFrame({"fold": [0, 0, 1, 1], "epoch": [0, 1, 0, 1], "loss": [.7, .6, .8, .5]})
+    fig, axis = plt.subplots()
+    plot_history(axis, history)
+    assert [line.get_xdata().tolist() for line in axis.lines] == [[1, 2], [1, 2]]
+    assert from_one(history)["epoch"].tolist() == [1, 2, 1, 2] and history["epoch"].tolist() == [0, 1, 0, 1]
+    ticks = axis.xaxis.get_major_locator().tick_values(1, 2)
+    assert (ticks == ticks.astype(int)).all()
+    plt.close(fig)
 
 
 def test_a_label_is_what_the_threshold_decides_and_not_the_rank():

@@ -6,14 +6,15 @@
 __all__ = ['KINDS', 'stages_table', 'environment_table', 'submission_line', 'plot_history', 'plot_probabilities', 'plot_ladder',
            'extremes', 'show_pictures']
 
-# %% ../../nbs/core/69_reports.ipynb #6bae9141
+# %% ../../nbs/core/69_reports.ipynb #dfc25b56
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+
+from .train import plot_epochs
 
 # %% ../../nbs/core/69_reports.ipynb #87ff8907
 def stages_table(
@@ -39,16 +40,15 @@ def submission_line(
     return (f"`submission.csv`: {report['rows']} rows from {report['items']} {report['item']}, {report['failed']} of "
             "which failed")
 
-# %% ../../nbs/core/69_reports.ipynb #37a5743f
+# %% ../../nbs/core/69_reports.ipynb #9d3f7bfa
 def plot_history(
     axis: plt.Axes,
     history: pd.DataFrame,  # fold, epoch (from 0, as stored), loss
 ):
     "Training loss over the epochs, a line for each fold."
     for fold, rows in history.groupby("fold"):
-        axis.plot(rows["epoch"] + 1, rows["loss"], marker="o", label=f"fold {fold}")
-    axis.set(title="training loss", xlabel="epoch, from 1")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plot_epochs(axis, rows["epoch"], rows["loss"], f"fold {fold}")
+    axis.set_title("training loss")
     axis.legend(fontsize=8)
 
 def plot_probabilities(

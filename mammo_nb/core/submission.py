@@ -231,7 +231,7 @@ def read_submission(
             f"{weights} has no manifest.json that names a system. Make the folder with make kaggle-weights.")
     return find_submission(system)
 
-# %% ../../nbs/core/62_submission.ipynb #9622ec4d
+# %% ../../nbs/core/62_submission.ipynb #25c9d765
 def find_weights(
     engine: str,                  # the weights are <engine>.onnx and <engine>.json
     weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
@@ -245,6 +245,8 @@ def find_weights(
     if found:
         check_parts(found)
         return found
+    if weights and not Path(weights).exists():
+        raise MissingWeights(f"{weights} does not exist. Name a folder with {engine}.onnx and {engine}.json.")
     if weights:
         raise MissingWeights(
             f"{weights} has no {engine}.onnx with its {engine}.json. `make reproduce` of the system writes such a "

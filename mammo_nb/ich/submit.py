@@ -100,7 +100,7 @@ def decide(
     values = long["value"].clip(CLIP, 1 - CLIP).set_axis(long["image_id"] + "_" + long["kind"])
     return sample[["ID"]].assign(Label=sample["ID"].map(values).fillna(sample["Label"]))
 
-# %% ../../nbs/ich/10_submit.ipynb #4e597305
+# %% ../../nbs/ich/10_submit.ipynb #a88eda8f
 TABLE = ["file", "patient_id", "study", "series", "image_id", "place", "position_mm", *CLASSES, "cnn_any", "note",
          "error", "network"]
 
@@ -152,7 +152,7 @@ def show_series(
     rows = rows.iloc[start:start + count].fillna({"note": ""}).assign(frame="")
     figure = sheet([read_picture(folder, row, Seen(0, ()))[..., 0] for row in rows.to_dict("records")], columns=8)
     for axis, p in zip(figure.axes, rows["any"]):
-        axis.set_title(f"{p:.2f}", fontsize=7, color="white", pad=2)
+        axis.set_title(f"{p:.2f}", fontsize=8, color="white", pad=2)
     return figure
 
 submission = Submission(

@@ -53,6 +53,7 @@ from mammo_nb.baseline.system import system
 from mammo_nb.core.optimisation import learning_rate
 from mammo_nb.core.practice import practice
 from mammo_nb.core.steps import training_mode
+from mammo_nb.core.train import from_one, plot_epochs
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -290,7 +291,7 @@ def run_stage(
 history = run_stage(run)
 if history["stop"].any():
     print(f"stopped after {len(history)} epochs: pF1 {history['pf1'].iloc[-1]:.3f}")
-history.drop(columns=["weights_sha256"]).round(5)
+from_one(history).drop(columns=["weights_sha256"]).round(5)
 
 # %% [markdown]
 # ## What came out
@@ -298,11 +299,12 @@ history.drop(columns=["weights_sha256"]).round(5)
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-titles = {"loss": "training loss, cancers weighted", "auc": "AUC per breast, held-back fold",
-          "pf1": "pF1 per breast, best threshold"}
+held = table.loc[table["fold"].isin(history["fold"]), ["patient_id", "laterality"]].drop_duplicates()
+titles = {"loss": "training loss, cancers weighted", "auc": f"AUC, {len(held)} held-back breasts",
+          "pf1": f"pF1, {len(held)} held-back breasts, best threshold"}
 for ax, (column, title) in zip(axes, titles.items()):
-    ax.plot(history["epoch"], history[column], marker="o")
-    ax.set(title=title, xlabel="epoch")
+    plot_epochs(ax, history["epoch"], history[column])
+    ax.set_title(title)
 fig.tight_layout()
 
 # %% [markdown]

@@ -187,7 +187,7 @@ for ax, (name, image) in zip(axes, ways.items()):
     inside = radius < 1.2
     assert np.abs(found.values - truth)[inside].max() <= 1 and found.values[0, 0] <= -990, name
     ax.imshow(found.values, cmap="gray", vmin=-100, vmax=200)
-    ax.set_title(name, fontsize=7)
+    ax.set_title(name, fontsize=8)
     ax.axis("off")
 pd.Series({name: "; ".join(to_hu(image).notes) for name, image in ways.items()}).to_frame("notes")
 

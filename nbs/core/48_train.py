@@ -30,8 +30,11 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +50,6 @@ from mammo_nb.core.steps import Training, seed_everything, training_mode
 #| hide
 import tempfile
 
-import numpy as np
 from torch.nn import functional as F
 
 from mammo_nb.core.batches import PadCollate, step_mask
@@ -231,6 +233,36 @@ history = fit(toy_network(), moons, moons.batches, F.binary_cross_entropy_with_l
               folder / "whole", label="in one go")
 assert history["accuracy"].iloc[-1] > .85 and history["loss"].iloc[-1] < .6 * history["loss"].iloc[0]
 history.round(4)
+
+# %% [markdown]
+# Files and tables count epochs from 0, as Python does: the first one is `epoch_0`. People count from 1, so progress
+# bars, plots and shown tables do.
+
+# %%
+#| export
+def from_one(
+    table: pd.DataFrame,  # with a column `epoch`, from 0
+) -> pd.DataFrame:
+    "The table as it is shown: its epochs are counted from 1."
+    return table.assign(epoch=table["epoch"] + 1)
+
+def plot_epochs(
+    axis: plt.Axes,
+    epochs,            # numbers from 0, as stored
+    values,            # one for each epoch
+    label: str = "",   # in the legend
+):                     # the line
+    "Draw a score over the epochs, counted from 1."
+    line, = axis.plot(np.asarray(epochs) + 1, values, marker="o", ms=4, label=label)
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return line
+
+# %%
+fig, ax = plt.subplots(figsize=(5, 2.4))
+drawn = plot_epochs(ax, history["epoch"], history["accuracy"])
+ax.set_ylabel(f"accuracy, {len(moons.points)} points")
+assert drawn.get_xdata()[0] == from_one(history)["epoch"].iloc[0] == 1
 
 # %%
 class PowerCut(Exception):

@@ -392,7 +392,7 @@ for ax, (name, (rows, planner)) in zip(axes, runs.items()):
     ax.axvline(hours, color="lightgrey")
     ax.set(title=f"{name}: {left[-1]} left", xlabel="hours", xlim=(0, hours * 1.05))
 axes[0].set_ylabel("items left")
-axes[0].legend(fontsize=7, loc="upper right", markerscale=3)
+axes[0].legend(fontsize=8, loc="upper right", markerscale=3)
 fig.tight_layout()
 
 # %% [markdown]

@@ -304,6 +304,8 @@ def find_weights(
     if found:
         check_parts(found)
         return found
+    if weights and not Path(weights).exists():
+        raise MissingWeights(f"{weights} does not exist. Name a folder with {engine}.onnx and {engine}.json.")
     if weights:
         raise MissingWeights(
             f"{weights} has no {engine}.onnx with its {engine}.json. `make reproduce` of the system writes such a "

@@ -28,7 +28,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+
+from mammo_nb.core.train import plot_epochs
 
 # %% tags=["parameters"]
 pictures = 5   # number of pictures in the figure below
@@ -79,9 +80,8 @@ def plot_history(
 ):
     "Training loss over the epochs, a line for each fold."
     for fold, rows in history.groupby("fold"):
-        axis.plot(rows["epoch"] + 1, rows["loss"], marker="o", label=f"fold {fold}")
-    axis.set(title="training loss", xlabel="epoch, from 1")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plot_epochs(axis, rows["epoch"], rows["loss"], f"fold {fold}")
+    axis.set_title("training loss")
     axis.legend(fontsize=8)
 
 def plot_probabilities(

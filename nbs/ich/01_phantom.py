@@ -263,7 +263,7 @@ for ax, row in zip(axes.flat, shown.itertuples()):
     read = next(read_frames(root / f"stage_2_{row.split}_images" / f"{row.image_id}.dcm"))
     ax.imshow(to_hu(read.decode()).values, cmap="gray", vmin=0, vmax=80)
     found = [kind for kind in KINDS if getattr(row, kind)]
-    ax.set_title(", ".join(found) or f"{row.level:.0f} mm", color="red" if found else "grey", fontsize=7)
+    ax.set_title(", ".join(found) or f"{row.level:.0f} mm", color="red" if found else "grey", fontsize=8)
 fig.tight_layout(pad=0.2)
 
 # %% [markdown]

@@ -311,7 +311,7 @@ pictures = [cv2.imread(str(run.path(f"processed/pictures/{i}.png")))[..., ::-1] 
 figure = sheet(pictures, shown[BOX].values.tolist(), columns=9)
 for ax, row in zip(figure.axes, shown.itertuples()):
     kinds = [c[:6] for c in classes_of(table) if getattr(row, c) and (c != "any" or len(classes_of(table)) == 1)]
-    ax.set_title(" ".join(kinds), fontsize=6, color="white", pad=1)
+    ax.set_title(" ".join(kinds), fontsize=8, color="white", pad=1)
 
 # %% [markdown]
 # ---

@@ -49,6 +49,7 @@ import matplotlib.pyplot as plt
 
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import from_one, plot_epochs
 from mammo_nb.ich.system import system
 
 # %% tags=["parameters"]
@@ -295,7 +296,7 @@ def run_stage(
 
 # %%
 history = run_stage(run)
-history.drop(columns="weights_sha256").round(4)
+from_one(history).drop(columns="weights_sha256").round(4)
 
 # %% [markdown]
 # ## What came out
@@ -307,7 +308,7 @@ fig, axes = plt.subplots(1, 3, figsize=(12, 3))
 for (name, fold), h in history.groupby(["encoder", "fold"]):
     for ax, column in zip(axes, ["loss", "log_loss"]):
         if column in h:
-            ax.plot(h["epoch"], h[column], marker="o", label=f"{name}, fold {fold}")
+            plot_epochs(ax, h["epoch"], h[column], f"{name}, fold {fold}")
 for name, h in history.groupby("encoder"):
     last = h.groupby("fold")["epoch"].max()
     parts = [pd.read_csv(run.path(f"checkpoints/classify/{name}/fold_{f}/pred_{e}.csv")) for f, e in last.items()]
@@ -315,10 +316,11 @@ for name, h in history.groupby("encoder"):
     groups = predicted.groupby(pd.qcut(predicted["p_any"], 8, duplicates="drop"), observed=True)
     axes[2].plot(groups["p_any"].mean(), groups["any"].mean(), marker="o", label=name)
 axes[2].plot([0, 1], [0, 1], color="lightgrey")
-for ax, title in zip(axes, ["training loss", "log loss of held-back slices", "share of `any` in groups of slices"]):
-    ax.set(title=title, xlabel="epoch")
+held = f"{len(predicted)} held-back slices"
+for ax, title in zip(axes, ["training loss", f"log loss, {held}", f"share of `any` in groups, {held}"]):
+    ax.set_title(title, fontsize=10)
 axes[2].set_xlabel("mean probability")
-axes[1].legend(fontsize=7)
+axes[1].legend(fontsize=8)
 fig.tight_layout()
 assert np.isfinite(history["log_loss"]).all()
 

@@ -50,6 +50,7 @@ from mammo_nb.ich.recipes import Reader, Sequence, classes_of
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import plot_epochs
 from mammo_nb.ich.system import system
 
 # %% tags=["parameters"]
@@ -129,7 +130,7 @@ axes[0].set(title="features of a series", xlabel="slice", ylabel="feature")
 axes[1].plot(np.abs(np.diff(features[rows], axis=0)).mean(1), label="change to the next slice")
 axes[1].plot(table["any"].to_numpy()[rows] * axes[1].get_ylim()[1] / 2, drawstyle="steps-mid", label="hemorrhage")
 axes[1].set_xlabel("slice")
-axes[1].legend(fontsize=7)
+axes[1].legend(fontsize=8)
 fig.tight_layout()
 
 # %% [markdown]
@@ -289,10 +290,12 @@ history.groupby("reader", sort=False)[["loss", *scores]].last().round(4)
 fig, axes = plt.subplots(1, 2, figsize=(11, 2.8))
 for name, own in history.groupby("reader", sort=False):
     for k, score in enumerate(["loss", *scores][:2]):
-        axes[k].plot(own.groupby("epoch")[score].mean(), label=name)
-for ax, title in zip(axes, ["training loss", "log loss of held-back slices"]):
-    ax.set(title=title, xlabel="epoch")
-axes[0].legend(fontsize=7)
+        mean = own.groupby("epoch")[score].mean()
+        plot_epochs(axes[k], mean.index, mean, name)
+held = table["fold"].isin(history["fold"]).sum()
+for ax, title in zip(axes, ["training loss", f"log loss of {held} held-back slices"]):
+    ax.set_title(title)
+axes[0].legend(fontsize=8)
 fig.tight_layout()
 assert np.isfinite(history["loss"]).all()
 

@@ -51,6 +51,7 @@ from mammo_nb.ich.recipes import classes_of
 #| hide
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import from_one
 from mammo_nb.ich.system import system
 
 # %% tags=["parameters"]
@@ -291,7 +292,7 @@ def run_stage(
 
 # %%
 history = run_stage(run)
-history.round(4)
+from_one(history).round(4)
 
 # %% [markdown]
 # ## What came out

@@ -240,7 +240,7 @@ plt.plot(together[:, -1], ".-", label="bag, graphs")
 plt.plot(predict_series(torches, one, parts.tta)[0][:, -1], "x", color="orange", label="bag, torch")
 plt.ylim(0, 1)
 plt.xlabel("slice")
-plt.legend(fontsize=7);
+plt.legend(fontsize=8);
 
 # %%
 pd.Series(bag.metadata, name="encoder.json").drop("probe").to_frame()

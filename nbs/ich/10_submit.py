@@ -218,7 +218,7 @@ def show_series(
     rows = rows.iloc[start:start + count].fillna({"note": ""}).assign(frame="")
     figure = sheet([read_picture(folder, row, Seen(0, ()))[..., 0] for row in rows.to_dict("records")], columns=8)
     for axis, p in zip(figure.axes, rows["any"]):
-        axis.set_title(f"{p:.2f}", fontsize=7, color="white", pad=2)
+        axis.set_title(f"{p:.2f}", fontsize=8, color="white", pad=2)
     return figure
 
 submission = Submission(
@@ -258,7 +258,7 @@ for ax, (name, rows) in zip(axes, table.dropna(subset="place").groupby("series")
     ax.plot(rows["place"], rows["any"], ".-", label="bag")
     ax.set(title=name, xlabel="slice", ylim=(0, 1))
 axes[0].set_ylabel("probability of any")
-axes[0].legend(fontsize=7);
+axes[0].legend(fontsize=8);
 
 # %%
 show_series(table, competition);

@@ -40,6 +40,7 @@ from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
 from mammo_nb.core.reports import (environment_table, plot_history, plot_ladder, plot_probabilities, stages_table,
                                    submission_line)
+from mammo_nb.core.train import plot_epochs
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.ich.bag import classifier_predictions, outcomes
 from mammo_nb.ich.learning.slices import read_picture
@@ -190,7 +191,7 @@ if len(ladder):
     plt.xlabel("slice, from feet to head")
     shown = sorted(own["p_any"].nlargest(7).index)
     plt.plot(shown, own["p_any"][shown], "o", mfc="none", color="black", label="shown below")
-    plt.legend(fontsize=7)
+    plt.legend(fontsize=8)
     pictures = [read_picture(run.path("processed/pictures") / f"{own['image_id'][k]}.png")[..., 0] for k in shown]
     sheet(pictures, columns=7, title=f"slices {', '.join(map(str, shown))}, brain window")
 
@@ -217,9 +218,9 @@ if run.has("sequence"):
     for ax, score in zip(axes[0], scores):
         for name, own in history.groupby("reader", sort=False):
             mean = own.groupby("epoch")[score].mean()
-            ax.plot(mean.index + 1, mean, marker=".", label=name)
-        ax.set(title={"loss": "training loss", "log_loss": "log loss of held-back slices"}[score], xlabel="epoch")
-    axes[0, 0].legend(fontsize=7)
+            plot_epochs(ax, mean.index, mean, name)
+        ax.set_title({"loss": "training loss", "log_loss": f"log loss of {len(oof)} held-back slices"}[score])
+    axes[0, 0].legend(fontsize=8)
     fig.tight_layout()
 
 # %% [markdown]

@@ -58,6 +58,7 @@ from mammo_nb.core.detection import iou
 from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.grey import decode_grey
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import plot_epochs
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.reading.boxes import frame_view, open_detector, otsu_box
 from mammo_nb.mammo.reading.roi import from_pixels
@@ -161,7 +162,7 @@ for ax, (i, seed) in zip(axes.flat, ((i, seed) for i in range(4) for seed in (-1
     square, (x0, y0, x1, y1) = frames.square(i, seed)
     ax.imshow(square, cmap="gray", vmin=0, vmax=255)
     ax.axis("off")
-    ax.set_title("as it is" if seed < 0 else f"seed {seed}", fontsize=7)
+    ax.set_title("as it is" if seed < 0 else f"seed {seed}", fontsize=8)
     ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="orange"))
     assert 0 <= x0 < x1 <= settings.size and 0 <= y0 < y1 <= settings.size
 fig.tight_layout()
@@ -378,11 +379,11 @@ pd.Series(graph.metadata, name="detector.json").to_frame()
 # %%
 if history is not None:
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8))
-    axes[0].plot(history["epoch"] + 1, history["loss"], marker="o")
-    axes[0].set(title="training loss", xlabel="epoch")
+    plot_epochs(axes[0], history["epoch"], history["loss"])
+    axes[0].set_title("training loss")
     for column, label in (("ap", "AP, mean of IoU .50 to .95"), ("ap50", "AP at IoU .50")):
-        axes[1].plot(history["epoch"] + 1, history[column], marker="o", label=label)
-    axes[1].set(title="held-back patients", xlabel="epoch", ylim=(0, 1.02))
+        plot_epochs(axes[1], history["epoch"], history[column], label)
+    axes[1].set(title=f"held-back patients, {(boxes['split'] == 'val').sum()} frames", ylim=(0, 1.02))
     axes[1].legend()
     fig.tight_layout()
     best = history.loc[history["ap"].idxmax()]

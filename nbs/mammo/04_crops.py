@@ -487,7 +487,7 @@ good = crops[crops["error"] == ""]
 for ax, row in zip(axes.flat, good.iloc[np.linspace(0, len(good) - 1, 12).astype(int)].itertuples()):
     path = crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)
     ax.imshow(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), cmap="gray", vmin=0, vmax=255)
-    ax.set_title(f"{row.image_id}\n{row.box_source}", fontsize=7)
+    ax.set_title(f"{row.image_id}\n{row.box_source}", fontsize=8)
 for ax in axes.flat:
     ax.axis("off")
 fig.tight_layout()

@@ -56,6 +56,7 @@ from mammo_nb.mammo.recipes import Train
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import from_one, plot_epochs
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
@@ -378,7 +379,7 @@ def run_stage(
 
 # %%
 history = run_stage(run)
-history.drop(columns=["weights_sha256"]).round(4)
+from_one(history).drop(columns=["weights_sha256"]).round(4)
 
 # %% [markdown]
 # ## What came out
@@ -386,11 +387,12 @@ history.drop(columns=["weights_sha256"]).round(4)
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3))
+breasts = table.drop_duplicates(["patient_id", "laterality"]).groupby("fold").size()
 for fold, h in history.groupby("fold"):
     for ax, column in zip(axes, ["loss", "auc", "pf1"]):
-        ax.plot(h["epoch"] + 1, h[column], marker="o", label=f"fold {fold}")
+        plot_epochs(ax, h["epoch"], h[column], f"fold {fold}, {breasts[fold]} breasts held back")
 for ax, title in zip(axes, ["training loss", "AUC per breast, held-back fold", "pF1 per breast, best threshold"]):
-    ax.set(title=title, xlabel="epoch")
+    ax.set_title(title)
 axes[0].legend(fontsize=8)
 fig.tight_layout()
 

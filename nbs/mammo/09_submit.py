@@ -250,7 +250,7 @@ worked = [1 - share for share in waited]
 axes[1].barh(parts, worked, color="steelblue", label="worked")
 axes[1].barh(parts, waited, left=worked, color="lightgrey", label="waited")
 axes[1].set(xlim=(0, 1), xlabel="share of the time")
-axes[1].legend(fontsize=7)
+axes[1].legend(fontsize=8)
 fig.tight_layout()
 
 # %%

@@ -299,7 +299,7 @@ for ax, row in zip(axes.flat, shown.itertuples()):
     file = root / f"{row.split}_images" / str(row.patient_id) / str(row.series_id) / f"{row.instance_number}.dcm"
     ax.imshow(to_hu(next(read_frames(file)).decode()).values, cmap="gray", vmin=-150, vmax=250)
     found = [kind for kind in kinds if getattr(row, kind)]
-    ax.set_title(", ".join(found) or f"{row.z_mm:.0f} mm", color="red" if found else "grey", fontsize=7)
+    ax.set_title(", ".join(found) or f"{row.z_mm:.0f} mm", color="red" if found else "grey", fontsize=8)
 fig.tight_layout(pad=0.2)
 
 # %% [markdown]

@@ -51,6 +51,7 @@ from mammo_nb.trauma.recipes import ORGANS, Segment
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import from_one, plot_epochs
 from mammo_nb.trauma.system import system
 
 # %% tags=["parameters"]
@@ -311,7 +312,7 @@ def run_stage(
 
 # %%
 history = run_stage(run, workers or None)
-history.round(3)
+from_one(history).round(3)
 
 # %% [markdown]
 # ## What came out
@@ -321,9 +322,9 @@ history.round(3)
 # %%
 fig, ax = plt.subplots(figsize=(6, 2.4))
 for organ in ORGANS:
-    ax.plot(history["epoch"], history[f"dice_{organ}"], marker="o", ms=3, label=organ)
-ax.set(xlabel="epoch", ylabel="Dice", ylim=(0, 1))
-ax.legend(fontsize=7);
+    plot_epochs(ax, history["epoch"], history[f"dice_{organ}"], organ)
+ax.set(title=f"{held['patient_id'].nunique()} held-back patients", ylabel="Dice", ylim=(0, 1))
+ax.legend(fontsize=8);
 
 # %%
 network, about = open_segmenter(run.path("weights"))

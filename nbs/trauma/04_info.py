@@ -171,7 +171,7 @@ for organ, column in zip(ORGANS, VISIBILITY):
 injured = rows[(rows["bowel"] + rows["extravasation"]) > 0]
 ax.plot(injured["z_mm"], 0 * injured["z_mm"] - 0.05, "r.", ms=4)
 ax.set(xlabel="mm along the body", ylabel="visibility", title=f"patient {key[0]}, series {key[1]}")
-ax.legend(fontsize=7)
+ax.legend(fontsize=8)
 most = int(masks.sum((1, 2, 3)).argmax())
 picture.imshow(volume[most], cmap="gray")
 top, bottom, left, right = rows[CROP].iloc[0] * np.repeat(volume.shape[1:], 2)

@@ -50,6 +50,7 @@ from mammo_nb.trauma.recipes import SUBMITTED, Model
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import from_one, plot_epochs
 from mammo_nb.trauma.system import system
 
 # %% tags=["parameters"]
@@ -320,7 +321,7 @@ def run_stage(
 
 # %%
 history = run_stage(run)
-history.round(4)
+from_one(history).round(4)
 
 # %% [markdown]
 # ## What came out
@@ -332,11 +333,13 @@ fig, axes = plt.subplots(1, 2, figsize=(11, 3))
 for (name, fold), h in history.groupby(["model", "fold"], sort=False):
     for ax, column in zip(axes, ["loss", "score"]):
         if column in h:
-            line, = ax.plot(h["epoch"], h[column], marker="o", ms=3, label=f"{name}, fold {fold}")
-            ax.plot(h.loc[h["chosen"], "epoch"], h.loc[h["chosen"], column], "*", ms=10, color=line.get_color())
-axes[0].set(title="training loss", xlabel="epoch")
-axes[1].set(title="score of held-back patients", xlabel="epoch")
-axes[1].legend(fontsize=6)
+            line = plot_epochs(ax, h["epoch"], h[column], f"{name}, fold {fold}")
+            kept = h[h["chosen"]]
+            ax.plot(kept["epoch"] + 1, kept[column], "*", ms=12, color=line.get_color())
+held = read_table(run.path("folds.csv"))["fold"].isin(history["fold"]).sum()
+axes[0].set_title("training loss")
+axes[1].set_title(f"score of {held} held-back patients")
+axes[1].legend(fontsize=8)
 fig.tight_layout()
 assert np.isfinite(history["loss"]).all()
 

@@ -182,7 +182,7 @@ assert np.abs(torches - engines.classifier(inputs)).max() < 1e-4
 best = found.max().nlargest(4).index
 ax = found[best].dropna().plot(figsize=(7, 2.6), marker=".")
 ax.set(xlabel="slice", ylabel="probability", ylim=(0, 1))
-ax.legend(fontsize=7);
+ax.legend(fontsize=8);
 
 # %%
 pd.Series(engines.metadata, name="classifier.json").drop(["rebuild", "probe"], errors="ignore").to_frame()

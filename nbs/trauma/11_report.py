@@ -41,6 +41,7 @@ from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.practice import practice
 from mammo_nb.core.reports import environment_table, plot_history, plot_ladder, stages_table, submission_line
+from mammo_nb.core.train import plot_epochs
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.trauma.ensemble import outcomes
 from mammo_nb.trauma.learning.scores import GROUPS
@@ -145,7 +146,8 @@ if len(oof):
         if column in oof:
             across = ill + np.random.default_rng(0).uniform(-0.15, 0.15, len(oof))
             ax.plot(across, oof[column], "o", ms=4, alpha=0.6)
-            ax.set_title(f"{organ}, AUC {auc(ill, oof[column]):.2f}", fontsize=9)
+            ax.set_title(f"{organ}, AUC {auc(ill, oof[column]):.2f}\n{int(ill.sum())} of {len(ill)} patients",
+                         fontsize=10)
         ax.set(xticks=[0, 1], xticklabels=["healthy", "injured"], ylim=(0, 1))
     axes[0].set_ylabel("probability of an injury")
     fig.tight_layout()
@@ -193,7 +195,7 @@ if len(ladder):
         true = [c for c in SUBMITTED if row[c] == 1 and not c.endswith("healthy")]
         plt.title(f"patient {spread.idxmax()}: {', '.join(true)}", fontsize=9)
         plt.xlabel("triplet, a line at the start of each block")
-        plt.legend(fontsize=7)
+        plt.legend(fontsize=8)
 
 # %% [markdown]
 # ## Training
@@ -201,13 +203,11 @@ if len(ladder):
 # %%
 if run.has("segment"):
     history = pd.read_csv(run.path("checkpoints/segment/history.csv"))
-    plt.figure(figsize=(6, 2.4))
+    fig, ax = plt.subplots(figsize=(6, 2.6))
     for organ in ORGANS:
-        plt.plot(history["epoch"] + 1, history[f"dice_{organ}"], marker="o", ms=3, label=organ)
-    plt.ylim(0, 1)
-    plt.title("Dice of held-back patients")
-    plt.xlabel("epoch")
-    plt.legend(fontsize=7)
+        plot_epochs(ax, history["epoch"], history[f"dice_{organ}"], organ)
+    ax.set(title="Dice of held-back patients", ylim=(0, 1))
+    ax.legend(fontsize=8)
 
 # %%
 if run.has("train"):

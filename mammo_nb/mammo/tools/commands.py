@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #29bd83bf
+# %% ../../../nbs/mammo/tools/commands.ipynb #84d68d28
 def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -41,14 +41,14 @@ def crops(
 ):
     "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run continues where it stopped."
     from mammo_nb.mammo.crops import crop_folder
-    from mammo_nb.mammo.reading.boxes import find_detector
+    from mammo_nb.mammo.reading.boxes import detector_in_words, find_detector
     from mammo_nb.mammo.reading.names import packed_files
     from mammo_nb.mammo.recipes import Crops
     height, width = read_size(size)
     if faithful and size:
         raise typer.BadParameter("the winner's crops have the size of the detector; leave --size out")
     graph = find_detector(detector)
-    print(f"breasts are found by {graph or 'Otsu, no detector'}")
+    print(f"detector: {detector_in_words(graph)}")
     table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews,
                         workers=workers or None, backend=backend, scheduler=scheduler)
     if packed := packed_files(folder):
@@ -60,7 +60,8 @@ def crops(
     failed = table.loc[table["error"] != "", ["file", "error"]]
     for row in failed.head(20).itertuples():
         print(f"failed {row.file}: {row.error}")
-    line = f"{len(table) - len(failed)} of {len(table)} files cropped -> {output}"
+    found = ", ".join(f"{source} {n}" for source, n in table["box_source"].value_counts().items() if source)
+    line = f"{len(table) - len(failed)} of {len(table)} files cropped (boxes: {found or 'none'}) -> {output}"
     if len(failed):
         line += f"; {len(failed)} failed, see {output / 'crop_errors.csv'}"
     print(line)

@@ -38,7 +38,7 @@ class PredictError(ProjectError):
 
 NOT_AXIAL = "no axial volume; not predicted"
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #d8cdf59e
+# %% ../../../nbs/trauma/tools/predict.ipynb #0dd3402e
 COLORS = dict(zip(ORGANS, ("#d62728", "#9467bd", "#2ca02c", "#17becf", "#ff7f0e")))
 SHOWN = 6   # slices in a picture
 
@@ -75,7 +75,7 @@ def draw_series(
     for name, label in (("organs", "visibility"), ("injuries", "probability")):
         axes[name].set(ylabel=label, xlabel="slice", ylim=(-0.03, 1.03), xlim=(-0.5, len(volume) - 0.5))
         if axes[name].lines:
-            axes[name].legend(fontsize=5, ncols=2)
+            axes[name].legend(fontsize=8, ncols=2, framealpha=0.6)
     for k in range(SHOWN):
         axes[k].axis("off")
     for k, (place, column, p) in enumerate(chosen):
@@ -85,7 +85,7 @@ def draw_series(
             whole = cv2.resize(mask.astype(np.float32), (columns, rows))
             if whole.max() > 0.5 > whole.min():
                 axes[k].contour(whole, [0.5], colors=COLORS[organ], linewidths=0.8)
-        axes[k].set_title(f"slice {place}, {column.replace('_', ' ')} {p:.2f}", fontsize=7)
+        axes[k].set_title(f"slice {place}, {column.replace('_', ' ')} {p:.2f}", fontsize=8)
     return figure
 
 # %% ../../../nbs/trauma/tools/predict.ipynb #73124de2

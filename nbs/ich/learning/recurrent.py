@@ -214,7 +214,7 @@ with torch.no_grad():
         ax.set(title=name, xlabel="slice")
     moved = (faithful(pad([series[1], series[0]]))[0, :4] - faithful(pad([series[1]]))[0]).abs().max()
 axes[0].set_ylabel("logit of any")
-axes[1].legend(fontsize=7)
+axes[1].legend(fontsize=8)
 fig.tight_layout()
 assert moved > 1e-3
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mammo_nb.core.backends import EngineError, Graph, process_graph
+from mammo_nb.core.backends import EngineError, Graph, process_graph, read_sidecar
 from mammo_nb.core.detection import candidates, letterbox, pad_square, unletterbox
 from mammo_nb.core.dicom import Image
 from mammo_nb.core.grey import is_negative
@@ -193,6 +193,16 @@ def find_detector(
         raise EngineError(
             f"{named} has no detector.onnx with its detector.json. `make reproduce` writes both to runs/demo/weights.")
     return folder / "detector.onnx" if folder else None
+
+def detector_in_words(
+    path: Path | None,   # from `find_detector`
+) -> str:
+    "Name a detector and its average precision on the images it was tested on, where that is recorded."
+    if path is None:
+        return "none, breasts are found by Otsu's threshold"
+    about = read_sidecar(path)
+    score = f", AP50 {about['ap50']:.3f} on the images it was tested on" if "ap50" in about else ""
+    return f"{path} (recipe {about.get('recipe', 'unknown')}{score})"
 
 # %% [markdown]
 # ## Finding the breast

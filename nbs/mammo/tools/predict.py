@@ -112,8 +112,9 @@ def detector_of(
 # %%
 #| export
 def predict_file(
-    # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview; force: whether
-    # a picture without a breast gets a probability, too; all_views: whether other images than standard mammograms do
+    # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview, and title its
+    # first line; force: whether a picture without a breast gets a probability, too; all_views: whether images other
+    # than standard mammograms do
     item: dict,
 ) -> dict:       # a row of per_image.csv
     """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast,
@@ -140,7 +141,7 @@ def predict_file(
     if item.get("previews"):
         sides = f"{row['laterality']} {row['view']}"
         number = "none" if probability is None else f"{probability:.3f}"
-        lines = [shown(item["name"]), f"{sides}   probability {number}   box: {row['box_source']}"]
+        lines = [shown(item.get("title") or item["file"]), f"{sides}   probability {number}   box: {row['box_source']}"]
         lines.append(caution(engine.metadata["demonstration"]))
         write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
@@ -253,7 +254,7 @@ def predict_folder(
     names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)
     items = [
         {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(f),
-         "previews": str(output / "previews"), "name": name, "force": force,
+         "previews": str(output / "previews"), "name": name, "title": name if hash_ids else f, "force": force,
          "all_views": all_views} for f, name in zip(files, names)]
     result = _predicted(items, output / "per_image.csv", workers)
     nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
@@ -289,10 +290,10 @@ def print_predictions(
     for row in failed.itertuples():
         print(f"failed {row.file}: {row.error}")
     if nameless := result.attrs["nameless"]:
-        print(f"{nameless} files have no known patient or side, so per_breast.csv leaves them out. Name them in a CSV "
+        print(f"files without a known patient or side: {nameless}; per_breast.csv leaves them out. Name them in a CSV "
               "with the columns file, patient_id, laterality and view: --table sides.csv")
     if empty.any():
-        print(f"{empty.sum()} files have no probability, see the column note of per_image.csv:")
+        print(f"files without a probability: {empty.sum()}, see the column note of per_image.csv:")
         reasons = result.loc[empty.index[empty], "note"].str.rpartition("; ")[0]
         for reason, n in reasons.value_counts().items():
             print(f"  {n} {reason}")

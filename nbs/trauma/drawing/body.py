@@ -303,7 +303,7 @@ c = draw_trunk(body, grid, PHASES[0])
 fig, axes = plt.subplots(2, 5, figsize=(10, 4.2), facecolor="black")
 for ax, z, hu in zip(axes.flat, grid.z.ravel(), c.hu):
     ax.imshow(hu, cmap="gray", vmin=-150, vmax=250)
-    ax.set_title(f"{z:.0f} mm", color="grey", fontsize=7)
+    ax.set_title(f"{z:.0f} mm", color="grey", fontsize=8)
     ax.axis("off")
 assert 0.8 < c.texture.std() < 1.2 and np.median(c.hu[:, 0, 0]) == AIR
 fig.tight_layout(pad=0.1)

@@ -258,7 +258,7 @@ for ax_row, s in zip(axes, (-1, seed, seed + 1, seed + 2)):
     for ax, k in zip(ax_row, range(1, 9)):
         ax.imshow(shown["image"][k, 1], cmap="gray", vmin=0, vmax=.7)
         ax.contour(target["masks"][k, 0], [0.5], colors="orange", linewidths=1)
-        ax.set_title(f"{target['labels'][k, 0]:.2f}", fontsize=7)
+        ax.set_title(f"{target['labels'][k, 0]:.2f}", fontsize=8)
         ax.axis("off")
 fig.tight_layout(pad=0.3)
 

@@ -315,7 +315,7 @@ fig, ax = plt.subplots(figsize=(6, 2.2))
 ax.plot(reading.masks[:, 0].sum((1, 2)) / reading.masks[:, 0].sum((1, 2)).max(), label="liver, visibility")
 ax.plot(curve["liver_injury"], ".", label="liver_injury")
 ax.set_xlabel("slice")
-ax.legend(fontsize=7);
+ax.legend(fontsize=8);
 
 # %% [markdown]
 # ---

@@ -74,7 +74,7 @@ fig, ax = plt.subplots(figsize=(6, 2.2))
 for organ, curve in zip(ORGANS, seen.T):
     ax.plot(curve, label=organ)
 ax.set(xlabel="slice", ylabel="visibility")
-ax.legend(fontsize=7);
+ax.legend(fontsize=8);
 
 # %% [markdown]
 # ## Crop
