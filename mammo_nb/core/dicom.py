@@ -6,9 +6,9 @@
 __all__ = ['NATIVE', 'GREY', 'ENDINGS', 'read_header', 'Image', 'Frame', 'read_frame', 'read_frames', 'read_image', 'folder_of',
            'find_files']
 
-# %% ../../nbs/core/26_dicom.ipynb #0ad06b16
+# %% ../../nbs/core/26_dicom.ipynb #3761fb17
+import errno
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +22,11 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Ex
 
 from .codestreams import LOSSY, stored_values, value_notes
 from .decoders import Refused, decode, decoders_for, most_halvings
+from .files import open_file, walk
 from .headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom,
                                    UnsupportedSyntax, tag_name, typed_errors)
 from .parsing import UNDEFINED, Exact, frame_header, opened, pixel_length
-from .pictures import PICTURES, decode_picture, equal_channels, is_picture, picture_header
+from .pictures import PICTURES, decode_picture, equal_channels, is_picture, picture_bytes, picture_header
 
 # %% ../../nbs/core/26_dicom.ipynb #0e89d765
 def read_header(
@@ -81,7 +82,7 @@ def _native_values(
     order = ">" if header.syntax == ExplicitVRBigEndian else "<"
     return np.frombuffer(data, f"{order}u{header.bits_allocated // 8}").reshape(shape)
 
-# %% ../../nbs/core/26_dicom.ipynb #406135f1
+# %% ../../nbs/core/26_dicom.ipynb #b8e2fd93
 @dataclass(frozen=True)
 class Image:
     "Stored values with their header."
@@ -221,7 +222,7 @@ def read_frame(
     "Read the header and the bytes of one frame; the file is opened once and parsed once."
     path = Path(path)
     if is_picture(path):
-        data = path.read_bytes()
+        data = picture_bytes(path)
         header = picture_header(path, data, kind)
         _check_frame(header, frame)
         return Frame(header, 0, data)
@@ -255,46 +256,44 @@ def read_image(
     "Read and decode one frame."
     return read_frame(path, frame, kind).decode(scale)
 
-# %% ../../nbs/core/26_dicom.ipynb #825a87a5
+# %% ../../nbs/core/26_dicom.ipynb #e8b60b08
 ENDINGS = (".dcm", ".dicom")
-
-def _walk(folder: Path) -> Iterator[Path]:
-    "What lies in a folder, also behind links to other folders; each folder is entered once, so that no link loops."
-    entered = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        state = os.stat(place)
-        if (state.st_dev, state.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((state.st_dev, state.st_ino))
-        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
-        yield from (Path(place, name) for name in names)
 
 def folder_of(path: Path | str) -> Path:
     "What the names of files are relative to: the path itself, or the folder of a single file."
     return Path(path).parent if Path(path).is_file() else Path(path)
+
+def _kind(path: Path) -> str:
+    "What a file is taken for: scan, picture, other, or lost, for one that nobody can look into."
+    ending = path.suffix.lower()
+    if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
+        return "other"
+    named = "scan" if ending in ENDINGS else "picture" if ending in PICTURES else ""
+    try:
+        with open_file(path) as f:
+            return "scan" if f.read(132)[128:] == b"DICM" else named or "other"
+    except OSError as e:
+        return named or ("other" if e.errno == errno.EINVAL else "lost")
 
 def find_files(
     folder: Path | str,  # searched to any depth, or a single file
     besides: Path | str | None = None,  # a folder in it whose pictures are no scans: that of the output
 ) -> tuple[list[str], int]:  # paths relative to `folder_of`, with /, sorted; and how many other files were left out
     "All DICOM files of a folder; where there are none, its PNG and JPEG files. A single file is taken as it is."
-    folder, found, pictures, others = Path(folder), [], [], 0
+    folder, found, pictures, lost, others = Path(folder), [], [], [], 0
     if folder.is_file():
         return [folder.name], 0
     if not folder.is_dir():
         raise NotDicom(folder, "no such file or folder", "", "Name a folder with DICOM, PNG or JPEG images, or a file.")
-    for path in sorted(p for p in _walk(folder) if p.is_file()):
-        foreign = path.name.startswith("._") or path.name.upper() == "DICOMDIR"  # of macOS, and of a medium
-        with open(path, "rb") as f:
-            mark = f.read(132)[128:]
-        if not foreign and (mark == b"DICM" or path.suffix.lower() in ENDINGS):
-            found.append(path.relative_to(folder).as_posix())
-        elif not foreign and path.suffix.lower() in PICTURES and not (
-                besides and Path(besides).resolve() in path.resolve().parents):
-            pictures.append(path.relative_to(folder).as_posix())
-        else:
+    hidden = Path(besides).resolve() if besides else None
+    for path in sorted(walk(folder)):
+        kind = _kind(path)
+        if kind == "picture" and hidden and hidden in path.resolve().parents:
+            kind = "other"
+        if kind == "other":
             others += 1
-    if not found and not pictures:
+        else:
+            {"scan": found, "picture": pictures, "lost": lost}[kind].append(path.relative_to(folder).as_posix())
+    if not found and not pictures and not lost:
         raise NotDicom(folder, f"no DICOM, PNG or JPEG file in it ({others} other files)", "", "Name another folder.")
-    return (found, others + len(pictures)) if found else (pictures, others)
+    return (sorted(found + lost), others + len(pictures)) if found else (sorted(pictures + lost), others)

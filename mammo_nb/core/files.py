@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['sync', 'sync_all', 'recording', 'StorageError', 'telling', 'make_folder', 'replacing', 'sha256', 'short_hash',
-           'state_of', 'mark_of', 'unchanged', 'owner', 'owned', 'PathError', 'inside', 'write_text', 'write_json',
-           'read_json', 'write_csv', 'kept_beside', 'Digests']
+           'state_of', 'mark_of', 'unchanged', 'owner', 'owned', 'PathError', 'inside', 'walk', 'open_file',
+           'write_text', 'write_json', 'read_json', 'write_csv', 'kept_beside']
 
-# %% ../../nbs/core/12_files.ipynb #5a1d7d20
+# %% ../../nbs/core/12_files.ipynb #d8d3ab64
 import errno
 import fcntl
 import functools
@@ -15,13 +15,14 @@ import hashlib
 import inspect
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Iterator
+from typing import BinaryIO, Iterator
 
 from .errors import ProjectError
 
@@ -211,6 +212,43 @@ def inside(
         raise PathError(f"{name!r} is no path below a folder. Correct the table that names it.")
     return Path(root) / name
 
+# %% ../../nbs/core/12_files.ipynb #caff75b9
+def walk(
+    folder: Path | str,
+) -> Iterator[Path]:  # all that is no folder, and the folders that cannot be listed; in no order
+    "List what lies in a folder to any depth. Raises OSError if the folder itself cannot be listed."
+    os.listdir(folder)
+    entered, lost = set(), []
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: lost.append(Path(e.filename))):
+        try:
+            state = os.stat(place)
+        except OSError:      # it has vanished since it was listed
+            folders.clear()
+            lost.append(Path(place))
+            continue
+        if (state.st_dev, state.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        yield from (Path(place, name) for name in names)
+    yield from lost
+
+def open_file(
+    path: Path | str,
+) -> BinaryIO:
+    "Open a regular file for reading. Raises OSError."
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        why = "a link that leads to no file" if os.path.islink(path) else "it has vanished or does not exist"
+        raise FileNotFoundError(errno.ENOENT, why, str(path)) from None
+    if stat.S_ISDIR(kind):
+        raise PermissionError(errno.EACCES, "a folder that cannot be listed", str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "no file, but a pipe, a socket or a device", str(path))
+    return open(path, "rb")
+
 # %% ../../nbs/core/12_files.ipynb #cd952ad2
 def write_text(
     path: Path | str,  # the file to write
@@ -255,45 +293,3 @@ def kept_beside(
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
-
-# %% ../../nbs/core/12_files.ipynb #e02084d7
-class Digests:
-    "Digests of files and folders, with the marks of all files that were read."
-    def __init__(self,
-        path: Path,         # JSON file of the marks; need not exist
-        own: Iterable,      # folders whose files are read; of others only names, sizes and times are taken
-    ):
-        self.path, self.own = Path(path), {Path(p) for p in own}
-        try:
-            self.marks = dict(read_json(self.path))
-        except (OSError, ValueError, TypeError):   # the first check, or a damaged file: all files are read
-            self.marks = {}
-        self.new = []       # files that were read
-
-    def _file(self, path: Path) -> str:
-        mark = self.marks.get(str(path))
-        if mark is None or mark[:4] != state_of(path):
-            mark = self.marks[str(path)] = mark_of(path)
-            self.new.append(path)
-        return mark[4]
-
-    def of(self,
-        path: Path,  # absolute; a file or a folder
-    ) -> str:
-        "sha256 of a file. A folder is described by the number of its files, and a sha256 over all of them."
-        if not path.is_dir():
-            return self._file(path)
-        own, lines = bool(self.own & {path, *path.parents}), []
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            name = file.relative_to(path)
-            if name.suffix == ".journal" or any(part.startswith(".") for part in name.parts):
-                continue
-            state = file.stat()
-            what = self._file(file) if own else f"{state.st_size} {state.st_mtime_ns}"
-            lines.append(f"{name.as_posix()} {what}\n")
-        return f"{len(lines)} files, sha256 {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
-
-    def save(self):
-        "Store the marks."
-        if self.new:
-            write_json(self.path, {file: mark for file, mark in self.marks.items() if os.path.exists(file)})

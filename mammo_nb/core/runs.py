@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StageError', 'locate', 'find_files', 'read_manifest', 'digests_in', 'environment', 'Run']
 
-# %% ../../nbs/core/17_runs.ipynb #5f1da6a5
+# %% ../../nbs/core/17_runs.ipynb #de853e55
 import fcntl
 import os
 import platform
@@ -20,9 +20,9 @@ from pathlib import Path
 import pandas as pd
 
 from .errors import ProjectError
-from .files import Digests, read_json, sync_all, write_json
+from .files import read_json, sync_all, write_json
 from .recipes import RecipeError, from_dict, override
-from .settings import Paths, find_trained, read_paths
+from .settings import Digests, Paths, find_trained, read_paths
 from .systems import Stage, System, described, find_system
 
 # %% ../../nbs/core/17_runs.ipynb #6f9ac51b

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SettingsError', 'NoDataset', 'Paths', 'find_settings', 'read_paths', 'find_dataset', 'find_trained',
-           'PartsError', 'parts_of', 'seal_parts', 'sealed', 'check_parts']
+           'PartsError', 'parts_of', 'seal_parts', 'sealed', 'check_parts', 'Digests']
 
-# %% ../../nbs/core/13_settings.ipynb #54db4989
+# %% ../../nbs/core/13_settings.ipynb #786ffc97
 import configparser
+import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .errors import ProjectError
-from .files import read_json, sha256, short_hash, write_json
+from .files import mark_of, read_json, sha256, short_hash, state_of, write_json
 
 # %% ../../nbs/core/13_settings.ipynb #c4e25d2e
 class SettingsError(ProjectError):
@@ -159,3 +161,45 @@ def check_parts(
         raise PartsError(
             f"{', '.join(wrong)} of {weights} was edited, or belongs to another training than {parts['training']}. "
             f"Copy all files of one training again. If you have edited it on purpose, remove {PARTS}.")
+
+# %% ../../nbs/core/13_settings.ipynb #e02084d7
+class Digests:
+    "Digests of files and folders, with the marks of all files that were read."
+    def __init__(self,
+        path: Path,         # JSON file of the marks; need not exist
+        own: Iterable,      # folders whose files are read; of others only names, sizes and times are taken
+    ):
+        self.path, self.own = Path(path), {Path(p) for p in own}
+        try:
+            self.marks = dict(read_json(self.path))
+        except (OSError, ValueError, TypeError):   # the first check, or a damaged file: all files are read
+            self.marks = {}
+        self.new = []       # files that were read
+
+    def _file(self, path: Path) -> str:
+        mark = self.marks.get(str(path))
+        if mark is None or mark[:4] != state_of(path):
+            mark = self.marks[str(path)] = mark_of(path)
+            self.new.append(path)
+        return mark[4]
+
+    def of(self,
+        path: Path,  # absolute; a file or a folder
+    ) -> str:
+        "sha256 of a file. A folder is described by the number of its files, and a sha256 over all of them."
+        if not path.is_dir():
+            return self._file(path)
+        own, lines = bool(self.own & {path, *path.parents}), []
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            name = file.relative_to(path)
+            if name.suffix == ".journal" or any(part.startswith(".") for part in name.parts):
+                continue
+            state = file.stat()
+            what = self._file(file) if own else f"{state.st_size} {state.st_mtime_ns}"
+            lines.append(f"{name.as_posix()} {what}\n")
+        return f"{len(lines)} files, sha256 {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+    def save(self):
+        "Store the marks."
+        if self.new:
+            write_json(self.path, {file: mark for file, mark in self.marks.items() if os.path.exists(file)})

@@ -33,13 +33,14 @@ import hashlib
 import inspect
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Iterator
+from typing import BinaryIO, Iterator
 
 from mammo_nb.core.errors import ProjectError
 
@@ -320,6 +321,70 @@ for name in ("../weights", "a/../../b", "/etc/passwd", "C:/x", "a\\b", "a\0b", "
         raise AssertionError(name)
 
 # %% [markdown]
+# ## What lies in a folder
+# Whoever asks for a folder of scans gets all that is in it, also behind links to other folders. Each folder is entered
+# once, so that no link loops. A folder that cannot be listed is named itself: to leave it out would be silent.
+#
+# A pipe has the name of a file, and the first read of one waits until somebody writes. So only regular files are
+# opened.
+
+# %%
+#| export
+def walk(
+    folder: Path | str,
+) -> Iterator[Path]:  # all that is no folder, and the folders that cannot be listed; in no order
+    "List what lies in a folder to any depth. Raises OSError if the folder itself cannot be listed."
+    os.listdir(folder)
+    entered, lost = set(), []
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: lost.append(Path(e.filename))):
+        try:
+            state = os.stat(place)
+        except OSError:      # it has vanished since it was listed
+            folders.clear()
+            lost.append(Path(place))
+            continue
+        if (state.st_dev, state.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        yield from (Path(place, name) for name in names)
+    yield from lost
+
+def open_file(
+    path: Path | str,
+) -> BinaryIO:
+    "Open a regular file for reading. Raises OSError."
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        why = "a link that leads to no file" if os.path.islink(path) else "it has vanished or does not exist"
+        raise FileNotFoundError(errno.ENOENT, why, str(path)) from None
+    if stat.S_ISDIR(kind):
+        raise PermissionError(errno.EACCES, "a folder that cannot be listed", str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "no file, but a pipe, a socket or a device", str(path))
+    return open(path, "rb")
+
+# %%
+box = Path(tempfile.mkdtemp())
+(box / "in").mkdir()
+(box / "in" / "a.txt").write_text("a")
+(box / "in" / "loop").symlink_to(box)
+(box / "lost.dcm").symlink_to(box / "nothing")
+os.mkfifo(box / "pipe.dcm")
+assert sorted(p.name for p in walk(box)) == ["a.txt", "lost.dcm", "pipe.dcm"]
+for name in ("lost.dcm", "pipe.dcm", "in"):
+    try:
+        open_file(box / name)
+    except OSError as e:
+        print(e.strerror)
+    else:
+        raise AssertionError(name)
+with open_file(box / "in" / "a.txt") as file:
+    assert file.read() == b"a"
+
+# %% [markdown]
 # ## Text, JSON and tables
 # Most small files are JSON or tables. All of them are whole or absent.
 
@@ -383,66 +448,6 @@ def kept_beside(
 with kept_beside(folder / "check.csv") as kept:
     (kept / "files.csv.journal").write_text("")
 assert kept == folder / ".check.csv" and kept.is_dir()
-
-# %% [markdown]
-# ## Many digests
-# A folder has a digest too: that of the names and digests of its files. Temporary files and journals are no content. A
-# file is read once. After that its mark shows whether it has changed, so that the next check reads no gigabytes.
-
-# %%
-#| export
-class Digests:
-    "Digests of files and folders, with the marks of all files that were read."
-    def __init__(self,
-        path: Path,         # JSON file of the marks; need not exist
-        own: Iterable,      # folders whose files are read; of others only names, sizes and times are taken
-    ):
-        self.path, self.own = Path(path), {Path(p) for p in own}
-        try:
-            self.marks = dict(read_json(self.path))
-        except (OSError, ValueError, TypeError):   # the first check, or a damaged file: all files are read
-            self.marks = {}
-        self.new = []       # files that were read
-
-    def _file(self, path: Path) -> str:
-        mark = self.marks.get(str(path))
-        if mark is None or mark[:4] != state_of(path):
-            mark = self.marks[str(path)] = mark_of(path)
-            self.new.append(path)
-        return mark[4]
-
-    def of(self,
-        path: Path,  # absolute; a file or a folder
-    ) -> str:
-        "sha256 of a file. A folder is described by the number of its files, and a sha256 over all of them."
-        if not path.is_dir():
-            return self._file(path)
-        own, lines = bool(self.own & {path, *path.parents}), []
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            name = file.relative_to(path)
-            if name.suffix == ".journal" or any(part.startswith(".") for part in name.parts):
-                continue
-            state = file.stat()
-            what = self._file(file) if own else f"{state.st_size} {state.st_mtime_ns}"
-            lines.append(f"{name.as_posix()} {what}\n")
-        return f"{len(lines)} files, sha256 {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
-
-    def save(self):
-        "Store the marks."
-        if self.new:
-            write_json(self.path, {file: mark for file, mark in self.marks.items() if os.path.exists(file)})
-
-# %%
-(folder / "pictures").mkdir()
-(folder / "pictures" / "1.png").write_text("one")
-digests = Digests(folder / ".marks.json", [folder])
-before = digests.of(folder / "pictures")
-digests.save()
-again = Digests(folder / ".marks.json", [folder])
-assert again.of(folder / "pictures") == before and not again.new
-(folder / "pictures" / "1.png").write_text("")
-assert again.of(folder / "pictures") != before
-before
 
 # %% [markdown]
 # ---

@@ -24,12 +24,14 @@
 # %%
 #| export
 import configparser
+import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import read_json, sha256, short_hash, write_json
+from mammo_nb.core.files import mark_of, read_json, sha256, short_hash, state_of, write_json
 
 # %%
 #| hide
@@ -275,6 +277,66 @@ try:
     read_paths(settings=folder / "settings.ini")
 except SettingsError as e:
     print(e)
+
+# %% [markdown]
+# ## Many digests
+# A folder has a digest too: that of the names and digests of its files. Temporary files and journals are no content. A
+# file is read once. After that its mark shows whether it has changed, so that the next check reads no gigabytes.
+
+# %%
+#| export
+class Digests:
+    "Digests of files and folders, with the marks of all files that were read."
+    def __init__(self,
+        path: Path,         # JSON file of the marks; need not exist
+        own: Iterable,      # folders whose files are read; of others only names, sizes and times are taken
+    ):
+        self.path, self.own = Path(path), {Path(p) for p in own}
+        try:
+            self.marks = dict(read_json(self.path))
+        except (OSError, ValueError, TypeError):   # the first check, or a damaged file: all files are read
+            self.marks = {}
+        self.new = []       # files that were read
+
+    def _file(self, path: Path) -> str:
+        mark = self.marks.get(str(path))
+        if mark is None or mark[:4] != state_of(path):
+            mark = self.marks[str(path)] = mark_of(path)
+            self.new.append(path)
+        return mark[4]
+
+    def of(self,
+        path: Path,  # absolute; a file or a folder
+    ) -> str:
+        "sha256 of a file. A folder is described by the number of its files, and a sha256 over all of them."
+        if not path.is_dir():
+            return self._file(path)
+        own, lines = bool(self.own & {path, *path.parents}), []
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            name = file.relative_to(path)
+            if name.suffix == ".journal" or any(part.startswith(".") for part in name.parts):
+                continue
+            state = file.stat()
+            what = self._file(file) if own else f"{state.st_size} {state.st_mtime_ns}"
+            lines.append(f"{name.as_posix()} {what}\n")
+        return f"{len(lines)} files, sha256 {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+    def save(self):
+        "Store the marks."
+        if self.new:
+            write_json(self.path, {file: mark for file, mark in self.marks.items() if os.path.exists(file)})
+
+# %%
+(place / "pictures").mkdir()
+(place / "pictures" / "1.png").write_text("one")
+digests = Digests(place / ".marks.json", [place])
+before = digests.of(place / "pictures")
+digests.save()
+again = Digests(place / ".marks.json", [place])
+assert again.of(place / "pictures") == before and not again.new
+(place / "pictures" / "1.png").write_text("")
+assert again.of(place / "pictures") != before
+before
 
 # %% [markdown]
 # ---

@@ -36,9 +36,9 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import Digests, read_json, sync_all, write_json
+from mammo_nb.core.files import read_json, sync_all, write_json
 from mammo_nb.core.recipes import RecipeError, from_dict, override
-from mammo_nb.core.settings import Paths, find_trained, read_paths
+from mammo_nb.core.settings import Digests, Paths, find_trained, read_paths
 from mammo_nb.core.systems import Stage, System, described, find_system
 
 # %%

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydicom.uid import UID
 
-from mammo_nb.core.files import replacing
+from mammo_nb.core.files import open_file, replacing
 from mammo_nb.core.headers import BadHeader, CorruptPixels, Header, NotDicom, typed_errors
 
 # %%
@@ -55,6 +55,7 @@ from mammo_nb.core.headers import DicomError
 #| export
 PICTURES = (".png", ".jpg", ".jpeg")  # endings, in any case
 REMEDY = "Fetch the file again; if it stays so, leave it out."
+MAX_FILE = 2**30  # bytes of a picture
 
 def is_picture(
     path: Path,
@@ -62,7 +63,7 @@ def is_picture(
     "Whether a file is a PNG or JPEG: by its ending, unless it is a DICOM file under such a name."
     if path.suffix.lower() not in PICTURES:
         return False
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         return f.read(132)[128:] != b"DICM"
 
 # %% [markdown]
@@ -87,13 +88,26 @@ def _opened(data: bytes, path: Path) -> Image.Image:
                         "Convert it to grey of 8 or 16 bits first.")
     return picture
 
+def picture_bytes(
+    path: Path,
+) -> bytes:     # of the whole file
+    "Read a picture. A file that does not begin as one, or is too large for one, is not read. Raises NotDicom, OSError."
+    with open_file(path) as f:
+        if not f.read(8).startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8")):
+            raise NotDicom(path, "neither PNG nor JPEG", "", REMEDY)
+        size = f.seek(0, io.SEEK_END)
+        if size > MAX_FILE:
+            raise NotDicom(path, f"{size / 1e9:.1f} GB, which no picture has", "", "Leave it out.")
+        f.seek(0)
+        return f.read()
+
 def picture_header(
     path: Path,
     data: bytes | None = None,  # of the file, if it has been read
     kind: type = Header,        # Header or a class derived from it
 ) -> Header:
     "Size and bits of a picture; the fields of all other tags are empty."
-    picture = _opened(path.read_bytes() if data is None else data, path)
+    picture = _opened(picture_bytes(path) if data is None else data, path)
     bits = MODES[picture.mode]
     return kind(path=path, syntax=UID(""), syntax_name=picture.format, rows=picture.height, columns=picture.width,
                 frames=1, bits_allocated=bits, bits_stored=bits, high_bit=bits - 1, signed=False, samples=1,

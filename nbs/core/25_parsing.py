@@ -33,10 +33,11 @@ from typing import BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.uid import (UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian,
                          ImplicitVRLittleEndian)
 
+from mammo_nb.core.files import open_file
 from mammo_nb.core.headers import (BadHeader, DicomError, Header, MissingTag, NotDicom, header_of, number_of,
                                    seconds_of, tag_name, text_of, typed_errors, vector_of, windows_of)
 
@@ -51,10 +52,45 @@ from pydicom.dataset import Dataset
 # A file is parsed once, up to its pixels and no further. Without the DICM mark pydicom is forced to try, and its result
 # counts only if it describes an image, because pydicom reads any text as some elements. A deflated file is inflated
 # here, with a limit, since a megabyte of it can hold a gigabyte of zeros.
+#
+# Three gigabytes of zeros parse as 400 million empty elements. So a header has limits, in bytes and in reads. A read
+# and what pydicom does with it take about four microseconds, so the second limit is one of time: four seconds. The
+# header of a file of 2,000 frames has about a hundred thousand elements. Zeros in place of the first elements are
+# refused at once.
 
 # %%
 #| export
 MAX_INFLATED = 2**28  # bytes
+MAX_HEADER = 2**25    # bytes that are read before the pixels; large elements are skipped and do not count
+MAX_READS = 1_000_000 # calls
+MAX_ELEMENTS = 50_000 # outside of sequences
+
+class Bounded:
+    "A file of whose header only so much is read. Raises ValueError."
+    def __init__(self, f: BinaryIO):
+        self.f, self.seek, self.tell = f, f.seek, f.tell
+        self.name = getattr(f, "name", None)
+        self.bytes = self.reads = 0
+
+    def read(self, n: int = -1) -> bytes:
+        data = self.f.read(min(n, MAX_HEADER + 1) if n >= 0 else MAX_HEADER + 1)
+        self.bytes += len(data)
+        self.reads += 1
+        if self.bytes > MAX_HEADER or self.reads > MAX_READS:
+            raise ValueError(f"more than {MAX_HEADER >> 20} MiB or {MAX_READS:,} reads before the pixels")
+        return data
+
+def _at_pixels():  # function of tag, VR and length, for pydicom: whether an element is the pixels
+    "Stop at the pixels. Raises ValueError after too many elements."
+    count = 0
+
+    def stop(tag, vr, length) -> bool:
+        nonlocal count
+        count += 1
+        if count > MAX_ELEMENTS:
+            raise ValueError(f"more than {MAX_ELEMENTS:,} elements before the pixels")
+        return tag in PIXELS
+    return stop
 
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # whole numbers and floats
 
@@ -77,16 +113,20 @@ def _parse(
     f.seek(132 if marked else 0)
     with typed_errors(BadHeader if marked else NotDicom, path, "the data elements do not parse", "",
                       "Fetch the file again; if it stays so, leave it out."):
-        meta = read_dataset(f, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        meta = read_dataset(Bounded(f), False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        at = f.tell()
+        if f.read(16) == bytes(16):
+            raise ValueError("zeros in place of elements")
+        f.seek(at)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             f = _inflated(f)
-            ds = read_dataset(f, False, True, stop_when=lambda tag, vr, length: tag in PIXELS)
+            ds = read_dataset(Bounded(f), False, True, stop_when=_at_pixels())
             ds.file_meta = meta
             ds.set_original_encoding(False, True)
         else:
             f.seek(0)
             # large elements that are not the pixels, such as a vendor's raw data, are not read
-            ds = pydicom.dcmread(f, stop_before_pixels=True, defer_size=2**20, force=True)
+            ds = read_partial(Bounded(f), _at_pixels(), defer_size=2**20, force=True)
         if not marked and not ("Rows" in ds and "Columns" in ds):
             raise NotDicom(path, "no DICM mark and no image", "", "Check that it is a DICOM image.")
         if not ds.file_meta.get("TransferSyntaxUID"):
@@ -155,11 +195,11 @@ def opened(
 ):                        # yields (dataset before the pixels, its checked header, a file that is at the pixels)
     "Open and parse a file, and close it afterwards."
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except FileNotFoundError:
         raise
     except OSError as e:
-        raise DicomError(path, f"the file cannot be opened: {e.strerror}", "",
+        raise DicomError(path, f"it cannot be opened: {e.strerror}", "",
                          "Check its permissions and the disk.") from e
     with file:
         ds, f = _parse(path, file)

@@ -28,8 +28,8 @@ seed = 0                  # of its noise
 
 # %%
 #| export
+import errno
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,10 +43,11 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Ex
 
 from mammo_nb.core.codestreams import LOSSY, stored_values, value_notes
 from mammo_nb.core.decoders import Refused, decode, decoders_for, most_halvings
+from mammo_nb.core.files import open_file, walk
 from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, Header, MissingTag, MultiFrame, NotDicom,
                                    UnsupportedSyntax, tag_name, typed_errors)
 from mammo_nb.core.parsing import UNDEFINED, Exact, frame_header, opened, pixel_length
-from mammo_nb.core.pictures import PICTURES, decode_picture, equal_channels, is_picture, picture_header
+from mammo_nb.core.pictures import PICTURES, decode_picture, equal_channels, is_picture, picture_bytes, picture_header
 
 # %%
 #| hide
@@ -312,7 +313,7 @@ def read_frame(
     "Read the header and the bytes of one frame; the file is opened once and parsed once."
     path = Path(path)
     if is_picture(path):
-        data = path.read_bytes()
+        data = picture_bytes(path)
         header = picture_header(path, data, kind)
         _check_frame(header, frame)
         return Frame(header, 0, data)
@@ -380,52 +381,51 @@ for name, expected in (("JPEG2000Lossless", 0.5), ("JPEGLSLossless", 1.0)):
 # ## Many files
 # A DICOM file is recognised by its content, not by its name: `DICM` stands after 128 bytes. A file that is named `.dcm`
 # and is none becomes an error later; a spreadsheet beside the scans does not. PNG and JPEG files are scans only in a
-# folder without DICOM files, since beside scans they are masks, drawings or previews.
+# folder without DICOM files, since beside scans they are masks, drawings or previews. What cannot be opened, such as a
+# locked folder or a link that leads nowhere, may be a scan. It is listed, and becomes an error when it is read.
 
 # %%
 #| export
 ENDINGS = (".dcm", ".dicom")
 
-def _walk(folder: Path) -> Iterator[Path]:
-    "What lies in a folder, also behind links to other folders; each folder is entered once, so that no link loops."
-    entered = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        state = os.stat(place)
-        if (state.st_dev, state.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((state.st_dev, state.st_ino))
-        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
-        yield from (Path(place, name) for name in names)
-
 def folder_of(path: Path | str) -> Path:
     "What the names of files are relative to: the path itself, or the folder of a single file."
     return Path(path).parent if Path(path).is_file() else Path(path)
+
+def _kind(path: Path) -> str:
+    "What a file is taken for: scan, picture, other, or lost, for one that nobody can look into."
+    ending = path.suffix.lower()
+    if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
+        return "other"
+    named = "scan" if ending in ENDINGS else "picture" if ending in PICTURES else ""
+    try:
+        with open_file(path) as f:
+            return "scan" if f.read(132)[128:] == b"DICM" else named or "other"
+    except OSError as e:
+        return named or ("other" if e.errno == errno.EINVAL else "lost")
 
 def find_files(
     folder: Path | str,  # searched to any depth, or a single file
     besides: Path | str | None = None,  # a folder in it whose pictures are no scans: that of the output
 ) -> tuple[list[str], int]:  # paths relative to `folder_of`, with /, sorted; and how many other files were left out
     "All DICOM files of a folder; where there are none, its PNG and JPEG files. A single file is taken as it is."
-    folder, found, pictures, others = Path(folder), [], [], 0
+    folder, found, pictures, lost, others = Path(folder), [], [], [], 0
     if folder.is_file():
         return [folder.name], 0
     if not folder.is_dir():
         raise NotDicom(folder, "no such file or folder", "", "Name a folder with DICOM, PNG or JPEG images, or a file.")
-    for path in sorted(p for p in _walk(folder) if p.is_file()):
-        foreign = path.name.startswith("._") or path.name.upper() == "DICOMDIR"  # of macOS, and of a medium
-        with open(path, "rb") as f:
-            mark = f.read(132)[128:]
-        if not foreign and (mark == b"DICM" or path.suffix.lower() in ENDINGS):
-            found.append(path.relative_to(folder).as_posix())
-        elif not foreign and path.suffix.lower() in PICTURES and not (
-                besides and Path(besides).resolve() in path.resolve().parents):
-            pictures.append(path.relative_to(folder).as_posix())
-        else:
+    hidden = Path(besides).resolve() if besides else None
+    for path in sorted(walk(folder)):
+        kind = _kind(path)
+        if kind == "picture" and hidden and hidden in path.resolve().parents:
+            kind = "other"
+        if kind == "other":
             others += 1
-    if not found and not pictures:
+        else:
+            {"scan": found, "picture": pictures, "lost": lost}[kind].append(path.relative_to(folder).as_posix())
+    if not found and not pictures and not lost:
         raise NotDicom(folder, f"no DICOM, PNG or JPEG file in it ({others} other files)", "", "Name another folder.")
-    return (found, others + len(pictures)) if found else (pictures, others)
+    return (sorted(found + lost), others + len(pictures)) if found else (sorted(pictures + lost), others)
 
 # %%
 (folder / "list.csv").write_text("a,b")

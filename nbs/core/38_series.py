@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom import ENDINGS, Frame, folder_of, read_frame, read_frames
-from mammo_nb.core.files import write_csv
+from mammo_nb.core.files import open_file, walk, write_csv
 from mammo_nb.core.geometry import Slice
 from mammo_nb.core.headers import BadHeader, Header, NotDicom, NotImage
 from mammo_nb.core.hu import OFFSET, SHIFTED, to_hu
@@ -119,7 +119,7 @@ def _is_dicom(
     path: Path,
 ) -> bool:
     "Whether a file has the DICM mark, or begins with an element of a low group, or is named like a DICOM file."
-    with open(path, "rb") as f:
+    with open_file(path) as f:
         start = f.read(132)
     if start[128:] == b"DICM":
         return True
@@ -196,9 +196,9 @@ def _files(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
 ) -> list[str]:
-    "Every file of a folder to any depth, relative to it, sorted; a link that leads to no file is among them."
+    "Every file of a folder to any depth, relative to it, sorted; what cannot be opened is among them."
     out, root = besides.resolve(), folder.resolve()
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink())
+    paths = sorted(walk(folder))
     if out == root:
         own = {"slices.csv", "series.csv", "files.csv.journal", "files.csv"}
         paths = [p for p in paths if p.parent != folder or p.name not in own]
@@ -241,14 +241,10 @@ def read_series(
     files = [scans.name] if scans.is_file() else _files(folder, output)
     if not files:
         raise NotDicom(folder, "no files in it", "", "Name a folder with DICOM files.")
-    items = []
-    for f in files:
-        path = folder / f
-        state = path.stat() if path.is_file() else path.lstat()  # a link that leads to no file has only its own
-        items.append({"root": str(folder), "file": f, "bytes": state.st_size, "time": state.st_mtime_ns})
+    items = [{"root": str(folder), "file": f} for f in files]
     table = output / "files.csv"
     read = map_files(partial(read_slices, each=each) if each else read_slices, items, table=table, params=params,
-                     code=code, reads=lambda item: [],  # their sizes and times are in the items
+                     code=code, reads=lambda item: [Path(item["root"], item["file"])],
                      workers=workers or (1 if len(files) < 64 else None), label=label)
     table.unlink()
     slices, rest = [], []

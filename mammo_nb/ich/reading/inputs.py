@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'Seen', 'input_name', 'find_slices', 'find_pictures', 'read_picture', 'read_series_pictures',
            'encoder_inputs']
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #2601a219
+# %% ../../../nbs/ich/reading/inputs.ipynb #c9c880d0
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.dicom import folder_of, read_frame
-from ...core.files import inside
+from ...core.files import inside, walk
 from ...core.geometry import Slice
 from ...core.hu import SHIFTED
 from ...core.series import read_series, tables_of
@@ -51,7 +51,7 @@ def input_name(
     "The name of an encoder's input: views of the same kind share one."
     return f"{view.channels}_{'crop' if view.crop else 'whole'}"
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #b02b1b4a
+# %% ../../../nbs/ich/reading/inputs.ipynb #c1234792
 PICTURES = (".png", ".jpg", ".jpeg")
 
 def _nothing(found, image, hounsfield) -> dict:
@@ -80,7 +80,8 @@ def find_pictures(
     scans, folder, besides, rows = Path(folder), folder_of(folder), Path(besides).resolve(), []
     if besides == folder.resolve():
         besides = besides / "previews"  # the output lies beside the pictures
-    for path in sorted(p for p in (scans, *scans.rglob("*")) if p.suffix.lower() in PICTURES):
+    found = walk(scans) if scans.is_dir() else [scans]
+    for path in sorted(p for p in found if p.suffix.lower() in PICTURES):
         if path.name.startswith(".") or path.resolve().is_relative_to(besides):
             continue
         patient, _, number = path.stem.rpartition("_")

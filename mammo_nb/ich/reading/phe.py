@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABELS', 'IMAGES', 'COLUMNS', 'PheError', 'is_phe', 'read_slices', 'read_picture']
 
-# %% ../../../nbs/ich/reading/phe.ipynb #e0e2c21c
+# %% ../../../nbs/ich/reading/phe.ipynb #72351c9a
 from pathlib import Path
 
 import cv2
@@ -14,6 +14,8 @@ import pandas as pd
 
 from ...core.errors import ProjectError
 from ...core.files import inside
+from ...core.headers import NotDicom
+from ...core.pictures import picture_bytes
 
 # %% ../../../nbs/ich/reading/phe.ipynb #ed60fd81
 LABELS, IMAGES = "labels.csv", "img"
@@ -32,7 +34,7 @@ def is_phe(
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.readline().strip().split(",") == COLUMNS
 
-# %% ../../../nbs/ich/reading/phe.ipynb #2db19f70
+# %% ../../../nbs/ich/reading/phe.ipynb #98b2dd44
 def read_slices(
     folder: Path | str,   # with labels.csv and img/
 ) -> pd.DataFrame:        # the columns of a table of slices without sizes and HU; place; any
@@ -62,7 +64,11 @@ def read_picture(
     file: str,           # of the table
 ) -> np.ndarray:         # uint8 (rows, columns, 3), the grey picture in all channels, face up
     "One picture, turned upright. Raises PheError."
-    grey = cv2.imread(str(inside(folder, file)), cv2.IMREAD_GRAYSCALE)
+    try:
+        data = picture_bytes(inside(folder, file))
+    except (OSError, NotDicom) as e:
+        raise PheError(f"{Path(folder) / file} is missing or no picture ({e}). Fetch it again.") from None
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if grey is None:
-        raise PheError(f"{Path(folder) / file} is missing or no picture. Fetch it again.")
+        raise PheError(f"{Path(folder) / file} is no picture. Fetch it again.")
     return cv2.merge([cv2.rotate(grey, cv2.ROTATE_90_CLOCKWISE)] * 3)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['REMOVED', 'LONGEST', 'PACKED', 'stem_of', 'shown', 'picture_names', 'cell', 'packed_files']
 
-# %% ../../../nbs/mammo/reading/names.ipynb #2fef7fa6
+# %% ../../../nbs/mammo/reading/names.ipynb #444571f5
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from ...core.files import short_hash
+from ...core.files import short_hash, walk
 
 # %% ../../../nbs/mammo/reading/names.ipynb #eba2ae13
 REMOVED = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # endings that are no part of an id; `.2` of a UID is one
@@ -59,13 +59,15 @@ def cell(
 
 assert [cell(t) for t in ("=1+1", "10008", "a\nb", None)] == ["'=1+1", "10008", "a\\nb", None]
 
-# %% ../../../nbs/mammo/reading/names.ipynb #388ceb94
+# %% ../../../nbs/mammo/reading/names.ipynb #45ee96b3
 PACKED = (".gz", ".zip", ".tar", ".tgz", ".7z", ".bz2")
 
 def packed_files(
     folder: Path,
 ) -> str:          # a line to print; "" if there are none
     "Name the packed files of a folder."
-    found = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.suffix.lower() in PACKED)
+    if not Path(folder).is_dir():
+        return ""
+    found = sorted(p.relative_to(folder).as_posix() for p in walk(folder) if p.suffix.lower() in PACKED)
     some = ", ".join(map(shown, found[:3])) + (", ..." if len(found) > 3 else "")
     return f"{len(found)} packed files left out, unpack them first: {some}" if found else ""

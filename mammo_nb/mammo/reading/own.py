@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PLACES', 'MASKS', 'own_table', 'read_own']
 
-# %% ../../../nbs/mammo/reading/own.ipynb #c9e247a2
+# %% ../../../nbs/mammo/reading/own.ipynb #fe417b0a
 from pathlib import Path
 
 import pandas as pd
 
 from ...core.dicom import ENDINGS
+from ...core.files import walk
 from ...core.pictures import PICTURES
 from .labels import KEPT, REQUIRED, DatasetError, known, read_table, side
 
-# %% ../../../nbs/mammo/reading/own.ipynb #0906197b
+# %% ../../../nbs/mammo/reading/own.ipynb #33104934
 PLACES = ("", "img", "images", "train_images")  # folders that are tried first
 MASKS = ("mask", "masks")                       # folders of drawn lesions, under the names of the pictures
 
@@ -32,7 +33,7 @@ def own_table(
 
 def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
     "Find the file of each row, relative to the folder. A missing file gets the name that it should have."
-    pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*PICTURES, *ENDINGS) and p.is_file()]
+    pictures = [p for p in sorted(walk(folder)) if p.suffix.lower() in (*PICTURES, *ENDINGS)]
     existing = [p.relative_to(folder).as_posix() for p in pictures]
     if "file" in table:
         paths = {p: p for p in existing}

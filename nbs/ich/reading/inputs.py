@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom import folder_of, read_frame
-from mammo_nb.core.files import inside
+from mammo_nb.core.files import inside, walk
 from mammo_nb.core.geometry import Slice
 from mammo_nb.core.hu import SHIFTED
 from mammo_nb.core.series import read_series, tables_of
@@ -120,7 +120,8 @@ def find_pictures(
     scans, folder, besides, rows = Path(folder), folder_of(folder), Path(besides).resolve(), []
     if besides == folder.resolve():
         besides = besides / "previews"  # the output lies beside the pictures
-    for path in sorted(p for p in (scans, *scans.rglob("*")) if p.suffix.lower() in PICTURES):
+    found = walk(scans) if scans.is_dir() else [scans]
+    for path in sorted(p for p in found if p.suffix.lower() in PICTURES):
         if path.name.startswith(".") or path.resolve().is_relative_to(besides):
             continue
         patient, _, number = path.stem.rpartition("_")

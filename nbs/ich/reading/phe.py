@@ -32,6 +32,8 @@ import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import inside
+from mammo_nb.core.headers import NotDicom
+from mammo_nb.core.pictures import picture_bytes
 
 # %%
 #| hide
@@ -96,9 +98,13 @@ def read_picture(
     file: str,           # of the table
 ) -> np.ndarray:         # uint8 (rows, columns, 3), the grey picture in all channels, face up
     "One picture, turned upright. Raises PheError."
-    grey = cv2.imread(str(inside(folder, file)), cv2.IMREAD_GRAYSCALE)
+    try:
+        data = picture_bytes(inside(folder, file))
+    except (OSError, NotDicom) as e:
+        raise PheError(f"{Path(folder) / file} is missing or no picture ({e}). Fetch it again.") from None
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if grey is None:
-        raise PheError(f"{Path(folder) / file} is missing or no picture. Fetch it again.")
+        raise PheError(f"{Path(folder) / file} is no picture. Fetch it again.")
     return cv2.merge([cv2.rotate(grey, cv2.ROTATE_90_CLOCKWISE)] * 3)
 
 # %%

@@ -25,7 +25,7 @@
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from mammo_nb.core.files import short_hash
+from mammo_nb.core.files import short_hash, walk
 
 # %%
 #| export
@@ -91,7 +91,9 @@ def packed_files(
     folder: Path,
 ) -> str:          # a line to print; "" if there are none
     "Name the packed files of a folder."
-    found = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.suffix.lower() in PACKED)
+    if not Path(folder).is_dir():
+        return ""
+    found = sorted(p.relative_to(folder).as_posix() for p in walk(folder) if p.suffix.lower() in PACKED)
     some = ", ".join(map(shown, found[:3])) + (", ..." if len(found) > 3 else "")
     return f"{len(found)} packed files left out, unpack them first: {some}" if found else ""
 

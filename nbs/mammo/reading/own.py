@@ -28,6 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.dicom import ENDINGS
+from mammo_nb.core.files import walk
 from mammo_nb.core.pictures import PICTURES
 from mammo_nb.mammo.reading.labels import KEPT, REQUIRED, DatasetError, known, read_table, side
 
@@ -60,7 +61,7 @@ def own_table(
 
 def _own_files(folder: Path, table: pd.DataFrame) -> list[str]:
     "Find the file of each row, relative to the folder. A missing file gets the name that it should have."
-    pictures = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*PICTURES, *ENDINGS) and p.is_file()]
+    pictures = [p for p in sorted(walk(folder)) if p.suffix.lower() in (*PICTURES, *ENDINGS)]
     existing = [p.relative_to(folder).as_posix() for p in pictures]
     if "file" in table:
         paths = {p: p for p in existing}

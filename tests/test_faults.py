@@ -1,0 +1,179 @@
+"One bad file, folder or table never stops the rest, and nothing is skipped in silence."
+import os
+import shutil
+import tempfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mammo_nb.core import parsing
+from mammo_nb.core.dicom import find_files, read_header
+from mammo_nb.core.files import open_file, walk
+from mammo_nb.core.headers import DicomError
+from mammo_nb.core.series import read_series
+from mammo_nb.ich.reading.inputs import find_pictures
+from mammo_nb.mammo.crops import crop_folder
+
+
+@contextmanager
+def nobody():
+    "Be a user without rights, since no permission keeps root out."
+    if os.geteuid():
+        yield
+        return
+    Image.preinit()   # Pillow loads its readers late, and nobody may not read the environment of root
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def place():
+    "A folder that every user may enter and write to; those of pytest are locked for all others."
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o777)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grey = np.zeros((96, 64), np.uint8)
+    grey[10:80, :30] = 150
+    cv2.imwrite(str(path), grey)
+
+
+@pytest.fixture
+def hostile(place):
+    "A folder with one good picture and one of every kind of bad thing."
+    scans = place / "scans"
+    picture(scans / "p/good.png")
+    picture(scans / "p/locked.png")
+    picture(scans / "locked folder/inner.png")
+    os.mkfifo(scans / "p/pipe.png")
+    os.mkfifo(scans / "p/pipe")
+    (scans / "p/gone.png").symlink_to(place / "nowhere.png")
+    (scans / "p/IM0001").symlink_to(place / "nowhere")
+    (scans / "p/loop").symlink_to(scans)
+    (scans / "p/locked.png").chmod(0)
+    (scans / "locked folder").chmod(0)
+    yield scans
+    (scans / "locked folder").chmod(0o777)
+
+
+BAD = {"locked folder": "folder that cannot be listed", "p/IM0001": "link that leads to no file",
+       "p/gone.png": "link that leads to no file", "p/locked.png": "Permission denied", "p/pipe.png": "a pipe"}
+
+
+def test_all_that_cannot_be_opened_is_listed(hostile):
+    with nobody():
+        files, others = find_files(hostile)
+    assert files == sorted([*BAD, "p/good.png"]) and others == 1   # the pipe without an ending
+
+
+def test_what_cannot_be_opened_is_a_row_and_the_rest_is_cropped(hostile, place):
+    with nobody():
+        table = crop_folder(hostile, place / "out", workers=1)
+    errors = dict(zip(table["file"], table["error"]))
+    assert errors.pop("p/good.png") == "" and set(errors) == set(BAD)
+    for name, why in BAD.items():
+        assert why in errors[name], errors[name]
+    assert [p.name for p in (place / "out/cleaned_images").iterdir()] == ["p@good.png"]
+
+
+def test_series_and_pictures_of_slices_have_rows_for_them(hostile, place):
+    with nobody():
+        _, rest = read_series(hostile, place / "out", 1)
+        found = find_pictures(hostile, place / "out")
+    assert set(rest["file"]) == {*BAD, "p/good.png", "p/pipe"}
+    errors = dict(zip(rest["file"], rest["error"] + rest["note"]))
+    assert all(why in errors[name] for name, why in BAD.items()) and "a pipe" in errors["p/pipe"]
+    assert set(found["file"]) == {"p/good.png", "p/locked.png", "p/gone.png", "p/pipe.png"}
+
+
+def test_a_file_that_vanishes_while_the_folder_is_listed_is_a_row(place, monkeypatch):
+    for name in ("a.dcm", "b.png", "c"):
+        (place / name).write_bytes(bytes(128) + b"DICM")
+    monkeypatch.setattr("mammo_nb.core.dicom.walk", lambda folder: [p for p in list(walk(folder)) if not p.unlink()])
+    assert find_files(place) == (["a.dcm", "c"], 1)
+
+
+def test_a_folder_that_is_locked_itself_is_an_error(place):
+    (place / "in").mkdir()
+    (place / "in").chmod(0)
+    with nobody(), pytest.raises(PermissionError):
+        find_files(place / "in")
+
+
+def test_a_pipe_is_not_waited_for(place):
+    os.mkfifo(place / "a.dcm")
+    with pytest.raises(OSError, match="a pipe"):
+        open_file(place / "a.dcm")
+    with pytest.raises(DicomError, match="a pipe"):
+        read_header(place / "a.dcm")
+
+
+# --- headers
+
+def sparse(path, head=b"", size=3 << 30):
+    with open(path, "wb") as file:
+        file.write(head)
+        file.truncate(size)
+    return path
+
+
+MARK = bytes(128) + b"DICM"
+META = b"\2\0\0\0UL\4\0\x1a\0\0\0\2\0\x10\0UI\x12\x001.2.840.10008.1.2\0"   # implicit VR, little endian
+UNKNOWN = b"\2\0\0\0UL\4\0\x1c\0\0\0\2\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"   # explicit VR, little endian
+SEQUENCE = b"\x08\0\x40\x11\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"   # an item without an end
+PRIVATE = b"\x09\0\x10\x10UN\0\0\xff\xff\xff\xff"   # an element that ends at a mark, which never comes
+
+
+@pytest.mark.parametrize("head", [b"", MARK, MARK + META, MARK + META + SEQUENCE, MARK + UNKNOWN + PRIVATE],
+                         ids=["zeros", "marked zeros", "zeros behind a syntax", "a sequence", "an element"])
+def test_three_gigabytes_of_zeros_are_refused_at_once(tmp_path, head):
+    path, spent, real = sparse(tmp_path / "a.dcm", head), [0, 0], parsing.Bounded.read
+
+    def counted(self, n=-1):
+        data = real(self, n)
+        spent[0] += len(data)
+        spent[1] += 1
+        return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parsing.Bounded, "read", counted)
+        patch.setattr(parsing, "MAX_READS", 20_000)
+        patch.setattr(parsing, "MAX_HEADER", 2**20)
+        with pytest.raises(DicomError):
+            read_header(path)
+    assert spent[0] <= 2**21 and spent[1] <= 40_000
+
+
+def test_an_inflated_header_is_bounded_too(tmp_path, monkeypatch):
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    content = deflate.compress(b"\x08\0\x05\0CS\0\0" * 200_000) + deflate.flush()
+    meta = META.replace(b"\x1a", b"\x1e").replace(b"\x12\x001.2.840.10008.1.2\0", b"\x16\x001.2.840.10008.1.2.1.99")
+    (tmp_path / "a.dcm").write_bytes(MARK + meta + content)
+    with pytest.raises(DicomError, match="elements before the pixels"):
+        read_header(tmp_path / "a.dcm")
+
+
+def test_a_header_of_many_frames_is_within_the_limits():
+    assert parsing.MAX_READS >= 2000 * 50 * 2 * 3   # frames, elements, reads of an element with its sequence
+
+
+@pytest.mark.parametrize("head", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8"])
+def test_a_picture_of_gigabytes_is_not_read(tmp_path, head):
+    with pytest.raises(DicomError, match="GB|neither PNG nor JPEG"):
+        read_header(sparse(tmp_path / "a.png", head))
