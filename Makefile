@@ -58,13 +58,19 @@ help:  ## this list
 HELP = grep -hE '^[a-z-]+:.*\#\# ' Makefile | sed -E 's/^([a-z-]+):.*\#\# /  make \1\t/' | expand -t 24
 
 # ---- environment ---------------------------------------------------------------------------------
+PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check
+
 install: $(VENV)/.installed  ## create the environment
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	@$(PYTHON) .ci/ready.py $(VENV)
 	@echo "installing into $(VENV) (about 7.4 GB, a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.platform != "linux")'; then \
+	  $(PIP) --no-deps --require-hashes --requirement requirements.lock && \
+	  $(PIP) --no-deps --no-index --no-build-isolation --editable .; \
+	else echo 'requirements.lock is for Linux and Python 3.11 or later: here pip chooses versions and checks no digests'; \
+	  $(PIP) --editable '.[dev]'; fi
 	@touch $@
 
 # ---- notebooks <-> package -----------------------------------------------------------------------

@@ -1,10 +1,14 @@
 "`.ci/ready.py`, which `make install` runs first: what is missing is named, with the command of the distribution."
 import importlib.util
+import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 spec = importlib.util.spec_from_file_location("ready", ROOT / ".ci/ready.py")
 ready = importlib.util.module_from_spec(spec)
@@ -38,6 +42,37 @@ def test_the_script_ends_with_1_only_where_something_is_missing(tmp_path, gigaby
 def test_what_is_missing_is_named_with_its_remedy(tmp_path, changes, said):
     found = ready.problems(**{"folder": tmp_path, "names": ["debian"], "free": 12e9, **changes})
     assert len(found) == 1 and said in found[0]
+
+
+def test_every_package_is_locked_with_the_digests_of_its_files():
+    lines = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
+    locked = {}
+    for line in filter(lambda text: not text.startswith("#"), lines):
+        requirement, *digests = line.split(" --hash=")
+        assert digests and all(re.fullmatch("sha256:[0-9a-f]{64}", d.strip()) for d in digests), line
+        found = Requirement(requirement.strip())
+        locked[canonicalize_name(found.name)] = found
+    todo, seen = [Requirement("mammo-nb[dev]")], set()
+    while todo:
+        wanted = todo.pop()
+        key = canonicalize_name(wanted.name), frozenset(wanted.extras)
+        if key in seen:
+            continue
+        seen.add(key)
+        if key[0] != "mammo-nb":
+            assert wanted.specifier.contains(next(iter(locked[key[0]].specifier)).version), wanted
+        for text in metadata.requires(wanted.name) or []:
+            needed = Requirement(text)
+            if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in ("", *wanted.extras)):
+                todo.append(needed)
+    assert len(seen) > 150
+
+
+def test_make_install_takes_the_locked_files_only():
+    done = subprocess.run(["make", "-n", "-B", "install", "VENV=v"], cwd=ROOT, capture_output=True, text=True,
+                          check=True)
+    assert "--no-deps --require-hashes --requirement requirements.lock" in done.stdout
+    assert "--no-index --no-build-isolation --editable ." in done.stdout
 
 
 def test_a_python_without_venv_gets_the_package(tmp_path, monkeypatch):
