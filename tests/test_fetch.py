@@ -225,6 +225,31 @@ def test_unpacking_goes_on_and_keeps_what_was_finished(tmp_path):
     assert (tmp_path / "to/train_images/1/2.dcm").stat().st_mtime_ns == before
 
 
+def test_a_file_of_the_same_size_with_other_content_is_unpacked_again(tmp_path):
+    (tmp_path / "a.zip").write_bytes(packed(FILES))
+    unpack(tmp_path / "a.zip", tmp_path / "to", tmp_path)
+    path = tmp_path / "to/train_images/1/2.dcm"
+    path.write_bytes(bytes(path.stat().st_size))
+    unpack(tmp_path / "a.zip", tmp_path / "to", tmp_path)
+    assert contents(tmp_path / "to") == FILES
+
+
+def test_links_that_are_there_already_are_not_followed(tmp_path):
+    (tmp_path / "a.zip").write_bytes(packed(FILES))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "table.csv").write_bytes(FILES["train.csv"])
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to/train.csv").symlink_to(victim / "table.csv")
+    unpack(tmp_path / "a.zip", tmp_path / "to", tmp_path)
+    assert not (tmp_path / "to/train.csv").is_symlink() and contents(tmp_path / "to") == FILES
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/train_images").symlink_to(victim)
+    with pytest.raises(FetchError, match="train_images.* is a link that leads out"):
+        unpack(tmp_path / "a.zip", tmp_path / "other", tmp_path)
+    assert [p.name for p in victim.iterdir()] == ["table.csv"] and not (tmp_path / "other/train.csv").exists()
+
+
 @pytest.mark.parametrize("name", ["../climbed", "a/../../../climbed", "/tmp/mammo_nb_climbed", "C:\\climbed"])
 def test_an_archive_that_climbs_out_writes_nothing(kaggle, tmp_path, name):
     kaggle.storage["archive.zip"] = packed({"train.csv": b"", name: b"evil"})

@@ -23,13 +23,14 @@ from mammo_nb.baseline.system import Prepare
 from mammo_nb.core.kaggle import connect
 from mammo_nb.core.files import read_json, sha256, write_json, write_text
 from mammo_nb.core import isolation, rehearse
+from mammo_nb.core.kernels import _mounts
 from mammo_nb.core.isolation import isolated, link_packages, make_environment, visible_packages
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.kernels import (DATASET, KERNEL, KernelError, check_metadata, gather_weights, metadata_problems,
                                    prepare, slugify, stage_kernel)
 from mammo_nb.core.publishing import publish_dataset, push_kernel
 from mammo_nb.core.rehearse import scoring_problems
-from mammo_nb.core.wheels import WheelError, build_wheel, closure_problems, read_pins, read_wheel
+from mammo_nb.core.wheels import WheelError, build_wheel, closure_problems, read_pins, read_wheel, write_sums
 from mammo_nb.mammo.tools.hidden import hidden_test
 
 USER, COMPETITION = "somebody", "rsna-breast-cancer-detection"
@@ -467,6 +468,7 @@ def test_a_stage_finds_its_inputs_where_kaggle_mounts_them(outbox, tmp_path, mon
     wheels = inputs / "datasets/somebody/mammo-nb-wheels"
     wheels.mkdir(parents=True)
     make_wheel(wheels, "mammo_nb", "0.1.0")
+    write_sums(wheels)
     write_text(inputs / "notebooks/somebody/mammo-nb-mammo-03-detector/runs/winner_fold2/weights/detector.json", "{}")
     calls = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
@@ -573,6 +575,32 @@ def test_no_network_and_no_writing(tmp_path, monkeypatch, spaces):
         path.chmod(0o755)
 
 
+LEAKS = {
+    "udp": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
+    "low level": "_socket.socket(socket.AF_INET, socket.SOCK_STREAM).connect(('192.0.2.1', 80))",
+    "udp, low level": "_socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
+    "message": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, ('192.0.2.1', 53))",
+    "connect_ex": "socket.socket().connect_ex(('192.0.2.1', 80))",
+    "name": "socket.getaddrinfo('example.org', 80)",
+    "raw": "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)",
+    "packet": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
+}
+
+
+@pytest.mark.parametrize("how", LEAKS)
+def test_without_name_spaces_no_socket_of_python_gets_out(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(isolation, "_unshare", lambda: [])
+    python = make_environment(tmp_path / "venv", [])
+    (tmp_path / "input").mkdir()
+    code = (f"import socket, _socket\ntry: {LEAKS[how]}\nexcept OSError as e: print(e)\n"
+            "with socket.socket() as a:\n    a.bind(('127.0.0.1', 0)); a.listen()\n"
+            "    socket.create_connection(a.getsockname()).close(); print('local')")
+    command, told = isolated([python, "-c", code], tmp_path / "input", python)
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.stdout.splitlines() == ["the rehearsal has no network", "local"], done.stderr
+    assert told.startswith("not isolated")
+
+
 def checkout_for(folder: Path, image: list[str]) -> Path:
     "A checkout whose image list has the names of some packages."
     for name in ("kaggle/submission", "mammo_nb"):
@@ -589,7 +617,29 @@ def wheels(tmp_path_factory):
     build_wheel(ROOT, folder)
     (ours,) = map(read_wheel, folder.glob("*.whl"))
     write_text(folder / "constraints.txt", f"{ours.name}=={ours.version}\n")
+    write_sums(folder)
     return folder
+
+
+@pytest.mark.parametrize("harm", ["edited", "added", "removed"])
+def test_the_submission_installs_the_wheels_that_were_made(tmp_path, harm):
+    "The cell of the committed notebook, which the kernels of stages have too."
+    for name in ("one", "two"):
+        make_wheel(tmp_path, name, "1.0")
+    write_text(tmp_path / "constraints.txt", "one==1.0\ntwo==1.0\n")
+    write_sums(tmp_path)
+    names = {}
+    exec(_mounts(ROOT), names)
+    names["check_wheels"](tmp_path)
+    if harm == "edited":
+        with open(tmp_path / "one-1.0-py3-none-any.whl", "ab") as file:
+            file.write(b"x")
+    elif harm == "added":
+        make_wheel(tmp_path, "three", "1.0")
+    else:
+        (tmp_path / "two-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(ValueError, match="differs from SHA256SUMS"):
+        names["check_wheels"](tmp_path)
 
 
 def test_a_rehearsal_with_the_real_package(wheels, tmp_path):

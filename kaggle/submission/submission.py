@@ -51,6 +51,20 @@ for name in (wheels, weights):
 
 # %% [markdown]
 # ## Packages
+# A wheel is installed only if it is the file that was made: `SHA256SUMS` has the digests of all.
+
+# %% tags=["digests"]
+import hashlib
+
+def check_wheels(shelf):
+    "Raise ValueError unless the wheels of a folder are those of its SHA256SUMS."
+    lines = Path(shelf, "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    there = {p.name: p for p in Path(shelf).iterdir() if p.suffix == ".whl" or p.name == "constraints.txt"}
+    wrong = sorted(sums.keys() ^ there.keys())
+    wrong += [n for n in sums.keys() & there.keys() if hashlib.sha256(there[n].read_bytes()).hexdigest() != sums[n]]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} of {shelf} differs from SHA256SUMS: send the wheels again.")
 
 # %%
 import importlib
@@ -58,6 +72,7 @@ import subprocess
 import sys
 
 shelf = mounted(wheels)
+check_wheels(shelf)
 options = ["--quiet", "--no-index", "--find-links", str(shelf), "--constraint", str(shelf / "constraints.txt")]
 subprocess.run([sys.executable, "-m", "pip", "install", *options, f"mammo_nb{extras}"], check=True)
 importlib.invalidate_caches()

@@ -106,12 +106,27 @@ def download(
     os.replace(part, path)
     return found
 
-# %% ../../nbs/core/31_fetch.ipynb #bac91957
+# %% ../../nbs/core/31_fetch.ipynb #adbd8f07
+def _is_there(member: zipfile.ZipInfo, target: Path) -> bool:
+    "Whether a file exists with the size and the checksum of the archive."
+    if target.is_symlink() or not target.is_file() or target.stat().st_size != member.file_size:
+        return False
+    checksum = 0
+    with open(target, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum == member.CRC
+
 def _members(archive: zipfile.ZipFile, folder: Path) -> list[tuple[zipfile.ZipInfo, Path]]:
     "List the files of an archive with their targets. Raises FetchError if a name leaves the folder."
     files = [m for m in archive.infolist() if not m.is_dir()]
     try:
-        return [(m, inside(folder, m.filename)) for m in files]
+        members = [(m, inside(folder, m.filename)) for m in files]
+        for place in {target.parent for _, target in members}:
+            if not place.resolve().is_relative_to(folder.resolve()):
+                raise FetchError(f"{Path(archive.filename).name} was not unpacked: {place} is a link that leads out of "
+                                 f"{folder}. Remove the link.")
+        return members
     except PathError as e:
         raise FetchError(
             f"{Path(archive.filename).name} was not unpacked: a name in it leads out of the folder "
@@ -129,7 +144,7 @@ def unpack(
     try:
         with zipfile.ZipFile(archive) as source:
             members = _members(source, Path(folder))
-            todo = [(m, t) for m, t in members if not (t.is_file() and t.stat().st_size == m.file_size)]
+            todo = [(m, t) for m, t in members if not _is_there(m, t)]
             total, label = sum(m.file_size for m, _ in todo), f"unpacking {Path(archive).name}"
             need_space(folder, total, label)
             with tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=not todo) as bar:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GLIBC', 'WheelError', 'read_pins', 'python_of', 'environment_of', 'Wheel', 'read_wheel', 'needed', 'closure_problems',
-           'build_wheel', 'build_sources', 'resolve', 'write_lock', 'download_wheels', 'make_wheels', 'print_wheels']
+           'build_wheel', 'build_sources', 'resolve', 'write_lock', 'download_wheels', 'write_sums', 'make_wheels',
+           'print_wheels']
 
 # %% ../../nbs/core/64_wheels.ipynb #00c1b96d
 import email
@@ -234,7 +235,7 @@ def write_lock(
     lines = [f"{name}=={version} --hash=sha256:{digest}\n" for name, version, digest in rows]
     write_text(path, f"# {note}\n" + "".join(lines))
 
-# %% ../../nbs/core/64_wheels.ipynb #5534a66f
+# %% ../../nbs/core/64_wheels.ipynb #5a05cf14
 def download_wheels(
     lock: Path,           # lock.txt
     folder: Path,         # wheels go here
@@ -247,6 +248,13 @@ def download_wheels(
         names.flush()
         _pip("download", "--quiet", "--no-deps", *_for_target(python), "--dest", folder, "--requirement",
              *((lock, "--require-hashes") if hashed else (names.name,)))
+
+def write_sums(
+    folder: Path,   # of wheels and constraints.txt
+):
+    "Write SHA256SUMS, which the submission compares with the files."
+    files = sorted([*folder.glob("*.whl"), *folder.glob("constraints.txt")])
+    write_text(folder / "SHA256SUMS", "".join(f"{sha256(p)}  {p.name}\n" for p in files))
 
 def make_wheels(
     root: Path,                # the checkout
@@ -267,9 +275,9 @@ def make_wheels(
         if problems:
             raise WheelError("The wheels would not install on the image:\n" + "\n".join(problems))
         wheels = [read_wheel(p) for p in sorted(scratch.glob("*.whl"))]
-        write_text(scratch / "SHA256SUMS", "".join(f"{sha256(w.path)}  {w.path.name}\n" for w in wheels))
         # without these constraints pip would keep a package that the image has, in any version
         write_text(scratch / "constraints.txt", "".join(f"{w.name}=={w.version}\n" for w in wheels))
+        write_sums(scratch)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally:

@@ -334,6 +334,13 @@ def download_wheels(
         _pip("download", "--quiet", "--no-deps", *_for_target(python), "--dest", folder, "--requirement",
              *((lock, "--require-hashes") if hashed else (names.name,)))
 
+def write_sums(
+    folder: Path,   # of wheels and constraints.txt
+):
+    "Write SHA256SUMS, which the submission compares with the files."
+    files = sorted([*folder.glob("*.whl"), *folder.glob("constraints.txt")])
+    write_text(folder / "SHA256SUMS", "".join(f"{sha256(p)}  {p.name}\n" for p in files))
+
 def make_wheels(
     root: Path,                # the checkout
     folder: Path,              # made anew
@@ -353,9 +360,9 @@ def make_wheels(
         if problems:
             raise WheelError("The wheels would not install on the image:\n" + "\n".join(problems))
         wheels = [read_wheel(p) for p in sorted(scratch.glob("*.whl"))]
-        write_text(scratch / "SHA256SUMS", "".join(f"{sha256(w.path)}  {w.path.name}\n" for w in wheels))
         # without these constraints pip would keep a package that the image has, in any version
         write_text(scratch / "constraints.txt", "".join(f"{w.name}=={w.version}\n" for w in wheels))
+        write_sums(scratch)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally:

@@ -299,6 +299,7 @@ import subprocess
 import sys
 inputs, work = "/kaggle/input", "/kaggle/working"
 {mounts}
+check_wheels(mounted("mammo-nb-wheels"))
 wheel = next(mounted("mammo-nb-wheels").glob("mammo_nb-*.whl"))
 subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--find-links", str(wheel.parent),
                 f"{{wheel}}[train]"], check=True)
@@ -321,10 +322,10 @@ def kernel_name(
     return slugify(f"mammo nb {notebook.parent.name} {notebook.stem}")
 
 def _mounts(root: Path) -> str:
-    "The cell of the submission that finds what is attached."
+    "The cells of the submission that find what is attached, and that check the wheels."
     text = (root / "kaggle/submission/submission.py").read_text(encoding="utf-8")
     cells = jupytext.reads(text, fmt="py:percent").cells
-    return next(c.source for c in cells if "mounts" in c.metadata.get("tags", []))
+    return "\n\n".join(c.source for c in cells if {"mounts", "digests"} & set(c.metadata.get("tags", [])))
 
 def stage_kernel(
     root: Path,                    # the checkout
@@ -357,10 +358,9 @@ def stage_kernel(
         "id": f"{user}/{name}", "title": name.replace("-", " "), "code_file": f"{name}.ipynb", "language": "python",
         "kernel_type": "notebook", "is_private": True, "enable_gpu": gpu, "enable_internet": True,
         "dataset_sources": [f"{user}/mammo-nb-wheels"], "competition_sources": competitions,
-        "kernel_sources": [f"{user}/{b}" for b in before], "model_sources": []
+        "kernel_sources": [f"{user}/{b}" for b in before], "model_sources": [],
+        **({"machine_shape": "NvidiaTeslaT4"} if gpu else {})
     }
-    if gpu:
-        about["machine_shape"] = "NvidiaTeslaT4"
     write_json(target / KERNEL, about)
     return target
 

@@ -170,21 +170,28 @@ except IsolationError as e:
 # %% [markdown]
 # ## No network, no writing
 # Where the system permits it, the notebook runs in its own name spaces (`unshare`): a network name space without any
-# network, and a mount name space with read-only inputs. Elsewhere a hook in the environment refuses connections to
-# other machines, and the inputs lose their write permission.
+# network, and a mount name space with read-only inputs. Elsewhere an audit hook (PEP 578) in the environment refuses
+# what Python sends to other machines, by any kind of socket, and the inputs lose their write permission. Such a hook
+# holds no program that is not Python, and no library that calls the system itself. So the rehearsal says that it is not
+# isolated.
 
 # %%
 #| export
 _REFUSE = '''
-import socket
-def _local(function):
-    def connect(self, address):
-        internet = self.family in (socket.AF_INET, socket.AF_INET6)
-        if internet and not str(address[0]).startswith(("127.", "::1", "localhost")):
+import sys
+def _hook(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        own, address = arguments
+        if own.family == 1 or address is None:   # a socket of this machine; one that is connected already
+            return
+        if not str(address[0]).startswith(("127.", "::1", "localhost")):
             raise OSError("the rehearsal has no network")
-        return function(self, address)
-    return connect
-socket.socket.connect, socket.socket.connect_ex = _local(socket.socket.connect), _local(socket.socket.connect_ex)
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
+        if str(arguments[0] or "localhost") not in ("127.0.0.1", "0.0.0.0", "::1", "localhost"):
+            raise OSError("the rehearsal has no network")
+    elif event == "socket.__new__" and (arguments[1] == 17 or arguments[2] & 0xF == 3):   # packets, raw
+        raise OSError("the rehearsal has no network")
+sys.addaudithook(_hook)
 '''
 
 def _unshare() -> list[str]:
@@ -211,7 +218,8 @@ def isolated(
     write_text(site / "sitecustomize.py", _REFUSE)
     for path in [inputs, *inputs.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)
-    return list(map(str, command)), "a hook that refuses connections, and inputs without write permission"
+    told = "not isolated: a hook refuses what Python sends, and inputs have no write permission"
+    return list(map(str, command)), told
 
 # %%
 if _unshare():
