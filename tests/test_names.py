@@ -8,7 +8,8 @@ from test_predict import mammo_nb, weights  # noqa: F401  (a fixture)
 
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.pictures import write_png
-from mammo_nb.mammo.reading.names import cell, picture_names, shown, stem_of
+from mammo_nb.core.errors import cell, shown
+from mammo_nb.core.pictures import picture_names, stem_of
 
 
 def predicted(folder, weights, output, *more):  # noqa: F811
@@ -37,7 +38,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     (tmp_path / "in/again").symlink_to(tmp_path / "in/real")
     (tmp_path / "in/real/loop").symlink_to(tmp_path / "in")
     (tmp_path / "in/broken.dcm").symlink_to(tmp_path / "nothing.dcm")
-    assert find_files(tmp_path / "in") == (["linked/x.dcm", "real/y.dcm"], 0)
+    assert find_files(tmp_path / "in") == (["broken.dcm", "linked/x.dcm", "real/y.dcm"], 0)
 
 
 def test_exams_instances_and_patients_without_an_id(weights, tmp_path):  # noqa: F811

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 
 from mammo_nb import cli
+from mammo_nb.core import parallel
 from mammo_nb.core.dicom import find_files
 from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble
@@ -140,12 +141,103 @@ def test_unknown_sides_are_said_to_be_unknown_or_come_from_a_table(scans, weight
                for r in table.itertuples())
 
 
-def test_hashed_ids_show_no_id_anywhere(scans, weights, tmp_path):
-    done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", weights, "--hash-ids")
-    ids = set(pd.read_csv(scans / "train.csv", dtype=str)[["patient_id", "image_id"]].values.ravel())
-    text = done.stdout + "".join(p.read_text() for p in (tmp_path / "out").glob("*.csv")) + " ".join(
-        p.name for p in (tmp_path / "out/previews").iterdir())
-    assert done.returncode == 0 and not [i for i in ids if len(i) > 4 and i in text]
+def everything(folder, *texts):
+    "All names and all bytes of a folder, and what was printed."
+    paths = [p for p in folder.rglob("*")]
+    return b"\n".join([*(str(p.relative_to(folder)).encode() for p in paths),
+                       *(p.read_bytes() for p in paths if p.is_file()), *(t.encode() for t in texts)])
+
+
+def hidden_names(scans):
+    "Ids, and names of files, that must not be seen."
+    table = pd.read_csv(scans / "train.csv", dtype=str)
+    return {i.encode() for i in table[["patient_id", "image_id"]].values.ravel() if len(i) > 4} | {b"broken", b"MARY"}
+
+
+@pytest.fixture
+def named(scans, tmp_path):
+    "Scans with a name in a free text of the header, and a file that cannot be read."
+    folder = tmp_path / "in"
+    shutil.copytree(scans / "train_images", folder)
+    path = sorted(folder.rglob("*.dcm"))[0]
+    ds = pydicom.dcmread(path)
+    ds.ViewPosition = "MARY"
+    for item in ds.get("ViewCodeSequence", []):
+        item.CodeValue, item.CodeMeaning = "1", "MARY"
+    ds.save_as(path)
+    (folder / "broken MARY.dcm").write_bytes(b"no scan")
+    return folder
+
+
+def test_hashed_ids_show_no_id_anywhere(scans, named, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
+    out = tmp_path / "out"
+    for _ in range(2):
+        done = mammo_nb("predict", named, "-o", out, "--weights", weights, "--hash-ids")
+        text = everything(out, done.stdout).replace(str(named).encode(), b"")
+        assert done.returncode == 1 and not [i for i in hidden_names(scans) if i in text]
+    table = pd.read_csv(out / "per_image.csv")
+    assert table["file"].str.fullmatch("[0-9a-f]{12}").all() and (table["error"].fillna("") == "NotDicom").sum() == 1
+    plain = predict_folder(named, tmp_path / "plain", weights, workers=1)
+    assert np.array_equal(plain["probability"].astype(float), table["probability"].astype(float), equal_nan=True)
+    (tmp_path / "id.key").unlink()
+    other = predict_folder(named, tmp_path / "other", weights, hash_ids=True, workers=1)
+    assert not set(other["file"]) & set(table["file"])   # another key
+    assert other["patient_id"].nunique() == plain["patient_id"].nunique() == 2
+
+
+def test_hashed_ids_stay_hidden_when_a_run_is_killed_and_after_one_that_showed_them(
+        scans, named, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
+    out = tmp_path / "out"
+    predict_folder(named, out, weights, workers=1)
+    assert any(i in everything(out) for i in hidden_names(scans))
+
+    def stop(journal, *given):
+        add(journal, *given)
+        if len(journal.rows) == 3:
+            raise KeyboardInterrupt
+
+    add = parallel.Journal.add
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parallel.Journal, "add", stop)
+        predict_folder(named, out, weights, hash_ids=True, workers=1)
+    text = everything(out)
+    assert b'"item"' in text and not [i for i in hidden_names(scans) if i in text]
+    predict_folder(named, out, weights, hash_ids=True, workers=1)
+    assert not [i for i in hidden_names(scans) if i in everything(out)]
+
+
+def test_hashed_previews_show_no_id(scans, named, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
+    drawn, real = [], predict.preview
+    monkeypatch.setattr(predict, "preview", lambda breast, picture, lines: drawn.append(lines) or real(
+        breast, picture, lines))
+    for hashed in (False, True):
+        predict_folder(named, tmp_path / "out", weights, hash_ids=hashed, workers=1)
+        text, _ = "".join(map(str, drawn)).encode(), drawn.clear()
+        assert any(i in text for i in hidden_names(scans)) != hashed and b"probability" in text
+
+
+def test_a_table_of_sides_that_contradicts_itself_names_nobody(named, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
+    name = sorted(named.rglob("*.dcm"))[0].name
+    (tmp_path / "sides.csv").write_text(f"file,patient_id,laterality,view\n{name},MARY,L,CC\n{name},ANNE,L,CC\n")
+    done = mammo_nb("predict", named, "-o", tmp_path / "out", "--weights", weights, "--hash-ids", "--table",
+                    tmp_path / "sides.csv")
+    assert done.returncode == 2 and "cannot be used" in done.stdout and "MARY" not in done.stdout
+
+
+def test_no_preview_of_an_earlier_run_is_left(named, weights, tmp_path):
+    out = tmp_path / "out"
+    predict_folder(named, out, weights, workers=1)
+    first = sorted(named.rglob("*.dcm"))
+    previews = {p.name for p in (out / "previews").iterdir()}
+    first[1].unlink()
+    first[2].write_bytes(b"no scan any more")
+    table = predict_folder(named, out, weights, workers=1)
+    left = {p.name for p in (out / "previews").iterdir()}
+    assert left < previews and len(left) == len(previews) - 2 == table["probability"].notna().sum()
 
 
 def test_without_weights_or_files_the_message_says_what_to_do(scans, tmp_path, monkeypatch):

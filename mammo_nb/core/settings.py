@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SettingsError', 'NoDataset', 'Paths', 'find_settings', 'read_paths', 'find_dataset', 'find_trained',
-           'PartsError', 'parts_of', 'seal_parts', 'sealed', 'check_parts', 'Digests']
+           'id_key', 'hidden_id', 'PartsError', 'parts_of', 'seal_parts', 'sealed', 'check_parts', 'Digests']
 
-# %% ../../nbs/core/13_settings.ipynb #786ffc97
+# %% ../../nbs/core/13_settings.ipynb #6733cbee
 import configparser
 import hashlib
+import hmac
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .errors import ProjectError
-from .files import mark_of, read_json, sha256, short_hash, state_of, write_json
+from .files import make_folder, mark_of, read_json, sha256, short_hash, state_of, write_json
 
 # %% ../../nbs/core/13_settings.ipynb #c4e25d2e
 class SettingsError(ProjectError):
@@ -112,6 +114,34 @@ def find_trained(
         return paths.assets / "trained"
     finished = [read_paths(report.parent).weights for report in paths.runs.glob("*/report.html")]
     return max(filter(whole, finished), key=lambda f: (f / names[0]).stat().st_mtime, default=None)
+
+# %% ../../nbs/core/13_settings.ipynb #0cc426b6
+def id_key() -> str:  # hexadecimal
+    "The user's key: the file that MAMMO_NB_ID_KEY names, else id.key in the user's settings. It is made once."
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = Path(os.environ.get("MAMMO_NB_ID_KEY") or home / "mammo_nb" / "id.key")
+    if not path.is_file():
+        make_folder(path.parent)
+        new = path.with_name(f".{os.getpid()}.{path.name}")
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        try:
+            os.link(new, path)   # another process may have made it at the same time
+        except FileExistsError:
+            pass
+        new.unlink()
+    if len(key := path.read_bytes()) < 16:
+        raise SettingsError(f"{path} is too short for a key. Remove it, and a new one is made.")
+    return key.hex()
+
+def hidden_id(
+    text: str,   # an id or the name of a file
+    key: str,    # from `id_key`
+) -> str:        # 12 hexadecimal digits; "" for ""
+    "The digest of an id."
+    if not text:
+        return ""
+    return hmac.new(bytes.fromhex(key), text.encode("utf-8", "backslashreplace"), "sha256").hexdigest()[:12]
 
 # %% ../../nbs/core/13_settings.ipynb #a9c4780b
 PARTS = "parts.json"

@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'crop_files', 'crop_folder', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #6b289359
+# %% ../../nbs/mammo/04_crops.ipynb #c936cdcd
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +18,7 @@ import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from ..core.backends import Graph, read_sidecar
+from ..core.errors import cell
 from ..core.dicom import Frame, Image, find_files, folder_of, read_frame
 from ..core.files import inside, owned, write_csv
 from ..core.grey import decode_grey, grey_levels
@@ -31,7 +32,6 @@ from .datasets import read_table, root_of
 from .reading import faithful
 from .reading.blank import NO_BREAST, why_blank
 from .reading.boxes import Box, find_box, open_detector
-from .reading.names import cell
 from .reading.sides import ids_of_files
 from .recipes import Crops
 

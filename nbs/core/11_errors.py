@@ -129,6 +129,35 @@ log.write("\ndone\n")
 assert log.getvalue() == "3 of 3\ndone\n"
 
 # %% [markdown]
+# A header or the name of a file may hold control characters, with which a terminal can be made to hide or to run
+# something.
+
+# %%
+#| export
+def shown(
+    text: str,  # perhaps with control characters, or with bytes that are no text
+) -> str:       # the same in one line of valid text
+    "Escape what no terminal and no table should get."
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+# %% [markdown]
+# A spreadsheet runs a cell that starts with `=`, `+`, `-` or `@`. An apostrophe before it makes it text.
+
+# %%
+#| export
+def cell(
+    text,   # an id or the name of a file
+):          # the same, for a table; what is no text stays
+    "Write a text so that neither a terminal nor a spreadsheet runs it."
+    if not isinstance(text, str):
+        return text
+    text = shown(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+assert [cell(t) for t in ("=1+1", "10008", "a\nb", None)] == ["'=1+1", "10008", "a\\nb", None]
+
+# %% [markdown]
 # ## The end of a run
 # A run is told to end by SIGTERM, or by SIGHUP when its terminal is closed. Both become an exception, so that files are
 # closed and processes are ended in order.

@@ -25,13 +25,15 @@
 #| export
 import configparser
 import hashlib
+import hmac
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import mark_of, read_json, sha256, short_hash, state_of, write_json
+from mammo_nb.core.files import make_folder, mark_of, read_json, sha256, short_hash, state_of, write_json
 
 # %%
 #| hide
@@ -197,6 +199,49 @@ for name in ("detector.onnx", "detector.json"):
     (trained / name).write_text("")
 assert find_trained(["detector.onnx", "detector.json"], folder / "first") == trained
 assert find_trained(["ensemble.onnx"], folder / "first") is None
+
+# %% [markdown]
+# ## Ids in place of ids
+# `--hash-ids` replaces ids. A plain digest of a number of six digits is found by trying a million of them, so the
+# digest has a key (HMAC, RFC 2104). The key belongs to the user and not to the output, which may be given away. The
+# same id has the same digest in all outputs of one key.
+
+# %%
+#| export
+def id_key() -> str:  # hexadecimal
+    "The user's key: the file that MAMMO_NB_ID_KEY names, else id.key in the user's settings. It is made once."
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = Path(os.environ.get("MAMMO_NB_ID_KEY") or home / "mammo_nb" / "id.key")
+    if not path.is_file():
+        make_folder(path.parent)
+        new = path.with_name(f".{os.getpid()}.{path.name}")
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        try:
+            os.link(new, path)   # another process may have made it at the same time
+        except FileExistsError:
+            pass
+        new.unlink()
+    if len(key := path.read_bytes()) < 16:
+        raise SettingsError(f"{path} is too short for a key. Remove it, and a new one is made.")
+    return key.hex()
+
+def hidden_id(
+    text: str,   # an id or the name of a file
+    key: str,    # from `id_key`
+) -> str:        # 12 hexadecimal digits; "" for ""
+    "The digest of an id."
+    if not text:
+        return ""
+    return hmac.new(bytes.fromhex(key), text.encode("utf-8", "backslashreplace"), "sha256").hexdigest()[:12]
+
+# %%
+with tempfile.TemporaryDirectory() as home:
+    os.environ["MAMMO_NB_ID_KEY"] = f"{home}/new/id.key"
+    key = id_key()
+    assert id_key() == key and os.stat(f"{home}/new/id.key").st_mode & 0o777 == 0o600
+    del os.environ["MAMMO_NB_ID_KEY"]
+assert hidden_id("10006", key) == hidden_id("10006", key) != hidden_id("10006", key[::-1]) and hidden_id("", key) == ""
 
 # %% [markdown]
 # ## The parts of a training

@@ -29,14 +29,16 @@ size = (100, 40)          # height, width of the fitted example, pixels
 #| export
 import hashlib
 import io
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydicom.uid import UID
 
-from mammo_nb.core.files import open_file, replacing
+from mammo_nb.core.errors import shown
+from mammo_nb.core.files import open_file, replacing, short_hash
 from mammo_nb.core.headers import BadHeader, CorruptPixels, Header, NotDicom, typed_errors
 
 # %%
@@ -65,6 +67,49 @@ def is_picture(
         return False
     with open_file(path) as f:
         return f.read(132)[128:] != b"DICM"
+
+# %% [markdown]
+# ## Names of pictures
+# A picture that is drawn of a file or a series is named after it. No two may have the same name, and none may be longer
+# than a file system takes. A picture of an earlier run is removed, since its name may now belong to another patient.
+
+# %%
+#| export
+REMOVED = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # endings that are no part of an id; `.2` of a UID is one
+LONGEST = 120   # bytes of a picture's name; file systems allow 255
+
+def stem_of(
+    name: str,  # name or path of a file
+) -> str:       # such as '1.2.840.7' of 'a/1.2.840.7' and of '1.2.840.7.dcm'
+    "Give the name of a file without its folder and without a known ending."
+    last = PurePosixPath(name).name
+    ending = next((e for e in REMOVED if last.lower().endswith(e) and len(last) > len(e)), "")
+    return last[:len(last) - len(ending)]
+
+def picture_names(
+    files: list[str],  # paths below a folder, with /
+) -> list[str]:        # a name for each, all different also where case does not count
+    "Name pictures after files: `p/1.dcm` becomes `p@1`; a long or repeated name ends with a digest."
+    plain = []
+    for file in files:
+        folder = PurePosixPath(file).parent.as_posix()
+        whole = shown("/".join(filter(None, [folder.strip("."), stem_of(file)]))).replace("/", "@").replace("\\", "_")
+        plain.append(whole)
+    count = Counter(name.lower() for name in plain)
+    names = []
+    for file, name in zip(files, plain):
+        if count[name.lower()] > 1 or len(name.encode()) > LONGEST:
+            name = f"{name.encode()[:LONGEST - 20].decode(errors='ignore')}~{short_hash(shown(file))}"
+        names.append(name)
+    return names
+
+def keep_pictures(
+    folder: Path,      # of previews; need not exist
+    names: list[str],  # without their ending
+):
+    "Remove the pictures of a folder that have other names."
+    for path in set(Path(folder).glob("*.png")) - {Path(folder) / f"{name}.png" for name in names}:
+        path.unlink()
 
 # %% [markdown]
 # ## Header

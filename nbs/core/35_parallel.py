@@ -215,13 +215,6 @@ def item_digest(
         return joblib.hash(content)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-def forget(
-    table: Path | str,   # CSV file of `map_files`
-):
-    "Remove the journal beside a table, so that nothing of its rows is kept."
-    table = Path(table)
-    table.with_name(table.name + ".journal").unlink(missing_ok=True)
-
 PACKAGE = write_csv.__module__.partition(".")[0]   # in a notebook, __name__ is not that of the package
 
 @cache

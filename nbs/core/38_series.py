@@ -38,6 +38,8 @@ from mammo_nb.core.geometry import Slice
 from mammo_nb.core.headers import BadHeader, Header, NotDicom, NotImage
 from mammo_nb.core.hu import OFFSET, SHIFTED, to_hu
 from mammo_nb.core.parallel import map_files
+from mammo_nb.core.processes import quiet
+from mammo_nb.core.settings import hidden_id
 from mammo_nb.core.volumes import Volume, arrange
 
 # %%
@@ -113,6 +115,7 @@ NO_SLICE = {  # beginning of a SOP class UID -> what such an object is
     "1.2.840.10008.5.1.4.1.1.481": "an object of radiotherapy",
     "1.2.840.10008.5.1.4.1.1.11": "a presentation state",
 }
+IMAGE_TYPES = ("ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "OTHER")  # that tables may show
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture: a picture of a screen, unless it has a position
 
 def _is_dicom(
@@ -157,11 +160,11 @@ def _measured(
     return found
 
 def read_slices(
-    item: dict,  # root: the folder; file: relative to it
+    item: dict,  # root: the folder; file: its name in the tables; path: relative to the folder, if it is not `file`
     each=None,   # function of Slice, Image and Hounsfield -> dict for `Slice.more`; None: nothing more is done
 ) -> dict:       # slices: fields of each; note: why there are none
     "The slices of one file; DicomError when it should be read and cannot be."
-    path = Path(item["root"]) / item["file"]
+    path = Path(item["root"], item.get("path", item["file"]))
     if not _is_dicom(path):
         return {"slices": [], "note": NO_DICOM}
     slices = []
@@ -178,6 +181,18 @@ def read_slices(
         raise
     return {"slices": slices, "note": ""}
 
+def read_hidden(
+    item: dict,  # as for `read_slices`, with `key`
+    each=None,
+) -> dict:
+    "As `read_slices`, with digests in place of ids, and without free text of the header."
+    found = read_slices(item, each)
+    for s in found["slices"]:
+        s |= {name: hidden_id(s[name], item["key"]) for name in ("patient_id", "study", "series", "image_id", "kernel")}
+        s["image_type"] = [word for word in s["image_type"] if word in IMAGE_TYPES]
+        s["notes"] = [note for note in s["notes"] if note == SHIFTED]
+    return found | {"note": found["note"] and "no slice"}
+
 # %%
 for name in ("IM004.dcm", "report.txt"):
     if (folder / name).exists():
@@ -192,7 +207,7 @@ for name in ("IM004.dcm", "report.txt"):
 
 # %%
 #| export
-def _files(
+def files_of(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
 ) -> list[str]:
@@ -205,6 +220,15 @@ def _files(
     else:
         paths = [p for p in paths if not Path(os.path.realpath(p)).is_relative_to(out)]
     return [p.relative_to(folder).as_posix() for p in paths]
+
+def names_behind(
+    folder: Path,   # or a single file
+    besides: Path,
+    key: str,       # from `id_key`; "": names are no digests
+) -> dict[str, str]:  # digest -> file
+    "Find the names of the files of a folder behind their digests."
+    files = [Path(folder).name] if Path(folder).is_file() else files_of(Path(folder), Path(besides))
+    return {hidden_id(f, key): f for f in files} if key else {}
 
 def _tuples(
     fields: dict,  # of a slice, as JSON holds them
@@ -233,18 +257,23 @@ def read_series(
     params=None,                 # what `each` depends on, can be written as JSON; a change starts anew
     code=None,                   # digests of the code, as for `map_files`
     label: str | None = "files",  # text beside the progress bar; None: no bar
+    key: str = "",               # from `id_key`: ids and names of files are replaced by digests; "": they stay
 ) -> tuple[list[Volume], pd.DataFrame]:  # volumes; file, frame, slice, error, note of what is in none
     "Read all files of a folder and arrange their slices."
     scans, folder, output = Path(folder), folder_of(folder), Path(output)
     if not scans.exists():
         raise NotDicom(scans, "no such file or folder", "", "Name a folder with DICOM files, or a file.")
-    files = [scans.name] if scans.is_file() else _files(folder, output)
+    files = [scans.name] if scans.is_file() else files_of(folder, output)
     if not files:
         raise NotDicom(folder, "no files in it", "", "Name a folder with DICOM files.")
     items = [{"root": str(folder), "file": f} for f in files]
+    read_one = partial(read_slices, each=each) if each else read_slices
+    if key:
+        items = [{**item, "file": hidden_id(f, key), "path": f, "key": key} for item, f in zip(items, files)]
+        read_one, params = partial(quiet, partial(read_hidden, each=each)), {"hidden": params}
     table = output / "files.csv"
-    read = map_files(partial(read_slices, each=each) if each else read_slices, items, table=table, params=params,
-                     code=code, reads=lambda item: [Path(item["root"], item["file"])],
+    read = map_files(read_one, items, table=table, params=params,
+                     code=code, reads=lambda item: [Path(item["root"], item.get("path", item["file"]))],
                      workers=workers or (1 if len(files) < 64 else None), label=label)
     table.unlink()
     slices, rest = [], []

@@ -35,6 +35,7 @@ import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from mammo_nb.core.backends import Graph, read_sidecar
+from mammo_nb.core.errors import cell
 from mammo_nb.core.dicom import Frame, Image, find_files, folder_of, read_frame
 from mammo_nb.core.files import inside, owned, write_csv
 from mammo_nb.core.grey import decode_grey, grey_levels
@@ -48,7 +49,6 @@ from mammo_nb.mammo.datasets import read_table, root_of
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.blank import NO_BREAST, why_blank
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
-from mammo_nb.mammo.reading.names import cell
 from mammo_nb.mammo.reading.sides import ids_of_files
 from mammo_nb.mammo.recipes import Crops
 

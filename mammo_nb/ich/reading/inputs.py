@@ -51,7 +51,7 @@ def input_name(
     "The name of an encoder's input: views of the same kind share one."
     return f"{view.channels}_{'crop' if view.crop else 'whole'}"
 
-# %% ../../../nbs/ich/reading/inputs.ipynb #c1234792
+# %% ../../../nbs/ich/reading/inputs.ipynb #5e3d0346
 PICTURES = (".png", ".jpg", ".jpeg")
 
 def _nothing(found, image, hounsfield) -> dict:
@@ -63,9 +63,10 @@ def find_slices(
     output: Path,                # keeps the journal of the files that were read
     faithful: bool = False,      # the original's order
     workers: int | None = None,  # processes; None: one a core
+    key: str = "",               # as for `read_series`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # columns of slices.csv, place ("" outside of a series) and uid; series.csv
     "Read a folder and arrange its slices; uid is the SOPInstanceUID, image_id is made from the name of the file."
-    volumes, rest = read_series(folder, output, workers, _nothing)
+    volumes, rest = read_series(folder, output, workers, _nothing, key=key)
     table, series = slice_table(volumes, rest, faithful), tables_of(volumes, rest)[1]
     found = [s for v in volumes for s in v.slices] + [s for s in rest["slice"] if isinstance(s, Slice)]
     uids = {(s.file, str(s.frame or "")): s.image_id for s in found}

@@ -6,7 +6,8 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #a345cbf2
+# %% ../../../nbs/ich/tools/predict.ipynb #b37ca5b7
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,11 +16,13 @@ import pandas as pd
 
 from ...core.dicom import folder_of
 from ...core.errors import ProjectError
-from ...core.files import owned, short_hash, write_csv
-from ...core.parallel import forget, map_files
-from ...core.pictures import fit_resize, write_png
+from ...core.files import owned, write_csv
+from ...core.parallel import map_files
+from ...core.pictures import fit_resize, keep_pictures, picture_names, write_png
+from ...core.processes import quiet
 from ...core.providers import print_refused, refusals
-from ...core.settings import parts_of
+from ...core.series import names_behind
+from ...core.settings import hidden_id, id_key, parts_of
 from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights
 from ...core.volumes import LOCALIZER
 from ..learning.graphs import check_bag, predict_series, process_bag
@@ -66,12 +69,15 @@ def montage(
         cv2.putText(head, line, (4, 15 + 18 * k), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230, 230, 230), 1, cv2.LINE_AA)
     return np.vstack([head, *rows])
 
-# %% ../../../nbs/ich/tools/predict.ipynb #487a5e22
+# %% ../../../nbs/ich/tools/predict.ipynb #88548c97
 def predict_item(
     item: dict,  # folder, rows, weights, previews: folder or "", name: of the preview, lines: text above it
 ) -> dict:       # probabilities: a list of values for each class and for cnn_any; error: a list
     "Predict one series and draw its picture."
     cv2.setNumThreads(1)
+    drawn = Path(item["previews"] or ".", f"{item['name']}.png")
+    if item["previews"]:
+        drawn.unlink(missing_ok=True)   # of an earlier state of the series
     bag = process_bag(item["weights"])
     settings, classes = Seen.read(bag.metadata), bag.metadata["classes"]
     pictures, kept, errors = read_series_pictures(Path(item["folder"]), item["rows"], settings)
@@ -89,22 +95,24 @@ def predict_item(
         of_rows = dict(zip(kept, own.tolist()))
         found[column] = [of_rows.get(k) for k in range(len(errors))]
     if item["previews"] and pictures:
-        write_png(Path(item["previews"]) / f"{item['name']}.png", montage(pictures, values[:, len(classes) - 1],
-                                                                          item["lines"]))
+        write_png(drawn, montage(pictures, values[:, len(classes) - 1], item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #ad8c6558
+# %% ../../../nbs/ich/tools/predict.ipynb #234e5e8b
 def read_folder(
     folder: Path,
     output: Path,
     metadata: dict,         # encoder.json
     workers: int | None,
+    key: str = "",          # from `id_key`: digests in place of ids
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices as from `find_slices`; series with their notes
     "Arrange the slices of a folder: DICOM files, or pictures where there are none."
-    table, series = find_slices(folder, output, metadata["faithful"], workers)
+    table, series = find_slices(folder, output, metadata["faithful"], workers, key)
     more = GIVEN if metadata["given"] else ""
     if not table["place"].ne("").any():
         pictures = find_pictures(folder, output)
+        for column in ("patient_id", "series", "image_id", "file") if key else ():
+            pictures[column] = [hidden_id(v, key) for v in pictures[column]]
         if len(pictures):
             rest = table[~table["file"].isin(pictures["file"])]
             table, series = pd.concat([pictures, rest], ignore_index=True).astype(object).fillna(""), series[:0]
@@ -167,19 +175,25 @@ def predict_folder(
     "Predict every slice of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("encoder", weights)
     metadata = check_bag(weights)
-    classes, note = metadata["classes"], caution(metadata["demonstration"])
+    classes, note, key = metadata["classes"], caution(metadata["demonstration"]), id_key() if hash_ids else ""
     output.mkdir(parents=True, exist_ok=True)
-    slices, series = read_folder(folder, output, metadata, workers)
-    folder = folder_of(folder)
+    for name in ("per_slice.csv", "per_series.csv") if key else ():
+        (output / name).unlink(missing_ok=True)   # an earlier run may have shown ids
+    slices, series = read_folder(folder, output, metadata, workers, key)
+    behind, folder = names_behind(folder, output, key), folder_of(folder)
     name_of = slices["file"].where(slices["frame"].astype(str).eq(""),
                                    slices["file"] + "#" + slices["frame"].astype(str))
     slices["item"] = slices["series"].where(slices["place"].ne(""), name_of).where(_is_slice(slices), "")
     keys = slices["item"][slices["item"].ne("")].unique()
-    names = {k: short_hash(k) if hash_ids else k.replace("/", "@") for k in keys}
+    names = dict(zip(keys, picture_names(list(keys))))
+    keep_pictures(output / "previews", list(names.values()))
     items = _items(slices, folder, weights, output / "previews", names, note)
+    for item in items:
+        item["rows"] = [{**row, "file": behind.get(row["file"], row["file"])} for row in item["rows"]]
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
-    found = map_files(predict_item, items, table=output / "per_slice.csv", params=parts_of(weights), reads=_files_of,
-                      workers=workers, label="predict").set_index("file").reindex(files)
+    found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_slice.csv",
+                      params={"hidden": bool(key), **parts_of(weights)}, reads=_files_of, workers=workers,
+                      label="predict").set_index("file").reindex(files)
     print_refused(found)
     for column in [*classes, "cnn_any"]:
         values = by_row(found[column].tolist(), files) if column in found else np.nan
@@ -189,8 +203,6 @@ def predict_folder(
     slices.attrs["note"] = note
     totals = _per_series(slices, series, classes)
     if hash_ids:
-        for table in ("files.csv", "per_slice.csv"):
-            forget(output / table)
         slices, totals = _hide(slices), _hide(totals)
     columns = ["file", "patient_id", "study", "series", "image_id", "frame", "place", "position_mm", *classes,
                "cnn_any", "note", "error"]
@@ -201,11 +213,8 @@ def predict_folder(
     return result
 
 def _hide(table: pd.DataFrame) -> pd.DataFrame:
-    "Replace ids and names by digests. Notes and errors name files, so only their first words are kept."
+    "Leave out all notes and words of errors that may name something."
     table = table.copy()
-    for column in [c for c in table if c in ("patient_id", "study", "series", "image_id", "file") or
-                   c.endswith("_slice")]:
-        table[column] = [short_hash(str(v)) if pd.notna(v) and v else v for v in table[column]]
     if "error" in table:
         table["error"] = [e.split(":")[0] for e in table["error"]]
         own = [[n for n in note.split("; ") if n in _SAFE] for note in table["note"]]

@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'SEPARATORS', 'NO_HEADER', 'FEW', 'decode_text', 'read_text_table', 'plain_id', 'parts_of_path', 'agreement',
            'match_rows', 'read_sides', 'identify', 'identify_file', 'picture_ids', 'ids_of_files']
 
-# %% ../../../nbs/mammo/reading/sides.ipynb #a59ee000
+# %% ../../../nbs/mammo/reading/sides.ipynb #ccbfcf74
 import codecs
 import csv
 import io
@@ -20,11 +20,12 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
+from ...core.errors import cell, shown
 from ...core.files import inside, short_hash
+from ...core.pictures import LONGEST, stem_of
 from ...core.processes import rows_in_processes
 from .labels import DatasetError
 from .mammograms import Mammogram, read_header
-from .names import LONGEST, cell, shown, stem_of
 from .views import parse_side, parse_view
 
 # %% ../../../nbs/mammo/reading/sides.ipynb #3cbed3d2

@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'measure_crop', 'estimate', 'check_folder', 'check_dataset', 'check_data',
            'estimate_text', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #7fcbdd7e
+# %% ../../../nbs/mammo/tools/check.ipynb #f12d0a97
 import os
 import shutil
 import tempfile
@@ -24,7 +24,8 @@ from ...core.runs import locate
 from ...core.settings import SettingsError, read_paths
 from ..crops import crop_file, crop_path
 from ..datasets import place_of, read_set
-from ..reading.names import cell, packed_files
+from ...core.errors import cell
+from ..reading.names import packed_files
 from ..reading.sources import totals
 from ..recipes import Crops
 from .commands import read_size

@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #b5ecf686
+# %% ../../../nbs/trauma/tools/predict.ipynb #c902048f
 import shutil
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,13 @@ from matplotlib.figure import Figure
 from ...core.dicom import folder_of
 from ...core.errors import ProjectError
 from ...core.files import owned, replacing, short_hash, write_csv
-from ...core.parallel import forget, map_files
+from ...core.parallel import map_files
+from ...core.pictures import keep_pictures, picture_names
+from ...core.processes import quiet
 from ...core.series import read_series as read_files
-from ...core.series import tables_of
+from ...core.series import names_behind, tables_of
 from ...core.providers import print_refused, refusals
-from ...core.settings import parts_of
+from ...core.settings import id_key, parts_of
 from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
 from ..learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
@@ -88,17 +90,20 @@ def draw_series(
         axes[k].set_title(f"slice {place}, {column.replace('_', ' ')} {p:.2f}", fontsize=8)
     return figure
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #73124de2
+# %% ../../../nbs/trauma/tools/predict.ipynb #ec10ef72
 def find_volumes(
     folder: Path,           # DICOM files, searched to any depth
     output: Path,           # volumes go to its folder `volumes`, which is removed at the end
     seen: Seen,
     workers: int | None,
+    key: str = "",          # as for `read_series` of core
 ) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # volumes: patient_id, series, path; slices; series
     "Read a folder and write its axial volumes."
     waiting, settings = output / "volumes", {"window": seen.window, "faithful": seen.faithful}
-    volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings)
+    volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings,
+                               key=key)
     slices, series = tables_of(volumes, rest)
+    names = names_behind(folder, output, key)
     folder, found = folder_of(folder), []
     for volume in volumes:
         first = volume.slices[0]
@@ -106,17 +111,20 @@ def find_volumes(
             slices.loc[slices["series"] == volume.name, "note"] += f"; {NOT_AXIAL}"
             continue
         path = waiting / f"{short_hash(first.patient_id + volume.name)}_volume.npy"
-        write_volume(path, volume.slices, lambda s: levels_of(s, folder, waiting, **settings))
+        write_volume(path, volume.slices, lambda s: levels_of(
+            s, folder, waiting, **settings, file=names.get(s.file, "")))
         found.append({"patient_id": first.patient_id, "series": volume.name, "path": str(path)})
     slices["note"] = slices["note"].str.strip("; ")
     return found, slices, series
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #b4f1d1bb
+# %% ../../../nbs/trauma/tools/predict.ipynb #8b910290
 def predict_item(
     item: dict,  # patient_id, volumes: series, path, name; weights, previews: folder, note
 ) -> dict:       # SUBMITTED; slices and series: numbers; places: rows of per_slice.csv
     "Predict one patient and draw the pictures of the series."
     cv2.setNumThreads(1)
+    for own in item["volumes"]:
+        Path(item["previews"], f"{own['name']}.png").unlink(missing_ok=True)   # of an earlier state of the series
     engines = process_engines(item["weights"])
     readings, rows = [], []
     for own in item["volumes"]:
@@ -134,7 +142,7 @@ def predict_item(
     return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
             **refusals(engines)}
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #c8e7e63d
+# %% ../../../nbs/trauma/tools/predict.ipynb #c6cdce0a
 @owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat, or a single file
@@ -147,17 +155,22 @@ def predict_folder(
     "Predict every patient of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
     seen = check_weights(weights)
-    note = caution(seen.demonstration)
+    note, key = caution(seen.demonstration), id_key() if hash_ids else ""
     output.mkdir(parents=True, exist_ok=True)
-    volumes, slices, series = find_volumes(folder, output, seen, workers)
-    for own in volumes:
-        own["name"] = short_hash(own["series"]) if hash_ids else own["series"].replace("/", "@")
+    for name in ("per_slice.csv", "per_patient.csv") if key else ():
+        (output / name).unlink(missing_ok=True)   # an earlier run may have shown ids
+    volumes, slices, series = find_volumes(folder, output, seen, workers, key)
+    names = picture_names([v["series"] for v in volumes])
+    for own, name in zip(volumes, names):
+        own["name"] = name
+    keep_pictures(output / "previews", names)
     patients = list(dict.fromkeys(v["patient_id"] for v in volumes))
     items = [{"patient_id": p, "volumes": [v for v in volumes if v["patient_id"] == p], "weights": str(weights),
               "previews": str(output / "previews"), "note": note} for p in patients]
-    found = map_files(predict_item, items, table=output / "per_patient.csv", key="patient_id",
-                      params=parts_of(weights), reads=lambda item: [Path(v["path"]) for v in item["volumes"]],
-                      workers=workers, label="predict")
+    found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_patient.csv",
+                      key="patient_id", params={"hidden": bool(key), **parts_of(weights)},
+                      reads=lambda item: [Path(v["path"]) for v in item["volumes"]], workers=workers,
+                      label="predict")
     print_refused(found)
     shutil.rmtree(output / "volumes", ignore_errors=True)
     rows = [row | {"patient_id": p} for p, places in zip(found["patient_id"], found.get("places", []))
@@ -170,8 +183,6 @@ def predict_folder(
     notes = {p: "; ".join(filter(None, [*series.loc[series["patient_id"] == p, "note"], note])) for p in patients}
     totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
     if hash_ids:
-        for name in ("files.csv", "per_patient.csv"):
-            forget(output / name)
         slices, totals = _hide(slices), _hide(totals)
     write_csv(output / "per_patient.csv", totals)
     write_csv(output / "per_slice.csv", slices)
@@ -189,11 +200,8 @@ def _with_places(slices: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return table[[*first, *values, "note", "error"]].astype(object).fillna("")
 
 def _hide(table: pd.DataFrame) -> pd.DataFrame:
-    "Replace ids and names by digests. Notes and errors name files, so only their first words are kept."
+    "Leave out all notes and words of errors that may name something."
     table = table.copy()
-    for column in {"patient_id", "study", "series", "image_id", "file"} & set(table):
-        if column != "series" or "slices" not in table:
-            table[column] = [short_hash(str(v)) if v else v for v in table[column]]
     table["error"] = [e.split(":")[0] for e in table["error"]]
     table["note"] = [next((w for w in (DEMONSTRATION, NOT_A_DEVICE) if w in n), "") for n in table["note"]]
     return table

@@ -22,63 +22,14 @@
 
 # %%
 #| export
-from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from mammo_nb.core.files import short_hash, walk
-
-# %%
-#| export
-REMOVED = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # endings that are no part of an id; `.2` of a UID is one
-LONGEST = 120   # bytes of a picture's name; file systems allow 255
-
-def stem_of(
-    name: str,  # name or path of a file
-) -> str:       # such as '1.2.840.7' of 'a/1.2.840.7' and of '1.2.840.7.dcm'
-    "Give the name of a file without its folder and without a known ending."
-    last = PurePosixPath(name).name
-    ending = next((e for e in REMOVED if last.lower().endswith(e) and len(last) > len(e)), "")
-    return last[:len(last) - len(ending)]
-
-def shown(
-    text: str,  # perhaps with control characters, or with bytes that are no text
-) -> str:       # the same in one line of valid text
-    "Escape what no terminal and no table should get."
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-def picture_names(
-    files: list[str],  # paths below a folder, with /
-) -> list[str]:        # a name for each, all different also where case does not count
-    "Name pictures after files: `p/1.dcm` becomes `p@1`; a long or repeated name ends with a digest."
-    plain = []
-    for file in files:
-        folder = PurePosixPath(file).parent.as_posix()
-        whole = shown("/".join(filter(None, [folder.strip("."), stem_of(file)]))).replace("/", "@").replace("\\", "_")
-        plain.append(whole)
-    count = Counter(name.lower() for name in plain)
-    names = []
-    for file, name in zip(files, plain):
-        if count[name.lower()] > 1 or len(name.encode()) > LONGEST:
-            name = f"{name.encode()[:LONGEST - 20].decode(errors='ignore')}~{short_hash(shown(file))}"
-        names.append(name)
-    return names
-
-# %% [markdown]
-# A spreadsheet runs a cell that starts with `=`, `+`, `-` or `@`. An apostrophe before it makes it text.
+from mammo_nb.core.errors import shown
+from mammo_nb.core.files import walk
 
 # %%
-#| export
-def cell(
-    text,   # an id or the name of a file
-):          # the same, for a table; what is no text stays
-    "Write a text so that neither a terminal nor a spreadsheet runs it."
-    if not isinstance(text, str):
-        return text
-    text = shown(text)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-
-assert [cell(t) for t in ("=1+1", "10008", "a\nb", None)] == ["'=1+1", "10008", "a\\nb", None]
+#| hide
+from mammo_nb.core.pictures import LONGEST, picture_names, stem_of
 
 # %% [markdown]
 # Packed files are not read. They are named, so that nobody takes a folder for complete.

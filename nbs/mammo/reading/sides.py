@@ -36,11 +36,12 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
+from mammo_nb.core.errors import cell, shown
 from mammo_nb.core.files import inside, short_hash
+from mammo_nb.core.pictures import LONGEST, stem_of
 from mammo_nb.core.processes import rows_in_processes
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_header
-from mammo_nb.mammo.reading.names import LONGEST, cell, shown, stem_of
 from mammo_nb.mammo.reading.views import parse_side, parse_view
 
 # %%

@@ -42,7 +42,8 @@ from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import SettingsError, read_paths
 from mammo_nb.mammo.crops import crop_file, crop_path
 from mammo_nb.mammo.datasets import place_of, read_set
-from mammo_nb.mammo.reading.names import cell, packed_files
+from mammo_nb.core.errors import cell
+from mammo_nb.mammo.reading.names import packed_files
 from mammo_nb.mammo.reading.sources import totals
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.tools.commands import read_size

@@ -23,6 +23,7 @@
 
 # %%
 #| export
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +31,27 @@ import pandas as pd
 
 from mammo_nb.core.dicom import find_files, folder_of
 from mammo_nb.core.engines import NotFinite, finite
-from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside, owned, short_hash, write_csv, write_json
+from mammo_nb.core.errors import ProjectError, cell, shown
+from mammo_nb.core.files import inside, owned, write_csv, write_json
 from mammo_nb.core.headers import NotImage
-from mammo_nb.core.parallel import forget, map_files
-from mammo_nb.core.pictures import write_png
+from mammo_nb.core.parallel import map_files
+from mammo_nb.core.pictures import keep_pictures, picture_names, write_png
+from mammo_nb.core.processes import quiet
 from mammo_nb.core.providers import print_refused, process_engine, refusals
 from mammo_nb.core.recipes import from_dict
 from mammo_nb.core.sidecars import read_entries, read_sidecar
-from mammo_nb.core.settings import parts_of
+from mammo_nb.core.settings import hidden_id, id_key, parts_of
 from mammo_nb.core.submission import caution, check_score, find_weights, origin
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.inputs import NO_STANDARD, no_standard, row_of, see
 from mammo_nb.mammo.reading.mammograms import read_header
-from mammo_nb.mammo.reading.names import cell, packed_files, picture_names, shown
+from mammo_nb.mammo.reading.blank import NO_BREAST
+from mammo_nb.mammo.reading.labels import DatasetError
+from mammo_nb.mammo.reading.names import packed_files
 from mammo_nb.mammo.reading.sides import identify, read_sides
+from mammo_nb.mammo.reading.views import KNOWN, NAMES, VIEWS
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -119,6 +124,9 @@ def predict_file(
 ) -> dict:       # a row of per_image.csv
     """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast,
     and for other images than standard mammograms, the probability is empty."""
+    if item.get("previews"):
+        drawn = Path(item["previews"]) / f"{item['name']}.png"
+        drawn.unlink(missing_ok=True)   # of an earlier file
     try:
         header = read_header(inside(item["folder"], item["file"]))
     except NotImage as e:
@@ -143,8 +151,36 @@ def predict_file(
         number = "none" if probability is None else f"{probability:.3f}"
         lines = [shown(item.get("title") or item["file"]), f"{sides}   probability {number}   box: {row['box_source']}"]
         lines.append(caution(engine.metadata["demonstration"]))
-        write_png(Path(item["previews"]) / f"{item['name']}.png", preview(seen.breast, seen.picture, lines))
+        write_png(drawn, preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
+
+# %% [markdown]
+# ## Without ids
+# With `--hash-ids` a process replaces ids before it gives the row away. So no journal and no picture has them, also
+# when the run is killed. A view or a note is kept only if it is one of the known terms.
+
+# %%
+#| export
+TERMS = {*KNOWN, *NAMES.values(), *VIEWS.values(), "unknown"}
+
+def hide_row(
+    row: dict,   # from `predict_file`
+    key: str,    # from `id_key`
+) -> dict:
+    "Replace ids by digests, and leave out free text."
+    row = dict(row)
+    for name in {"patient_id", "image_id", "instance", "exam"} & row.keys():
+        row[name] = row[name] if row[name] == "unknown" else hidden_id(str(row[name] or ""), key)
+    if "view" in row and row["view"] not in TERMS:
+        row["view"] = "other"
+    known = [term for term in (NO_STANDARD, NO_BREAST) if term in row.get("note", "")]
+    return row | ({"note": "; ".join(known)} if "note" in row else {})
+
+def predict_hidden(
+    item: dict,  # as for `predict_file`; file: a digest, path: the file, key: from `id_key`
+) -> dict:
+    "As `predict_file`, with digests in place of ids."
+    return hide_row(predict_file({**item, "file": item["path"]}), item["key"])
 
 # %% [markdown]
 # ## A folder
@@ -161,13 +197,9 @@ PER_IMAGE = [
     "box_source", "probability", "error"
 ]
 
-def _hide(table: pd.DataFrame) -> pd.DataFrame:
-    "Replace ids by digests, and file names as well, since they may contain ids."
-    for column in ("patient_id", "image_id", "file"):
-        table[column] = [short_hash(str(v)) if pd.notna(v) and v else v for v in table[column]]
-    # only the class of the error is kept, since its message names the file
-    table["error"] = [e.split(":")[0] if isinstance(e, str) else e for e in table["error"]]
-    return table
+def _path(item: dict) -> list[Path]:
+    "The file that an item reads."
+    return [Path(item["folder"], item.get("path", item["file"]))]
 
 def with_caution(
     notes: pd.Series,      # what is said of each image; missing or "": nothing
@@ -186,7 +218,9 @@ def _predicted(
     weights = Path(items[0]["weights"])
     metadata, detector = read_entries(weights / "ensemble.json", NEEDED), detector_of(weights)
     items = [{**item, "detector": str(detector or "")} for item in items]
-    table = map_files(predict_file, items, table=output, params=parts_of(weights), workers=workers, label="predict")
+    hidden = "key" in items[0]
+    table = map_files(partial(quiet, predict_hidden) if hidden else predict_file, items, table=output, reads=_path,
+                      params={"hidden": hidden, **parts_of(weights)}, workers=workers, label="predict")
     print_refused(table)
     table = table.reindex(columns=[*PER_IMAGE, "note", "instance", "exam"]).astype({c: "Int64" for c in WHOLE})
     table["note"] = with_caution(table["note"], metadata["demonstration"])
@@ -249,18 +283,28 @@ def predict_folder(
         check_score(place, metadata)
     files, others = find_files(folder, besides=output)
     packed, folder = packed_files(folder), folder_of(folder)
-    sides, unmatched = read_sides(folder, files, table)
-
-    names = [short_hash(shown(f)) for f in files] if hash_ids else picture_names(files)
+    try:
+        sides, unmatched = read_sides(folder, files, table)
+    except DatasetError:
+        if not hash_ids:
+            raise
+        raise PredictError("The table of sides cannot be used. The reason may name a patient, so it is shown only "
+                           "without --hash-ids.") from None
+    names = picture_names(files)
     items = [
         {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(f),
-         "previews": str(output / "previews"), "name": name, "title": name if hash_ids else f, "force": force,
+         "previews": str(output / "previews"), "name": name, "title": f, "force": force,
          "all_views": all_views} for f, name in zip(files, names)]
+    if hash_ids:
+        key, packed = id_key(), packed.partition(", unpack")[0]
+        names = [hidden_id(f, key) for f in files]
+        items = [{**i, "file": n, "path": i["file"], "name": n, "title": n, "key": key}
+                 for i, n in zip(items, names)]
+        for old in ("per_image.csv", "per_breast.csv"):
+            (output / old).unlink(missing_ok=True)   # an earlier run may have shown ids
+    keep_pictures(output / "previews", names)
     result = _predicted(items, output / "per_image.csv", workers)
     nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
-    if hash_ids:
-        forget(output / "per_image.csv")
-        result = _hide(result)
     for column in ("file", "patient_id", "image_id"):
         result[column] = result[column].map(cell)
     result["error"] = [shown(e) if isinstance(e, str) else e for e in result["error"]]

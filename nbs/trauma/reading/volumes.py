@@ -86,11 +86,12 @@ def levels_of(
     folder: Path,      # where the levels wait
     window: str,       # as for `write_levels`
     faithful: bool,
+    file: str = "",    # its file, where the name in `found` is a digest
 ) -> np.ndarray:       # uint8 (rows, columns)
     "The levels of a slice; computed again if the other slices show that its values are HU + 1024."
     if not found.offset or found.more["offset"] or faithful:
         return np.load(_waiting(folder, found))
-    image = read_frame(images / found.file, found.frame - 1 if found.frame else None).decode()
+    image = read_frame(images / (file or found.file), found.frame - 1 if found.frame else None).decode()
     return slice_levels(image, window, hu=to_hu(image, offset=True).values)
 
 # %% [markdown]

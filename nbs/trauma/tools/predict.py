@@ -35,11 +35,13 @@ from matplotlib.figure import Figure
 from mammo_nb.core.dicom import folder_of
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import owned, replacing, short_hash, write_csv
-from mammo_nb.core.parallel import forget, map_files
+from mammo_nb.core.parallel import map_files
+from mammo_nb.core.pictures import keep_pictures, picture_names
+from mammo_nb.core.processes import quiet
 from mammo_nb.core.series import read_series as read_files
-from mammo_nb.core.series import tables_of
+from mammo_nb.core.series import names_behind, tables_of
 from mammo_nb.core.providers import print_refused, refusals
-from mammo_nb.core.settings import parts_of
+from mammo_nb.core.settings import id_key, parts_of
 from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
 from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
                                                 read_series, submitted)
@@ -153,11 +155,14 @@ def find_volumes(
     output: Path,           # volumes go to its folder `volumes`, which is removed at the end
     seen: Seen,
     workers: int | None,
+    key: str = "",          # as for `read_series` of core
 ) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # volumes: patient_id, series, path; slices; series
     "Read a folder and write its axial volumes."
     waiting, settings = output / "volumes", {"window": seen.window, "faithful": seen.faithful}
-    volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings)
+    volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings,
+                               key=key)
     slices, series = tables_of(volumes, rest)
+    names = names_behind(folder, output, key)
     folder, found = folder_of(folder), []
     for volume in volumes:
         first = volume.slices[0]
@@ -165,7 +170,8 @@ def find_volumes(
             slices.loc[slices["series"] == volume.name, "note"] += f"; {NOT_AXIAL}"
             continue
         path = waiting / f"{short_hash(first.patient_id + volume.name)}_volume.npy"
-        write_volume(path, volume.slices, lambda s: levels_of(s, folder, waiting, **settings))
+        write_volume(path, volume.slices, lambda s: levels_of(
+            s, folder, waiting, **settings, file=names.get(s.file, "")))
         found.append({"patient_id": first.patient_id, "series": volume.name, "path": str(path)})
     slices["note"] = slices["note"].str.strip("; ")
     return found, slices, series
@@ -181,6 +187,8 @@ def predict_item(
 ) -> dict:       # SUBMITTED; slices and series: numbers; places: rows of per_slice.csv
     "Predict one patient and draw the pictures of the series."
     cv2.setNumThreads(1)
+    for own in item["volumes"]:
+        Path(item["previews"], f"{own['name']}.png").unlink(missing_ok=True)   # of an earlier state of the series
     engines = process_engines(item["weights"])
     readings, rows = [], []
     for own in item["volumes"]:
@@ -218,17 +226,22 @@ def predict_folder(
     "Predict every patient of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
     seen = check_weights(weights)
-    note = caution(seen.demonstration)
+    note, key = caution(seen.demonstration), id_key() if hash_ids else ""
     output.mkdir(parents=True, exist_ok=True)
-    volumes, slices, series = find_volumes(folder, output, seen, workers)
-    for own in volumes:
-        own["name"] = short_hash(own["series"]) if hash_ids else own["series"].replace("/", "@")
+    for name in ("per_slice.csv", "per_patient.csv") if key else ():
+        (output / name).unlink(missing_ok=True)   # an earlier run may have shown ids
+    volumes, slices, series = find_volumes(folder, output, seen, workers, key)
+    names = picture_names([v["series"] for v in volumes])
+    for own, name in zip(volumes, names):
+        own["name"] = name
+    keep_pictures(output / "previews", names)
     patients = list(dict.fromkeys(v["patient_id"] for v in volumes))
     items = [{"patient_id": p, "volumes": [v for v in volumes if v["patient_id"] == p], "weights": str(weights),
               "previews": str(output / "previews"), "note": note} for p in patients]
-    found = map_files(predict_item, items, table=output / "per_patient.csv", key="patient_id",
-                      params=parts_of(weights), reads=lambda item: [Path(v["path"]) for v in item["volumes"]],
-                      workers=workers, label="predict")
+    found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_patient.csv",
+                      key="patient_id", params={"hidden": bool(key), **parts_of(weights)},
+                      reads=lambda item: [Path(v["path"]) for v in item["volumes"]], workers=workers,
+                      label="predict")
     print_refused(found)
     shutil.rmtree(output / "volumes", ignore_errors=True)
     rows = [row | {"patient_id": p} for p, places in zip(found["patient_id"], found.get("places", []))
@@ -241,8 +254,6 @@ def predict_folder(
     notes = {p: "; ".join(filter(None, [*series.loc[series["patient_id"] == p, "note"], note])) for p in patients}
     totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
     if hash_ids:
-        for name in ("files.csv", "per_patient.csv"):
-            forget(output / name)
         slices, totals = _hide(slices), _hide(totals)
     write_csv(output / "per_patient.csv", totals)
     write_csv(output / "per_slice.csv", slices)
@@ -260,11 +271,8 @@ def _with_places(slices: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return table[[*first, *values, "note", "error"]].astype(object).fillna("")
 
 def _hide(table: pd.DataFrame) -> pd.DataFrame:
-    "Replace ids and names by digests. Notes and errors name files, so only their first words are kept."
+    "Leave out all notes and words of errors that may name something."
     table = table.copy()
-    for column in {"patient_id", "study", "series", "image_id", "file"} & set(table):
-        if column != "series" or "slices" not in table:
-            table[column] = [short_hash(str(v)) if v else v for v in table[column]]
     table["error"] = [e.split(":")[0] for e in table["error"]]
     table["note"] = [next((w for w in (DEMONSTRATION, NOT_A_DEVICE) if w in n), "") for n in table["note"]]
     return table
