@@ -215,10 +215,19 @@ def test_ten_new_files_cost_ten_files(scans, tmp_path):
     crop(scans, out)
     assert written(before, out) == [f"{k // 4}@{k:03}.png" for k in range(40, 50)]
     (scans / "0/000.png").unlink()
-    assert len(crop(scans, out)) == 49
-    (out / "cleaned_images/0@000.png").unlink()   # of the file that was removed
+    (out / "cleaned_images/mine.png").write_bytes(b"of somebody else")
+    assert len(crop(scans, out)) == 49 and not (out / "cleaned_images/0@000.png").exists()
+    (out / "cleaned_images/mine.png").unlink()   # it was left alone
     crop(scans, tmp_path / "anew")
     assert content(out) == content(tmp_path / "anew")
+
+
+def test_a_moved_output_removes_nothing_where_it_was(scans, tmp_path):
+    crop(scans, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    before = inodes(tmp_path / "out")
+    (scans / "0/000.png").unlink()
+    assert len(crop(scans, tmp_path / "copy")) == 39 and inodes(tmp_path / "out") == before
 
 
 def test_a_replaced_file_is_done_again_and_not_served(scans, tmp_path):

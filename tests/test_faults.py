@@ -13,9 +13,12 @@ from PIL import Image
 
 from mammo_nb.core import parsing
 from mammo_nb.core.dicom import find_files, read_header
-from mammo_nb.core.files import open_file, walk
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import TableError, open_file, read_csv, walk
 from mammo_nb.core.headers import DicomError
 from mammo_nb.core.series import read_series
+from mammo_nb.core.submission import find_submission
+from mammo_nb.core.submit import submit
 from mammo_nb.ich.reading.inputs import find_pictures
 from mammo_nb.mammo.crops import crop_folder
 
@@ -177,3 +180,32 @@ def test_a_header_of_many_frames_is_within_the_limits():
 def test_a_picture_of_gigabytes_is_not_read(tmp_path, head):
     with pytest.raises(DicomError, match="GB|neither PNG nor JPEG"):
         read_header(sparse(tmp_path / "a.png", head))
+
+
+# --- tables
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_tables_are_read_in_the_encodings_of_spreadsheets(tmp_path, encoding):
+    (tmp_path / "t.csv").write_bytes("patient_id,name\n007,Jos\xe9\n".encode(encoding))
+    assert read_csv(tmp_path / "t.csv", dtype=str).values.tolist() == [["007", "Jos\xe9"]]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", 'a,b\n1,"2\n3,4\n', "a,b\n1,2\n1,2,3\n", "a,b\n1,\x002\n1,2,3,4\n"],
+                         ids=["empty", "blank", "an open quote", "ragged", "zeros"])
+def test_a_damaged_table_is_a_sentence(tmp_path, text):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(TableError, match=r"t.csv cannot be read as a table: .+\. Save it as CSV again\.") as told:
+        read_csv(path)
+    assert len(str(told.value).splitlines()) == 1 and str(told.value).isprintable()
+
+
+@pytest.mark.parametrize("harm", ["", 'a,"b\n1,2\n', "prediction_id,cancer\n1,2\n1,2,3\n"])
+def test_a_damaged_table_of_a_competition_leaves_the_valid_submission(place, harm):
+    "The table of images is damaged; the sample is not, and is what has been written first."
+    (place / "c/test_images").mkdir(parents=True)
+    (place / "c/sample_submission.csv").write_text("prediction_id,cancer\n1_L,0\n")
+    (place / "c/test.csv").write_text(harm)
+    with pytest.raises(ProjectError, match="test.csv cannot be read as a table"):
+        submit(find_submission("mammo"), place / "c", None, place / "out")
+    assert (place / "out/submission.csv").read_text() == "prediction_id,cancer\n1_L,0\n"

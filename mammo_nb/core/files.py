@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['sync', 'sync_all', 'recording', 'StorageError', 'telling', 'make_folder', 'replacing', 'sha256', 'short_hash',
            'state_of', 'mark_of', 'unchanged', 'owner', 'owned', 'PathError', 'inside', 'walk', 'open_file',
-           'write_text', 'write_json', 'read_json', 'write_csv', 'kept_beside']
+           'write_text', 'write_json', 'read_json', 'write_csv', 'TableError', 'read_csv']
 
-# %% ../../nbs/core/12_files.ipynb #d8d3ab64
+# %% ../../nbs/core/12_files.ipynb #fa4201a0
 import errno
 import fcntl
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 import stat
@@ -24,7 +25,7 @@ from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Iterator
 
-from .errors import ProjectError
+from .errors import ProjectError, decode_text, shown
 
 # %% ../../nbs/core/12_files.ipynb #e3360c5d
 _written = ContextVar("_written", default=None)   # paths written in a `recording` block; None outside of one
@@ -249,7 +250,7 @@ def open_file(
         raise OSError(errno.EINVAL, "no file, but a pipe, a socket or a device", str(path))
     return open(path, "rb")
 
-# %% ../../nbs/core/12_files.ipynb #cd952ad2
+# %% ../../nbs/core/12_files.ipynb #5480c034
 def write_text(
     path: Path | str,  # the file to write
     text: str,         # encoded as UTF-8
@@ -280,16 +281,16 @@ def write_csv(
         # a name of a file may have bytes that are no UTF-8
         table.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
 
-# %% ../../nbs/core/12_files.ipynb #57fd14a2
-@contextmanager
-def kept_beside(
-    output: Path | str | None,  # a file; None: a temporary folder
-) -> Iterator[Path]:            # the folder, which stays if there is a file
-    "A folder for what a command computes on the way to its file."
-    if output:
-        folder = Path(output).absolute().with_name(f".{Path(output).name}")
-        with owner(folder):
-            yield folder
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+class TableError(ProjectError, ValueError):
+    "A file that is no table."
+
+def read_csv(
+    path: Path | str,  # CSV file in UTF-8, UTF-16 or Windows-1252
+    **how,             # arguments of pandas.read_csv
+):                     # pandas.DataFrame
+    "Read a CSV file. Raises TableError for one that is empty, ragged or has an open quote."
+    import pandas as pd   # half of the commands need no tables
+    try:
+        return pd.read_csv(io.StringIO(decode_text(Path(path).read_bytes())), **how)
+    except ValueError as e:
+        raise TableError(f"{path} cannot be read as a table: {shown(str(e).strip())}. Save it as CSV again.") from None

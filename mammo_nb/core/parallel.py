@@ -26,7 +26,7 @@ from .cluster import connect_cluster, rows_on_cluster
 from .files import owner, replacing, sync, sync_all, telling, unchanged, write_csv
 from .processes import FILES, plain, rows_in_processes
 
-# %% ../../nbs/core/35_parallel.ipynb #412f80dc
+# %% ../../nbs/core/35_parallel.ipynb #b1d1116e
 PAUSE = 1.0   # seconds between two syncs of a journal
 SYNCED = b'{"synced": true}\n'
 
@@ -91,7 +91,12 @@ class Journal:
     def verify(self,
         items,  # digests of the items that are wanted
     ):
-        "Keep the rows of these items whose files are unchanged."
+        "Keep the rows of these items whose files are unchanged. Files that only other items have written are removed."
+        here, wanted = self.path.parent.resolve(), {file for item in items for file in self.files.get(item, ())}
+        others = {file for item, files in self.files.items() if item not in items for file in files}
+        for path in map(Path, others - wanted):
+            if path.parent.resolve().is_relative_to(here):  # the folder may have been moved since
+                path.unlink(missing_ok=True)
         self.rows = {item: self.rows[item] for item in items if item in self.rows and
                      all(unchanged(file, mark, item in self.waiting) for file, mark in self.files[item].items())}
         self.waiting &= self.rows.keys()

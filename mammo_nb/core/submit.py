@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['devices', 'Network', 'batch_size', 'Output', 'submit_items', 'submit', 'submit_stage', 'summary']
 
-# %% ../../nbs/core/63_submit.ipynb #7cc36489
+# %% ../../nbs/core/63_submit.ipynb #945fa4f3
 import shutil
 import time
 from collections import defaultdict
@@ -22,7 +22,7 @@ import pandas as pd
 from .budget import Mode, Planner, in_words, read_budget
 from .engines import Engine
 from .errors import ending
-from .files import read_json, replacing, write_csv, write_json
+from .files import read_csv, read_json, replacing, write_csv, write_json
 from .parallel import UNREACHED, collect
 from .runs import Run
 from .sidecars import read_entries
@@ -82,7 +82,7 @@ def batch_size(
     "The batch that an engine was built for, else four."
     return engine.metadata["batches"][1] if "batches" in engine.metadata else 4
 
-# %% ../../nbs/core/63_submit.ipynb #a582ca1f
+# %% ../../nbs/core/63_submit.ipynb #c2d8502a
 @dataclass(frozen=True)
 class Output:
     "The files of a submission."
@@ -99,7 +99,7 @@ def _first_file(submission: Submission, folder: Path, target: Path):
         with replacing(target) as temporary:
             shutil.copyfile(sample, temporary)
         if submission.first is not None:
-            table = pd.read_csv(sample, dtype=str, keep_default_na=False)
+            table = read_csv(sample, dtype=str, keep_default_na=False)
             table[list(table.columns[1:])] = submission.first
             write_csv(target, table)
     if missing:

@@ -27,13 +27,13 @@ from .recipes import CLASSES, COMPETITION
 from .system import system
 from .tools.hidden import hidden_test
 
-# %% ../../nbs/ich/10_submit.ipynb #d8b5d404
+# %% ../../nbs/ich/10_submit.ipynb #09d2328f
 def read_sample(
     folder: Path,     # of the competition
 ) -> pd.DataFrame:    # ID and Label, as in the file
     "Read the sample of a submission; raises CompetitionError if an ID is twice or is not <image>_<class>."
     path = folder / SAMPLE
-    sample = pd.read_csv(path, dtype={"ID": str})[["ID", "Label"]]
+    sample = read_csv(path, dtype={"ID": str})[["ID", "Label"]]
     split_ids(sample, path)
     if (twice := sample["ID"].duplicated()).any():
         raise CompetitionError(f"{path} has {sample['ID'][twice.idxmax()]} twice. Get the file again.")

@@ -29,13 +29,13 @@ from .recipes import COMPETITION, GRADES, SUBMITTED
 from .system import system
 from .tools.hidden import hidden_test
 
-# %% ../../nbs/trauma/10_submit.ipynb #fbf7b33c
+# %% ../../nbs/trauma/10_submit.ipynb #13756d59
 def read_test(
     folder: Path,   # the competition
 ) -> ItemSet:       # a row of `items` for each patient; `file` is the folder of the patient
     "Read the sample and list the folders of the test images. Raises CompetitionError."
     path, images = folder / SAMPLE, folder / "test_images"
-    sample = pd.read_csv(path, dtype={"patient_id": str})
+    sample = read_csv(path, dtype={"patient_id": str})
     if list(sample.columns) != ["patient_id", *SUBMITTED]:
         raise CompetitionError(f"{path} has the columns {', '.join(sample.columns)}. Get the file again.")
     if (twice := sample["patient_id"].duplicated()).any():

@@ -22,6 +22,7 @@
 
 # %%
 #| export
+import codecs
 import errno
 import re
 import signal
@@ -156,6 +157,30 @@ def cell(
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 assert [cell(t) for t in ("=1+1", "10008", "a\nb", None)] == ["'=1+1", "10008", "a\\nb", None]
+
+# %% [markdown]
+# ## Text of others
+# A byte order mark names the encoding of a table. Without one, the bytes are UTF-8, or they are Windows-1252, which
+# Western spreadsheets write. UTF-16 without a mark has a zero byte in every character of a header.
+
+# %%
+#| export
+MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+def decode_text(
+    data: bytes,  # of a table
+) -> str:
+    "Decode UTF-8, UTF-16 or Windows-1252."
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data[:2]:
+        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+# %%
+assert {decode_text("é,b".encode(e)) for e in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252")} == {"é,b"}
 
 # %% [markdown]
 # ## The end of a run

@@ -31,6 +31,7 @@ import fcntl
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 import stat
@@ -42,7 +43,7 @@ from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Iterator
 
-from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.errors import ProjectError, decode_text, shown
 
 # %% [markdown]
 # ## On the disk
@@ -420,34 +421,36 @@ def write_csv(
         # a name of a file may have bytes that are no UTF-8
         table.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
 
+class TableError(ProjectError, ValueError):
+    "A file that is no table."
+
+def read_csv(
+    path: Path | str,  # CSV file in UTF-8, UTF-16 or Windows-1252
+    **how,             # arguments of pandas.read_csv
+):                     # pandas.DataFrame
+    "Read a CSV file. Raises TableError for one that is empty, ragged or has an open quote."
+    import pandas as pd   # half of the commands need no tables
+    try:
+        return pd.read_csv(io.StringIO(decode_text(Path(path).read_bytes())), **how)
+    except ValueError as e:
+        raise TableError(f"{path} cannot be read as a table: {shown(str(e).strip())}. Save it as CSV again.") from None
+
+# %%
+(folder / "odd.csv").write_bytes("id,é\n1,2\n".encode("utf-16"))
+assert read_csv(folder / "odd.csv").columns.tolist() == ["id", "é"]
+for text in ("", 'a,b\n"1,2\n', "a,b\n1,2\n1,2,3\n"):
+    (folder / "odd.csv").write_text(text)
+    try:
+        read_csv(folder / "odd.csv")
+    except TableError as e:
+        print(str(e).replace(str(folder), "..."))
+    else:
+        raise AssertionError(text)
+
 # %%
 write_json(folder / "a" / "numbers.json", {"one": 1})
 assert read_json(folder / "a" / "numbers.json") == {"one": 1}
 (folder / "a" / "numbers.json").read_text()
-
-# %% [markdown]
-# A command that writes one file may keep what it has computed in a hidden folder beside it. Without a file there is
-# nothing to keep.
-
-# %%
-#| export
-@contextmanager
-def kept_beside(
-    output: Path | str | None,  # a file; None: a temporary folder
-) -> Iterator[Path]:            # the folder, which stays if there is a file
-    "A folder for what a command computes on the way to its file."
-    if output:
-        folder = Path(output).absolute().with_name(f".{Path(output).name}")
-        with owner(folder):
-            yield folder
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-
-# %%
-with kept_beside(folder / "check.csv") as kept:
-    (kept / "files.csv.journal").write_text("")
-assert kept == folder / ".check.csv" and kept.is_dir()
 
 # %% [markdown]
 # ---

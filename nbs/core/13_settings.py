@@ -28,16 +28,15 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Iterator
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import make_folder, mark_of, read_json, sha256, short_hash, state_of, write_json
-
-# %%
-#| hide
-import tempfile
+from mammo_nb.core.files import make_folder, mark_of, owner, read_json, sha256, short_hash, state_of, write_json
 
 # %% tags=["parameters"]
 variable = "MAMMO_NB_RAW"   # the environment variable of `raw`, shown below
@@ -168,6 +167,30 @@ for name in ("heart", "../raw"):
         find_dataset(name, folder / "settings.ini")
     except NoDataset as e:
         print(e)
+
+# %% [markdown]
+# A command that writes one file may keep what it has computed in a hidden folder beside it. Without a file there is
+# nothing to keep.
+
+# %%
+#| export
+@contextmanager
+def kept_beside(
+    output: Path | str | None,  # a file; None: a temporary folder
+) -> Iterator[Path]:            # the folder, which stays if there is a file
+    "A folder for what a command computes on the way to its file."
+    if output:
+        folder = Path(output).absolute().with_name(f".{Path(output).name}")
+        with owner(folder):
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+# %%
+with kept_beside(folder / "check.csv") as kept:
+    (kept / "files.csv.journal").write_text("")
+assert kept == folder / ".check.csv" and kept.is_dir()
 
 # %% [markdown]
 # ## Trained weights

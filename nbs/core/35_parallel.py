@@ -63,7 +63,8 @@ from mammo_nb.core.cluster import BackendError
 # The first line holds the parameters and the code. A journal with others is discarded. Each row has the digest of its
 # item, and of size and time of the files that the item reads. So a changed item or file is computed again. A row counts
 # only if the files that it wrote still have their size and content. The files of rows that no such line follows are
-# read for this. Rows with an error are not stored: the next call tries them again. An incomplete last line is removed
+# read for this. What was written for an item that is no longer wanted, such as the crop of a file that was removed, is
+# removed. Rows with an error are not stored: the next call tries them again. An incomplete last line is removed
 # before anything is appended.
 
 # %%
@@ -132,7 +133,12 @@ class Journal:
     def verify(self,
         items,  # digests of the items that are wanted
     ):
-        "Keep the rows of these items whose files are unchanged."
+        "Keep the rows of these items whose files are unchanged. Files that only other items have written are removed."
+        here, wanted = self.path.parent.resolve(), {file for item in items for file in self.files.get(item, ())}
+        others = {file for item, files in self.files.items() if item not in items for file in files}
+        for path in map(Path, others - wanted):
+            if path.parent.resolve().is_relative_to(here):  # the folder may have been moved since
+                path.unlink(missing_ok=True)
         self.rows = {item: self.rows[item] for item in items if item in self.rows and
                      all(unchanged(file, mark, item in self.waiting) for file, mark in self.files[item].items())}
         self.waiting &= self.rows.keys()

@@ -40,7 +40,7 @@ import pandas as pd
 from mammo_nb.core.budget import Mode, Planner, in_words, read_budget
 from mammo_nb.core.engines import Engine
 from mammo_nb.core.errors import ending
-from mammo_nb.core.files import read_json, replacing, write_csv, write_json
+from mammo_nb.core.files import read_csv, read_json, replacing, write_csv, write_json
 from mammo_nb.core.parallel import UNREACHED, collect
 from mammo_nb.core.runs import Run
 from mammo_nb.core.sidecars import read_entries
@@ -139,7 +139,7 @@ def _first_file(submission: Submission, folder: Path, target: Path):
         with replacing(target) as temporary:
             shutil.copyfile(sample, temporary)
         if submission.first is not None:
-            table = pd.read_csv(sample, dtype=str, keep_default_na=False)
+            table = read_csv(sample, dtype=str, keep_default_na=False)
             table[list(table.columns[1:])] = submission.first
             write_csv(target, table)
     if missing:

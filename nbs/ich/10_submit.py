@@ -47,7 +47,7 @@ from mammo_nb.ich.tools.hidden import hidden_test
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.files import read_json
+from mammo_nb.core.files import read_csv, read_json
 from mammo_nb.core.practice import practice
 from mammo_nb.core.submit import summary
 
@@ -72,7 +72,7 @@ def read_sample(
 ) -> pd.DataFrame:    # ID and Label, as in the file
     "Read the sample of a submission; raises CompetitionError if an ID is twice or is not <image>_<class>."
     path = folder / SAMPLE
-    sample = pd.read_csv(path, dtype={"ID": str})[["ID", "Label"]]
+    sample = read_csv(path, dtype={"ID": str})[["ID", "Label"]]
     split_ids(sample, path)
     if (twice := sample["ID"].duplicated()).any():
         raise CompetitionError(f"{path} has {sample['ID'][twice.idxmax()]} twice. Get the file again.")

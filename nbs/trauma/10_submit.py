@@ -49,7 +49,7 @@ from mammo_nb.trauma.tools.hidden import hidden_test
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.files import read_json
+from mammo_nb.core.files import read_csv, read_json
 from mammo_nb.core.practice import practice
 from mammo_nb.core.submit import summary
 from mammo_nb.trauma.reading.competition import read_labels
@@ -74,7 +74,7 @@ def read_test(
 ) -> ItemSet:       # a row of `items` for each patient; `file` is the folder of the patient
     "Read the sample and list the folders of the test images. Raises CompetitionError."
     path, images = folder / SAMPLE, folder / "test_images"
-    sample = pd.read_csv(path, dtype={"patient_id": str})
+    sample = read_csv(path, dtype={"patient_id": str})
     if list(sample.columns) != ["patient_id", *SUBMITTED]:
         raise CompetitionError(f"{path} has the columns {', '.join(sample.columns)}. Get the file again.")
     if (twice := sample["patient_id"].duplicated()).any():

@@ -6,13 +6,14 @@
 __all__ = ['LABELS', 'SAMPLE', 'WHOLE', 'REAL', 'CompetitionError', 'split_ids', 'read_labels', 'images_folder', 'place_of',
            'training_files', 'test_files', 'read_table', 'usable', 'places_by_position']
 
-# %% ../../../nbs/ich/reading/competition.ipynb #4a4b50f3
+# %% ../../../nbs/ich/reading/competition.ipynb #1694ac24
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ...core.errors import ProjectError
+from ...core.files import TableError, read_csv
 from ...core.runs import Run
 from ...core.settings import find_dataset
 from . import phe
@@ -22,7 +23,7 @@ from ..recipes import CLASSES
 class CompetitionError(ProjectError):
     "A table or a folder that does not have the layout of the competition."
 
-# %% ../../../nbs/ich/reading/competition.ipynb #270a389e
+# %% ../../../nbs/ich/reading/competition.ipynb #463e7d6f
 LABELS, SAMPLE = "stage_2_train.csv", "stage_2_sample_submission.csv"
 
 def _several(names) -> str:
@@ -49,9 +50,9 @@ def read_labels(
     "Read the label table. Raises CompetitionError for labels that are missing, no label or contradictory."
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype={"ID": str})
-    except (ValueError, UnicodeDecodeError) as e:
-        raise CompetitionError(f"{path} is no table: {e}. Fetch it again.") from e
+        table = read_csv(path, dtype={"ID": str})
+    except TableError as e:
+        raise CompetitionError(str(e)) from e
     if missing := {"ID", "Label"} - set(table.columns):
         raise CompetitionError(f"{path} has no column {', '.join(sorted(missing))}. The label table has ID and Label.")
     wrong = table.loc[~table["Label"].isin([0, 1]), "ID"]
@@ -109,7 +110,7 @@ def test_files(
     images = "stage_2_test_images" if not folder.is_dir() else images_folder(folder, "test").name
     return [f"{place}/{SAMPLE}", f"{place}/{images}/"]
 
-# %% ../../../nbs/ich/reading/competition.ipynb #faacd05d
+# %% ../../../nbs/ich/reading/competition.ipynb #784c2f04
 WHOLE = ("rows", "columns", "place", "x0", "y0", "x1", "y1", "fold", *CLASSES)
 REAL = ("position_mm", "gap_mm", "mean_hu")
 
@@ -117,7 +118,7 @@ def read_table(
     path: Path | str,   # slices.csv or folds.csv
 ) -> pd.DataFrame:      # ids and notes as text, numbers as float or, where all rows have them, int
     "Read a table of slices as later stages need it."
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_csv(path, dtype=str, keep_default_na=False)
     for column in (*WHOLE, *REAL):
         if column not in table:
             continue

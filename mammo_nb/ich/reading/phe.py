@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABELS', 'IMAGES', 'COLUMNS', 'PheError', 'is_phe', 'read_slices', 'read_picture']
 
-# %% ../../../nbs/ich/reading/phe.ipynb #72351c9a
+# %% ../../../nbs/ich/reading/phe.ipynb #434874af
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import ProjectError
-from ...core.files import inside
+from ...core.files import inside, read_csv
 from ...core.headers import NotDicom
 from ...core.pictures import picture_bytes
 
@@ -34,13 +34,13 @@ def is_phe(
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.readline().strip().split(",") == COLUMNS
 
-# %% ../../../nbs/ich/reading/phe.ipynb #98b2dd44
+# %% ../../../nbs/ich/reading/phe.ipynb #a148e957
 def read_slices(
     folder: Path | str,   # with labels.csv and img/
 ) -> pd.DataFrame:        # the columns of a table of slices without sizes and HU; place; any
     "The table of the slices, in the order of their numbers. Raises PheError."
     path = Path(folder) / LABELS
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+    raw = read_csv(path, dtype=str, keep_default_na=False)
     wrong = raw[~raw["slice"].str.fullmatch(r"\d+") | ~raw["positive"].isin(["0", "1"]) | raw["patient"].eq("")]
     if len(wrong):
         raise PheError(f"{path}: row {wrong.index[0] + 2} is {wrong.iloc[0].to_dict()}. A row has a patient, the "

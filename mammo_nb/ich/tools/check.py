@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'CheckError', 'label_faults', 'inspect_file', 'measure_file', 'check_data', 'estimate', 'print_check']
 
-# %% ../../../nbs/ich/tools/check.ipynb #a4880043
+# %% ../../../nbs/ich/tools/check.ipynb #331db10e
 import hashlib
 import shutil
 import time
@@ -19,26 +19,26 @@ import pandas as pd
 from ...core.budget import in_words
 from ...core.dicom import find_files, folder_of, read_frame
 from ...core.errors import ProjectError
-from ...core.files import inside, kept_beside
+from ...core.files import TableError, inside, read_csv
 from ...core.parallel import map_files, print_kinds
 from ...core.runs import locate
-from ...core.settings import find_dataset
+from ...core.settings import find_dataset, kept_beside
 from ..reading import phe
 from ..reading.competition import LABELS, SAMPLE
 from ..reading.inputs import Seen, read_picture
 from ..reading.squares import head_box
 from ..recipes import CLASSES
 
-# %% ../../../nbs/ich/tools/check.ipynb #e1475fe5
+# %% ../../../nbs/ich/tools/check.ipynb #d239fc5f
 class CheckError(ProjectError):
     "A folder or a table that cannot be checked."
 
 def _read_ids(path: Path) -> pd.DataFrame:
     "ID and Label with image_id and kind."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as e:
-        raise CheckError(f"{path} is no table: {e}. Fetch it again.") from e
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    except TableError as e:
+        raise CheckError(str(e)) from e
     if missing := {"ID", "Label"} - set(table):
         raise CheckError(f"{path} has no column {', '.join(sorted(missing))}. The label table has ID and Label.")
     parts = table["ID"].str.rpartition("_")

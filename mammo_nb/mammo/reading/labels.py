@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['REQUIRED', 'KEPT', 'SIDES', 'DatasetError', 'read_table', 'read_labels', 'known', 'number', 'side']
 
-# %% ../../../nbs/mammo/reading/labels.ipynb #03b4a0b5
+# %% ../../../nbs/mammo/reading/labels.ipynb #290effd0
 from pathlib import Path
 from zipfile import BadZipFile
 
 import pandas as pd
 
 from ...core.errors import ProjectError
+from ...core.files import TableError, read_csv
 
 # %% ../../../nbs/mammo/reading/labels.ipynb #a30cc88c
 REQUIRED = ["patient_id", "image_id", "laterality", "view", "cancer"]
@@ -20,7 +21,7 @@ KEPT = ["site_id", "age", "density", "BIRADS", "machine_id", "implant"]  # colum
 class DatasetError(ProjectError):
     "A table cannot be used. The text names the file, the place and the reason."
 
-# %% ../../../nbs/mammo/reading/labels.ipynb #e5927017
+# %% ../../../nbs/mammo/reading/labels.ipynb #e9c3e908
 def read_table(
     path: Path,        # a CSV file
     required: list,    # names of columns that must exist
@@ -31,7 +32,7 @@ def read_table(
         raise DatasetError(
             f"{path} does not exist. A competition goes below `raw` of settings.ini, in the layout of the README.")
     texts = "patient_id", "image_id", "prediction_id", "site_id", "machine_id", "dataset", "scaling", "error"
-    table = pd.read_csv(path, dtype={c: str for c in texts})
+    table = read_csv(path, dtype={c: str for c in texts})
     missing = [c for c in required if c not in table]
     if missing:
         raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
@@ -41,7 +42,7 @@ def read_table(
             raise DatasetError(f"{path.name}, row {bad.idxmax() + 2}: {c} {table[c][bad.idxmax()]!r} is no file name.")
     return table
 
-# %% ../../../nbs/mammo/reading/labels.ipynb #0677a81f
+# %% ../../../nbs/mammo/reading/labels.ipynb #d2c208d7
 def read_labels(
     folder: Path,      # folder of the data set
     names: tuple,      # possible names of the table, CSV or Excel; the first that exists is read
@@ -56,7 +57,9 @@ def read_labels(
         if path.suffix == ".xlsx":
             table = pd.read_excel(path, sheet, dtype=str, keep_default_na=False)
         else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table = read_csv(path, dtype=str, keep_default_na=False)
+    except TableError as e:
+        raise DatasetError(str(e)) from e
     except (ValueError, OSError, KeyError, BadZipFile) as e:
         raise DatasetError(f"{path.name} cannot be read as a table: {e}. Fetch it again.") from e
     table.columns = [str(c).strip() for c in table.columns]

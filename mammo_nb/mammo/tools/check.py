@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'COLUMNS', 'MANY', 'measure_crop', 'estimate', 'check_folder', 'check_dataset', 'check_data',
            'estimate_text', 'print_check']
 
-# %% ../../../nbs/mammo/tools/check.ipynb #f12d0a97
+# %% ../../../nbs/mammo/tools/check.ipynb #306f4359
 import os
 import shutil
 import tempfile
@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from ...core.dicom import find_files, folder_of
-from ...core.files import kept_beside, write_csv
+from ...core.files import write_csv
 from ...core.parallel import group_kinds, map_files, print_kinds
 from ...core.runs import locate
-from ...core.settings import SettingsError, read_paths
+from ...core.settings import kept_beside, read_paths, SettingsError
 from ..crops import crop_file, crop_path
 from ..datasets import place_of, read_set
 from ...core.errors import cell

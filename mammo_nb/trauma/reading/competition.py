@@ -7,12 +7,13 @@ __all__ = ['TRAIN', 'IMAGE_LEVEL', 'SAMPLE', 'INJURIES', 'TEXT', 'CompetitionErr
            'by_number', 'list_series', 'place_of', 'grade_files', 'injured_files', 'image_files', 'mask_files',
            'test_files', 'read_table']
 
-# %% ../../../nbs/trauma/reading/competition.ipynb #e2260f06
+# %% ../../../nbs/trauma/reading/competition.ipynb #013eb540
 from pathlib import Path
 
 import pandas as pd
 
 from ...core.errors import ProjectError
+from ...core.files import TableError, read_csv
 from ...core.runs import Run
 from ...core.settings import find_dataset
 from ..recipes import GRADES, SUBMITTED
@@ -21,7 +22,7 @@ from ..recipes import GRADES, SUBMITTED
 class CompetitionError(ProjectError):
     "A table or a folder that does not have the layout of the competition."
 
-# %% ../../../nbs/trauma/reading/competition.ipynb #48a72b65
+# %% ../../../nbs/trauma/reading/competition.ipynb #26230a3a
 TRAIN, IMAGE_LEVEL, SAMPLE = "train.csv", "image_level_labels.csv", "sample_submission.csv"
 
 def _table(
@@ -30,9 +31,9 @@ def _table(
 ) -> pd.DataFrame:             # all text
     "Read a table of the competition. Raises CompetitionError."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as e:
-        raise CompetitionError(f"{path} is no table: {e}. Fetch it again.") from e
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    except TableError as e:
+        raise CompetitionError(str(e)) from e
     if missing := [c for c in columns if c not in table]:
         raise CompetitionError(f"{path} has no column {', '.join(missing)}. Fetch it again.")
     return table
@@ -129,7 +130,7 @@ def test_files(
     place = place_of(run)
     return [f"{place}/{SAMPLE}", f"{place}/test_images/"]
 
-# %% ../../../nbs/trauma/reading/competition.ipynb #3e38ab7f
+# %% ../../../nbs/trauma/reading/competition.ipynb #24252600
 TEXT = ("patient_id", "study", "series", "image_id", "file", "frame", "instance", "plane", "orientation", "error",
         "note", "volume", "block", "places")
 
@@ -137,7 +138,7 @@ def read_table(
     path: Path | str,   # slices.csv, series.csv, info.csv, blocks.csv or folds.csv
 ) -> pd.DataFrame:      # columns of TEXT as text, others as numbers where all of their values are
     "Read a table of a run as later stages need it."
-    table = pd.read_csv(path, dtype={c: str for c in TEXT}, low_memory=False)
+    table = read_csv(path, dtype={c: str for c in TEXT}, low_memory=False)
     text = [c for c in TEXT if c in table]
     table[text] = table[text].fillna("")
     return table

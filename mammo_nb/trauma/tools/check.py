@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'inspect_file', 'measure_file', 'table_faults', 'check_data', 'print_check']
 
-# %% ../../../nbs/trauma/tools/check.ipynb #fcc742f4
+# %% ../../../nbs/trauma/tools/check.ipynb #ee77a559
 import shutil
 import time
 from pathlib import Path
@@ -17,10 +17,10 @@ import pandas as pd
 from ...core.budget import in_words
 from ...core.dicom import find_files, folder_of, read_frame
 from ...core.errors import ProjectError
-from ...core.files import inside, kept_beside
+from ...core.files import inside, read_csv
 from ...core.parallel import map_files, print_kinds
 from ...core.runs import locate
-from ...core.settings import find_dataset
+from ...core.settings import find_dataset, kept_beside
 from ..reading.competition import IMAGE_LEVEL, SAMPLE, TRAIN, read_image_labels, read_labels
 from ..reading.levels import slice_levels
 
@@ -43,7 +43,7 @@ def measure_file(
     levels = slice_levels(read_frame(inside(item["folder"], item["file"]), 0).decode())
     return {"seconds": time.perf_counter() - started, "size": levels.size}
 
-# %% ../../../nbs/trauma/tools/check.ipynb #6126c976
+# %% ../../../nbs/trauma/tools/check.ipynb #25eb1818
 COLUMNS = ["file", "bytes", "patient_id", "series", "instance", "rows", "columns", "problems", "error"]
 
 def table_faults(
@@ -77,7 +77,7 @@ def table_faults(
             if (series, instance) not in there:
                 missing(f"{series}/{instance}.dcm", f"Missing: {IMAGE_LEVEL} marks this slice, and there is none")
     if (folder / SAMPLE).is_file():
-        wanted = set(pd.read_csv(folder / SAMPLE, dtype=str)["patient_id"])
+        wanted = set(read_csv(folder / SAMPLE, dtype=str)["patient_id"])
         for patient in sorted(wanted - set(test["patient_id"])):
             missing(f"test_images/{patient}/", f"Missing: {SAMPLE} names this patient, and there are no images")
         problems |= {("test", p): f"not in {SAMPLE}" for p in set(test["patient_id"]) - wanted}

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import TableError, read_csv
 from mammo_nb.core.runs import Run
 from mammo_nb.core.settings import find_dataset
 from mammo_nb.ich.reading import phe
@@ -79,9 +80,9 @@ def read_labels(
     "Read the label table. Raises CompetitionError for labels that are missing, no label or contradictory."
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype={"ID": str})
-    except (ValueError, UnicodeDecodeError) as e:
-        raise CompetitionError(f"{path} is no table: {e}. Fetch it again.") from e
+        table = read_csv(path, dtype={"ID": str})
+    except TableError as e:
+        raise CompetitionError(str(e)) from e
     if missing := {"ID", "Label"} - set(table.columns):
         raise CompetitionError(f"{path} has no column {', '.join(sorted(missing))}. The label table has ID and Label.")
     wrong = table.loc[~table["Label"].isin([0, 1]), "ID"]
@@ -186,7 +187,7 @@ def read_table(
     path: Path | str,   # slices.csv or folds.csv
 ) -> pd.DataFrame:      # ids and notes as text, numbers as float or, where all rows have them, int
     "Read a table of slices as later stages need it."
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_csv(path, dtype=str, keep_default_na=False)
     for column in (*WHOLE, *REAL):
         if column not in table:
             continue

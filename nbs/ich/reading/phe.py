@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside
+from mammo_nb.core.files import inside, read_csv
 from mammo_nb.core.headers import NotDicom
 from mammo_nb.core.pictures import picture_bytes
 
@@ -74,7 +74,7 @@ def read_slices(
 ) -> pd.DataFrame:        # the columns of a table of slices without sizes and HU; place; any
     "The table of the slices, in the order of their numbers. Raises PheError."
     path = Path(folder) / LABELS
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False)
+    raw = read_csv(path, dtype=str, keep_default_na=False)
     wrong = raw[~raw["slice"].str.fullmatch(r"\d+") | ~raw["positive"].isin(["0", "1"]) | raw["patient"].eq("")]
     if len(wrong):
         raise PheError(f"{path}: row {wrong.index[0] + 2} is {wrong.iloc[0].to_dict()}. A row has a patient, the "

@@ -36,10 +36,10 @@ import pandas as pd
 from mammo_nb.core.budget import in_words
 from mammo_nb.core.dicom import find_files, folder_of, read_frame
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside, kept_beside
+from mammo_nb.core.files import TableError, inside, read_csv
 from mammo_nb.core.parallel import map_files, print_kinds
 from mammo_nb.core.runs import locate
-from mammo_nb.core.settings import find_dataset
+from mammo_nb.core.settings import find_dataset, kept_beside
 from mammo_nb.ich.reading import phe
 from mammo_nb.ich.reading.competition import LABELS, SAMPLE
 from mammo_nb.ich.reading.inputs import Seen, read_picture
@@ -70,9 +70,9 @@ class CheckError(ProjectError):
 def _read_ids(path: Path) -> pd.DataFrame:
     "ID and Label with image_id and kind."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as e:
-        raise CheckError(f"{path} is no table: {e}. Fetch it again.") from e
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    except TableError as e:
+        raise CheckError(str(e)) from e
     if missing := {"ID", "Label"} - set(table):
         raise CheckError(f"{path} has no column {', '.join(sorted(missing))}. The label table has ID and Label.")
     parts = table["ID"].str.rpartition("_")

@@ -31,6 +31,7 @@ from zipfile import BadZipFile
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import TableError, read_csv
 
 # %%
 #| hide
@@ -60,7 +61,7 @@ def read_table(
         raise DatasetError(
             f"{path} does not exist. A competition goes below `raw` of settings.ini, in the layout of the README.")
     texts = "patient_id", "image_id", "prediction_id", "site_id", "machine_id", "dataset", "scaling", "error"
-    table = pd.read_csv(path, dtype={c: str for c in texts})
+    table = read_csv(path, dtype={c: str for c in texts})
     missing = [c for c in required if c not in table]
     if missing:
         raise DatasetError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}.")
@@ -91,7 +92,9 @@ def read_labels(
         if path.suffix == ".xlsx":
             table = pd.read_excel(path, sheet, dtype=str, keep_default_na=False)
         else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table = read_csv(path, dtype=str, keep_default_na=False)
+    except TableError as e:
+        raise DatasetError(str(e)) from e
     except (ValueError, OSError, KeyError, BadZipFile) as e:
         raise DatasetError(f"{path.name} cannot be read as a table: {e}. Fetch it again.") from e
     table.columns = [str(c).strip() for c in table.columns]

@@ -23,7 +23,6 @@
 
 # %%
 #| export
-import codecs
 import csv
 import io
 import json
@@ -36,7 +35,7 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
-from mammo_nb.core.errors import cell, shown
+from mammo_nb.core.errors import cell, decode_text, shown
 from mammo_nb.core.files import inside, short_hash
 from mammo_nb.core.pictures import LONGEST, stem_of
 from mammo_nb.core.processes import rows_in_processes
@@ -50,25 +49,11 @@ import tempfile
 
 # %% [markdown]
 # ## Text
-# A byte order mark names the encoding. Without one, the bytes are UTF-8, or they are Windows-1252, which Western
-# spreadsheets write. UTF-16 without a mark has a zero byte in every character of a header.
+# Spreadsheets write tables in several encodings, and with several separators.
 
 # %%
 #| export
-MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 SEPARATORS = ",;\t"
-
-def decode_text(
-    data: bytes,  # of a table
-) -> str:
-    "Decode UTF-8, UTF-16 or Windows-1252."
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in data[:2]:
-        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
 
 def read_text_table(
     path: Path,     # a CSV file

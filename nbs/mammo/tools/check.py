@@ -36,10 +36,10 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom import find_files, folder_of
-from mammo_nb.core.files import kept_beside, write_csv
+from mammo_nb.core.files import write_csv
 from mammo_nb.core.parallel import group_kinds, map_files, print_kinds
 from mammo_nb.core.runs import locate
-from mammo_nb.core.settings import SettingsError, read_paths
+from mammo_nb.core.settings import kept_beside, read_paths, SettingsError
 from mammo_nb.mammo.crops import crop_file, crop_path
 from mammo_nb.mammo.datasets import place_of, read_set
 from mammo_nb.core.errors import cell

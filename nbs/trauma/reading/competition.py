@@ -28,6 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import TableError, read_csv
 from mammo_nb.core.runs import Run
 from mammo_nb.core.settings import find_dataset
 from mammo_nb.trauma.recipes import GRADES, SUBMITTED
@@ -58,9 +59,9 @@ def _table(
 ) -> pd.DataFrame:             # all text
     "Read a table of the competition. Raises CompetitionError."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as e:
-        raise CompetitionError(f"{path} is no table: {e}. Fetch it again.") from e
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    except TableError as e:
+        raise CompetitionError(str(e)) from e
     if missing := [c for c in columns if c not in table]:
         raise CompetitionError(f"{path} has no column {', '.join(missing)}. Fetch it again.")
     return table
@@ -217,7 +218,7 @@ def read_table(
     path: Path | str,   # slices.csv, series.csv, info.csv, blocks.csv or folds.csv
 ) -> pd.DataFrame:      # columns of TEXT as text, others as numbers where all of their values are
     "Read a table of a run as later stages need it."
-    table = pd.read_csv(path, dtype={c: str for c in TEXT}, low_memory=False)
+    table = read_csv(path, dtype={c: str for c in TEXT}, low_memory=False)
     text = [c for c in TEXT if c in table]
     table[text] = table[text].fillna("")
     return table

@@ -34,10 +34,10 @@ import pandas as pd
 from mammo_nb.core.budget import in_words
 from mammo_nb.core.dicom import find_files, folder_of, read_frame
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import inside, kept_beside
+from mammo_nb.core.files import inside, read_csv
 from mammo_nb.core.parallel import map_files, print_kinds
 from mammo_nb.core.runs import locate
-from mammo_nb.core.settings import find_dataset
+from mammo_nb.core.settings import find_dataset, kept_beside
 from mammo_nb.trauma.reading.competition import IMAGE_LEVEL, SAMPLE, TRAIN, read_image_labels, read_labels
 from mammo_nb.trauma.reading.levels import slice_levels
 
@@ -115,7 +115,7 @@ def table_faults(
             if (series, instance) not in there:
                 missing(f"{series}/{instance}.dcm", f"Missing: {IMAGE_LEVEL} marks this slice, and there is none")
     if (folder / SAMPLE).is_file():
-        wanted = set(pd.read_csv(folder / SAMPLE, dtype=str)["patient_id"])
+        wanted = set(read_csv(folder / SAMPLE, dtype=str)["patient_id"])
         for patient in sorted(wanted - set(test["patient_id"])):
             missing(f"test_images/{patient}/", f"Missing: {SAMPLE} names this patient, and there are no images")
         problems |= {("test", p): f"not in {SAMPLE}" for p in set(test["patient_id"]) - wanted}
