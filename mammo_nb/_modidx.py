@@ -363,6 +363,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mammo_nb.core.fetch._receive': ('core/fetch.html#_receive', 'mammo_nb/core/fetch.py'),
                                      'mammo_nb.core.fetch.download': ('core/fetch.html#download', 'mammo_nb/core/fetch.py'),
                                      'mammo_nb.core.fetch.need_space': ('core/fetch.html#need_space', 'mammo_nb/core/fetch.py'),
+                                     'mammo_nb.core.fetch.too_large': ('core/fetch.html#too_large', 'mammo_nb/core/fetch.py'),
                                      'mammo_nb.core.fetch.unpack': ('core/fetch.html#unpack', 'mammo_nb/core/fetch.py')},
             'mammo_nb.core.files': { 'mammo_nb.core.files.PathError': ('core/files.html#patherror', 'mammo_nb/core/files.py'),
                                      'mammo_nb.core.files.StorageError': ('core/files.html#storageerror', 'mammo_nb/core/files.py'),

@@ -1,6 +1,8 @@
 "The rules of the house: numbers, reading order, one folder a system, sizes, lines."
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,10 @@ def test_headers_name_the_kernel_as_jupyterlab_writes_it():
 def test_a_notebook_ends_with_links_to_its_neighbours(source):
     expected = f"# %% [markdown]\n# ---\n{footer_of(source)}"
     assert source.read_text().rstrip().endswith(expected), f"{source.name} ends without:\n{expected}"
+
+
+def test_every_name_of_the_package_is_known():
+    "A notebook may import a name in a cell that is not exported, and the module then lacks it."
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821",
+                           ROOT / "mammo_nb"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

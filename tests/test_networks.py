@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import struct
 import zipfile
 from functools import partial
 
@@ -175,6 +176,35 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, what, inside):
     with pytest.raises(WeightsError, match=f"refused.*{what}.*save_weights"):
         load_weights(create_network("resnet10t"), tmp_path / "published.pth.tar")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("member, size", [("archive/data.pkl", 3 << 30), ("archive/data/0", 5 << 30)])
+def test_a_file_of_gigabytes_in_an_archive_is_refused_before_it_is_read(tmp_path, monkeypatch, member, size):
+    "Stored, not compressed, and sparse; the list of contents is all that is read."
+    path, name = tmp_path / "a.pth", member.encode()
+    sizes = struct.pack("<HHQQ", 1, 16, size, size)   # of 64 bits
+    local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 45, 0, 0, 0, 33, 0, 2**32 - 1, 2**32 - 1, len(name), len(sizes))
+    entry = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 45, 45, 0, 0, 0, 33, 0, 2**32 - 1, 2**32 - 1, len(name),
+                        len(sizes), 0, 0, 0, 0, 0) + name + sizes
+    at = len(local) + len(name) + len(sizes) + size
+    end64 = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, len(entry), at)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, at + len(entry), 1)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 1, 1, len(entry), 2**32 - 1, 0)
+    with open(path, "wb") as file:
+        file.write(local + name + sizes)
+        file.seek(at)
+        file.write(entry + end64 + locator + end)
+    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("it was read"))
+    with pytest.raises(WeightsError, match=f"refused: it holds {size / 1e9:.1f} GB in one piece"):
+        load_weights(create_network("resnet10t"), path)
+
+
+def test_a_plain_file_of_gigabytes_is_refused(tmp_path, monkeypatch):
+    with open(tmp_path / "a.pth", "wb") as file:
+        file.truncate(5 << 30)
+    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("it was read"))
+    with pytest.raises(WeightsError, match="refused"):
+        load_weights(create_network("resnet10t"), tmp_path / "a.pth")
 
 
 # ---- checkpoints as timm's training script leaves them: facts, section 6

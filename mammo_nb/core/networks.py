@@ -6,7 +6,7 @@
 __all__ = ['ALLOWED', 'LITE', 'LITE_VERSION', 'WeightsError', 'save_weights', 'read_state', 'load_state', 'load_weights',
            'lite_name', 'imagenet_lite_state', 'imagenet_state', 'create_network', 'Mirrored']
 
-# %% ../../nbs/core/44_networks.ipynb #23f1c1fc
+# %% ../../nbs/core/44_networks.ipynb #7acc4cd9
 import argparse
 import difflib
 import importlib.metadata
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .errors import ProjectError
+from .fetch import too_large
 from .files import read_json, replacing, sha256, write_json
 
 # %% ../../nbs/core/44_networks.ipynb #d85cd46c
@@ -60,7 +61,7 @@ def save_weights(
     write_json(path.with_suffix(".json"), {**metadata, "sha256": digest, "tensors": len(state)})
     return digest
 
-# %% ../../nbs/core/44_networks.ipynb #dfb9134b
+# %% ../../nbs/core/44_networks.ipynb #624c030e
 def read_state(
     path: Path,                                  # .safetensors, or .pth, .pt, .tar
 ) -> tuple[dict[str, torch.Tensor], dict]:       # state dict on the CPU, metadata ({} if there is none)
@@ -68,6 +69,8 @@ def read_state(
     path = Path(path)
     if not path.is_file():
         raise WeightsError(path, "no such file", f"Looked in {path.parent}.")
+    if reason := too_large(path):
+        raise WeightsError(path, reason, "No network of this project is so large: check where the file comes from.")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 def _read_safetensors(path: Path) -> tuple[dict, dict]:

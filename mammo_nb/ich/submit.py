@@ -6,7 +6,7 @@
 __all__ = ['CLIP', 'TABLE', 'submission', 'read_sample', 'read_test', 'prepare_item', 'predict', 'decide', 'modes_of',
            'item_entries', 'per_slice', 'show_series', 'run_stage']
 
-# %% ../../nbs/ich/10_submit.ipynb #7d2d4068
+# %% ../../nbs/ich/10_submit.ipynb #c9127f84
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..core.budget import Mode
 from ..core.pictures import sheet
+from ..core.files import read_csv
 from ..core.runs import Run
 from ..core.submission import ItemSet, Submission, caution
 from ..core.submit import submit_stage

@@ -6,7 +6,7 @@
 __all__ = ['TABLE', 'submission', 'read_test', 'prepare_item', 'predict', 'decide', 'modes_of', 'item_entries', 'per_patient',
            'run_stage']
 
-# %% ../../nbs/trauma/10_submit.ipynb #faf39153
+# %% ../../nbs/trauma/10_submit.ipynb #95b29de7
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..core.budget import Mode
 from ..core.engines import NotFinite
+from ..core.files import read_csv
 from ..core.runs import Run
 from ..core.submission import ItemSet, Submission, caution
 from ..core.submit import submit_stage

@@ -289,5 +289,32 @@ except FetchError as e:
 assert not (folder / "other").exists() and not list(folder.parent.glob("climbed.txt"))
 
 # %% [markdown]
+# ## Weights from others
+# A `.pth` is an archive as well. Its list of contents says how large the files in it are, before any of them is read.
+
+# %%
+#| export
+MAX_WEIGHTS = 2**32   # bytes; a checkpoint of the winner's, with its optimizer, has less than 1 GB
+MAX_PICKLE = 2**26    # bytes of the structure, without the tensors
+
+def too_large(
+    path: Path,   # a file of weights
+) -> str:         # why it is refused; "" if it is not
+    "Say whether a file is, or would become, larger than any weights. Only the list of an archive is read."
+    size, inside = Path(path).stat().st_size, {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = {m.filename: m.file_size for m in archive.infolist()}
+    except zipfile.BadZipFile:   # a format without an archive, or a damaged one
+        pass
+    structure = max((n for name, n in inside.items() if name.endswith("data.pkl")), default=0)
+    if max(size, sum(inside.values())) <= MAX_WEIGHTS and structure <= MAX_PICKLE:
+        return ""
+    return f"refused: it holds {max(size, *inside.values(), 0) / 1e9:.1f} GB in one piece"
+
+# %%
+assert not too_large(pack(shelf / "weights.pth", {"archive/data.pkl": b"", "archive/data/0": bytes(1000)}))
+
+# %% [markdown]
 # ---
 # [← Chapter 3: many files](30_many_files.py) · [Kaggle →](32_kaggle.py)

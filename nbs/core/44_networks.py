@@ -41,6 +41,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.fetch import too_large
 from mammo_nb.core.files import read_json, replacing, sha256, write_json
 
 # %%
@@ -105,6 +106,9 @@ def save_weights(
 # Published training checkpoints also hold the command line of their training, an `argparse.Namespace`, and NumPy
 # numbers. Both only hold values, so both are allowed. A training checkpoint may hold two sets of weights; the EMA
 # weights are the ones that were validated, so they are taken.
+#
+# A `.pth` is also an archive, whose small files may unpack to any size. So the sizes in its list of contents are
+# compared with limits before anything is read (`fetch`).
 
 # %%
 #| export
@@ -115,6 +119,8 @@ def read_state(
     path = Path(path)
     if not path.is_file():
         raise WeightsError(path, "no such file", f"Looked in {path.parent}.")
+    if reason := too_large(path):
+        raise WeightsError(path, reason, "No network of this project is so large: check where the file comes from.")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 def _read_safetensors(path: Path) -> tuple[dict, dict]:

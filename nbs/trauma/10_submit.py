@@ -33,6 +33,7 @@ import pandas as pd
 
 from mammo_nb.core.budget import Mode
 from mammo_nb.core.engines import NotFinite
+from mammo_nb.core.files import read_csv
 from mammo_nb.core.runs import Run
 from mammo_nb.core.submission import ItemSet, Submission, caution
 from mammo_nb.core.submit import submit_stage
@@ -49,7 +50,7 @@ from mammo_nb.trauma.tools.hidden import hidden_test
 #| hide
 import matplotlib.pyplot as plt
 
-from mammo_nb.core.files import read_csv, read_json
+from mammo_nb.core.files import read_json
 from mammo_nb.core.practice import practice
 from mammo_nb.core.submit import summary
 from mammo_nb.trauma.reading.competition import read_labels
