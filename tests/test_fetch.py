@@ -423,9 +423,9 @@ def test_the_sets_are_listed_and_a_slip_is_told(tmp_path, monkeypatch, capsys):
         cli.main()
     said = capsys.readouterr().out.splitlines()
     assert not end.value.code and [line.split()[0] for line in said
-                                   ] == ["rsna", "vindr", "miniddsm", "cmmd", "cddcesm", "bmcd"] == list(SETS)
+                                   ] == ["rsna", "vindr", "miniddsm", "cmmd", "cddcesm", "bmcd", "cbis"] == list(SETS)
     assert [line.split()[0] for line in said if "has a folder" in line] == ["cmmd"]
-    with pytest.raises(FetchError, match="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd"):
+    with pytest.raises(FetchError, match="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd, cbis"):
         fetch_set("vinder", tmp_path)
     assert check_set("rsna", tmp_path)["set"] == check_set(COMPETITION, tmp_path)["set"] == COMPETITION
 

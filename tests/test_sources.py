@@ -31,6 +31,7 @@ from mammo_nb.mammo.reading.sources import READERS, how_to_get, label_table, tot
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.check import check_dataset, print_check
+from mammo_nb.mammo.tools.smaller import copy_cbis
 from mammo_nb.mammo.reading.sides import read_sides
 
 ASSETS = SHARED / "winner_assets"
@@ -160,9 +161,63 @@ def own(root):
     dicom(root / "img/03.dcm")
 
 
+CBIS_COLUMNS = ("patient_id|breast_density|left or right breast|image view|abnormality id|assessment|pathology|"
+                "image file path|cropped image file path|ROI mask file path")
+LESIONS = ((30, 10), (40, 16))  # row and column of the first and of the second finding of a film
+
+
+def film(*lesions):
+    "A film of a left breast with bright lesions, and the mask of each."
+    y, x = np.mgrid[:64, :48]
+    masks = [np.hypot(y - r, x - c) < 5 for r, c in lesions]
+    pixels = 200 * (np.hypot(x, y - 32) < 30) + sum(300 * m for m in masks)
+    return pixels.astype(np.uint16), [np.uint8(255 * m) for m in masks]
+
+
+def cbis(root, layout="tcia", kinds=("mass", "calc")):
+    """CBIS-DDSM: P_00001 has one malignant mass in CC and two benign ones in MLO, P_00002 a benign mass in a right
+    breast. P_00003 has a mass in the training table and a calcification in the test table, so it is a test patient."""
+    films = [("mass", "train", "P_00001", "LEFT", "CC", ("MALIGNANT",)),
+             ("mass", "train", "P_00001", "LEFT", "MLO", ("BENIGN", "BENIGN_WITHOUT_CALLBACK")),
+             ("mass", "train", "P_00002", "RIGHT", "CC", ("BENIGN",)),
+             ("mass", "train", "P_00003", "LEFT", "CC", ("BENIGN",)),
+             ("calc", "test", "P_00003", "LEFT", "CC", ("MALIGNANT",))]
+    tables = {}
+    for n, (kind, part, patient, side, view, pathologies) in enumerate(films):
+        pixels, masks = film(*LESIONS[:len(pathologies)])
+        case = f"{kind.title()}-{'Training' if part == 'train' else 'Test'}_{patient}_{side}_{view}"
+        if side == "RIGHT":
+            pixels, masks = pixels[:, ::-1], [m[:, ::-1] for m in masks]
+        frame = f"{case}/1.1.{n}/1.2.{n}/000000.dcm"
+        store(root, layout, frame, 1, pixels)
+        for k, (pathology, mask) in enumerate(zip(pathologies, masks)):
+            cut, roi = (f"{case}_{k + 1}/1.3.{n}{k}/1.4.{n}{k}/{name}.dcm" for name in ("000000", "000001"))
+            if layout == "kaggle":  # where mask and cut-out have series of their own; the paths are exchanged
+                cut, roi = roi.replace("/1.4", "/1.5"), cut
+            store(root, layout, roi, 1, pixels[20:40, 5:25])
+            store(root, layout, cut, 2, mask)
+            tables.setdefault((kind, part), []).append(
+                (patient, 3, side, view, k + 1, 4, pathology, frame, cut, f"{roi}\n"))
+    for (kind, part), rows in tables.items():
+        if kind in kinds:
+            place = root / "csv" if layout == "kaggle" else root
+            names = CBIS_COLUMNS if kind == "mass" else CBIS_COLUMNS.replace("breast_density", "breast density")
+            table(place / f"{kind}_case_description_{part}_set.csv", names, *rows)
+
+
+def store(root, layout, path, number, pixels):
+    "Write an image of CBIS-DDSM where TCIA's retrievers or Kaggle put it."
+    case, study, series, _ = path.split("/")
+    if layout == "kaggle":
+        return picture(root / f"jpeg/{series}/{number}-123.jpg", np.uint8(np.minimum(pixels, 255)))
+    folder = f"CBIS-DDSM/{case}/{study}/{series}" if layout == "tcia" else (
+        f"manifest-1/CBIS-DDSM/{case}/07-20-2016-DDSM-NA-1/1.000000-images-2")
+    return dicom(root / folder / f"1-{number}.dcm", pixels=pixels.astype(np.uint16), bits=16, windows=())
+
+
 TREES = {
     "rsna-breast-cancer-detection": rsna, "vindr": vindr, "miniddsm": miniddsm, "cmmd": cmmd, "cddcesm": cddcesm,
-    "bmcd": bmcd, "own": own
+    "bmcd": bmcd, "cbis": cbis, "own": own
 }
 
 
@@ -299,6 +354,58 @@ def test_bmcd_a_missing_file_stays_in_the_table(tmp_path):
 
 
 # ---- own data sets
+@pytest.mark.parametrize("layout", ["tcia", "manifest", "kaggle"])
+def test_cbis_is_the_training_split_with_labels_of_the_breast(tmp_path, layout):
+    found = read("cbis", tmp_path, layout=layout)
+    assert found["image_id"].tolist() == ["P_00001_L_CC", "P_00001_L_MLO", "P_00002_R_CC"]  # P_00003 is tested
+    assert found["cancer"].tolist() == [1, 1, 0] and set(found["density"]) == {"C"}
+    assert all((tmp_path / file).is_file() for file in found["file"])
+    # two masses on a film have two masks, of which one alone would call the other healthy
+    assert found["mask"].notna().tolist() == [True, False, True]
+    for row in found[found["mask"].notna()].itertuples():
+        frame, mask = (read_image(tmp_path / file).pixels for file in (row.file, row.mask))
+        assert frame.shape == mask.shape == (64, 48) and (mask[frame < 150] < 100).all() and mask.max() > 200
+
+
+def test_cbis_of_masses_alone_is_enough_and_a_lost_film_stays_in_the_table(tmp_path):
+    cbis(tmp_path, kinds=("mass",))
+    shutil.rmtree(tmp_path / "CBIS-DDSM/Mass-Training_P_00002_RIGHT_CC")
+    found = read_set("cbis", tmp_path)
+    assert found["patient_id"].tolist() == ["P_00001", "P_00001", "P_00002", "P_00003"]
+    assert found["file"][2] == "CBIS-DDSM/Mass-Training_P_00002_RIGHT_CC/1.1.2/1.2.2/1-1.dcm"
+    assert (tmp_path / found["file"][3]).is_file() and found["mask"].isna().tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("layout", ["tcia", "kaggle"])
+def test_the_smaller_copy_of_cbis_is_an_own_set(tmp_path, layout):
+    cbis(tmp_path / "cbis", layout)
+    labels = copy_cbis(tmp_path / "cbis", tmp_path / "small", size=32, workers=1)
+    found = read_set("small", tmp_path / "small", validated=True)
+    assert found["file"].tolist() == [f"img/{name}" for name in labels["file"]] and found["mask"].notna().all()
+    assert found["cancer"].tolist() == [1, 1, 0, 0] and labels["findings"].tolist() == [1, 2, 1, 1]
+    left, both, right, _ = (cv2.imread(str(tmp_path / "small" / row.file), 0) for row in found.itertuples())
+    assert left.shape == (32, 32) and np.abs(left.astype(int) - right).max() <= 2  # a right breast is mirrored
+    masks = [cv2.imread(str(tmp_path / "small" / mask), 0) for mask in found["mask"]]
+    assert all(set(np.unique(mask)) == {0, 255} for mask in masks)
+    for row, column in LESIONS:  # a film of 64 x 48 becomes a square of 64, and half of that
+        assert masks[1][row // 2, column // 2] == 255
+    assert both[:, 24:].max() == 0 and labels["mask_px"].tolist() == [(mask > 0).sum() for mask in masks]
+    (tested,) = copy_cbis(tmp_path / "cbis", tmp_path / "test", 32, ("mass", "calc"), "test", 1).itertuples()
+    assert (tested.split, tested.patient_id, tested.cancer, tested.findings) == ("test", "P_00003", 1, 2)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"pathology": "UNPROVEN"}, "pathology that is unknown, such as 'UNPROVEN'"),
+    ({"image file path": "frame.dcm"}, "not of the form CASE/STUDY/SERIES"),
+])
+def test_cbis_with_unknown_words_is_refused(tmp_path, change, message):
+    cbis(tmp_path)
+    path = tmp_path / "mass_case_description_train_set.csv"
+    pd.read_csv(path, dtype=str).assign(**change).to_csv(path, index=False)
+    with pytest.raises(DatasetError, match=message):
+        read_set("cbis", tmp_path)
+
+
 def test_own_finds_its_files_and_keeps_known_columns(tmp_path):
     found = read("own", tmp_path)
     assert "colour" not in found

@@ -326,7 +326,8 @@ def cut_mask(
         raise BadHeader(
             path, f"a mask of {mask.shape[0]} x {mask.shape[1]} for a frame of {header.rows} x {header.columns}", "",
             "Draw masks in the size of their frames.")
-    return shrink(np.uint8(mask[box.y0:box.y1, box.x0:box.x1] > 0) * np.uint8(255), *breast.grey.shape)
+    white = mask[box.y0:box.y1, box.x0:box.x1] > mask.max() // 2  # a JPEG has grey along the edges of a lesion
+    return shrink(np.uint8(white) * np.uint8(255), *breast.grey.shape)
 
 def crop_file(
     # file, patient_id, image_id, mask or ""; and folder, images, masks, previews, settings, detector from `crop_files`
@@ -399,8 +400,7 @@ def crop_files(
     # with another detector under the same name, all crops are made anew
     known = read_sidecar(Path(detector))["sha256"] if detector else ""
     scaled = files["scaling"].fillna("") if "scaling" in files else [""] * len(files)
-    masks = files["mask"].fillna("") if "mask" in files else ""
-    rows = files[["file", "patient_id", "image_id"]].assign(mask=masks).to_dict("records")
+    rows = files[["file", "patient_id", "image_id"]].assign(mask=files.get("mask", "")).fillna("").to_dict("records")
     roots = [folder[dataset] for dataset in files["dataset"]] if several else [folder] * len(files)
     items = []
     for row, root, scaling in zip(rows, roots, scaled):

@@ -81,10 +81,10 @@ def detector(
     difference = convert_detector(checkpoint, output, size)
     print(f"{output}/detector.onnx, at most {difference:.1g} pixels from torch")
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #2162ddbb
+# %% ../../../nbs/mammo/tools/commands.ipynb #9df4814c
 @app.command()
 def data(
-    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: list which have a folder"),
+    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd or cbis; none: list all"),
 ):
     """Fetch the competition from Kaggle (rsna), or print how to get another data set; then check if it is complete. A
     stopped download continues where it stopped."""

@@ -7,7 +7,7 @@ __all__ = ['COMPETITION', 'BYTES', 'SETS', 'PUBLISHED', 'CLASSIFIERS', 'DETECTOR
            'set_name', 'check_set', 'fetch_set', 'print_set', 'convert_classifier', 'drawn_pictures', 'build_ensemble',
            'convert_weights', 'fetch_weights']
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #b83843ab
+# %% ../../../nbs/mammo/tools/fetch.ipynb #10d27711
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,14 +24,14 @@ from ...core.networks import create_network, load_weights, save_weights
 from ..datasets import read_set
 from ..detector import convert_detector
 from ..reading.labels import DatasetError
-from ..reading.sources import READERS, how_to_get, totals
+from ..reading.sources import READERS, SMALL, how_to_get, totals
 from ..recipes import Crops, Engines
 
-# %% ../../../nbs/mammo/tools/fetch.ipynb #78770e37
+# %% ../../../nbs/mammo/tools/fetch.ipynb #814d4408
 COMPETITION = "rsna-breast-cancer-detection"   # the only set that a program may fetch
 BYTES = 315_000_000_000                        # size of its unpacked files, in bytes
 # short name -> folder below raw
-SETS = {"rsna": COMPETITION, **{name: name for name in READERS if name not in (COMPETITION, "own")}}
+SETS = {"rsna": COMPETITION, **{name: name for name in READERS if name not in (COMPETITION, "own", SMALL)}}
 
 def set_name(
     name: str,   # a key of SETS, or the name of the folder

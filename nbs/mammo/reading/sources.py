@@ -29,6 +29,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mammo_nb.mammo.reading.cbis import CBIS_TABLES, read_cbis
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.own import own_table, read_own
 from mammo_nb.mammo.reading.published import (CDD_TABLES, CMMD_TABLES, MINIDDSM_TABLES, read_bmcd, read_cddcesm,
@@ -60,6 +61,7 @@ class Source:
     images: int | None = None     # published number of images, after the rule
     positives: int | None = None  # published number of positive images, after the rule
 
+SMALL = "cbis_ddsm_mass_256"  # masses of the training split of CBIS-DDSM, 256 pixels a side
 _TCIA = "the data usage policy of TCIA, and CC BY 4.0"
 
 READERS = {
@@ -93,6 +95,18 @@ READERS = {
         "github.com/dangnh0611/kaggle_rsna_breast_cancer, assets/data",
         "label.csv, Dataset/{Suspicious,Normal}_cases/<dir>/{CC,MLO}_{recent,prior}.dcm", "window", (*BREAST, "exam"),
         82, 328, 22),
+    "cbis": Source(
+        read_cbis, CBIS_TABLES, "https://www.cancerimagingarchive.net/collection/cbis-ddsm/ (DICOM, 164 GB), or "
+        "https://www.kaggle.com/datasets/awsaf49/cbis-ddsm-breast-cancer-image-dataset (JPEG, about 6 GB)",
+        "CC BY 3.0 and the data usage policy of TCIA, with its citation doi.org/10.7937/K9/TCIA.2016.7O02S9CY; at "
+        "Kaggle the terms of its page",
+        "{mass,calc}_case_description_{train,test}_set.csv and CBIS-DDSM/<case>/<study>/<series>/1-<n>.dcm of TCIA (as "
+        "its retriever writes them, also in manifest-<n>/); or csv/ and jpeg/ of Kaggle. Files of masses alone are "
+        "enough. RECIPE=cbis reads a smaller copy: nbs/mammo/tools/smaller.py makes it", ""),
+    SMALL: Source(
+        read_own, (), "yours, made from the data set cbis by nbs/mammo/tools/smaller.py",
+        "CC BY 3.0, the licence of CBIS-DDSM", "labels.csv, img/<patient>_<side>_<view>.png, mask/<same>.png", "none",
+        BREAST, 691, 1_231, 602),
     "own": Source(
         read_own, (), "yours", "nothing",
         "a CSV with patient_id, laterality, view, cancer and image_id or file; PNG, JPEG or DICOM files beside it or "
@@ -150,6 +164,7 @@ pd.DataFrame([{"name": name, **{c: getattr(s, c) for c in ("patients", "images",
 # %% [markdown]
 # ## What came out
 # The share of positive images. A screening population has about 2 %; the other sets were collected from ill patients.
+# For the whole CBIS-DDSM no count by our rule is published.
 
 # %%
 known = {name: s.positives / s.images for name, s in READERS.items() if s.positives}

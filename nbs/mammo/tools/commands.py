@@ -111,7 +111,7 @@ def detector(
 #| export
 @app.command()
 def data(
-    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm or bmcd; none: list which have a folder"),
+    name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd or cbis; none: list all"),
 ):
     """Fetch the competition from Kaggle (rsna), or print how to get another data set; then check if it is complete. A
     stopped download continues where it stopped."""

@@ -14,9 +14,9 @@
 # # Data and weights
 # > Published data sets and weights: where they are, which terms have to be accepted, and whether they are complete.
 #
-# The winner trained on six data sets of five publishers, each with its own way of access. Only Kaggle has an interface
-# that a program may use. For the other sets, this module prints what the user has to do, and checks the result. The
-# winner's trained networks are on Kaggle as pickles. They are converted to files that contain no code.
+# The winner trained on six data sets of five publishers, each with its own way of access; CBIS-DDSM was not among them.
+# Only the competition is fetched by this module. For the other sets it prints what the user has to do, and checks the
+# result. The winner's trained networks are on Kaggle as pickles. They are converted to files that contain no code.
 
 # %%
 #| default_exp mammo.tools.fetch
@@ -39,7 +39,7 @@ from mammo_nb.core.networks import create_network, load_weights, save_weights
 from mammo_nb.mammo.datasets import read_set
 from mammo_nb.mammo.detector import convert_detector
 from mammo_nb.mammo.reading.labels import DatasetError
-from mammo_nb.mammo.reading.sources import READERS, how_to_get, totals
+from mammo_nb.mammo.reading.sources import READERS, SMALL, how_to_get, totals
 from mammo_nb.mammo.recipes import Crops, Engines
 
 # %%
@@ -62,7 +62,7 @@ architecture = "test_convnext"  # small architecture that replaces the winner's 
 size = (96, 64)                 # height, width of its input, in pixels
 
 # %% [markdown]
-# ## Six data sets
+# ## The data sets
 # The registry in `reading/sources` states for each set where it is published and which terms have to be accepted. This
 # is a reminder and no legal advice: the publisher's own page on the day of the download is binding.
 
@@ -71,7 +71,7 @@ size = (96, 64)                 # height, width of its input, in pixels
 COMPETITION = "rsna-breast-cancer-detection"   # the only set that a program may fetch
 BYTES = 315_000_000_000                        # size of its unpacked files, in bytes
 # short name -> folder below raw
-SETS = {"rsna": COMPETITION, **{name: name for name in READERS if name not in (COMPETITION, "own")}}
+SETS = {"rsna": COMPETITION, **{name: name for name in READERS if name not in (COMPETITION, "own", SMALL)}}
 
 def set_name(
     name: str,   # a key of SETS, or the name of the folder
