@@ -15,7 +15,7 @@ from ...core.headers import DicomError
 from ...core.pictures import PICTURES
 from .labels import SIDES, DatasetError, known, number, read_labels
 
-# %% ../../../nbs/mammo/reading/cbis.ipynb #01ced0ca
+# %% ../../../nbs/mammo/reading/cbis.ipynb #c30b1846
 def _names(kind: str, split: str) -> tuple[str, str]:
     "Possible names of a table."
     name = f"{kind}_case_description_{split}_set.csv"
@@ -30,8 +30,8 @@ def cbis_findings(
     folder: Path,          # with the tables, in the layout of TCIA or of Kaggle
     kinds: tuple = KINDS,  # mass, calc
 ) -> pd.DataFrame:         # a row for each finding: kind, split, patient_id, laterality, view, malignant, ..., PATHS
-    """Read the tables of CBIS-DDSM that are there. A patient of a test table that is read is a test patient, also in the
-    training table of the other kind. Raises DatasetError without a training table."""
+    """Read the tables of CBIS-DDSM that are there. A patient of a test table that is read is a test patient, also in
+    the training table of the other kind. Raises DatasetError without a training table."""
     folder, parts = Path(folder), []
     for kind in kinds:
         for split in ("train", "test"):

@@ -18,7 +18,7 @@ from .own import own_table, read_own
 from .published import (CDD_TABLES, CMMD_TABLES, MINIDDSM_TABLES, read_bmcd, read_cddcesm,
                                               read_cmmd, read_miniddsm, read_rsna, read_vindr)
 
-# %% ../../../nbs/mammo/reading/sources.ipynb #e0cf250a
+# %% ../../../nbs/mammo/reading/sources.ipynb #adda1cde
 BREAST = ("patient_id", "laterality")
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ READERS = {
         "its retriever writes them, also in manifest-<n>/); or csv/ and jpeg/ of Kaggle. Files of masses alone are "
         "enough. RECIPE=cbis reads a smaller copy: nbs/mammo/tools/smaller.py makes it", ""),
     SMALL: Source(
-        read_own, (), "yours, made from the data set cbis by nbs/mammo/tools/smaller.py",
+        read_own, (), "the data set cbis (make data DATASET=cbis), made smaller by nbs/mammo/tools/smaller.py",
         "CC BY 3.0, the licence of CBIS-DDSM", "labels.csv, img/<patient>_<side>_<view>.png, mask/<same>.png", "none",
         BREAST, 691, 1_231, 602),
     "own": Source(

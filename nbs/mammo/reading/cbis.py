@@ -66,8 +66,8 @@ def cbis_findings(
     folder: Path,          # with the tables, in the layout of TCIA or of Kaggle
     kinds: tuple = KINDS,  # mass, calc
 ) -> pd.DataFrame:         # a row for each finding: kind, split, patient_id, laterality, view, malignant, ..., PATHS
-    """Read the tables of CBIS-DDSM that are there. A patient of a test table that is read is a test patient, also in the
-    training table of the other kind. Raises DatasetError without a training table."""
+    """Read the tables of CBIS-DDSM that are there. A patient of a test table that is read is a test patient, also in
+    the training table of the other kind. Raises DatasetError without a training table."""
     folder, parts = Path(folder), []
     for kind in kinds:
         for split in ("train", "test"):

@@ -104,7 +104,7 @@ READERS = {
         "its retriever writes them, also in manifest-<n>/); or csv/ and jpeg/ of Kaggle. Files of masses alone are "
         "enough. RECIPE=cbis reads a smaller copy: nbs/mammo/tools/smaller.py makes it", ""),
     SMALL: Source(
-        read_own, (), "yours, made from the data set cbis by nbs/mammo/tools/smaller.py",
+        read_own, (), "the data set cbis (make data DATASET=cbis), made smaller by nbs/mammo/tools/smaller.py",
         "CC BY 3.0, the licence of CBIS-DDSM", "labels.csv, img/<patient>_<side>_<view>.png, mask/<same>.png", "none",
         BREAST, 691, 1_231, 602),
     "own": Source(
