@@ -16,7 +16,7 @@ from .core.systems import default_system, find_system
 # %% ../nbs/80_kaggle.ipynb #0257796a
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-# %% ../nbs/80_kaggle.ipynb #61014084
+# %% ../nbs/80_kaggle.ipynb #5b30ea29
 _OUTBOX, _INSTALLED = Path("build/kaggle"), ["mammo_nb[kaggle]"]
 _SYSTEM = typer.Option("", help="the system, see `mammo-nb systems`; default: see there")
 
@@ -144,13 +144,13 @@ def kaggle_rehearse(
         print(f"No WEIGHTS are named. The recipe tiny of {chosen.name} is trained first, which takes minutes; its "
               "scores mean nothing. WEIGHTS=folder rehearses with your own.", flush=True)
         weights = practice(chosen, before="submit").path("weights/")
+    _gathered(chosen.name, weights, _OUTBOX / "rehearsed-weights")  # before the wheels, which may take minutes
     here, theirs = "{}.{}".format(*sys.version_info), python_of(read_pins("kaggle/wheels/image.txt"))
     wheels = make_wheels(Path("."), _OUTBOX / "wheels", _INSTALLED)
     print_wheels(wheels)
     if here != theirs and not exact:
         print(f"Kaggle's Python is {theirs}, this one {here}: rehearsed with wheels of the same versions for {here}")
         wheels = make_wheels(Path("."), _OUTBOX / f"wheels-{here}", _INSTALLED, here)
-    _gathered(chosen.name, weights, _OUTBOX / "rehearsed-weights")
     submission = rehearse(Path("."), wheels[0].path.parent, _OUTBOX / "rehearsed-weights", _OUTBOX / "rehearsal",
                           FLAT if flat else NESTED, exact=exact)
     print(*summary(read_json(submission.with_name("submit.json"))), sep="\n")

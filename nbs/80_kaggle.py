@@ -166,13 +166,13 @@ def kaggle_rehearse(
         print(f"No WEIGHTS are named. The recipe tiny of {chosen.name} is trained first, which takes minutes; its "
               "scores mean nothing. WEIGHTS=folder rehearses with your own.", flush=True)
         weights = practice(chosen, before="submit").path("weights/")
+    _gathered(chosen.name, weights, _OUTBOX / "rehearsed-weights")  # before the wheels, which may take minutes
     here, theirs = "{}.{}".format(*sys.version_info), python_of(read_pins("kaggle/wheels/image.txt"))
     wheels = make_wheels(Path("."), _OUTBOX / "wheels", _INSTALLED)
     print_wheels(wheels)
     if here != theirs and not exact:
         print(f"Kaggle's Python is {theirs}, this one {here}: rehearsed with wheels of the same versions for {here}")
         wheels = make_wheels(Path("."), _OUTBOX / f"wheels-{here}", _INSTALLED, here)
-    _gathered(chosen.name, weights, _OUTBOX / "rehearsed-weights")
     submission = rehearse(Path("."), wheels[0].path.parent, _OUTBOX / "rehearsed-weights", _OUTBOX / "rehearsal",
                           FLAT if flat else NESTED, exact=exact)
     print(*summary(read_json(submission.with_name("submit.json"))), sep="\n")

@@ -690,3 +690,11 @@ def test_make_calls_the_commands():
     assert printed("kaggle-weights", "WEIGHTS=my weights") == "v/bin/mammo-nb kaggle-weights my weights"
     assert printed("kaggle-rehearse", "EXACT=p") == "v/bin/mammo-nb kaggle-rehearse --exact p"
     assert printed("kaggle-push", "ONLY=kernel") == "v/bin/mammo-nb kaggle-push --only kernel"
+
+
+def test_a_rehearsal_looks_at_the_weights_before_it_gathers_wheels(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mammo_nb.core.wheels.make_wheels", lambda *_: pytest.fail("wheels are gathered first"))
+    monkeypatch.setattr(sys, "argv", ["mammo-nb", "kaggle-rehearse", str(tmp_path / "gone")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2 and "gone does not exist" in capsys.readouterr().err

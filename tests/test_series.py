@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mammo_nb.core.geometry import spacing_of
 from mammo_nb.core.headers import NotDicom
-from mammo_nb.core.series import read_volume, write_series
+from mammo_nb.core.series import print_series, read_volume, write_series
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -478,3 +478,12 @@ def test_a_single_file_is_a_series_of_its_own(tmp_path):
     assert slices["file"].tolist() == [file.name] and series["slices"].tolist() == [1]
     with pytest.raises(NotDicom, match="no such file or folder"):
         write_series(tmp_path / "gone.dcm", tmp_path / "out")
+
+
+def test_what_was_assumed_for_a_whole_series_is_printed(tmp_path, capsys):
+    stack(tmp_path / "in", ImagePositionPatient=None, SliceLocation=None)
+    print_series(*write_series(tmp_path / "in", tmp_path / "out"), tmp_path / "out")
+    assert "all of them: no usable ImagePositionPatient" in capsys.readouterr().out
+    stack(tmp_path / "whole")
+    print_series(*write_series(tmp_path / "whole", tmp_path / "out2"), tmp_path / "out2")
+    assert "all of them" not in capsys.readouterr().out

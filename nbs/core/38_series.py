@@ -370,12 +370,13 @@ def print_series(
 ) -> int:                 # files that failed
     "Print a line for each series, then the files that are in none."
     for v in series.itertuples():
-        if v.spacing_mm != "":
-            spacing = f"every {v.spacing_mm} mm"
-        else:
-            spacing = "unevenly spaced" if v.slices > 1 else "alone"
+        uneven = "unevenly spaced" if v.slices > 1 else "alone"
+        spacing = uneven if v.spacing_mm == "" else f"every {v.spacing_mm} mm"
         note = f" ({v.note})" if v.note else ""
         print(f"{v.series}: {v.slices} {v.plane} slices of {v.rows} x {v.columns}, {spacing}{note}")
+        shared = slices.loc[slices["series"] == v.series, "note"].unique()
+        if len(shared) == 1 and shared[0]:  # what was assumed for the whole series, such as its plane and its steps
+            print(f"  all of them: {shared[0]}")
     others = slices[slices["position_mm"] == ""]
     failed = int((others["error"] != "").sum())
     for row in others.head(20).itertuples():
