@@ -336,6 +336,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mammo_nb.core.errors.decode_text': ('core/errors.html#decode_text', 'mammo_nb/core/errors.py'),
                                       'mammo_nb.core.errors.ending': ('core/errors.html#ending', 'mammo_nb/core/errors.py'),
                                       'mammo_nb.core.errors.explain': ('core/errors.html#explain', 'mammo_nb/core/errors.py'),
+                                      'mammo_nb.core.errors.safe_cells': ('core/errors.html#safe_cells', 'mammo_nb/core/errors.py'),
                                       'mammo_nb.core.errors.shown': ('core/errors.html#shown', 'mammo_nb/core/errors.py')},
             'mammo_nb.core.estimates': { 'mammo_nb.core.estimates.Scores': ('core/estimates.html#scores', 'mammo_nb/core/estimates.py'),
                                          'mammo_nb.core.estimates.Scores.__call__': ( 'core/estimates.html#scores.__call__',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'predict', 'series', 'check', 'submit', 'reproduce', 'compare', 'systems', 'options', 'main']
 
-# %% ../nbs/90_cli.ipynb #09d373fd
+# %% ../nbs/90_cli.ipynb #00c56297
 import sys
 from contextlib import redirect_stderr
 from importlib import import_module
@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 from . import kaggle
-from .core.errors import Printed, ProjectError, ending, explain
+from .core.errors import Printed, ProjectError, ending, explain, shown
 from .core.systems import default_system, find_system, system_names
 
 # %% ../nbs/90_cli.ipynb #4d2e9b32
@@ -232,7 +232,7 @@ for _name in system_names():
         if _module:
             _add_commands(import_module(f"mammo_nb.{_name}.{_module}").app)
 
-# %% ../nbs/90_cli.ipynb #b51b615b
+# %% ../nbs/90_cli.ipynb #2add03b4
 def _version(wanted: bool):
     "Print the version and end."
     if wanted:
@@ -259,6 +259,6 @@ def main():
         told = str(e) if isinstance(e, ProjectError) else ""
         if isinstance(e, (OSError, MemoryError)):
             told = explain(e)
-        print(told or f"{type(e).__name__}: {e}. This was not foreseen; add --debug to see where it happened.",
-              file=sys.stderr)
+        told = told or f"{type(e).__name__}: {e}. This was not foreseen; add --debug to see where it happened."
+        print(*map(shown, told.split("\n")), sep="\n", file=sys.stderr)
         sys.exit(2)

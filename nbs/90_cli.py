@@ -32,7 +32,7 @@ from pathlib import Path
 import typer
 
 from mammo_nb import kaggle
-from mammo_nb.core.errors import Printed, ProjectError, ending, explain
+from mammo_nb.core.errors import Printed, ProjectError, ending, explain, shown
 from mammo_nb.core.systems import default_system, find_system, system_names
 
 # %%
@@ -310,8 +310,8 @@ def main():
         told = str(e) if isinstance(e, ProjectError) else ""
         if isinstance(e, (OSError, MemoryError)):
             told = explain(e)
-        print(told or f"{type(e).__name__}: {e}. This was not foreseen; add --debug to see where it happened.",
-              file=sys.stderr)
+        told = told or f"{type(e).__name__}: {e}. This was not foreseen; add --debug to see where it happened."
+        print(*map(shown, told.split("\n")), sep="\n", file=sys.stderr)
         sys.exit(2)
 
 # %%

@@ -1,6 +1,9 @@
 "One bad file, folder or table never stops the rest, and nothing is skipped in silence."
+import csv
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import zlib
 from contextlib import contextmanager
@@ -9,8 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
+from typer.testing import CliRunner
 
+from mammo_nb.cli import app
 from mammo_nb.core import parsing
 from mammo_nb.core.dicom import find_files, read_header
 from mammo_nb.core.errors import ProjectError
@@ -21,6 +27,7 @@ from mammo_nb.core.submission import find_submission
 from mammo_nb.core.submit import submit
 from mammo_nb.ich.reading.inputs import find_pictures
 from mammo_nb.mammo.crops import crop_folder
+from test_trauma_prepare import body, write_slice
 
 
 @contextmanager
@@ -209,3 +216,28 @@ def test_a_damaged_table_of_a_competition_leaves_the_valid_submission(place, har
     with pytest.raises(ProjectError, match="test.csv cannot be read as a table"):
         submit(find_submission("mammo"), place / "c", None, place / "out")
     assert (place / "out/submission.csv").read_text() == "prediction_id,cancer\n1_L,0\n"
+
+
+# --- what a name may do
+
+NAMES = ["=1+1.dcm", "@SUM(1).dcm", "a\x1b[2Jb.dcm"]
+
+
+def test_names_of_files_run_nothing_in_a_terminal_or_a_spreadsheet(tmp_path):
+    write_slice(tmp_path / "in/1.dcm", body(0), 0.0, PatientID="=2+2", PatientName="-3")
+    write_slice(tmp_path / "in/2.dcm", body(1), 5.0, PatientID="=2+2", PatientName="-3")
+    for name in NAMES:
+        (tmp_path / "in" / name).write_bytes(b"no scan")
+    answer = CliRunner().invoke(app, ["series", str(tmp_path / "in"), "-o", str(tmp_path / "out")])
+    tables = [(tmp_path / "out" / n).read_text() for n in ("slices.csv", "series.csv")]
+    assert answer.exit_code == 1 and "\x1b" not in answer.output + "".join(tables)
+    cells = [c for text in tables for row in csv.reader(text.splitlines()) for c in row]
+    assert {"'=2+2", "'=1+1.dcm", "'@SUM(1).dcm", "a\\x1b[2Jb.dcm"} <= set(cells)
+    assert not [c for c in cells if c[:1] in ("=", "+", "@")]
+
+
+def test_an_error_is_printed_without_control_characters(tmp_path):
+    code = "import sys; from mammo_nb.cli import main; sys.argv[0] = 'mammo-nb'; main()"
+    done = subprocess.run([sys.executable, "-c", code, "series", str(tmp_path / "gone\x1b[2J"), "-o", str(tmp_path)],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and "gone\\x1b[2J" in done.stderr and "\x1b" not in done.stderr

@@ -86,8 +86,9 @@ def test_a_single_file_is_predicted_and_checked(scans, bag, tmp_path):  # noqa: 
 
 
 def test_hashed_ids_leave_no_name(scans, bag, tmp_path, monkeypatch):  # noqa: F811
-    (scans / "broken.dcm").write_bytes(b"x" * 200)
+    (scans / "=broken.dcm").write_bytes(b"x" * 200)
     plain = predict_folder(scans, tmp_path / "plain", bag, workers=1)
+    assert "'=broken.dcm" in set(plain["file"]) & set(read(tmp_path / "plain", "per_slice.csv")["file"])
     shutil.copytree(tmp_path / "plain", tmp_path / "out")   # an earlier run that showed the ids
     monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
     predict_folder(scans, tmp_path / "out", bag, hash_ids=True, workers=1)

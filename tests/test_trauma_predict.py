@@ -59,7 +59,9 @@ def test_every_file_has_a_row_and_every_axial_series_a_picture(scans, weights, t
 
 def test_hashed_ids_leave_no_name(scans, weights, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
+    (scans / "=1.dcm").write_bytes(b"no scan")
     plain = predict_folder(scans, tmp_path / "out", weights, workers=1)   # an earlier run that showed the ids
+    assert "'=1.dcm" in set(plain["file"]) & set(read(tmp_path / "out", "per_slice.csv")["file"])
     hidden = predict_folder(scans, tmp_path / "out", weights, hash_ids=True, workers=1)
     paths = list((tmp_path / "out").rglob("*"))
     text = b"".join([*(p.read_bytes() for p in paths if p.is_file()), *(p.name.encode() for p in paths)])

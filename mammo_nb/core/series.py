@@ -6,7 +6,7 @@
 __all__ = ['NO_DICOM', 'NO_SLICE', 'IMAGE_TYPES', 'CAPTURE', 'SLICES', 'SERIES', 'read_slices', 'read_hidden', 'files_of',
            'names_behind', 'read_series', 'tables_of', 'write_tables', 'write_series', 'print_series', 'read_volume']
 
-# %% ../../nbs/core/38_series.ipynb #707c5da1
+# %% ../../nbs/core/38_series.ipynb #1664de4f
 import hashlib
 import os
 from dataclasses import asdict
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .dicom import ENDINGS, Frame, folder_of, read_frame, read_frames
+from .errors import safe_cells
 from .files import open_file, walk, write_csv
 from .geometry import Slice
 from .headers import BadHeader, Header, NotDicom, NotImage
@@ -195,7 +196,7 @@ def read_series(
              for s in left]
     return volumes, pd.DataFrame(rest, columns=["file", "frame", "slice", "error", "note"])
 
-# %% ../../nbs/core/38_series.ipynb #ba48d1b4
+# %% ../../nbs/core/38_series.ipynb #c266fb88
 SLICES = ["patient_id", "study", "series", "image_id", "file", "frame", "position_mm", "gap_mm", "rows", "columns",
           "mean_hu", "error", "note"]
 SERIES = ["patient_id", "study", "series", "files", "slices", "rows", "columns", "spacing_mm", "row_spacing_mm",
@@ -249,7 +250,7 @@ def write_tables(
     output: Path | str,          # slices.csv and series.csv go here
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
     "Write the two tables."
-    slices, series = tables_of(volumes, rest)
+    slices, series = map(safe_cells, tables_of(volumes, rest))
     write_csv(Path(output) / "slices.csv", slices)
     write_csv(Path(output) / "series.csv", series)
     return slices, series

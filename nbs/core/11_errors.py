@@ -158,6 +158,18 @@ def cell(
 
 assert [cell(t) for t in ("=1+1", "10008", "a\nb", None)] == ["'=1+1", "10008", "a\\nb", None]
 
+# %%
+#| export
+TEXTS = ("patient_id", "study", "series", "image_id", "file", "error", "note")  # columns whose text comes from files
+
+def safe_cells(
+    table,          # pandas.DataFrame, changed in place
+):                  # the same
+    "Write the texts of a table by `cell`."
+    for column in [c for c in table if c in TEXTS or str(c).endswith("_slice")]:
+        table[column] = [cell(value) for value in table[column]]
+    return table
+
 # %% [markdown]
 # ## Text of others
 # A byte order mark names the encoding of a table. Without one, the bytes are UTF-8, or they are Windows-1252, which

@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom import ENDINGS, Frame, folder_of, read_frame, read_frames
+from mammo_nb.core.errors import safe_cells
 from mammo_nb.core.files import open_file, walk, write_csv
 from mammo_nb.core.geometry import Slice
 from mammo_nb.core.headers import BadHeader, Header, NotDicom, NotImage
@@ -350,7 +351,7 @@ def write_tables(
     output: Path | str,          # slices.csv and series.csv go here
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # slices, series
     "Write the two tables."
-    slices, series = tables_of(volumes, rest)
+    slices, series = map(safe_cells, tables_of(volumes, rest))
     write_csv(Path(output) / "slices.csv", slices)
     write_csv(Path(output) / "series.csv", series)
     return slices, series

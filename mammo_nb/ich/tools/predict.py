@@ -6,7 +6,7 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #b37ca5b7
+# %% ../../../nbs/ich/tools/predict.ipynb #8b81ab0a
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.dicom import folder_of
-from ...core.errors import ProjectError
+from ...core.errors import ProjectError, safe_cells
 from ...core.files import owned, write_csv
 from ...core.parallel import map_files
 from ...core.pictures import fit_resize, keep_pictures, picture_names, write_png
@@ -98,7 +98,7 @@ def predict_item(
         write_png(drawn, montage(pictures, values[:, len(classes) - 1], item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #234e5e8b
+# %% ../../../nbs/ich/tools/predict.ipynb #21a424e7
 def read_folder(
     folder: Path,
     output: Path,
@@ -206,9 +206,9 @@ def predict_folder(
         slices, totals = _hide(slices), _hide(totals)
     columns = ["file", "patient_id", "study", "series", "image_id", "frame", "place", "position_mm", *classes,
                "cnn_any", "note", "error"]
-    result = slices[columns]
+    result = safe_cells(slices[columns].copy())
     write_csv(output / "per_slice.csv", result)
-    write_csv(output / "per_series.csv", totals)
+    write_csv(output / "per_series.csv", safe_cells(totals))
     result.attrs |= {"weights": str(weights), "series": len(totals), "note": note}
     return result
 

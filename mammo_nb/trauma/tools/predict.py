@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #c902048f
+# %% ../../../nbs/trauma/tools/predict.ipynb #ce3d0890
 import shutil
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...core.dicom import folder_of
-from ...core.errors import ProjectError
+from ...core.errors import ProjectError, safe_cells
 from ...core.files import owned, replacing, short_hash, write_csv
 from ...core.parallel import map_files
 from ...core.pictures import keep_pictures, picture_names
@@ -142,7 +142,7 @@ def predict_item(
     return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
             **refusals(engines)}
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #c6cdce0a
+# %% ../../../nbs/trauma/tools/predict.ipynb #02d6c20c
 @owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat, or a single file
@@ -184,8 +184,8 @@ def predict_folder(
     totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
     if hash_ids:
         slices, totals = _hide(slices), _hide(totals)
-    write_csv(output / "per_patient.csv", totals)
-    write_csv(output / "per_slice.csv", slices)
+    write_csv(output / "per_patient.csv", safe_cells(totals))
+    write_csv(output / "per_slice.csv", safe_cells(slices))
     slices.attrs |= {"weights": str(weights), "note": note}
     return slices
 

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom import folder_of
-from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.errors import ProjectError, safe_cells
 from mammo_nb.core.files import owned, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, keep_pictures, picture_names, write_png
@@ -267,9 +267,9 @@ def predict_folder(
         slices, totals = _hide(slices), _hide(totals)
     columns = ["file", "patient_id", "study", "series", "image_id", "frame", "place", "position_mm", *classes,
                "cnn_any", "note", "error"]
-    result = slices[columns]
+    result = safe_cells(slices[columns].copy())
     write_csv(output / "per_slice.csv", result)
-    write_csv(output / "per_series.csv", totals)
+    write_csv(output / "per_series.csv", safe_cells(totals))
     result.attrs |= {"weights": str(weights), "series": len(totals), "note": note}
     return result
 

@@ -33,7 +33,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mammo_nb.core.dicom import folder_of
-from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.errors import ProjectError, safe_cells
 from mammo_nb.core.files import owned, replacing, short_hash, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import keep_pictures, picture_names
@@ -255,8 +255,8 @@ def predict_folder(
     totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
     if hash_ids:
         slices, totals = _hide(slices), _hide(totals)
-    write_csv(output / "per_patient.csv", totals)
-    write_csv(output / "per_slice.csv", slices)
+    write_csv(output / "per_patient.csv", safe_cells(totals))
+    write_csv(output / "per_slice.csv", safe_cells(slices))
     slices.attrs |= {"weights": str(weights), "note": note}
     return slices
 
