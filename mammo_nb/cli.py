@@ -232,7 +232,7 @@ for _name in system_names():
         if _module:
             _add_commands(import_module(f"mammo_nb.{_name}.{_module}").app)
 
-# %% ../nbs/90_cli.ipynb #2add03b4
+# %% ../nbs/90_cli.ipynb #f66f8494
 def _version(wanted: bool):
     "Print the version and end."
     if wanted:
@@ -256,9 +256,7 @@ def main():
     except Exception as e:
         if debug:
             raise
-        told = str(e) if isinstance(e, ProjectError) else ""
-        if isinstance(e, (OSError, MemoryError)):
-            told = explain(e)
+        told = str(e) if isinstance(e, ProjectError) else explain(e)
         told = told or f"{type(e).__name__}: {e}. This was not foreseen; add --debug to see where it happened."
         print(*map(shown, told.split("\n")), sep="\n", file=sys.stderr)
         sys.exit(2)

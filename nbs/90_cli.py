@@ -307,9 +307,7 @@ def main():
     except Exception as e:
         if debug:
             raise
-        told = str(e) if isinstance(e, ProjectError) else ""
-        if isinstance(e, (OSError, MemoryError)):
-            told = explain(e)
+        told = str(e) if isinstance(e, ProjectError) else explain(e)
         told = told or f"{type(e).__name__}: {e}. This was not foreseen; add --debug to see where it happened."
         print(*map(shown, told.split("\n")), sep="\n", file=sys.stderr)
         sys.exit(2)

@@ -33,3 +33,21 @@ def test_the_readme_is_short_and_begins_with_what_it_is():
     text = (ROOT / "README.md").read_text()
     assert len(text.split()) < 1200 and re.findall(r"^## (.+)$", text, re.MULTILINE) == [
         "Two commands", "Your own scans", "Python", "Reading it", "Recipes", "Kaggle", "Changing it", "Limits"]
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    rows = [line for line in (ROOT / "nbs/docs/faults.md").read_text().splitlines() if re.match(r"\| \d", line)]
+    assert {int(re.match(r"\| (\d+)", row)[1]) for row in rows} == set(range(1, 17))
+    for row in rows:
+        shown = row.rstrip("| ").rpartition(" | ")[2]
+        names = re.findall(r"`(test_\w+\*?|bench/\w+\.py)`", shown)
+        assert names, row
+        defined, pages = "", []
+        for name in names:
+            if name.startswith("bench/"):
+                assert (ROOT / "tests" / name).is_file(), name
+            elif (ROOT / "tests" / f"{name}.py").is_file():
+                pages = [*pages, name]
+                defined += (ROOT / "tests" / f"{name}.py").read_text()
+            else:
+                assert re.search(rf"def {name.removesuffix('*')}", defined), f"{pages}: {name}"

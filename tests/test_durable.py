@@ -334,6 +334,28 @@ def test_an_output_that_cannot_be_is_a_sentence(scans, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
+@pytest.mark.parametrize("limit", ["ulimit -v 900000", "mount -t tmpfs -o ro none /dev/shm", "exec >/dev/full"])
+def test_a_limit_of_the_machine_is_a_sentence_and_a_later_run_continues(scans, tmp_path, limit):
+    "Little memory, no shared memory, and an output on a full disk. How far a run gets depends on the machine."
+    isolated = ["unshare", "--mount"]
+    if subprocess.run([*isolated, "true"], capture_output=True).returncode:
+        pytest.skip("needs mounts of its own")
+    code = "import sys; from mammo_nb.cli import main; sys.argv[0] = 'mammo-nb'; main()"
+    done = subprocess.run([*isolated, "bash", "-c", f'{limit} && exec "$@"', "-", sys.executable, "-c", code, "crops",
+                           scans, "-o", tmp_path / "out", "--detector", "otsu", "--workers", "2"],
+                          cwd=ROOT, text=True, capture_output=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    last = (done.stderr.splitlines() or [""])[-1]
+    assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr and "not foreseen" not in done.stderr
+    assert done.returncode < 2 or last.endswith("."), done.stderr
+    before = inodes(tmp_path / "out") if (tmp_path / "out/cleaned_images").is_dir() else {}
+    assert (crop(scans, tmp_path / "out")["error"] == "").all()
+    kept = set(before) - set(written(before, tmp_path / "out"))
+    assert len(kept) >= len(before) - 4   # all but what was in progress
+    crop(scans, tmp_path / "anew")
+    assert content(tmp_path / "out") == content(tmp_path / "anew")
+
+
 # --- two runs, and killed ones
 
 def test_a_second_run_is_refused_in_a_sentence(scans, tmp_path):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 class ProjectError(Exception):
     "Base class of the errors whose text names the fault, its place and the remedy."
 
-# %% ../../nbs/core/11_errors.ipynb #a10932a9
+# %% ../../nbs/core/11_errors.ipynb #f0ad15f1
 _REMEDIES = {
     errno.EACCES: "Choose a place where you may write, or ask for the permission",
     errno.EPERM: "Choose a place where you may write, or ask for the permission",
@@ -41,6 +41,9 @@ def explain(
     "Describe an error of the machine and its remedy."
     if isinstance(error, MemoryError):
         return f"The memory is not enough. {_REMEDIES[errno.ENOMEM]}."
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # Python's words for a limit of the system
+        return ("No more threads can be started: the limit of memory or of processes is reached (ulimit -a). "
+                f"{_REMEDIES[errno.ENOMEM]}.")
     if not isinstance(error, OSError) or error.errno not in _REMEDIES:
         return ""
     place = f"{error.filename}: " if error.filename else ""

@@ -112,14 +112,13 @@ def read_hidden(
         s["notes"] = [note for note in s["notes"] if note == SHIFTED]
     return found | {"note": found["note"] and "no slice"}
 
-# %% ../../nbs/core/38_series.ipynb #0d81bbce
+# %% ../../nbs/core/38_series.ipynb #12ea35a6
 def files_of(
     folder: Path,
     besides: Path,  # the output, which may lie in the folder
 ) -> list[str]:
     "Every file of a folder to any depth, relative to it, sorted; what cannot be opened is among them."
-    out, root = besides.resolve(), folder.resolve()
-    paths = sorted(walk(folder))
+    out, root, paths = besides.resolve(), folder.resolve(), sorted(walk(folder))
     if out == root:
         own = {"slices.csv", "series.csv", "files.csv.journal", "files.csv"}
         paths = [p for p in paths if p.parent != folder or p.name not in own]

@@ -80,6 +80,9 @@ def explain(
     "Describe an error of the machine and its remedy."
     if isinstance(error, MemoryError):
         return f"The memory is not enough. {_REMEDIES[errno.ENOMEM]}."
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # Python's words for a limit of the system
+        return ("No more threads can be started: the limit of memory or of processes is reached (ulimit -a). "
+                f"{_REMEDIES[errno.ENOMEM]}.")
     if not isinstance(error, OSError) or error.errno not in _REMEDIES:
         return ""
     place = f"{error.filename}: " if error.filename else ""
@@ -91,7 +94,7 @@ try:
 except OSError as e:
     print(explain(e))
     assert explain(e).startswith("/dev/null/a: Not a directory.")
-assert explain(ValueError("x")) == ""
+assert explain(ValueError("x")) == "" and explain(RuntimeError("can't start new thread")).startswith("No more threads")
 
 # %% [markdown]
 # ## What is printed

@@ -213,8 +213,7 @@ def files_of(
     besides: Path,  # the output, which may lie in the folder
 ) -> list[str]:
     "Every file of a folder to any depth, relative to it, sorted; what cannot be opened is among them."
-    out, root = besides.resolve(), folder.resolve()
-    paths = sorted(walk(folder))
+    out, root, paths = besides.resolve(), folder.resolve(), sorted(walk(folder))
     if out == root:
         own = {"slices.csv", "series.csv", "files.csv.journal", "files.csv"}
         paths = [p for p in paths if p.parent != folder or p.name not in own]

@@ -1,12 +1,19 @@
-"""What durability costs: `python tests/bench/durable.py [FILES]` crops drawn mammograms in one process, twice, and
-prints the share of the time that goes into syncing, digests and checks, and the time of the second call."""
+"""What durability costs: `python tests/bench/durable.py [FILES]` crops drawn mammograms in one process, twice, and runs
+all stages of the recipe `tiny`, twice. It prints the share of the time that goes into syncing, digests, checks and
+locks, as CSV; the second calls find everything finished."""
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
-from mammo_nb.core import files, parallel, processes
+import pandas as pd
+
+from mammo_nb.core import files, parallel, processes, settings, stages
+from mammo_nb.core.runs import Run
+from mammo_nb.core.systems import find_system
 from mammo_nb.mammo.crops import crop_folder
 from mammo_nb.mammo.phantom import make_competition
 
@@ -26,10 +33,39 @@ def timed(module, name, what):
     setattr(module, name, measured)
 
 
+def timed_lock(module):
+    "Count the seconds in which a lock is taken and released."
+    real = module.owner
+
+    @contextmanager
+    def measured(folder):
+        started = time.perf_counter()
+        lock = real(folder)
+        lock.__enter__()
+        spent["locks"] += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            started = time.perf_counter()
+            lock.__exit__(None, None, None)
+            spent["locks"] += time.perf_counter() - started
+    module.owner = measured
+
+
+def call(name: str, work) -> list[dict]:
+    "A row for the whole call, and one for each part."
+    spent.clear()
+    started = time.perf_counter()
+    work()
+    whole = time.perf_counter() - started
+    return [{"call": name, "part": part, "seconds": round(seconds, 4), "share": round(seconds / whole, 4)}
+            for part, seconds in (("all", whole), *spent.items())]
+
+
 if __name__ == "__main__":
     patients = max(1, int(sys.argv[1]) // 4) if len(sys.argv) > 1 else 15
     kept = tempfile.TemporaryDirectory(dir=".")
-    scratch = Path(kept.name)
+    scratch = Path(kept.name).resolve()
     make_competition(scratch / "competition", patients=patients, test_patients=1, frame=(1664, 1280), prevalence=.5,
                      seed=5)
     timed(parallel.Journal, "sync", "syncing")
@@ -37,11 +73,16 @@ if __name__ == "__main__":
     timed(parallel.Journal, "verify", "checking what is there")
     timed(parallel, "item_digest", "states of the inputs")
     timed(files, "make_folder", "folders")
-    for call in ("first", "second"):
-        spent.clear()
-        started = time.perf_counter()
-        table = crop_folder(scratch / "competition/train_images", scratch / "out", workers=1)
-        whole = time.perf_counter() - started
-        print(f"{call} call: {len(table)} files in {whole:.2f} s, {len(table) / whole:.1f} a second")
-        for what, seconds in spent.items():
-            print(f"  {what:28} {seconds:6.3f} s  {seconds / whole:6.2%}")
+    timed_lock(parallel)
+    rows = []
+    for number in ("first", "second"):
+        rows += call(f"crops, {number}", lambda: crop_folder(scratch / "competition/train_images", scratch / "out",
+                                                             workers=1))
+    run = Run.create(scratch / "run", find_system("mammo"), "tiny")
+    out, sys.stdout = sys.stdout, open(os.devnull, "w")
+    stages.reproduce(run)
+    timed(settings.Digests, "of", "digests of the run")
+    timed(files, "sync", "syncing")
+    again = call("reproduce, second", lambda: stages.reproduce(run))
+    sys.stdout = out
+    print(pd.DataFrame(rows + again).to_csv(index=False), end="")
