@@ -20,7 +20,7 @@ def labels(cancers, healthy, mask=False):
     (labels(8, 0), 4, False, "all 8 patients have the label cancer=1"),
     (labels(0, 8), 4, False, "all 8 patients have the label cancer=0"),
     (labels(3, 20), 4, False, 'each of 4 folds needs a patient of each kind.*n_folds=3'),
-    (labels(20, 1), 2, False, "Two is the least; add patients"),
+    (labels(20, 1), 2, False, "20 of 21, and each of 2 folds needs a patient of each kind. Two folds are the least"),
     (labels(8, 8), 4, True, "has none.*train.lesion_weight=0"),
 ])
 def test_what_would_fail_late_is_told_first(table, folds, masks, said):

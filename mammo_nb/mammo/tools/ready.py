@@ -12,7 +12,7 @@ from ...core.runs import Run, find_files
 from ..datasets import DatasetError, place_of, read_set, set_names
 from ..system import test_set
 
-# %% ../../../nbs/mammo/tools/ready.ipynb #f9fc54be
+# %% ../../../nbs/mammo/tools/ready.ipynb #168edb3b
 def check_labels(
     labels: pd.DataFrame,  # patient_id, cancer, and mask where there are some; of the set that is split into folds
     name: str,             # of the set
@@ -27,9 +27,11 @@ def check_labels(
                            "needs both labels, 0 and 1, in the column cancer.")
     if min(cancers, len(patients) - cancers) < n_folds:
         fewer = min(cancers, len(patients) - cancers)
-        raise DatasetError(f"{name}: {cancers} of {len(patients)} patients have a cancer, and each of {n_folds} folds "
-                           f'needs a patient of each kind. Take fewer folds, SET="folds.n_folds={max(fewer, 2)}".'
-                           + ("" if fewer > 1 else " Two is the least; add patients."))
+        remedy = f'Take fewer folds, SET="folds.n_folds={fewer}".'
+        if fewer < 2:
+            remedy = "Two folds are the least, so add patients."
+        raise DatasetError(f"{name}: patients with a cancer: {cancers} of {len(patients)}, and each of {n_folds} folds "
+                           f"needs a patient of each kind. {remedy}")
     if masks and ("mask" not in labels or not labels["mask"].notna().any()):
         raise DatasetError(f"{name}: the recipe learns from masks of lesions (train.lesion_weight), and the set has "
                            'none. Put them into its folder mask/, or add SET="train.lesion_weight=0".')
