@@ -26,7 +26,7 @@ def _system(name: str):
     "A system by its name, or the default."
     return find_system(name) if name else default_system()
 
-# %% ../nbs/90_cli.ipynb #6fe021b6
+# %% ../nbs/90_cli.ipynb #3c908fca
 def _check_options(function, options: dict):
     "Raise BadParameter for an option that the function of a system does not have."
     if unknown := sorted(options.keys() - signature(function).parameters.keys()):
@@ -39,7 +39,7 @@ def predict(
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
     weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
     table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),
-    hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
+    hash_ids: bool = typer.Option(False, help="replace ids and names of files by digests with a key of yours"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
     force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),

@@ -66,7 +66,7 @@ def predict(
     output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
     weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
     table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),
-    hash_ids: bool = typer.Option(False, help="replace patient and image ids by a digest"),
+    hash_ids: bool = typer.Option(False, help="replace ids and names of files by digests with a key of yours"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
     force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),

@@ -1,5 +1,6 @@
 "One bad file, folder or table never stops the rest, and nothing is skipped in silence."
 import csv
+import importlib
 import os
 import shutil
 import subprocess
@@ -110,6 +111,17 @@ def test_series_and_pictures_of_slices_have_rows_for_them(hostile, place):
     errors = dict(zip(rest["file"], rest["error"] + rest["note"]))
     assert all(why in errors[name] for name, why in BAD.items()) and "a pipe" in errors["p/pipe"]
     assert set(found["file"]) == {"p/good.png", "p/locked.png", "p/gone.png", "p/pipe.png"}
+
+
+@pytest.mark.parametrize("name", ["mammo", "ich", "trauma"])
+def test_a_check_counts_what_cannot_be_opened(hostile, place, name):
+    "Also named like scans, and as pictures are no scans of CT."
+    for path in ("p/pipe.png", "p/gone.png", "p/locked.png"):
+        (hostile / path).rename(hostile / f"{path}.dcm")
+    tool = importlib.import_module(f"mammo_nb.{name}.tools.check")
+    with nobody():
+        table = tool.check_data(hostile, workers=1, everything=True, output=place / "check.csv")
+    assert len(table) == 5 and (table["error"] != "").all()   # the good picture is none among scans
 
 
 def test_a_file_that_vanishes_while_the_folder_is_listed_is_a_row(place, monkeypatch):

@@ -59,7 +59,7 @@ def recording() -> Iterator[list[Path]]:  # paths, which grow while the block ru
     finally:
         _written.reset(token)
 
-# %% ../../nbs/core/12_files.ipynb #d49110eb
+# %% ../../nbs/core/12_files.ipynb #7ae75a05
 class StorageError(ProjectError):
     "A disk that takes no more files, or an output that is in use."
 
@@ -116,7 +116,7 @@ def sha256(
 ) -> str:              # 64 hexadecimal digits
     "Compute the SHA-256 of a file, read in blocks of 1 MiB (FIPS 180-4)."
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -147,7 +147,7 @@ def sha256(
 ) -> str:              # 64 hexadecimal digits
     "Compute the SHA-256 of a file, read in blocks of 1 MiB (FIPS 180-4)."
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'CheckError', 'label_faults', 'inspect_file', 'measure_file', 'check_data', 'estimate', 'print_check']
 
-# %% ../../../nbs/ich/tools/check.ipynb #331db10e
-import hashlib
+# %% ../../../nbs/ich/tools/check.ipynb #05071887
 import shutil
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import pandas as pd
 from ...core.budget import in_words
 from ...core.dicom import find_files, folder_of, read_frame
 from ...core.errors import ProjectError
-from ...core.files import TableError, inside, read_csv
+from ...core.files import TableError, inside, read_csv, sha256
 from ...core.parallel import map_files, print_kinds
 from ...core.runs import locate
 from ...core.settings import find_dataset, kept_beside
@@ -68,13 +67,13 @@ def label_faults(
     note(errors, wrong, "LabelConflict: any disagrees with the kinds of hemorrhage")
     return errors, problems, wide["any"]
 
-# %% ../../../nbs/ich/tools/check.ipynb #dc1f01e8
+# %% ../../../nbs/ich/tools/check.ipynb #6301710e
 def inspect_file(
     item: dict,  # folder, file
 ) -> dict:       # ids, size, and digest of the bytes
     "Read the header of a file; raises DicomError or PheError."
     path = inside(item["folder"], item["file"])
-    row = {"bytes": path.stat().st_size, "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    row = {"bytes": path.stat().st_size, "digest": sha256(path)[:16]}
     if path.suffix.lower() == ".png":
         picture = phe.read_picture(item["folder"], item["file"])
         patient = path.stem.rpartition("_")[0]

@@ -23,7 +23,6 @@
 
 # %%
 #| export
-import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ import pandas as pd
 from mammo_nb.core.budget import in_words
 from mammo_nb.core.dicom import find_files, folder_of, read_frame
 from mammo_nb.core.errors import ProjectError
-from mammo_nb.core.files import TableError, inside, read_csv
+from mammo_nb.core.files import TableError, inside, read_csv, sha256
 from mammo_nb.core.parallel import map_files, print_kinds
 from mammo_nb.core.runs import locate
 from mammo_nb.core.settings import find_dataset, kept_beside
@@ -121,7 +120,7 @@ def inspect_file(
 ) -> dict:       # ids, size, and digest of the bytes
     "Read the header of a file; raises DicomError or PheError."
     path = inside(item["folder"], item["file"])
-    row = {"bytes": path.stat().st_size, "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    row = {"bytes": path.stat().st_size, "digest": sha256(path)[:16]}
     if path.suffix.lower() == ".png":
         picture = phe.read_picture(item["folder"], item["file"])
         patient = path.stem.rpartition("_")[0]
