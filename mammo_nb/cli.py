@@ -26,7 +26,7 @@ def _system(name: str):
     "A system by its name, or the default."
     return find_system(name) if name else default_system()
 
-# %% ../nbs/90_cli.ipynb #3c908fca
+# %% ../nbs/90_cli.ipynb #d98f7f8e
 def _check_options(function, options: dict):
     "Raise BadParameter for an option that the function of a system does not have."
     if unknown := sorted(options.keys() - signature(function).parameters.keys()):
@@ -45,6 +45,8 @@ def predict(
     force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),
     all_views: bool = typer.Option(
         False, help="mammo: predict other images than standard mammograms, too, such as magnifications"),
+    frames: str = typer.Option(
+        "", help="mammo: which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -52,7 +54,7 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    how = {name: True for name, wanted in (("force", force), ("all_views", all_views)) if wanted}
+    how = {name: wanted for name, wanted in (("force", force), ("all_views", all_views), ("frames", frames)) if wanted}
     _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
                                  workers=workers or None, **how)

@@ -102,18 +102,22 @@ def predict(
     hash_ids: bool = False, # replace patient and image ids by a digest
     workers=None,           # processes; None: one a core
     system: str = "",       # "": the default system
+    **options,              # options that one system only has; mammo: force, all_views and frames, as in the command
 ):                          # pandas.DataFrame, a row for each image; `error` says why a file has no probability
     "Predict every scan of a folder. Not a medical device. Raises a `ProjectError` where nothing can be predicted."
     import tempfile
     from importlib import import_module
+    from inspect import signature
     chosen = _system(system)
     if not chosen.predict:
         from mammo_nb.core.systems import DeclarationError
         raise DeclarationError(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}.")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
+    if unknown := sorted(options.keys() - signature(tool.predict_folder).parameters.keys()):
+        raise TypeError(f"{chosen.name} does not know {', '.join(unknown)}")
     with tempfile.TemporaryDirectory() as scratch:
         return tool.predict_folder(Path(folder), Path(output or scratch), weights=weights, table=table,
-                                   hash_ids=hash_ids, workers=workers)
+                                   hash_ids=hash_ids, workers=workers, **options)
 
 # %%
 table = predict(folder, weights, workers=1)

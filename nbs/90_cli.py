@@ -72,6 +72,8 @@ def predict(
     force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),
     all_views: bool = typer.Option(
         False, help="mammo: predict other images than standard mammograms, too, such as magnifications"),
+    frames: str = typer.Option(
+        "", help="mammo: which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -79,7 +81,7 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    how = {name: True for name, wanted in (("force", force), ("all_views", all_views)) if wanted}
+    how = {name: wanted for name, wanted in (("force", force), ("all_views", all_views), ("frames", frames)) if wanted}
     _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
                                  workers=workers or None, **how)

@@ -179,7 +179,8 @@ def test_several_frames_are_a_problem_and_not_sampled(root):
     path = root / "train_images/1/7.dcm"   # not compressed
     change(path, NumberOfFrames=2, PixelData=2 * pydicom.dcmread(path).PixelData)
     table = checked(root).set_index("file")
-    assert trouble(table.reset_index()) == [{"train_images/1/7.dcm": "multi-frame"}, {}]
+    assert trouble(table.reset_index()) == [{
+        "train_images/1/7.dcm": "multi-frame: 2 frames, choose with --frames middle, all or a number"}, {}]
     assert table["decoder"].ne("").sum() == 11 and table.loc["train_images/1/7.dcm", "frames"] == 2
 
 

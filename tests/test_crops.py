@@ -21,13 +21,14 @@ from mammo_nb.core.pictures import shrink, write_png
 from mammo_nb.core.runs import Run
 from mammo_nb.core.stages import failures
 from mammo_nb.core.systems import find_system
-from mammo_nb.mammo.crops import crop_files, crop_folder, crop_size, cut_breast
+from mammo_nb.mammo.crops import crop_files, crop_size, cut_breast
 from mammo_nb.mammo.drawing.machines import write_dicom
 from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import find_box
 from mammo_nb.mammo.reading.inputs import network_input
 from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.tools.crops import crop_folder
 
 
 def half_disc(rows: int, columns: int, top: int = 4000) -> np.ndarray:
@@ -181,6 +182,7 @@ from dataclasses import asdict
 from pathlib import Path
 from mammo_nb.mammo.crops import crop_file
 from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.tools.crops import crop_folder
 settings = asdict(Crops(faithful=sys.argv[3] == "faithful"))
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

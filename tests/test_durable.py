@@ -18,7 +18,7 @@ from conftest import ROOT
 from mammo_nb.core import files, parallel
 from mammo_nb.core.files import StorageError, owner, replacing, sha256, write_csv, write_json
 from mammo_nb.core.parallel import SYNCED, map_files
-from mammo_nb.mammo.crops import crop_folder
+from mammo_nb.mammo.tools.crops import crop_folder
 
 
 class Disk:

@@ -132,7 +132,7 @@ def test_files_with_equal_ids_have_crops_of_their_own(tmp_path):
         save(one, tmp_path / "in" / name)
     (tmp_path / "in/broken.dcm").write_bytes(b"no scan")
     done, crops = cropped(tmp_path / "in", tmp_path / "crops")
-    assert done.returncode == 1 and (crops["error"] != "").sum() == 1 and crops["image_id"].nunique() == 5
+    assert done.returncode == 1 and (crops["error"] != "").sum() == 1 and crops["picture"].nunique() == 5
     assert len(list((tmp_path / "crops/cleaned_images").glob("%2E.%2FA@*.png"))) == 4
     assert crops.loc["broken.dcm", ["patient_id", "image_id"]].tolist() == ["unknown", "broken"]
 
@@ -142,6 +142,8 @@ def test_formulas_and_control_characters_are_escaped_by_crops_and_check(tmp_path
     save(dataset(patient="-3"), tmp_path / "in/line\nbreak.dcm")
     (tmp_path / "in/\x1b[31m.dcm").write_bytes(b"no scan")
     done, crops = cropped(tmp_path / "in", tmp_path / "crops")
+    made = {p.name for p in (tmp_path / "crops/cleaned_images").glob("*.png")}
+    assert set(crops.loc[crops["error"] == "", "picture"]) == made and not any(p[0] in "=+-@" for p in made)
     assert set(crops.index) == {"'=2+2.dcm", "line\\nbreak.dcm", "\\x1b[31m.dcm"}
     assert set(crops["patient_id"]) == {"'=1+1", "'-3", "unknown"} and "\x1b[31m" not in done.stdout
     done = mammo_nb("check", tmp_path / "in", "-o", tmp_path / "check.csv", "--workers", 1)

@@ -20,7 +20,7 @@ from mammo_nb.core.recipes import Recipe
 from mammo_nb.core.runs import Run, read_manifest
 from mammo_nb.core.windows import WindowError
 from mammo_nb.mammo import crops, datasets, folds, recipes
-from mammo_nb.mammo.crops import crop_files, crop_folder, cut_breast
+from mammo_nb.mammo.crops import crop_files, cut_breast
 from mammo_nb.mammo.datasets import combine, place_of, read_set, unify
 from mammo_nb.mammo.drawing.machines import write_dicom
 from mammo_nb.mammo.folds import EXTERNAL, expectations, split, spread
@@ -31,6 +31,7 @@ from mammo_nb.mammo.reading.sources import READERS, how_to_get, label_table, tot
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.check import check_dataset, print_check
+from mammo_nb.mammo.tools.crops import crop_folder
 from mammo_nb.mammo.tools.smaller import copy_cbis
 from mammo_nb.mammo.reading.sides import read_sides
 

@@ -82,7 +82,7 @@ def _native_values(
     order = ">" if header.syntax == ExplicitVRBigEndian else "<"
     return np.frombuffer(data, f"{order}u{header.bits_allocated // 8}").reshape(shape)
 
-# %% ../../nbs/core/26_dicom.ipynb #b8e2fd93
+# %% ../../nbs/core/26_dicom.ipynb #8ccef82f
 @dataclass(frozen=True)
 class Image:
     "Stored values with their header."
@@ -170,11 +170,11 @@ def _check_frame(
                                 tag_name("TransferSyntaxUID"), "Convert it first, for example with dcmtk's dcmdjpeg.")
     if frame is None and header.frames > 1:
         raise MultiFrame(path, f"{header.frames} frames", tag_name("NumberOfFrames"),
-                         "The commands read files of one frame, or all frames of a CT series. Split it with dcm4che's "
-                         f"emf2sf, or read one in Python: read_image(path, frame=0) to frame={header.frames - 1}.")
+                         "The commands for mammograms take --frames middle, all or a number, those for CT read all "
+                         f"frames. In Python: read_image(path, frame=0) to frame={header.frames - 1}.")
     if not 0 <= (frame or 0) < header.frames:
-        raise MultiFrame(path, f"no frame {frame} among {header.frames}", tag_name("NumberOfFrames"),
-                         f"Choose 0 to {header.frames - 1}.")
+        raise MultiFrame(path, f"no frame {frame + 1} among {header.frames}", tag_name("NumberOfFrames"),
+                         f"Choose 1 to {header.frames}; in Python frame=0 to frame={header.frames - 1}.")
 
 def _located(
     ds,              # elements before the pixels

@@ -220,7 +220,7 @@ def _aspect(
     ratio = down / across if down > 0 and across > 0 else 1.0
     return ratio if 0.2 <= ratio <= 5 and abs(ratio - 1) > 0.01 else 1.0
 
-# %% ../../nbs/core/25_parsing.ipynb #17571b9c
+# %% ../../nbs/core/25_parsing.ipynb #7578cc46
 def frame_header(
     ds: pydicom.Dataset,  # parsed
     header: Header,       # of the file, from `header_of`
@@ -248,11 +248,12 @@ def frame_header(
             "orientation": vector_of(item("PlaneOrientation"), "ImageOrientationPatient", 6),
             "spacing": vector_of(measures, "PixelSpacing", 2), "thickness": number_of(measures, "SliceThickness"),
             "slope": number_of(values, "RescaleSlope"), "intercept": number_of(values, "RescaleIntercept"),
+            "aspect": _aspect(measures) if "PixelSpacing" in measures else None,
             "acquisition_number": number_of(content, "FrameAcquisitionNumber", int),
             "acquisition_time": seconds_of(content),
             "image_type": tuple(str(v) for i in kinds for v in i.get("FrameType") or ()) or None
         }
-        if not header.windows and (windows := windows_of(window)):
+        if (header.frames > 1 or not header.windows) and (windows := windows_of(window)):
             found |= {"windows": windows, "voi_function": text_of(window, "VOILUTFunction").upper() or "LINEAR"}
         found |= _tables(window, header)
         if header.frames > 1 and found["position"] is None:

@@ -308,11 +308,12 @@ def frame_header(
             "orientation": vector_of(item("PlaneOrientation"), "ImageOrientationPatient", 6),
             "spacing": vector_of(measures, "PixelSpacing", 2), "thickness": number_of(measures, "SliceThickness"),
             "slope": number_of(values, "RescaleSlope"), "intercept": number_of(values, "RescaleIntercept"),
+            "aspect": _aspect(measures) if "PixelSpacing" in measures else None,
             "acquisition_number": number_of(content, "FrameAcquisitionNumber", int),
             "acquisition_time": seconds_of(content),
             "image_type": tuple(str(v) for i in kinds for v in i.get("FrameType") or ()) or None
         }
-        if not header.windows and (windows := windows_of(window)):
+        if (header.frames > 1 or not header.windows) and (windows := windows_of(window)):
             found |= {"windows": windows, "voi_function": text_of(window, "VOILUTFunction").upper() or "LINEAR"}
         found |= _tables(window, header)
         if header.frames > 1 and found["position"] is None:

@@ -35,8 +35,7 @@ import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from mammo_nb.core.backends import Graph, read_sidecar
-from mammo_nb.core.errors import cell
-from mammo_nb.core.dicom import Frame, Image, find_files, folder_of, read_frame
+from mammo_nb.core.dicom import Frame, Image, read_frame
 from mammo_nb.core.files import inside, owned, write_csv
 from mammo_nb.core.grey import decode_grey, grey_levels
 from mammo_nb.core.headers import BadHeader, Header
@@ -49,7 +48,7 @@ from mammo_nb.mammo.datasets import read_table, root_of
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.blank import NO_BREAST, why_blank
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
-from mammo_nb.mammo.reading.sides import ids_of_files
+from mammo_nb.mammo.reading.frames import frame_note
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -330,13 +329,14 @@ def cut_mask(
     return shrink(np.uint8(white) * np.uint8(255), *breast.grey.shape)
 
 def crop_file(
-    # file, patient_id, image_id, mask or ""; and folder, images, masks, previews, settings, detector from `crop_files`
+    # file, patient_id, image_id, mask or "", frame: index from 0 or None; and folder, images, masks, previews,
+    # settings, detector from `crop_files`
     item: dict,
 ) -> dict:       # a row of crops.csv, and seconds
     "Make and write the crop of one file, with its mask and its preview if they are wanted."
     cv2.setNumThreads(1)  # the processes already share the cores
     started, settings = time.perf_counter(), Crops(**item["settings"])
-    frame = read_frame(inside(item["folder"], item["file"]))
+    frame = read_frame(inside(item["folder"], item["file"]), item.get("frame"))
     breast = cut_breast(frame, settings, open_detector(item["detector"]) if item.get("detector") else None)
     mask = cut_mask(inside(item["folder"], item["mask"]), breast) if item.get("mask") else None
     sha = write_png(crop_path(item["images"], item["patient_id"], item["image_id"]), breast.grey)
@@ -352,7 +352,8 @@ def crop_file(
         "decoder": breast.image.decoder, "scale": breast.image.scale,
         "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
         "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        **dict(zip(("window_center", "window_width"), breast.window or (None, None))), "note": breast.told(),
+        **dict(zip(("window_center", "window_width"), breast.window or (None, None))),
+        "note": "; ".join(filter(None, [frame_note(header, frame.index), breast.told()])),
         "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 
@@ -369,7 +370,10 @@ def _sources(item: dict) -> list[Path]:
     "The files that a crop is made of."
     return [Path(item["folder"], item[name]) for name in ("file", "mask") if item[name]]
 
-def _write_tables(work: pd.DataFrame, output: Path) -> pd.DataFrame:
+def write_crops(
+    work: pd.DataFrame,  # from `make_crops`
+    output: Path,
+) -> pd.DataFrame:       # the same
     "Write crops.csv and crop_errors.csv."
     write_csv(output / "crop_errors.csv", work.loc[work["error"] != "", ["file", "patient_id", "image_id", "error"]])
     write_csv(output / "crops.csv", work.drop(columns=["seconds"], errors="ignore"))
@@ -377,8 +381,8 @@ def _write_tables(work: pd.DataFrame, output: Path) -> pd.DataFrame:
 
 @owned
 def crop_files(
-    # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, and scaling,
-    # which replaces that of the settings unless it is empty
+    # file, relative to `folder`; patient_id; image_id; optionally mask, relative to `folder`, dataset, frame, and
+    # scaling, which replaces that of the settings unless it is empty
     files: pd.DataFrame,
     # folder of the files, out of which no name may lead; for several data sets a mapping dataset -> folder
     folder: Path | Mapping,
@@ -390,8 +394,13 @@ def crop_files(
     **machine,                # workers, backend, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or on a cluster. Continues where an interrupted run stopped."
+    output = Path(output)
+    return write_crops(make_crops(files, folder, output, settings, detector, version, previews, **machine), output)
+
+def make_crops(files, folder, output: Path, settings: Crops, detector=None, version=None, previews=False, **machine):
+    "The crops and the table of `crop_files`, with the name of each picture; the table is not written."
     check_section(settings, "crops")
-    output, several = Path(output), isinstance(folder, Mapping)
+    several = isinstance(folder, Mapping)
     place = {
         "images": str((output / "cleaned_images").resolve()), "masks": str((output / "cleaned_masks").resolve()),
         "detector": str(Path(detector).resolve()) if detector else "",
@@ -400,41 +409,22 @@ def crop_files(
     # with another detector under the same name, all crops are made anew
     known = read_sidecar(Path(detector))["sha256"] if detector else ""
     scaled = files["scaling"].fillna("") if "scaling" in files else [""] * len(files)
-    rows = files[["file", "patient_id", "image_id"]].assign(mask=files.get("mask", "")).fillna("").to_dict("records")
+    rows = files[["file", "patient_id", "image_id"]].assign(mask=files.get("mask", "")).fillna("")
+    rows = rows.assign(frame=files.get("frame")).to_dict("records")
     roots = [folder[dataset] for dataset in files["dataset"]] if several else [folder] * len(files)
     items = []
     for row, root, scaling in zip(rows, roots, scaled):
         chosen = replace(settings, scaling=scaling or settings.scaling)
-        items.append({**row, "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
-    work = map_files(crop_file, items, table=output / "crops_seconds.csv",
-                     params={**place, "detector_sha256": known}, code=version, reads=_sources, label="crops", **machine)
+        items.append({**row, "picture": crop_path("", row["patient_id"], row["image_id"]).name,
+                      "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
+    work = map_files(crop_file, items, key="picture", table=output / "crops_seconds.csv", reads=_sources, code=version,
+                     params={**place, "detector_sha256": known}, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
         left.unlink()
+    work.insert(0, "file", files["file"].values)
     for column in ("patient_id", "image_id"):
         work[column] = files[column].values  # also for files that failed
-    work = work.astype({c: "Int64" for c in WHOLE if c in work})
-    return _write_tables(work, output)
-
-# %% [markdown]
-# The crops of a folder have the ids that a prediction gives its files, such as `10006@462822612.png` in a competition.
-
-# %%
-#| export
-@owned
-def crop_folder(
-    folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files; or a single file
-    output: Path,             # as in `crop_files`
-    settings: Crops = Crops(),
-    detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
-    previews: bool = False,   # as in `crop_files`
-    **machine,                # workers, backend, scheduler of `map_files`
-) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them
-    "Crop every file of a folder."
-    files = ids_of_files(folder_of(folder), find_files(folder, besides=output)[0], machine.get("workers"))
-    work = crop_files(files, folder_of(folder), output, settings, detector, previews=previews, **machine)
-    for column in ("file", "patient_id", "image_id", "error"):
-        work[column] = work[column].map(cell)
-    return _write_tables(work, Path(output))
+    return work.astype({c: "Int64" for c in WHOLE if c in work})
 
 # %% [markdown]
 # ## Run the stage

@@ -14,7 +14,7 @@ import pandas as pd
 from mammo_nb.core import files, parallel, processes, settings, stages
 from mammo_nb.core.runs import Run
 from mammo_nb.core.systems import find_system
-from mammo_nb.mammo.crops import crop_folder
+from mammo_nb.mammo.tools.crops import crop_folder
 from mammo_nb.mammo.phantom import make_competition
 
 spent = Counter()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_STANDARD', 'network_input', 'fit_to', 'Seen', 'see', 'no_standard', 'row_of', 'see_item']
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #24a714a7
+# %% ../../../nbs/mammo/reading/inputs.ipynb #1a6d84c6
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,15 +14,17 @@ import numpy as np
 
 from ...core.dicom import Frame
 from ...core.files import inside
+from ...core.headers import MultiFrame
 from ...core.pictures import fit_resize, write_png
 from ..crops import Breast, crop_path, cut_breast, faithful_floats
 from . import faithful
 from .boxes import open_detector
-from .mammograms import Mammogram, read_frame
+from .frames import frame_indices, frame_note
+from .mammograms import Mammogram, read_frame, read_header
 from .sides import identify
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #8deaa11b
+# %% ../../../nbs/mammo/reading/inputs.ipynb #30b3a279
 def network_input(
     breast: Breast,          # from `cut_breast`
     settings: Crops,         # with `faithful`, the crop is resized before it is truncated to whole grey levels
@@ -55,14 +57,15 @@ def see(
     settings: Crops,
     detector: str,          # detector.onnx; "": Otsu's threshold
     size: tuple[int, int],  # height, width of the network's input, in pixels
+    frame: int | None = None,  # index from 0; required when there are several
 ) -> Seen:
     "Prepare a file for the network. Raises DicomError, WindowError."
     cv2.setNumThreads(1)  # the processes already share the cores
-    frame = read_frame(path)
-    breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
-    return Seen(frame, breast, network_input(breast, settings, size))
+    read = read_frame(path, frame)
+    breast = cut_breast(read, settings, open_detector(detector) if detector else None)
+    return Seen(read, breast, network_input(breast, settings, size))
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #865696ba
+# %% ../../../nbs/mammo/reading/inputs.ipynb #b7985a16
 NO_STANDARD = "no standard mammogram"
 
 def no_standard(
@@ -78,12 +81,12 @@ def row_of(
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
     header = seen.frame.header
-    notes = "; ".join(filter(None, [no_standard(header), seen.breast.told()]))
-    return {**identify(header, item), "rows": header.rows, "columns": header.columns,
+    notes = [no_standard(header), frame_note(header, seen.frame.index), seen.breast.told()]
+    return {**identify(header, {**item, "frame": seen.frame.index}), "rows": header.rows, "columns": header.columns,
             "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-            "box_source": box.source, "note": notes, "withheld": bool(seen.breast.note)}
+            "box_source": box.source, "note": "; ".join(filter(None, notes)), "withheld": bool(seen.breast.note)}
 
-# %% ../../../nbs/mammo/reading/inputs.ipynb #593e1bf7
+# %% ../../../nbs/mammo/reading/inputs.ipynb #be55a539
 def see_item(
     item: dict,    # folder, file, row, settings, detector; size of the training's input; pngs: a folder or ""
     mode,          # object with `size`: height and width of the network's input, in pixels
@@ -92,7 +95,12 @@ def see_item(
     settings = Crops(**item["settings"])
     if mode.size != tuple(item["size"]):
         settings = fit_to(settings, mode.size)
-    seen = see(inside(item["folder"], item["file"]), settings, item["detector"], mode.size)
+    path = inside(item["folder"], item["file"])
+    try:
+        seen = see(path, settings, item["detector"], mode.size)
+    except MultiFrame:
+        middle, = frame_indices(read_header(path).frames, "middle")
+        seen = see(path, settings, item["detector"], mode.size, middle)
     row = row_of(seen, item)
     if item["pngs"]:
         write_png(crop_path(item["pngs"], row["patient_id"], row["image_id"]), seen.picture)

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #84d68d28
+# %% ../../../nbs/mammo/tools/commands.ipynb #d19ff157
 def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -33,6 +33,8 @@ def crops(
         "", help="detector.onnx or a folder with one, or otsu; default: assets/trained, then the newest finished run, "
         "then otsu"),
     previews: bool = typer.Option(False, help="write previews/ too: each frame with its box"),
+    frames: str = typer.Option(
+        "", help="which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
     faithful: bool = typer.Option(False, help="the winner's preparation, defects included"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
@@ -40,32 +42,20 @@ def crops(
     scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
 ):
     "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run continues where it stopped."
-    from mammo_nb.mammo.crops import crop_folder
     from mammo_nb.mammo.reading.boxes import detector_in_words, find_detector
-    from mammo_nb.mammo.reading.names import packed_files
+    from mammo_nb.mammo.reading.frames import check_frames
     from mammo_nb.mammo.recipes import Crops
+    from mammo_nb.mammo.tools.crops import crop_folder, print_crops
     height, width = read_size(size)
+    check_frames(frames)
     if faithful and size:
         raise typer.BadParameter("the winner's crops have the size of the detector; leave --size out")
     graph = find_detector(detector)
     print(f"detector: {detector_in_words(graph)}")
-    table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews,
+    table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews, frames,
                         workers=workers or None, backend=backend, scheduler=scheduler)
-    if packed := packed_files(folder):
-        print(packed)
-    no_images = table["error"].str.startswith("NotImage:")
-    table, others = table[~no_images], table[no_images]
-    for row in others.itertuples():
-        print(f"left out {row.error.removeprefix('NotImage: ')}")
-    failed = table.loc[table["error"] != "", ["file", "error"]]
-    for row in failed.head(20).itertuples():
-        print(f"failed {row.file}: {row.error}")
-    found = ", ".join(f"{source} {n}" for source, n in table["box_source"].value_counts().items() if source)
-    line = f"{len(table) - len(failed)} of {len(table)} files cropped (boxes: {found or 'none'}) -> {output}"
-    if len(failed):
-        line += f"; {len(failed)} failed, see {output / 'crop_errors.csv'}"
-    print(line)
-    raise typer.Exit(int(bool(len(failed)) and not allow_errors))
+    failed = print_crops(table, output)
+    raise typer.Exit(int(bool(failed) and not allow_errors))
 
 # %% ../../../nbs/mammo/tools/commands.ipynb #5bc8c89e
 @app.command()

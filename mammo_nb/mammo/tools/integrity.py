@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BARE', 'CheckError', 'Missing', 'inspect_file', 'named_files', 'compare']
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #78580054
+# %% ../../../nbs/mammo/tools/integrity.ipynb #450e7351
 import hashlib
 import os
 from collections import defaultdict
@@ -24,6 +24,7 @@ from ...core.headers import DicomError
 from ...core.pictures import is_whole
 from ...core.windows import FUNCTIONS
 from ..reading.blank import SMALLEST
+from ..reading.frames import several
 from ..reading.labels import DatasetError, read_table
 from ..reading.mammograms import Mammogram, read_frame, read_header
 
@@ -34,7 +35,7 @@ class CheckError(ProjectError):
 class Missing(Exception):
     "A file that a table names does not exist."
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #0c0cac38
+# %% ../../../nbs/mammo/tools/integrity.ipynb #cf75ac65
 def _unusable(header: Mammogram) -> bool:
     "Whether one of the windows cannot be applied, or lies beyond all values that the bits can hold."
     bits = header.bits_stored
@@ -49,7 +50,7 @@ def _unusable(header: Mammogram) -> bool:
 def _header_problems(header: Mammogram) -> list[str]:
     "List the problems of a header. Sides and views are compared with the table in `compare`."
     found = {
-        "multi-frame": header.frames > 1,
+        f"multi-frame: {several(header)}": header.frames > 1,
         "no window": bool(header.syntax and not header.windows and not header.voi_luts),
         "a VOI LUT Sequence instead of a window": bool(header.voi_luts) and not header.windows,
         "a Modality LUT Sequence": header.modality_lut is not None,

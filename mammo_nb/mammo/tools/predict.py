@@ -6,7 +6,8 @@
 __all__ = ['NEEDED', 'TERMS', 'PER_IMAGE', 'REPEATED', 'PredictError', 'detector_of', 'predict_file', 'hide_row',
            'predict_hidden', 'with_caution', 'predict_items', 'breasts_of', 'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #8271ccf6
+# %% ../../../nbs/mammo/tools/predict.ipynb #8a0cc8c9
+import re
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +30,13 @@ from ...core.submission import caution, check_score, find_weights, origin
 from ..crops import WHOLE, preview
 from ..datasets import per_breast
 from ..learning.decision import image_means
+from ..reading.frames import check_frames, frame_id, frame_indices, several
 from ..reading.inputs import NO_STANDARD, no_standard, row_of, see
 from ..reading.mammograms import read_header
 from ..reading.blank import NO_BREAST
 from ..reading.labels import DatasetError
 from ..reading.names import packed_files
-from ..reading.sides import identify, read_sides
+from ..reading.sides import frame_entries, identify, read_sides
 from ..reading.views import KNOWN, NAMES, VIEWS
 from ..recipes import Crops
 
@@ -65,11 +67,11 @@ def detector_of(
         )
     return path
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #f8240883
+# %% ../../../nbs/mammo/tools/predict.ipynb #656cf160
 def predict_file(
     # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview, and title its
     # first line; force: whether a picture without a breast gets a probability, too; all_views: whether images other
-    # than standard mammograms do
+    # than standard mammograms do; frames: middle or a number, for a file with several
     item: dict,
 ) -> dict:       # a row of per_image.csv
     """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast,
@@ -81,15 +83,18 @@ def predict_file(
         header = read_header(inside(item["folder"], item["file"]))
     except NotImage as e:
         return {"note": e.problem}
-    frames = header.frames > 1 and header.special.startswith("tomosynthesis")  # the reader of frames decides
-    if header.special and not frames and not item.get("all_views"):
-        return {**identify(header, item), "note": no_standard(header), "instance": header.instance,
+    index, = frame_indices(header.frames, item.get("frames", ""))
+    asked = item.get("all_views") or header.frames > 1 and header.special == "tomosynthesis"  # by choosing a frame
+    if index is None or header.special and not asked:
+        notes = [no_standard(header), several(header) if header.frames > 1 else ""]
+        return {**identify(header, item), "note": "; ".join(filter(None, notes)), "instance": header.instance,
                 "exam": header.exam}
     engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
     settings = from_dict(Crops, engine.metadata["crops"])
-    seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size)
+    seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size, index)
     row = row_of(seen, item)
-    row |= {**refusals(engine), "instance": header.instance, "exam": header.exam}
+    instance = header.instance and frame_id(header.instance, header.frames, index)
+    row |= {**refusals(engine), "instance": instance, "exam": header.exam}
     probability = None
     if item.get("force") or not row.pop("withheld"):
         try:
@@ -104,7 +109,7 @@ def predict_file(
         write_png(drawn, preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #6b8d56cb
+# %% ../../../nbs/mammo/tools/predict.ipynb #d28b5e68
 TERMS = {*KNOWN, *NAMES.values(), *VIEWS.values(), "unknown"}
 
 def hide_row(
@@ -118,6 +123,7 @@ def hide_row(
     if "view" in row and row["view"] not in TERMS:
         row["view"] = "other"
     known = [term for term in (NO_STANDARD, NO_BREAST) if term in row.get("note", "")]
+    known += re.findall(r"frame \d+ of \d+|\d+ frames, choose with --frames [^;]*", row.get("note", ""))
     return row | ({"note": "; ".join(known)} if "note" in row else {})
 
 def predict_hidden(
@@ -126,7 +132,7 @@ def predict_hidden(
     "As `predict_file`, with digests in place of ids."
     return hide_row(predict_file({**item, "file": item["path"]}), item["key"])
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #680794e6
+# %% ../../../nbs/mammo/tools/predict.ipynb #13dc18e0
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -152,10 +158,11 @@ def _predicted(
     "Predict files in parallel; a file that fails is a row with an error."
     weights = Path(items[0]["weights"])
     metadata, detector = read_entries(weights / "ensemble.json", NEEDED), detector_of(weights)
-    items = [{**item, "detector": str(detector or "")} for item in items]
+    items = [{"entry": item["file"], **item, "detector": str(detector or "")} for item in items]
     hidden = "key" in items[0]
-    table = map_files(partial(quiet, predict_hidden) if hidden else predict_file, items, table=output, reads=_path,
-                      params={"hidden": hidden, **parts_of(weights)}, workers=workers, label="predict")
+    table = map_files(partial(quiet, predict_hidden) if hidden else predict_file, items, table=output, key="entry",
+                      reads=_path, params={"hidden": hidden, **parts_of(weights)}, workers=workers, label="predict")
+    table["file"] = [item["file"] for item in items]
     print_refused(table)
     table = table.reindex(columns=[*PER_IMAGE, "note", "instance", "exam"]).astype({c: "Int64" for c in WHOLE})
     table["note"] = with_caution(table["note"], metadata["demonstration"])
@@ -210,8 +217,10 @@ def predict_folder(
     workers: int | None = None,   # processes; None means one a core
     force: bool = False,          # whether a picture without a breast gets a probability, too
     all_views: bool = False,      # whether other images than standard mammograms get one, too
+    frames: str = "",             # middle, all or a number from 1, for files with several frames
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
+    frames = check_frames(frames)
     folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
     metadata = read_entries(place / "ensemble.json", NEEDED)
     if not weights:
@@ -225,16 +234,17 @@ def predict_folder(
             raise
         raise PredictError("The table of sides cannot be used. The reason may name a patient, so it is shown only "
                            "without --hash-ids.") from None
-    names = picture_names(files)
+    chosen = frame_entries(folder, files, sides, frames, workers)
+    names = picture_names([entry for _, _, entry in chosen])
     items = [
-        {"file": f, "folder": str(folder), "weights": str(place), "row": sides.get(f),
-         "previews": str(output / "previews"), "name": name, "title": f, "force": force,
-         "all_views": all_views} for f, name in zip(files, names)]
+        {"file": f, "frames": choice, "entry": entry, "folder": str(folder), "weights": str(place),
+         "row": sides.get(f), "previews": str(output / "previews"), "name": name, "title": f, "force": force,
+         "all_views": all_views} for (f, choice, entry), name in zip(chosen, names)]
     if hash_ids:
         key, packed = id_key(), packed.partition(", unpack")[0]
-        names = [hidden_id(f, key) for f in files]
-        items = [{**i, "file": n, "path": i["file"], "name": n, "title": n, "key": key}
-                 for i, n in zip(items, names)]
+        names = [hidden_id(i["entry"], key) for i in items]
+        items = [{**i, "file": hidden_id(i["file"], key), "path": i["file"], "entry": n, "name": n, "title": n,
+                  "key": key} for i, n in zip(items, names)]
         for old in ("per_image.csv", "per_breast.csv"):
             (output / old).unlink(missing_ok=True)   # an earlier run may have shown ids
     keep_pictures(output / "previews", names)
@@ -265,7 +275,8 @@ def print_predictions(
         why = f": {row.note.rpartition('; ')[0]}" if empty[row.Index] else ""
         probability = "  -  " if empty[row.Index] else f"{row.probability:.3f}"
         sides = f"{row.laterality} {row.view:8}" if isinstance(row.view, str) else 10 * " "
-        print(f"{probability}  {sides} {row.file}{why}")
+        frame = "" if why else "".join(re.findall(r" frame \d+ of \d+", f" {row.note}"))
+        print(f"{probability}  {sides} {row.file}{frame}{why}")
     for row in failed.itertuples():
         print(f"failed {row.file}: {row.error}")
     if nameless := result.attrs["nameless"]:

@@ -31,11 +31,13 @@ import numpy as np
 
 from mammo_nb.core.dicom import Frame
 from mammo_nb.core.files import inside
+from mammo_nb.core.headers import MultiFrame
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.mammo.crops import Breast, crop_path, cut_breast, faithful_floats
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import open_detector
-from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame
+from mammo_nb.mammo.reading.frames import frame_indices, frame_note
+from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame, read_header
 from mammo_nb.mammo.reading.sides import identify
 from mammo_nb.mammo.recipes import Crops
 
@@ -97,12 +99,13 @@ def see(
     settings: Crops,
     detector: str,          # detector.onnx; "": Otsu's threshold
     size: tuple[int, int],  # height, width of the network's input, in pixels
+    frame: int | None = None,  # index from 0; required when there are several
 ) -> Seen:
     "Prepare a file for the network. Raises DicomError, WindowError."
     cv2.setNumThreads(1)  # the processes already share the cores
-    frame = read_frame(path)
-    breast = cut_breast(frame, settings, open_detector(detector) if detector else None)
-    return Seen(frame, breast, network_input(breast, settings, size))
+    read = read_frame(path, frame)
+    breast = cut_breast(read, settings, open_detector(detector) if detector else None)
+    return Seen(read, breast, network_input(breast, settings, size))
 
 # %%
 file = sorted(run.path("competition/test_images").rglob("*.dcm"))[0]
@@ -141,17 +144,18 @@ def row_of(
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
     header = seen.frame.header
-    notes = "; ".join(filter(None, [no_standard(header), seen.breast.told()]))
-    return {**identify(header, item), "rows": header.rows, "columns": header.columns,
+    notes = [no_standard(header), frame_note(header, seen.frame.index), seen.breast.told()]
+    return {**identify(header, {**item, "frame": seen.frame.index}), "rows": header.rows, "columns": header.columns,
             "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-            "box_source": box.source, "note": notes, "withheld": bool(seen.breast.note)}
+            "box_source": box.source, "note": "; ".join(filter(None, notes)), "withheld": bool(seen.breast.note)}
 
 # %%
 row_of(both[0], {"file": file.name, "row": {"patient_id": "1", "view": "CC"}})
 
 # %% [markdown]
 # ## In a stream
-# A decoding process calls this function for each item. The picture can also be stored as a PNG file, for a reader or
+# A decoding process calls this function for each item. Of several frames it takes the middle one, because every image
+# of a hidden test set needs a prediction. The picture can also be stored as a PNG file, for a reader or
 # for a training. Nothing here reads that file.
 
 # %%
@@ -164,7 +168,12 @@ def see_item(
     settings = Crops(**item["settings"])
     if mode.size != tuple(item["size"]):
         settings = fit_to(settings, mode.size)
-    seen = see(inside(item["folder"], item["file"]), settings, item["detector"], mode.size)
+    path = inside(item["folder"], item["file"])
+    try:
+        seen = see(path, settings, item["detector"], mode.size)
+    except MultiFrame:
+        middle, = frame_indices(read_header(path).frames, "middle")
+        seen = see(path, settings, item["detector"], mode.size, middle)
     row = row_of(seen, item)
     if item["pngs"]:
         write_png(crop_path(item["pngs"], row["patient_id"], row["image_id"]), seen.picture)

@@ -22,19 +22,19 @@
 
 # %%
 #| export
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pydicom
 
 from mammo_nb.core import dicom
+from mammo_nb.core.dicom import Frame, Image
 from mammo_nb.core.headers import Header, text_of
 from mammo_nb.mammo.reading.views import VIEWS, parse_side, parse_view, why_special
 
 # %%
 #| hide
-from pathlib import Path
-
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -90,6 +90,18 @@ def laterality_of(
     return "", ""
 
 # %%
+#| export
+def frame_sides(
+    ds: pydicom.Dataset,   # header
+) -> tuple[str, ...]:      # 'L', 'R' or '', one for each frame; () without per-frame functional groups
+    "FrameLaterality (0020,9072) of each frame, else that of the shared functional groups (PS3.3 C.7.6.16.2.8)."
+    def side(group) -> str:
+        return next((parse_side(text_of(a, "FrameLaterality")) for a in group.get("FrameAnatomySequence") or []), "")
+
+    shared = next(map(side, ds.get("SharedFunctionalGroupsSequence") or []), "")
+    return tuple(side(group) or shared for group in ds.get("PerFrameFunctionalGroupsSequence") or [])
+
+# %%
 turned = Dataset()
 sides = []
 # right, right turned by 180 degrees, left, left turned
@@ -115,6 +127,7 @@ class Mammogram(Header):
     implant: str = ""            # BreastImplantPresent: 'YES', 'NO' or ''
     special: str = ""            # why it is no standard mammogram, from `why_special`
     instance: str = ""           # SOPInstanceUID; '' when absent
+    frame_sides: tuple[str, ...] = ()  # from `frame_sides`, unless ImageLaterality says it for all
     exam: str = ""               # what all images of one exam share: StudyDate, else StudyInstanceUID, else ''
 
     @classmethod
@@ -124,14 +137,31 @@ class Mammogram(Header):
         "Side, view, intent, implant, and whether it is a standard mammogram."
         view = view_of(ds)
         laterality, source = laterality_of(ds, view)
-        return {"laterality": laterality, "laterality_source": source, "view": view,
+        sides = () if source == "ImageLaterality" else frame_sides(ds)
+        return {"laterality": laterality, "frame_sides": sides, "laterality_source": source, "view": view,
                 "intent": text_of(ds, "PresentationIntentType"), "implant": text_of(ds, "BreastImplantPresent"),
                 "special": why_special(ds, view), "instance": text_of(ds, "SOPInstanceUID"),
                 "exam": text_of(ds, "StudyDate") or text_of(ds, "StudyInstanceUID")}
 
 read_header = partial(dicom.read_header, kind=Mammogram)
-read_frame = partial(dicom.read_frame, kind=Mammogram)
-read_image = partial(dicom.read_image, kind=Mammogram)
+
+def read_frame(
+    path: Path | str,          # DICOM, PNG or JPEG file
+    frame: int | None = None,  # index from 0; required when there are several
+) -> Frame:                    # with the side of this frame
+    "Read the header and the bytes of one frame, as `dicom.read_frame`."
+    found = dicom.read_frame(path, frame, Mammogram)
+    side = "".join(found.header.frame_sides[found.index:found.index + 1])
+    own = replace(found.header, laterality=side, laterality_source="FrameLaterality") if side else found.header
+    return replace(found, header=own)
+
+def read_image(
+    path: Path | str,          # as in `read_frame`
+    frame: int | None = None,
+    scale: float = 1.0,        # pixels that are needed a side, per pixel of the frame
+) -> Image:
+    "Read and decode one frame."
+    return read_frame(path, frame).decode(scale)
 
 # %%
 small = Dataset()

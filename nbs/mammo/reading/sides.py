@@ -39,6 +39,7 @@ from mammo_nb.core.errors import cell, decode_text, shown
 from mammo_nb.core.files import inside, short_hash
 from mammo_nb.core.pictures import LONGEST, stem_of
 from mammo_nb.core.processes import rows_in_processes
+from mammo_nb.mammo.reading.frames import frame_id, frame_indices
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_header
 from mammo_nb.mammo.reading.views import parse_side, parse_view
@@ -209,28 +210,44 @@ def read_sides(
 
 # %%
 #| export
-NO_HEADER = SimpleNamespace(patient_id="", study="", instance="", laterality="", view="")
+FEW = 500   # headers that one process reads before another one could start
+NO_HEADER = SimpleNamespace(patient_id="", study="", instance="", laterality="", view="", frames=1)
 
 def identify(
     header: Mammogram | None,  # None: it cannot be read
-    item: dict,        # file; row, its row of a table or None
+    item: dict,        # file; row, its row of a table or None; frame: index from 0 if one was read
 ) -> dict:             # patient_id, image_id, laterality, view
-    "Find the ids, the side and the view of one file."
+    "Find the ids, the side and the view of one file or frame."
     header = header or NO_HEADER
     row = item.get("row") or {}
     path = Path(item["file"])
     patient = row.get("patient_id") or header.patient_id or header.study or path.parent.name
     side, view = parse_side(row.get("laterality", "")), parse_view(row.get("view", ""))
-    return {"patient_id": patient or "unknown",
-            "image_id": row.get("image_id") or header.instance or stem_of(path.name),
+    image = row.get("image_id") or header.instance or stem_of(path.name)
+    return {"patient_id": patient or "unknown", "image_id": frame_id(image, header.frames, item.get("frame")),
             "laterality": header.laterality or side or view[0] or "unknown",
             "view": header.view or view[1] or "unknown"}
 
 def identify_file(
     item: dict,  # folder, file; row, its row of a table or None
-) -> dict:       # as from `identify`
+) -> dict:       # as from `identify`, and frames
     "Read the header of a file and find its ids. Raises DicomError."
-    return identify(read_header(inside(item["folder"], item["file"])), item)
+    header = read_header(inside(item["folder"], item["file"]))
+    return {**identify(header, item), "frames": header.frames}
+
+def identify_files(
+    folder: Path,
+    files: list[str],            # paths below the folder
+    sides: dict[str, dict],      # file -> its row of a table
+    workers: int | None = None,  # processes that read headers; None: one per core
+) -> dict[str, dict]:            # file -> as from `identify_file`; a file that cannot be read has the ids of its path
+    "Find the ids of many files."
+    items = {f: {"file": f, "folder": str(Path(folder).resolve()), "row": sides.get(f)} for f in files}
+    processes = max(1, min(workers or joblib.cpu_count(), len(files) // FEW))
+    # nothing is written, so that a stopped run leaves the journal of its crops only
+    read = {f: json.loads(row) for f, row in rows_in_processes(
+        identify_file, items, processes if processes > 1 else 0)}
+    return {f: {**identify(None, items[f]), "frames": 1} if read[f]["error"] else read[f] for f in files}
 
 # %% [markdown]
 # Ids become names of pictures, `{patient_id}@{image_id}.png`. Characters that no name of a file should have are quoted
@@ -238,15 +255,14 @@ def identify_file(
 
 # %%
 #| export
-FEW = 500   # headers that one process reads before another one could start
-
 def picture_ids(
     ids: list[tuple[str, str]],  # patient_id, image_id of each file
     files: list[str],            # their paths
 ) -> list[tuple[str, str]]:      # the same for names of pictures, all different also where case does not count
     "Make ids that can be parts of a file name and are different for each file."
     safe = [tuple(quote(t, " ()+,=^", "utf-8", "surrogateescape") for t in pair) for pair in ids]
-    safe = [(re.sub(r"^\.", "%2E", patient), image) for patient, image in safe]  # no hidden file
+    # no hidden file, and no formula in a table
+    safe = [(re.sub(r"^[.=+-]", lambda m: f"%{ord(m[0]):02X}", patient), image) for patient, image in safe]
     count = Counter("@".join(pair).lower() for pair in safe)
     names = []
     for file, pair in zip(files, safe):
@@ -260,18 +276,31 @@ def picture_ids(
 def ids_of_files(
     folder: Path,
     files: list[str],  # paths below the folder
-    workers: int | None = None,  # processes that read headers; None: one per core
-) -> pd.DataFrame:     # file, patient_id, image_id, as from `picture_ids`
-    "Find the ids of files for names of pictures; a file that cannot be read has those of its path."
-    sides, _ = read_sides(folder, files)
-    items = {f: {"file": f, "folder": str(Path(folder).resolve()), "row": sides.get(f)} for f in files}
-    processes = max(1, min(workers or joblib.cpu_count(), len(files) // FEW))
-    # nothing is written, so that a stopped run leaves the journal of its crops only
-    rows = rows_in_processes(identify_file, items, processes if processes > 1 else 0)
-    read = {f: json.loads(row) for f, row in rows}
-    ids = [identify(None, items[f]) if read[f]["error"] else read[f] for f in files]
-    names = picture_ids([(row["patient_id"], row["image_id"]) for row in ids], files)
-    return pd.DataFrame([(f, *n) for f, n in zip(files, names)], columns=["file", "patient_id", "image_id"])
+    workers: int | None = None,  # as in `identify_files`
+    frames: str = "",  # as from `check_frames`
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    # patient_id, image_id; file, frame (index from 0 or None), and the same ids as parts of a picture's name
+    "Find the ids of files, or of the chosen frames; a file that cannot be read has those of its path."
+    found = identify_files(folder, files, read_sides(folder, files)[0], workers)
+    places = [(f, index) for f in files for index in frame_indices(found[f]["frames"], frames)]
+    ids = [(found[f]["patient_id"], frame_id(found[f]["image_id"], found[f]["frames"], index)) for f, index in places]
+    names = picture_ids(ids, [f"{f}#{index}" if found[f]["frames"] > 1 else f for f, index in places])
+    table = pd.DataFrame([(*p, *n) for p, n in zip(places, names)], dtype=object,
+                         columns=["file", "frame", "patient_id", "image_id"])
+    return pd.DataFrame(ids, columns=["patient_id", "image_id"], dtype=object), table
+
+def frame_entries(
+    folder: Path,
+    files: list[str],            # paths below the folder
+    sides: dict[str, dict],      # as from `read_sides`
+    choice: str,                 # as from `check_frames`
+    workers: int | None = None,
+) -> list[tuple[str, str, str]]:  # file, choice of one frame, and a name that no other entry has
+    "Choose the frames of each file; the headers are read only if all frames are wanted."
+    if choice != "all":
+        return [(f, choice, f) for f in files]
+    counts = {f: row["frames"] for f, row in identify_files(folder, files, sides, workers).items()}
+    return [(f, str(n), f"{f}#{n}.dcm" if counts[f] > 1 else f) for f in files for n in range(1, counts[f] + 1)]
 
 assert picture_ids([("A/1", "x"), ("B", "y"), ("b", "Y")], ["1", "2", "3"])[0] == ("A%2F1", "x")
 assert len({"@".join(n).lower() for n in picture_ids([("B", "y"), ("b", "Y")], ["2", "3"])}) == 2

@@ -124,6 +124,7 @@ def modifiers_of(
 MODALITIES = ("", "MG", "CR", "DX", "RG")   # of pictures of a breast by X-rays; an absent tag, as at Kaggle
 STANDARD = ("", "CC", "MLO")                # views that the networks were trained on; an unknown view is one of them
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"     # SOP classes, PS3.4 B.5
+TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"   # with one frame it may be a synthetic mammogram
 CLASSES = {
     "1.2.840.10008.5.1.4.1.1.6.1": "ultrasound", "1.2.840.10008.5.1.4.1.1.3.1": "ultrasound",
     "1.2.840.10008.5.1.4.1.1.6.2": "ultrasound", "1.2.840.10008.5.1.4.1.1.4": "MR",
@@ -161,7 +162,8 @@ def why_special(
     kinds = " ".join(map(str, ds.get("ImageType") or [])).upper()
     if "SPECIMEN" in kinds or view == "SPECIMEN":
         return "specimen"
-    if "TOMO" in kinds and "2D" not in kinds:
+    volume = class_uid == TOMOSYNTHESIS and (number_of(ds, "NumberOfFrames", int) or 1) > 1
+    if ("TOMO" in kinds or volume) and "2D" not in kinds:
         return "tomosynthesis projection" if "PROJ" in kinds else "tomosynthesis"
     if modifiers := modifiers_of(ds):
         return ", ".join(modifiers)

@@ -41,6 +41,7 @@ from mammo_nb.core.headers import DicomError
 from mammo_nb.core.pictures import is_whole
 from mammo_nb.core.windows import FUNCTIONS
 from mammo_nb.mammo.reading.blank import SMALLEST
+from mammo_nb.mammo.reading.frames import several
 from mammo_nb.mammo.reading.labels import DatasetError, read_table
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame, read_header
 
@@ -91,7 +92,7 @@ def _unusable(header: Mammogram) -> bool:
 def _header_problems(header: Mammogram) -> list[str]:
     "List the problems of a header. Sides and views are compared with the table in `compare`."
     found = {
-        "multi-frame": header.frames > 1,
+        f"multi-frame: {several(header)}": header.frames > 1,
         "no window": bool(header.syntax and not header.windows and not header.voi_luts),
         "a VOI LUT Sequence instead of a window": bool(header.voi_luts) and not header.windows,
         "a Modality LUT Sequence": header.modality_lut is not None,
