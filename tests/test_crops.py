@@ -182,7 +182,6 @@ from dataclasses import asdict
 from pathlib import Path
 from mammo_nb.mammo.crops import crop_file
 from mammo_nb.mammo.recipes import Crops
-from mammo_nb.mammo.tools.crops import crop_folder
 settings = asdict(Crops(faithful=sys.argv[3] == "faithful"))
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

@@ -27,7 +27,7 @@ from mammo_nb.core.series import read_series
 from mammo_nb.core.submission import find_submission
 from mammo_nb.core.submit import submit
 from mammo_nb.ich.reading.inputs import find_pictures
-from mammo_nb.mammo.crops import crop_folder
+from mammo_nb.mammo.tools.crops import crop_folder
 from test_trauma_prepare import body, write_slice
 
 
