@@ -1,0 +1,64 @@
+"report.html in a browser: nothing is fetched, it fits a phone, and figures and tables have names."
+import base64
+import shutil
+
+import cv2
+import nbformat.v4 as nb
+import numpy as np
+import pandas as pd
+import pytest
+
+from mammo_nb.core.stages import report_page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser Chromium")
+
+
+def cell(*outputs):
+    return nb.new_code_cell("print('the code')", outputs=list(outputs))
+
+
+def shown(**data):
+    return nb.new_output("display_data", {k.replace("_", "/"): v for k, v in data.items()})
+
+
+@pytest.fixture
+def notebook():
+    "As the report of a run: a table of its files, a result, a wide figure and a wide table."
+    wide = shown(text_html=pd.DataFrame([range(40)])._repr_html_())
+    png = base64.b64encode(cv2.imencode(".png", np.zeros((100, 1200), np.uint8))[1]).decode()
+    return nb.new_notebook(cells=[
+        nb.new_markdown_cell("# Report"), cell(wide), nb.new_markdown_cell("## The result"),
+        cell(nb.new_output("stream", text="AUC 0.9"), shown(text_markdown="**AUC 0.9**")), cell(shown(image_png=png)),
+        nb.new_markdown_cell("## Scores & errors"), cell(wide), nb.new_markdown_cell("## Stages and environment"),
+        cell(wide), nb.new_markdown_cell("---\n[← Submit](09_submit.py)")])
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_whole_offline_and_fits(tmp_path, notebook, width):
+    path = tmp_path / "report.html"
+    path.write_text(report_page(notebook, "a <run>"))
+    requests, messages = [], []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.goto(path.as_uri())
+        assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()] and messages == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.title() == "a <run>" and "Not a medical device" in page.locator("body").inner_text()
+        sections = ["The result", "Scores & errors", "Stages and environment"]
+        assert page.locator("h2").all_inner_texts() == sections == page.locator("nav a").all_inner_texts()
+        for link in page.locator("nav a").all():
+            assert page.evaluate("id => document.getElementById(id).tagName", link.get_attribute("href")[1:]) == "H2"
+        assert page.get_by_role("img").get_attribute("alt") == "Figure: The result"
+        assert page.evaluate("document.images[0].naturalWidth") == 1200
+        assert page.locator("main").inner_text().count("AUC 0.9") == 1 and "the code" not in page.content()
+        assert [t.is_visible() for t in page.locator("table").all()] == [False, True, False]
+        page.locator("summary").first.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("table").first.is_visible() and "09_submit" not in page.content()
+        browser.close()
