@@ -283,7 +283,8 @@ sorted(p.name for p in (root / "runs").iterdir())
 #| export
 _STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
 .wide { overflow-x: auto } .wide img { max-width: 100%; height: auto } pre { white-space: pre-wrap }
-table { border-collapse: collapse; font-size: .875rem } th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; font-size: .875rem; white-space: nowrap }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd }
 .notice { background: #fff4d6; padding: .5rem 1rem } nav a { margin-right: 1rem } summary { padding: .5rem 0 }
 @media (max-width: 600px) { .wide img { max-width: none; width: 44rem } nav a { display: block; padding: .3rem 0 } }"""
 
