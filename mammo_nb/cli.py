@@ -26,7 +26,7 @@ def _system(name: str):
     "A system by its name, or the default."
     return find_system(name) if name else default_system()
 
-# %% ../nbs/90_cli.ipynb #d98f7f8e
+# %% ../nbs/90_cli.ipynb #0bb69fbd
 def _check_options(function, options: dict):
     "Raise BadParameter for an option that the function of a system does not have."
     if unknown := sorted(options.keys() - signature(function).parameters.keys()):
@@ -47,6 +47,8 @@ def predict(
         False, help="mammo: predict other images than standard mammograms, too, such as magnifications"),
     frames: str = typer.Option(
         "", help="mammo: which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
+    dicom: bool = typer.Option(
+        False, help="mammo: also write pictures and reports as DICOM that belong to the studies, to dicom/"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -54,7 +56,8 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    how = {name: wanted for name, wanted in (("force", force), ("all_views", all_views), ("frames", frames)) if wanted}
+    wanted = {"force": force, "all_views": all_views, "frames": frames, "dicom": dicom}
+    how = {name: value for name, value in wanted.items() if value}
     _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
                                  workers=workers or None, **how)

@@ -74,6 +74,8 @@ def predict(
         False, help="mammo: predict other images than standard mammograms, too, such as magnifications"),
     frames: str = typer.Option(
         "", help="mammo: which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
+    dicom: bool = typer.Option(
+        False, help="mammo: also write pictures and reports as DICOM that belong to the studies, to dicom/"),
     system: str = _SYSTEM,
 ):
     "Predict every scan of a folder."
@@ -81,7 +83,8 @@ def predict(
     if not chosen.predict:
         raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
     tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    how = {name: wanted for name, wanted in (("force", force), ("all_views", all_views), ("frames", frames)) if wanted}
+    wanted = {"force": force, "all_views": all_views, "frames": frames, "dicom": dicom}
+    how = {name: value for name, value in wanted.items() if value}
     _check_options(tool.predict_folder, how)
     result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
                                  workers=workers or None, **how)

@@ -22,6 +22,7 @@
 # 3. `73_estimates` is the table of all scores of a binary outcome, with intervals.
 # 4. `74_delong` compares the AUC of two models on the same items.
 # 5. `75_comparison` compares two runs of one system, as `mammo-nb compare` does.
+# 6. `76_dicom_results` writes predictions as pictures and reports for the archive of a hospital.
 
 # %% [markdown]
 # ---

@@ -183,4 +183,4 @@ comparison_in_words(found, ("noisy", "better"))
 
 # %% [markdown]
 # ---
-# [← DeLong](74_delong.py)
+# [← DeLong](74_delong.py) · [Results as DICOM →](76_dicom_results.py)

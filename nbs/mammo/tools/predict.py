@@ -25,6 +25,7 @@
 #| export
 import re
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,6 @@ from mammo_nb.core.sidecars import read_entries, read_sidecar
 from mammo_nb.core.settings import hidden_id, id_key, parts_of
 from mammo_nb.core.submission import caution, check_score, find_weights, origin
 from mammo_nb.mammo.crops import WHOLE, preview
-from mammo_nb.mammo.datasets import per_breast
 from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.frames import check_frames, frame_id, frame_indices, several
 from mammo_nb.mammo.reading.inputs import NO_STANDARD, no_standard, row_of, see
@@ -55,6 +55,7 @@ from mammo_nb.mammo.reading.names import packed_files
 from mammo_nb.mammo.reading.sides import frame_entries, identify, read_sides
 from mammo_nb.mammo.reading.views import KNOWN, NAMES, VIEWS
 from mammo_nb.mammo.recipes import Crops
+from mammo_nb.mammo.tools.breasts import breasts_of, counts, mark_repeated
 
 # %%
 #| hide
@@ -241,37 +242,6 @@ def predict_items(
     "Predict files in parallel; a file that fails is a row with an error."
     return _predicted(items, output, workers).drop(columns=["instance", "exam"])
 
-REPEATED = "the same SOP instance as"
-
-def _mark_repeated(images: pd.DataFrame) -> pd.DataFrame:
-    "Note which files hold the SOP instance of an earlier file; such an image counts once."
-    known = images[images["instance"].fillna("").ne("")]
-    for at, first in known.groupby("instance")["file"].transform("first").items():
-        if first != images["file"][at]:
-            images.loc[at, "note"] = f"{REPEATED} {first}, counts once; {images['note'][at]}"
-    return images
-
-def breasts_of(
-    images: pd.DataFrame,   # as from `predict_items`
-) -> pd.DataFrame:          # patient_id, laterality, images: number of predicted ones, probability, note
-    """Average the standard views of each breast, separately for each exam of a patient. A breast without a prediction
-    has an empty probability and a note."""
-    key, note = ["patient_id", "laterality"], "".join(images["note"][:1]).split("; ")[-1]
-    images = images.assign(exam=images["exam"].fillna("") if "exam" in images else "")
-    breasts = images.loc[images["patient_id"].notna(), [*key, "exam"]].drop_duplicates()
-    exams = breasts.groupby("patient_id")["exam"].agg(lambda e: sorted(set(e))).to_dict()
-    counted = images["probability"].notna() & ~images["note"].str.contains(f"{NO_STANDARD}|{REPEATED}")
-    found = per_breast(images[counted], "exam")
-    breasts = breasts.merge(found[[*key, "exam", "images", "probability"]], "left", [*key, "exam"])
-    lost = breasts["images"].isna()
-    breasts["images"] = breasts["images"].fillna(0).astype(int)
-    notes = []
-    for row, bad in zip(breasts.itertuples(), lost):
-        several = exams[row.patient_id]
-        which = f"study {several.index(row.exam) + 1} of {len(several)}" if len(several) > 1 else ""
-        notes.append("; ".join(filter(None, (which, "no image could be predicted" * bad, note))))
-    return breasts.drop(columns="exam").assign(note=notes)
-
 @owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat; without any, PNG and JPEG files; or a single file
@@ -283,9 +253,15 @@ def predict_folder(
     force: bool = False,          # whether a picture without a breast gets a probability, too
     all_views: bool = False,      # whether other images than standard mammograms get one, too
     frames: str = "",             # middle, all or a number from 1, for files with several frames
+    dicom: bool = False,          # whether pictures and reports are also written as DICOM, to dicom/
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     frames = check_frames(frames)
+    if dicom and hash_ids:
+        raise PredictError("A DICOM result belongs to its patient and has the ids that --hash-ids hides. Leave one of "
+                           "--dicom and --hash-ids out.")
+    if dicom and find_spec("highdicom") is None:
+        raise PredictError("--dicom needs highdicom, which is not installed: pip install 'mammo_nb[clinic]'.")
     folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
     metadata = read_entries(place / "ensemble.json", NEEDED)
     if not weights:
@@ -315,18 +291,23 @@ def predict_folder(
     keep_pictures(output / "previews", names)
     result = _predicted(items, output / "per_image.csv", workers)
     nameless = result["patient_id"].eq("unknown") | result["laterality"].eq("unknown")
+    read = result["file"]
     for column in ("file", "patient_id", "image_id"):
         result[column] = result[column].map(cell)
     result["error"] = [shown(e) if isinstance(e, str) else e for e in result["error"]]
-    result = _mark_repeated(result)
+    result = mark_repeated(result)
     write_csv(output / "per_image.csv", result.drop(columns=["instance", "exam"]))
     breasts = breasts_of(result[~nameless])
+    made = None
+    if dicom:
+        from mammo_nb.mammo.tools.results import write_results
+        made = write_results(result.assign(file=read, name=names, counts=counts(result)), folder, output, place)
     result = result.drop(columns=["instance", "exam"])
     write_csv(output / "per_breast.csv", breasts)
     about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
     result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed,
-                     "unmatched": unmatched}
+                     "unmatched": unmatched, "dicom": made}
     return result
 
 def print_predictions(
@@ -358,6 +339,10 @@ def print_predictions(
     for line in (result.attrs["unmatched"], result.attrs["packed"]):
         if line:
             print(line)
+    if made := result.attrs["dicom"]:
+        for problem in made["problems"]:
+            print(problem)
+        print(f"{made['pictures']} pictures and {made['reports']} reports -> {output}/dicom")
     print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])
