@@ -174,6 +174,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mammo_nb/core/codestreams.py'),
                                            'mammo_nb.core.codestreams._bits_of': ( 'core/codestreams.html#_bits_of',
                                                                                    'mammo_nb/core/codestreams.py'),
+                                           'mammo_nb.core.codestreams._looks_signed': ( 'core/codestreams.html#_looks_signed',
+                                                                                        'mammo_nb/core/codestreams.py'),
                                            'mammo_nb.core.codestreams._low_bits': ( 'core/codestreams.html#_low_bits',
                                                                                     'mammo_nb/core/codestreams.py'),
                                            'mammo_nb.core.codestreams._signed': ( 'core/codestreams.html#_signed',

@@ -133,6 +133,20 @@ def test_the_sign_bit_is_extended_for_every_codec(precision):
         assert np.array_equal(decode(frame, header(syntax, x, 12))[0], x), syntax.name
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_negative_values_under_an_unsigned_header_are_told(bits):
+    y, x = np.mgrid[:64, :64]
+    truth = (x * 40 - y * 20 - 700 + np.random.default_rng(0).integers(0, 30, x.shape)).astype(np.int16)
+    wrapped = truth.view(np.uint16) & ((1 << bits) - 1)
+    about = header(RLELossless, wrapped, bits)
+    about.signed = False
+    pixels, _ = decode(rle(wrapped), about)
+    assert np.array_equal(pixels, wrapped) and "look signed" in value_notes(pixels, about)[0]
+    marked = np.where(x > 8, truth - truth.min(), 0).astype(np.uint16)   # air, a breast and a white mark
+    marked[20:30, 2:7] = (1 << bits) - 1
+    assert value_notes(marked, about) == ()
+
+
 @pytest.mark.parametrize("signed", [False, True], ids=["ten bits named", "a sign named"])
 def test_values_count_where_the_header_names_too_few_bits_or_a_sign(signed):
     y, x = np.mgrid[:64, :64]

@@ -67,7 +67,7 @@ def read_codestream(
         at += 1 if marker == 0xFF else 2 + number(at + 2, 2)
     return None
 
-# %% ../../nbs/core/23_codestreams.ipynb #ebddfa9e
+# %% ../../nbs/core/23_codestreams.ipynb #526775a4
 SMOOTHER = 0.8  # another reading counts if its neighbours differ by less than this share of the usual reading's
 MUCH_SMOOTHER = 0.6  # the same for a sign, which damaged pixels may contradict, too
 
@@ -147,6 +147,12 @@ def stored_values(
             "the difference")
     return pixels
 
+def _looks_signed(pixels: np.ndarray, bits: int) -> bool:
+    "Whether unsigned values jump where signed ones would cross zero; their lowest value is then no background."
+    signed = _low_bits(pixels, bits, np.dtype(f"i{pixels.itemsize}"))
+    return bool(signed.min() < 0 and roughness(signed) < MUCH_SMOOTHER * roughness(pixels)
+                and (pixels == pixels.min()).mean() <= AT_LOW_END)
+
 def value_notes(
     pixels: np.ndarray,  # from `stored_values`
     header,              # as for `stored_values`
@@ -157,4 +163,6 @@ def value_notes(
         return ("the values are unsigned, the header is signed; read as unsigned",)
     if not header.signed and top >> header.bits_stored:
         return (f"values of {top.bit_length()} bits, BitsStored is {header.bits_stored}; read as they are",)
+    if pixels.dtype.kind == "u" and _looks_signed(pixels, header.bits_stored):
+        return ("the values look signed, the header is unsigned; read as unsigned, so the grey levels may be wrong",)
     return ()

@@ -198,6 +198,12 @@ def stored_values(
             "the difference")
     return pixels
 
+def _looks_signed(pixels: np.ndarray, bits: int) -> bool:
+    "Whether unsigned values jump where signed ones would cross zero; their lowest value is then no background."
+    signed = _low_bits(pixels, bits, np.dtype(f"i{pixels.itemsize}"))
+    return bool(signed.min() < 0 and roughness(signed) < MUCH_SMOOTHER * roughness(pixels)
+                and (pixels == pixels.min()).mean() <= AT_LOW_END)
+
 def value_notes(
     pixels: np.ndarray,  # from `stored_values`
     header,              # as for `stored_values`
@@ -208,6 +214,8 @@ def value_notes(
         return ("the values are unsigned, the header is signed; read as unsigned",)
     if not header.signed and top >> header.bits_stored:
         return (f"values of {top.bit_length()} bits, BitsStored is {header.bits_stored}; read as they are",)
+    if pixels.dtype.kind == "u" and _looks_signed(pixels, header.bits_stored):
+        return ("the values look signed, the header is unsigned; read as unsigned, so the grey levels may be wrong",)
     return ()
 
 # %%
