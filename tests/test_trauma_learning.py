@@ -87,6 +87,18 @@ def test_published_weights_of_a_backbone_are_taken_whole(tmp_path):
         make_classifier(NETWORK, 2, size=SIZE, weights=f"imagenet:{tmp_path}/published.safetensors")
 
 
+def test_frozen_parameters_are_the_first_of_the_backbone_and_stay_as_they_are(tmp_path):
+    network = make_classifier(NETWORK, 2, hidden=8, dropout=0., auxiliary="unet", masks=2, size=SIZE, seed=1, freeze=4)
+    start = [p.clone() for p in network.parameters()]
+    loop = Optimisation(epochs=1, batch_size=2, optimizer="adamw", lr=.05, weight_decay=.1, precision="fp32")
+    batches = lambda epoch: [[(0, 0), (1, 0)]]
+    fit(network, Bodies(False), batches, classifier_loss(0.125), lambda m, e: {}, loop, tmp_path)
+    load_weights(network, tmp_path / "epoch_0.safetensors")
+    same = [torch.equal(a, b) for a, b in zip(start, network.parameters())]
+    assert same[:4] == [True] * 4 and not any(same[4:6])
+    assert all(name.startswith("encoder.") for name, _ in list(network.named_parameters())[:4])
+
+
 def test_a_wide_head_is_part_of_an_efficientnet():
     network = make_classifier("test_efficientnet", 3, rnn="none", size=SIZE).eval()
     whole = timm.create_model("test_efficientnet", num_classes=0).eval()

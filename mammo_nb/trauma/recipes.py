@@ -24,7 +24,7 @@ ORGAN_COLUMNS = ("liver_injury spleen_injury kidney_injury liver_low liver_high 
 COLUMNS = (*ORGAN_COLUMNS.split(), "bowel_marked", "extravasation_injury")
 MASKS = ("liver", "spleen", "kidneys", "bowel")
 
-# %% ../../nbs/trauma/recipes.ipynb #309c0ba3
+# %% ../../nbs/trauma/recipes.ipynb #97eb158e
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Model:
     "One network that reads a block."
     name: str = "organs"        # its name in files and tables
     backbone: str = "resnet10t"  # a timm name
-    weights: str = "none"       # initial weights of the backbone: none, imagenet or a file
+    weights: str = "none"       # initial weights of the backbone: none, imagenet, imagenet_lite or a file
+    freeze: int = bounded(0, low=0)      # number of parameters, from the first layer on, that are not trained
     rnn: str = bounded("gru", choices=("none", "gru", "lstm"))  # none: every slice for itself
     hidden: int = bounded(32, low=1)     # units of each direction
     dropout: float = bounded(0.1, low=0, high=1)
@@ -178,23 +179,24 @@ PUBLISHED = {  # name of the script -> window of its volumes, models
                 crop=False, flips="horizontal", folds="0", best="loss", loop=_loop(1e-4, 9, 1, 1.05)),)),
 }
 
-# %% ../../nbs/trauma/recipes.ipynb #90042fdc
+# %% ../../nbs/trauma/recipes.ipynb #17dfb405
 _DEMO = Segment(network="test_resnet", widths="48 32 16 8", depth=16, size=48, every=1, n_folds=4, repeat=1,
                 loop=replace(Segment().loop, epochs=14, batch_size=2, lr=4e-3, ema_decay=0.95, workers=0))
 _SHORT = Blocks(step=20, keep=18, cutoff=60)
-_SMALL_MODEL = Model(backbone="test_efficientnet", flips="horizontal", folds="0", best="last",
-                     loop=replace(Model().loop, epochs=16, accumulate=1, lr=3e-3, ema_decay=0.9))
+_SMALL_MODEL = Model(backbone="tf_efficientnet_lite0", weights="imagenet_lite", freeze=46, flips="horizontal",
+                     folds="0", best="last", loop=replace(Model().loop, epochs=5, accumulate=1, ema_decay=0.9))
 _WHOLE = {"name": "extravasation", "columns": "bowel_injury extravasation_injury", "crop": False}
-_TINY = replace(_SMALL_MODEL, size=32, hidden=8, folds="0 1", loop=replace(_SMALL_MODEL.loop, epochs=1))
+_TINY = replace(_SMALL_MODEL, backbone="test_efficientnet", weights="none", freeze=0, size=32, hidden=8, folds="0 1",
+                loop=replace(_SMALL_MODEL.loop, epochs=1))
 
 RECIPES = {
     "demo": Recipe(
-        "a synthetic competition of 160 patients at 96 pixels, injuries of five times their usual contrast, four small "
-        "models, one fold of four held back",
+        "a synthetic competition of 160 patients at 96 pixels, injuries of five times their usual contrast, four "
+        "EfficientNet-Lite0 at 64 pixels, one fold of four held back",
         Phantom(patients=160, lengths="20 40", prevalence=0.6, contrast=5.0), _DEMO, _SHORT, Folds(n_folds=4),
         Train((_SMALL_MODEL, replace(_SMALL_MODEL, name="organs_without_masks", auxiliary="none"),
                replace(_SMALL_MODEL, name="organs_slice_by_slice", auxiliary="none", rnn="none"),
-               replace(_SMALL_MODEL, **_WHOLE)), jobs=2)),
+               replace(_SMALL_MODEL, **_WHOLE)), jobs=2), Ensemble("all")),
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, lengths="18 20 26"),

@@ -66,7 +66,7 @@ def block_dataset(
     "The data set of a model."
     return BlockDataset(blocks, info, patients, run.path("processed/"), model)
 
-# %% ../../nbs/trauma/07_train.ipynb #cdd99eef
+# %% ../../nbs/trauma/07_train.ipynb #0376f408
 def build_classifier(
     model: Model,
     weights: str = "none",   # initial weights, as `make_classifier` takes them
@@ -74,7 +74,8 @@ def build_classifier(
 ) -> Classifier:
     "The network of a model."
     return make_classifier(model.backbone, len(model.columns.split()), model.rnn, model.hidden, model.dropout,
-                           model.auxiliary, len(model.masks.split()), model.size, weights=weights, seed=seed)
+                           model.auxiliary, len(model.masks.split()), model.size, weights=weights, seed=seed,
+                           freeze=model.freeze)
 
 @torch.inference_mode()
 def predict_blocks(

@@ -142,7 +142,8 @@ def build_classifier(
 ) -> Classifier:
     "The network of a model."
     return make_classifier(model.backbone, len(model.columns.split()), model.rnn, model.hidden, model.dropout,
-                           model.auxiliary, len(model.masks.split()), model.size, weights=weights, seed=seed)
+                           model.auxiliary, len(model.masks.split()), model.size, weights=weights, seed=seed,
+                           freeze=model.freeze)
 
 @torch.inference_mode()
 def predict_blocks(

@@ -170,7 +170,7 @@ class TimmClassifier(Classifier):
         "Masks at the size of the picture, or at half of it."
         return self.segmentation_head(self.decoder(maps))
 
-# %% ../../../nbs/trauma/learning/classifier.ipynb #5237b6c8
+# %% ../../../nbs/trauma/learning/classifier.ipynb #f07a17ba
 def _backbone_state(network: Classifier, backbone: str, weights: str) -> dict[str, torch.Tensor]:
     "Published ImageNet weights under the names of the network. Raises WeightsError where they do not fit."
     word, _, file = weights.partition(":")
@@ -196,6 +196,7 @@ def make_classifier(
     unused: Sequence[str] = (),  # parts of the published files that only exist: lstm, cnn, unet
     weights: str = "none",   # none, imagenet, imagenet:FILE, imagenet_lite, or a file for the whole network
     seed: int = 0,           # of everything that starts at random
+    freeze: int = 0,         # number of parameter tensors, counted from the input, that are not trained
     kinds: tuple[type, type] = (CoatClassifier, TimmClassifier),  # classes for CoaT and for other backbones
 ) -> Classifier:
     "Make a network that reads blocks. Raises RecipeError, WeightsError."
@@ -213,6 +214,8 @@ def make_classifier(
         network.load_state_dict(_backbone_state(network, backbone, weights), strict=False)
     elif weights != "none":
         load_weights(network, Path(weights))
+    for parameter in list(network.parameters())[:freeze]:
+        parameter.requires_grad_(False)
     return network
 
 # %% ../../../nbs/trauma/learning/classifier.ipynb #d5fc46cd
