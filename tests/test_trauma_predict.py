@@ -57,6 +57,13 @@ def test_every_file_has_a_row_and_every_axial_series_a_picture(scans, weights, t
     assert print_predictions(result, out) == 1 and not (out / "volumes").exists()
 
 
+def test_a_single_slice_is_a_series_of_its_own(scans, weights, tmp_path):  # noqa: F811
+    predict_folder(scans / "11/3.dcm", tmp_path / "out", weights, workers=1)
+    patients, slices = read(tmp_path / "out", "per_patient.csv"), read(tmp_path / "out", "per_slice.csv")
+    assert slices["file"].tolist() == ["3.dcm"] and (slices["error"] == "").all()
+    assert patients["slices"].tolist() == ["1"] and patients[list(SUBMITTED)].astype(float).gt(0).any(axis=None)
+
+
 def test_hashed_ids_leave_no_name(scans, weights, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
     (scans / "=1.dcm").write_bytes(b"no scan")

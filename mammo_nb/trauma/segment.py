@@ -154,7 +154,7 @@ def window_batches(
         return [[(int(row), 0) for row in part] for part in np.array_split(order, number)]
     return batches
 
-# %% ../../nbs/trauma/03_segment.ipynb #09b848d5
+# %% ../../nbs/trauma/03_segment.ipynb #49d4ac47
 def organ_dice(
     network: Segmenter,
     dataset: Windows,
@@ -180,12 +180,14 @@ def train_segmenter(
     windows = window_table(pd.read_csv(home / "windows.csv", dtype={"patient_id": str, "id": str},
                                        keep_default_na=False), home / "windows", settings)
     dataset, held = Windows([Path(f) for f in windows["file"]]), np.flatnonzero(windows["held"]).tolist()
+    patients = windows["patient_id"][held].nunique()
     network = make_segmenter(settings.network, [int(w) for w in settings.widths.split()], settings.weights,
                              settings.loop.seed)
 
     def validate(model: Segmenter, epoch: int) -> dict:
         dice = organ_dice(model, dataset, held)
-        return {"dice": float(np.nanmean(list(dice.values()))), **{f"dice_{k}": v for k, v in dice.items()}}
+        return {"dice": float(np.nanmean(list(dice.values()))), **{f"dice_{k}": v for k, v in dice.items()},
+                "patients": patients}
 
     settled = {k: v for k, v in asdict(settings).items() if k not in ("loop", "processes")}
     identity = {"settings": settled, "windows": [sha256(f) for f in windows["file"]] if not join()[0] else [],

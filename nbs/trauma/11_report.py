@@ -206,7 +206,7 @@ if run.has("segment"):
     fig, ax = plt.subplots(figsize=(6, 2.6))
     for organ in ORGANS:
         plot_epochs(ax, history["epoch"], history[f"dice_{organ}"], organ)
-    ax.set(title="Dice of held-back patients", ylim=(0, 1))
+    ax.set(title=f"Dice of {history['patients'].iloc[-1]:.0f} held-back patients", ylim=(0, 1))
     ax.legend(fontsize=8)
 
 # %%

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'CBIS_TABLES', 'PATHS', 'cbis_findings', 'files_of', 'masks_of', 'cbis_frames', 'read_cbis']
 
-# %% ../../../nbs/mammo/reading/cbis.ipynb #9ada5a15
+# %% ../../../nbs/mammo/reading/cbis.ipynb #2f7f8183
 from pathlib import Path
 
 import pandas as pd
 
 from ...core.dicom import ENDINGS, read_header
+from ...core.files import walk
 from ...core.headers import DicomError
 from ...core.pictures import PICTURES
 from .labels import SIDES, DatasetError, known, number, read_labels
@@ -53,7 +54,7 @@ def cbis_findings(
     found.loc[found["patient_id"].isin(tested), "split"] = "test"
     return found
 
-# %% ../../../nbs/mammo/reading/cbis.ipynb #d39e5ca1
+# %% ../../../nbs/mammo/reading/cbis.ipynb #9e867adf
 def files_of(
     folder: Path,   # of the set
     path: str,      # as a table has it
@@ -66,7 +67,7 @@ def files_of(
     for base in (folder, folder / "CBIS-DDSM", *sorted(folder.glob("manifest-*/CBIS-DDSM"))):
         for place in (base / "jpeg" / series, base / case / study / series, base / case):
             if place.is_dir():
-                return sorted(p for p in place.rglob("*") if p.suffix.lower() in (*ENDINGS, *PICTURES))
+                return sorted(p for p in walk(place) if p.suffix.lower() in (*ENDINGS, *PICTURES))
     return []
 
 def _size(path: Path) -> tuple[int, int] | None:

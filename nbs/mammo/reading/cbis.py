@@ -33,6 +33,7 @@ from pathlib import Path
 import pandas as pd
 
 from mammo_nb.core.dicom import ENDINGS, read_header
+from mammo_nb.core.files import walk
 from mammo_nb.core.headers import DicomError
 from mammo_nb.core.pictures import PICTURES
 from mammo_nb.mammo.reading.labels import SIDES, DatasetError, known, number, read_labels
@@ -107,7 +108,7 @@ def files_of(
     for base in (folder, folder / "CBIS-DDSM", *sorted(folder.glob("manifest-*/CBIS-DDSM"))):
         for place in (base / "jpeg" / series, base / case / study / series, base / case):
             if place.is_dir():
-                return sorted(p for p in place.rglob("*") if p.suffix.lower() in (*ENDINGS, *PICTURES))
+                return sorted(p for p in walk(place) if p.suffix.lower() in (*ENDINGS, *PICTURES))
     return []
 
 def _size(path: Path) -> tuple[int, int] | None:
