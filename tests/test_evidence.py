@@ -1,4 +1,5 @@
 "Intervals against closed forms, DeLong against all pairs and a worked example, calibration on held-back folds, groups."
+import json
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 from typer.testing import CliRunner
 
 from mammo_nb.cli import app
-from mammo_nb.core.calibration import METHODS, Reliability, calibrated
+from mammo_nb.core.calibration import METHODS, Reliability, best_correction, calibrated, corrected
 from mammo_nb.core.comparison import COLUMNS, ComparisonError, compare_runs, differences, matched
 from mammo_nb.core.delong import delong
 from mammo_nb.core.estimates import OUTCOME_SCORES, Scores, by_outcome, estimates, in_words
@@ -214,6 +216,22 @@ def test_temperature_finds_the_factor_and_keeps_the_order():
     for fold in range(4):
         own = folds == fold
         assert roc_auc_score(y[own], mended[own]) == pytest.approx(roc_auc_score(y[own], p[own]), abs=1e-6)
+
+
+def test_the_correction_that_goes_with_weights_is_the_best_one_and_survives_json():
+    y, p, folds, _ = overconfident(4000)
+    found = best_correction(y, p, folds)
+    assert found["method"] == "temperature" and found["temperature"] == pytest.approx(3, rel=0.1)
+    odds = np.log(.8 / .2)
+    assert corrected([.8], {"method": "temperature", "temperature": 2})[0] == pytest.approx(1 / (1 + np.exp(-odds / 2)))
+    y, p, folds, _ = overconfident(4000, shift=4.)
+    found = best_correction(y, p, folds)
+    assert found["method"] == "isotonic"
+    again = corrected(p, json.loads(json.dumps(found)))
+    np.testing.assert_allclose(again, IsotonicRegression(out_of_bounds="clip").fit(p, y).predict(p), atol=1e-12)
+    assert best_correction(y, (y + .5) / 2, folds) is not None   # too timid
+    assert best_correction(y, y.astype(float), folds) is None    # nothing to mend
+    assert best_correction([1, 0, 0, 0], [.5, .1, .2, .3], [0, 0, 1, 1]) is None   # fold 1 has no cancer to fit with
 
 
 @pytest.mark.parametrize("method", METHODS)

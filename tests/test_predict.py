@@ -62,6 +62,21 @@ def scans(tmp_path):
     return tmp_path / "c"
 
 
+def test_probabilities_of_breasts_are_corrected_as_the_weights_say(scans, weights, tmp_path):
+    mended = tmp_path / "weights"
+    shutil.copytree(weights, mended)
+    about = json.loads((mended / "ensemble.json").read_text())
+    for name, correction in (("warm", {"method": "temperature", "temperature": 2.}),
+                             ("steps", {"method": "isotonic", "before": [0., 1.], "after": [0., .5]})):
+        (mended / "ensemble.json").write_text(json.dumps({**about, "calibration": correction}))
+        done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / name, "--weights", mended)
+        assert done.returncode == 0, done.stdout
+        found = pd.read_csv(tmp_path / name / "per_breast.csv")
+        p = found["probability"]
+        wanted = 1 / (1 + np.sqrt((1 - p) / p)) if name == "warm" else p / 2
+        np.testing.assert_allclose(found["calibrated"], wanted, atol=1e-9)
+
+
 def test_kaggle_tree_gives_the_columns_of_the_contract(scans, weights, tmp_path):
     done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "out", "--weights", weights)
     assert done.returncode == 0, done.stdout

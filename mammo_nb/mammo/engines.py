@@ -117,7 +117,7 @@ def held_back_auc(
     breasts = per_breast(oof)
     return round(auc(breasts["cancer"], breasts["probability"]), 4)
 
-# %% ../../nbs/mammo/08_engines.ipynb #a2e08308
+# %% ../../nbs/mammo/08_engines.ipynb #c7624c3a
 def write_variants(
     run: Run,
     ensemble: Ensemble,  # the whole one, weights/ensemble.onnx
@@ -176,6 +176,7 @@ def about_ensemble(
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
         "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
+        "calibration": selection.get("calibration"),
         "trained": {"data": data, "patients": patients, **scores}, "rebuild": {
             "kind": "mammo.pointing" if network.lesion_weight else "timm", "network": network.network,
             "global_pool": network.global_pool, "mirrored": network.mirrored,

@@ -307,8 +307,9 @@ def sidecar_path(
     return path.with_suffix(".json" if path.suffix == ".onnx" else path.suffix + ".json")
 
 RANGES = {  # entries of the files of a training, also inside other entries -> smallest and largest value
-    "threshold": (0, 1), "confidence": (0, 1), "overlap": (0, 1), "min_area": (0, 1), "folds": (1, 1000),
-    "size": (1, 8192), "height": (0, 8192), "width": (0, 8192), "side": (1, 8192), "depth": (1, 8192)}
+    **dict.fromkeys(("threshold", "confidence", "overlap", "min_area", "before", "after"), (0, 1)), "folds": (1, 1000),
+    **dict.fromkeys(("size", "side", "depth"), (1, 8192)), "height": (0, 8192), "width": (0, 8192),
+    "temperature": (0.01, 100)}
 SCORES = ("auc", "auc_95", "oof_auc", "pf1", "average_precision")  # not defined with one class only: NaN
 _AGAIN = "Copy it again, or run the stage that wrote it again."
 
@@ -350,8 +351,7 @@ def read_sidecar(
     path: Path,  # NAME.onnx or NAME.engine
 ) -> dict:       # the JSON beside it
     "Read the JSON of a graph. Raises EngineError unless both files exist and belong together."
-    path = Path(path)
-    sidecar = sidecar_path(path)
+    path, sidecar = Path(path), sidecar_path(Path(path))
     for needed in (path, sidecar):
         if not needed.is_file():
             raise EngineError(

@@ -23,10 +23,9 @@
 
 # %%
 #| export
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -119,22 +118,34 @@ def _log_odds(probabilities) -> np.ndarray:
     p = np.clip(np.asarray(probabilities, float), SMALLEST, 1 - SMALLEST)
     return np.log(p / (1 - p))
 
+WARMEST = 100.0  # largest temperature; a larger one would say that low probabilities mean positives
+
 def fit_temperature(
     labels,         # (n,) 0 or 1, both classes
     probabilities,  # (n,)
-) -> Callable:      # probabilities -> probabilities
+) -> dict:          # method, temperature
     "Temperature scaling: a logistic regression on the log-odds without an intercept, whose weight is 1 / temperature."
     model = LogisticRegression(C=np.inf, fit_intercept=False).fit(_log_odds(probabilities)[:, None], labels)
-    return lambda p: model.predict_proba(_log_odds(p)[:, None])[:, 1]
+    return {"method": "temperature", "temperature": float(1 / max(model.coef_[0, 0], 1 / WARMEST))}
 
 def fit_isotonic(
     labels,         # (n,) 0 or 1
     probabilities,  # (n,)
-) -> Callable:      # probabilities -> probabilities
+) -> dict:          # method, and the corners of the curve: before and after, two lists
     "Isotonic regression; beyond the probabilities that it has seen it stays at its first or last value."
-    return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(probabilities, labels).predict
+    model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(probabilities, labels)
+    return {"method": "isotonic", "before": model.X_thresholds_.tolist(), "after": model.y_thresholds_.tolist()}
 
 METHODS = {"temperature": fit_temperature, "isotonic": fit_isotonic}
+
+def corrected(
+    probabilities,      # (n,)
+    correction: dict,   # of one of METHODS, as it is stored with weights
+) -> np.ndarray:        # float64 (n,)
+    "Apply a correction."
+    if correction["method"] == "temperature":
+        return expit(_log_odds(probabilities) / correction["temperature"])
+    return np.interp(np.asarray(probabilities, float), correction["before"], correction["after"])
 
 # %% [markdown]
 # A correction must not see the labels that it is scored on. So each fold is corrected by what the other folds fit.
@@ -158,8 +169,22 @@ def calibrated(
         held = folds == fold
         if len(set(y[~held])) < 2:
             raise ValueError(f"The folds other than {fold} have labels of one class only.")
-        found[held] = METHODS[method](y[~held], p[~held])(p[held])
+        found[held] = corrected(p[held], METHODS[method](y[~held], p[~held]))
     return found
+
+def best_correction(
+    labels,         # (n,) 0 or 1
+    probabilities,  # (n,)
+    folds,          # (n,)
+) -> dict | None:   # fitted on all folds; None: no correction is better out of fold, or none can be fitted
+    "The method with the lowest Brier score out of fold. It is chosen on the folds that it is scored on."
+    (y, p), folds = checked(labels, probabilities), np.asarray(folds)
+    if any(len(set(y[folds != fold])) < 2 for fold in np.unique(folds)):   # also with one fold
+        return None
+    scores = {"": Reliability(y, p).brier()}
+    scores |= {method: Reliability(y, calibrated(y, p, folds, method)).brier() for method in METHODS}
+    best = min(scores, key=scores.get)
+    return METHODS[best](y, p) if best else None
 
 # %% [markdown]
 # ## What came out
@@ -182,6 +207,8 @@ plt.legend(fontsize=8)
 table = pd.DataFrame({name: {"Brier": Reliability(y, p).brier(), "ECE": Reliability(y, p).error(), "AUC": auc(y, p)}
                       for name, p in kinds.items()}).T
 assert (table["Brier"].iloc[1:] < .9 * table["Brier"].iloc[0]).all() and (table["ECE"].iloc[1:] < .03).all()
+assert best_correction(y, kinds["as predicted"], folds)["method"] == "temperature"
+assert best_correction(y, kinds["as predicted"], 0 * folds) is None
 table.round(3)
 
 # %% [markdown]

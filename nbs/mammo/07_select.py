@@ -27,6 +27,7 @@ from itertools import product
 
 import pandas as pd
 
+from mammo_nb.core.calibration import best_correction
 from mammo_nb.core.files import read_json, write_csv, write_json
 from mammo_nb.core.metrics import auc, average_precision, best_threshold, threshold_curve
 from mammo_nb.core.runs import Run
@@ -142,6 +143,20 @@ def summarise(
     }
 
 # %% [markdown]
+# [Calibration](../core/72_calibration.py) explains the correction of probabilities that goes with the weights.
+# `predict` shows corrected probabilities beside the others.
+
+# %%
+#| export
+def correction_of(
+    oof: pd.DataFrame,  # out-of-fold predictions, one row for each image
+) -> dict | None:       # as from `best_correction`
+    "The correction of the probabilities of breasts."
+    breasts = per_breast(oof)
+    folds = breasts["patient_id"].map(oof.drop_duplicates("patient_id").set_index("patient_id")["fold"])
+    return best_correction(breasts["cancer"], breasts["probability"], folds)
+
+# %% [markdown]
 # `mammo-nb compare` reads the out-of-fold predictions of two runs. It wants them as core's `comparison` says it.
 
 # %%
@@ -185,7 +200,7 @@ def run_stage(
                                 final / f"fold_{r.fold}{suffix}")
         result = {
             "folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried),
-            **summarise(oof)
+            **summarise(oof), "calibration": correction_of(oof)
         }
         write_json(run.path("selection.json"), result)
     return result

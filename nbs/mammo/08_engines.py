@@ -237,6 +237,7 @@ def about_ensemble(
         "recipe": run.recipe, "network": network.network, "threshold": selection["threshold"],
         "crops": asdict(run.recorded("crops")), "detector": read_sidecar(run.path("weights/detector.onnx"))["sha256"],
         "demonstration": run.has("phantom"), "oof_auc": selection["auc"],
+        "calibration": selection.get("calibration"),
         "trained": {"data": data, "patients": patients, **scores}, "rebuild": {
             "kind": "mammo.pointing" if network.lesion_weight else "timm", "network": network.network,
             "global_pool": network.global_pool, "mirrored": network.mirrored,

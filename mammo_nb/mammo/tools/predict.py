@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'TERMS', 'PER_IMAGE', 'PredictError', 'detector_of', 'predict_file', 'hide_row', 'predict_hidden',
            'with_caution', 'predict_items', 'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #9276492e
+# %% ../../../nbs/mammo/tools/predict.ipynb #d518cdf9
 import re
 from functools import partial
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ...core.calibration import corrected
 from ...core.dicom import find_files, folder_of
 from ...core.engines import NotFinite, finite
 from ...core.errors import ProjectError, cell, shown
@@ -133,7 +134,7 @@ def predict_hidden(
     "As `predict_file`, with digests in place of ids."
     return hide_row(predict_file({**item, "file": item["path"]}), item["key"])
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #c9cc6976
+# %% ../../../nbs/mammo/tools/predict.ipynb #330c79e6
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -233,6 +234,9 @@ def predict_folder(
     result = mark_repeated(result)
     write_csv(output / "per_image.csv", result.drop(columns=["instance", "exam"]))
     breasts = breasts_of(result[~nameless])
+    if metadata.get("calibration"):
+        known = breasts["probability"].notna()
+        breasts.loc[known, "calibrated"] = corrected(breasts.loc[known, "probability"], metadata["calibration"])
     made = None
     if dicom:
         from mammo_nb.mammo.tools.results import write_results

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.calibration import corrected
 from mammo_nb.core.dicom import find_files, folder_of
 from mammo_nb.core.engines import NotFinite, finite
 from mammo_nb.core.errors import ProjectError, cell, shown
@@ -192,7 +193,9 @@ def predict_hidden(
 # %% [markdown]
 # ## A folder
 # Two tables are written, `per_image.csv` and `per_breast.csv`. Their column `note` says that this is not a medical
-# device, and marks weights that are for demonstration only. `predict.json` says where the weights come from. A picture
+# device, and marks weights that are for demonstration only. Where the weights have a correction that was fitted on the
+# out-of-fold predictions of their training, the column `calibrated` has the corrected probability of the breast; the
+# threshold belongs to the column `probability`. `predict.json` says where the weights come from. A picture
 # whose patient or side is unknown has a row for itself, but none in the table of breasts: nobody knows which pictures
 # show the same breast. A picture that shows [no breast](../reading/blank.py) or is [no standard
 # mammogram](../reading/views.py) has an empty probability and a note.
@@ -298,6 +301,9 @@ def predict_folder(
     result = mark_repeated(result)
     write_csv(output / "per_image.csv", result.drop(columns=["instance", "exam"]))
     breasts = breasts_of(result[~nameless])
+    if metadata.get("calibration"):
+        known = breasts["probability"].notna()
+        breasts.loc[known, "calibrated"] = corrected(breasts.loc[known, "probability"], metadata["calibration"])
     made = None
     if dicom:
         from mammo_nb.mammo.tools.results import write_results
