@@ -186,6 +186,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mammo_nb/core/codestreams.py'),
                                            'mammo_nb.core.codestreams._smoother': ( 'core/codestreams.html#_smoother',
                                                                                     'mammo_nb/core/codestreams.py'),
+                                           'mammo_nb.core.codestreams._steps': ( 'core/codestreams.html#_steps',
+                                                                                 'mammo_nb/core/codestreams.py'),
                                            'mammo_nb.core.codestreams._unwrapped': ( 'core/codestreams.html#_unwrapped',
                                                                                      'mammo_nb/core/codestreams.py'),
                                            'mammo_nb.core.codestreams.read_codestream': ( 'core/codestreams.html#read_codestream',

@@ -129,12 +129,14 @@ def _low_bits(values: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
     np.left_shift(pixels, spare, out=pixels)
     return np.right_shift(pixels, spare, out=pixels)  # arithmetic where signed
 
+def _steps(rows: np.ndarray) -> float:
+    return float(np.abs(np.diff(rows.astype(np.float64), axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
+
 def roughness(
     pixels: np.ndarray,  # (rows, columns)
 ) -> float:
     "Mean absolute difference of neighbours in a row, in every eighth row."
-    rows = pixels[::8].astype(np.float64)
-    return float(np.abs(np.diff(rows, axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
+    return _steps(pixels[::8])
 
 def _smoother(usual: np.ndarray, other: np.ndarray, share: float = SMOOTHER) -> np.ndarray:
     "The other reading if it is clearly the smoother one, else the usual one."
@@ -200,9 +202,10 @@ def stored_values(
 
 def _looks_signed(pixels: np.ndarray, bits: int) -> bool:
     "Whether unsigned values jump where signed ones would cross zero; their lowest value is then no background."
-    signed = _low_bits(pixels, bits, np.dtype(f"i{pixels.itemsize}"))
-    return bool(signed.min() < 0 and roughness(signed) < MUCH_SMOOTHER * roughness(pixels)
-                and (pixels == pixels.min()).mean() <= AT_LOW_END)
+    rows = pixels[::8]   # the whole frame would need another one of memory
+    signed = _low_bits(rows, bits, np.dtype(f"i{pixels.itemsize}"))
+    return bool(signed.min() < 0 and _steps(signed) < MUCH_SMOOTHER * _steps(rows)
+                and (rows == rows.min()).mean() <= AT_LOW_END)
 
 def value_notes(
     pixels: np.ndarray,  # from `stored_values`
