@@ -146,7 +146,7 @@ def fit(
         })
     return pd.DataFrame(from_first(state.history))
 
-# %% ../../nbs/core/48_train.ipynb #1d799744
+# %% ../../nbs/core/48_train.ipynb #15b6bc27
 def from_one(
     table: pd.DataFrame,  # with a column `epoch`, from 0
 ) -> pd.DataFrame:
@@ -162,5 +162,5 @@ def plot_epochs(
     "Draw a score over the epochs, counted from 1."
     line, = axis.plot(np.asarray(epochs) + 1, values, marker="o", ms=4, label=label)
     axis.set_xlabel("epoch")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return line

@@ -255,7 +255,7 @@ def plot_epochs(
     "Draw a score over the epochs, counted from 1."
     line, = axis.plot(np.asarray(epochs) + 1, values, marker="o", ms=4, label=label)
     axis.set_xlabel("epoch")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return line
 
 # %%
