@@ -149,8 +149,9 @@ if trained_here:
     display(scored.set_index("metric").round(3))
 
 # %% [markdown]
-# The corrections of the probabilities are fitted on the other folds. They are shown here and not applied: the threshold
-# and all other tables are those of the probabilities as the networks give them.
+# The corrections of the probabilities are fitted on the other folds. The one with the lowest Brier score goes with the
+# weights, unless none is lower than without a correction; `predict` has its result in the column `calibrated`. The
+# threshold and all other tables are those of the probabilities as the networks give them.
 
 # %%
 if trained_here:
