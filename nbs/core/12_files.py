@@ -85,6 +85,70 @@ def recording() -> Iterator[list[Path]]:  # paths, which grow while the block ru
         _written.reset(token)
 
 # %% [markdown]
+# ## What lies in a folder
+# Whoever asks for a folder of scans gets all that is in it, also behind links to other folders. Each folder is entered
+# once, so that no link loops. A folder that cannot be listed is named itself: to leave it out would be silent.
+#
+# A pipe has the name of a file, and the first read of one waits until somebody writes. So only regular files are
+# opened.
+
+# %%
+#| export
+def walk(
+    folder: Path | str,
+) -> Iterator[Path]:  # all that is no folder, and the folders that cannot be listed; in no order
+    "List what lies in a folder to any depth. Raises OSError if the folder itself cannot be listed."
+    os.listdir(folder)
+    entered, lost = set(), []
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: lost.append(Path(e.filename))):
+        try:
+            state = os.stat(place)
+        except OSError:      # it has vanished since it was listed
+            folders.clear()
+            lost.append(Path(place))
+            continue
+        if (state.st_dev, state.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        yield from (Path(place, name) for name in names)
+    yield from lost
+
+def open_file(
+    path: Path | str,
+) -> BinaryIO:
+    "Open a regular file for reading. Raises OSError."
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        why = "a link that leads to no file" if os.path.islink(path) else "it has vanished or does not exist"
+        raise FileNotFoundError(errno.ENOENT, why, str(path)) from None
+    if stat.S_ISDIR(kind):
+        raise PermissionError(errno.EACCES, "a folder that cannot be listed", str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "no file, but a pipe, a socket or a device", str(path))
+    return open(path, "rb")
+
+# %%
+box = Path(tempfile.mkdtemp())
+(box / "in").mkdir()
+(box / "in" / "a.txt").write_text("a")
+(box / "in" / "loop").symlink_to(box)
+(box / "lost.dcm").symlink_to(box / "nothing")
+os.mkfifo(box / "pipe.dcm")
+assert sorted(p.name for p in walk(box)) == ["a.txt", "lost.dcm", "pipe.dcm"]
+for name in ("lost.dcm", "pipe.dcm", "in"):
+    try:
+        open_file(box / name)
+    except OSError as e:
+        print(e.strerror)
+    else:
+        raise AssertionError(name)
+with open_file(box / "in" / "a.txt") as file:
+    assert file.read() == b"a"
+
+# %% [markdown]
 # ## Whole files
 # A full disk is no fault of a file, and the next file would fail as well. So it has an error of its own, which ends a
 # run.
@@ -320,70 +384,6 @@ for name in ("../weights", "a/../../b", "/etc/passwd", "C:/x", "a\\b", "a\0b", "
         print(e)
     else:
         raise AssertionError(name)
-
-# %% [markdown]
-# ## What lies in a folder
-# Whoever asks for a folder of scans gets all that is in it, also behind links to other folders. Each folder is entered
-# once, so that no link loops. A folder that cannot be listed is named itself: to leave it out would be silent.
-#
-# A pipe has the name of a file, and the first read of one waits until somebody writes. So only regular files are
-# opened.
-
-# %%
-#| export
-def walk(
-    folder: Path | str,
-) -> Iterator[Path]:  # all that is no folder, and the folders that cannot be listed; in no order
-    "List what lies in a folder to any depth. Raises OSError if the folder itself cannot be listed."
-    os.listdir(folder)
-    entered, lost = set(), []
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: lost.append(Path(e.filename))):
-        try:
-            state = os.stat(place)
-        except OSError:      # it has vanished since it was listed
-            folders.clear()
-            lost.append(Path(place))
-            continue
-        if (state.st_dev, state.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((state.st_dev, state.st_ino))
-        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
-        yield from (Path(place, name) for name in names)
-    yield from lost
-
-def open_file(
-    path: Path | str,
-) -> BinaryIO:
-    "Open a regular file for reading. Raises OSError."
-    try:
-        kind = os.stat(path).st_mode
-    except FileNotFoundError:
-        why = "a link that leads to no file" if os.path.islink(path) else "it has vanished or does not exist"
-        raise FileNotFoundError(errno.ENOENT, why, str(path)) from None
-    if stat.S_ISDIR(kind):
-        raise PermissionError(errno.EACCES, "a folder that cannot be listed", str(path))
-    if not stat.S_ISREG(kind):
-        raise OSError(errno.EINVAL, "no file, but a pipe, a socket or a device", str(path))
-    return open(path, "rb")
-
-# %%
-box = Path(tempfile.mkdtemp())
-(box / "in").mkdir()
-(box / "in" / "a.txt").write_text("a")
-(box / "in" / "loop").symlink_to(box)
-(box / "lost.dcm").symlink_to(box / "nothing")
-os.mkfifo(box / "pipe.dcm")
-assert sorted(p.name for p in walk(box)) == ["a.txt", "lost.dcm", "pipe.dcm"]
-for name in ("lost.dcm", "pipe.dcm", "in"):
-    try:
-        open_file(box / name)
-    except OSError as e:
-        print(e.strerror)
-    else:
-        raise AssertionError(name)
-with open_file(box / "in" / "a.txt") as file:
-    assert file.read() == b"a"
 
 # %% [markdown]
 # ## Text, JSON and tables

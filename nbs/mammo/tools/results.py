@@ -98,7 +98,8 @@ def write_results(
 # %%
 with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)
-    make_competition(folder / "c", patients=patients, test_patients=1, frame=(160, 128), prevalence=.5, workers=1)
+    make_competition(folder / "c", patients=patients, test_patients=1, frame=(160, 128), prevalence=.5, seed=1,
+                     workers=1)
     table = pd.read_csv(folder / "c/train.csv", dtype=str)
     example = table[["patient_id", "laterality"]].assign(
         file=table["patient_id"] + "/" + table["image_id"] + ".dcm", name=table["image_id"], counts=True,
