@@ -32,7 +32,7 @@ export MALLOC_TOP_PAD_ := 67108864
 # tqdm's wish for browser widgets, once a notebook; its plain bars work in terminals and notebooks alike
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: help lint data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test \
+.PHONY: help lint docs data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test \
         test-rest test-runs test-notebooks notebooks export sync lab check-export install clean
 .DEFAULT_GOAL := help
 # a folder such as tests/ is no target either, though make would call it up to date
@@ -102,6 +102,9 @@ check-export: export  ## fail if mammo_nb/ is not what the notebooks say
 
 lint: $(VENV)/.installed  ## long lines, several statements in a line, unused and unknown names
 	@$(VENV)/bin/ruff check .
+
+docs: nbs/.exported  ## all notebooks, guides and modules as a web site, into runs/docs; needs no network
+	@$(PY) -c 'from mammo_nb.core.notebooks import command; from mammo_nb.core.site import build_site; command(build_site)'
 
 # ---- data and weights of others ------------------------------------------------------------------
 data: $(VENV)/.installed  ## DATASET=rsna fetches the competition; for other names it prints how to get the set

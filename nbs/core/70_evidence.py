@@ -23,6 +23,7 @@
 # 4. `74_delong` compares the AUC of two models on the same items.
 # 5. `75_comparison` compares two runs of one system, as `mammo-nb compare` does.
 # 6. `76_dicom_results` writes predictions as pictures and reports for the archive of a hospital.
+# 7. `78_pages` makes pages of notebooks, guides and modules, and `79_site` a web site of them.
 
 # %% [markdown]
 # ---
