@@ -147,7 +147,7 @@ def submit(
     print(*summary(report), f"-> {output / 'submission.csv'}", NOT_A_DEVICE, sep="\n")
     raise typer.Exit(int((report["failed"] > 0 or report["not_reached"] > 0) and not allow_errors))
 
-# %% ../nbs/90_cli.ipynb #299f75cc
+# %% ../nbs/90_cli.ipynb #e4b65237
 @app.command()
 def reproduce(
     system: str = _SYSTEM,
@@ -175,7 +175,9 @@ def reproduce(
         raise typer.BadParameter(f"RUN={name} must be the name of one folder, without blanks, / or ..")
     folder = read_paths().runs / name
     this = Run.create(folder, chosen, recipe, mode or None, weights, parse_overrides(settings))
-    run_stages(this)
+    if run_stages(this) or not (folder / "report.html").exists():
+        from mammo_nb.core.reports import write_report
+        write_report(this)
     made = [f for f in ("submission.csv", "report.html", "manifest.json") if (folder / f).exists()]
     print(f"{folder}: {', '.join(made)} and one executed notebook a stage")
     counts = failures(this)

@@ -214,7 +214,9 @@ def reproduce(
         raise typer.BadParameter(f"RUN={name} must be the name of one folder, without blanks, / or ..")
     folder = read_paths().runs / name
     this = Run.create(folder, chosen, recipe, mode or None, weights, parse_overrides(settings))
-    run_stages(this)
+    if run_stages(this) or not (folder / "report.html").exists():
+        from mammo_nb.core.reports import write_report
+        write_report(this)
     made = [f for f in ("submission.csv", "report.html", "manifest.json") if (folder / f).exists()]
     print(f"{folder}: {', '.join(made)} and one executed notebook a stage")
     counts = failures(this)

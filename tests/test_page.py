@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_nb.core.stages import report_page
+from mammo_nb.core.reports import report_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -23,15 +23,20 @@ def shown(**data):
     return nb.new_output("display_data", {k.replace("_", "/"): v for k, v in data.items()})
 
 
+SCORES = pd.DataFrame({"AUC": [.9, None], "cases": pd.array([12, None], "Int64"), "note": ["", "a long text " * 9]},
+                      index=pd.Index(["a row name of many words that would push all numbers aside", "b"], name="group"))
+
+
 @pytest.fixture
 def notebook():
-    "As the report of a run: a table of its files, a result, a wide figure and a wide table."
+    "As the report of a run: a table of its files, a result, a wide figure, a wide table and scores."
     wide = shown(text_html=pd.DataFrame([range(40)])._repr_html_())
     png = base64.b64encode(cv2.imencode(".png", np.zeros((100, 1200), np.uint8))[1]).decode()
     return nb.new_notebook(cells=[
         nb.new_markdown_cell("# Report"), cell(wide), nb.new_markdown_cell("## The result"),
         cell(nb.new_output("stream", text="AUC 0.9"), shown(text_markdown="**AUC 0.9**")), cell(shown(image_png=png)),
-        nb.new_markdown_cell("## Scores & errors"), cell(wide), nb.new_markdown_cell("## Stages and environment"),
+        nb.new_markdown_cell("## Scores & errors"), cell(wide), cell(shown(text_html=SCORES._repr_html_())),
+        nb.new_markdown_cell("## Stages and environment\n### Stages"), cell(wide), nb.new_markdown_cell("### Machine"),
         cell(wide), nb.new_markdown_cell("---\n[← Submit](09_submit.py)")])
 
 
@@ -54,10 +59,20 @@ def test_the_page_is_whole_offline_and_fits(tmp_path, notebook, width):
         assert page.locator("h2").all_inner_texts() == sections == page.locator("nav a").all_inner_texts()
         for link in page.locator("nav a").all():
             assert page.evaluate("id => document.getElementById(id).tagName", link.get_attribute("href")[1:]) == "H2"
-        assert page.get_by_role("img").get_attribute("alt") == "Figure: The result"
+        assert page.get_by_role("img").get_attribute("alt") == "Figure 1: The result"
         assert page.evaluate("document.images[0].naturalWidth") == 1200
         assert page.locator("main").inner_text().count("AUC 0.9") == 1 and "the code" not in page.content()
-        assert [t.is_visible() for t in page.locator("table").all()] == [False, True, False]
+        assert [t.is_visible() for t in page.locator("table").all()] == [False, True, True, False, False]
+        names = [box.get_attribute("aria-label") for box in page.locator(".wide").all()]
+        assert names == ["Table 1: files of a <run>", "Figure 1: The result", "Table 2: Scores & errors",
+                         "Table 3: Scores & errors", "Table 4: Stages", "Table 5: Machine"]
+        assert page.locator("summary").all_inner_texts() == [names[0], *names[4:]]
+        scores = page.locator("table").nth(2)
+        assert scores.locator("thead tr").count() == 1
+        assert scores.locator("thead th").all_inner_texts() == ["group", "AUC", "cases", "note"]
+        assert scores.locator("td").all_inner_texts()[3:5] == ["–", "–"]
+        first = scores.locator("td").first.bounding_box()
+        assert first["x"] + first["width"] < (width if width > 600 else 260)   # beside the name of the row
         page.locator("summary").first.focus()
         page.keyboard.press("Enter")
         assert page.locator("table").first.is_visible() and "09_submit" not in page.content()

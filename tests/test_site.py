@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from mammo_nb.core.files import write_json, write_text
 from mammo_nb.core.notebooks import build
-from mammo_nb.core.site import SiteError, build_site
+from mammo_nb.core.site import LATER, SiteError, build_site, execute_all
 
 HEAD = '# %% [markdown]\n# # {title}\n# > {title} in a line.\n#\n# {text}\n\n'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -29,7 +29,8 @@ def checkout(tmp_path_factory):
     write_text(root / "nbs/docs/t.csv", "a\n1\n")
     notebook(root / "nbs/00_start.py", "Start", "See [errors](core/11_errors.py#kinds).",
              "import os\nimport pandas as pd\nprint('10 %\\r100 %', os.getcwd())\npd.DataFrame({'a': [1]})",
-             "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+             "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+             "from IPython.display import Markdown\nMarkdown('[The toy](toy/00_system.py)')")
     notebook(root / "nbs/core/10_ground.py", "Ground", "A chapter.")
     notebook(root / "nbs/core/11_errors.py", "Errors", "What fails.\n#\n# ## Kinds", "#| default_exp core.errors",
              "#| export\n1 / 0")
@@ -62,6 +63,28 @@ def test_pages_are_as_executed_or_say_why_not(site):
     assert "counted in runs/toy-demo/table.csv" in count and "toy-demo</code> executed it" in count
     assert "no finished run of the recipe demo" in add
     assert "without outputs: ZeroDivisionError" in errors and "#|" not in errors
+
+
+def test_when_time_is_over_the_next_build_goes_on(tmp_path):
+    sources = [f"nbs/{n}.py" for n in range(3)]
+    for source in sources:
+        notebook(tmp_path / source, source, "Text.", "print(1)")
+    build(tmp_path)
+    first, left = execute_all(sources, tmp_path, tmp_path / "kept", 1, seconds=0)
+    assert first == {} and left == dict.fromkeys(sources, LATER)
+    second, left = execute_all(sources, tmp_path, tmp_path / "kept", 1, seconds=600)
+    assert left == {} and list(second) == sources and all("1" in p.read_text() for p in second.values())
+
+
+def test_a_notebook_that_takes_long_does_not_stop_the_others(tmp_path):
+    notebook(tmp_path / "nbs/0.py", "Long", "Text.", "open('begun', 'a').write('x')\nwhile True:\n    pass")
+    notebook(tmp_path / "nbs/1.py", "Short", "Text.", "print(1)")
+    build(tmp_path)
+    sources, seconds, done = ["nbs/0.py", "nbs/1.py"], 8, {}
+    while not done:   # a busy machine may need longer to start a process
+        done, left = execute_all(sources, tmp_path, tmp_path / "kept", 1, seconds)
+        seconds *= 2
+    assert list(done) == ["nbs/1.py"] and left == {"nbs/0.py": LATER} and (tmp_path / "nbs/begun").exists()
 
 
 def test_the_module_has_a_page_with_signature_and_comments(site):

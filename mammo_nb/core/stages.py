@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST_FREE', 'code_digest', 'modules_of', 'stage_inputs', 'changed_files', 'refresh_inputs', 'parameter_names',
-           'execute', 'report_page', 'check_run', 'reproduce', 'failures']
+           'execute', 'check_run', 'reproduce', 'failures']
 
-# %% ../../nbs/core/18_stages.ipynb #4b02bfeb
+# %% ../../nbs/core/18_stages.ipynb #83977a8b
 import ast
 import hashlib
 import json
@@ -15,12 +15,11 @@ import shutil
 import sys
 import tempfile
 from dataclasses import asdict, fields
-from html import escape
 from importlib import import_module
 from pathlib import Path
 
 from .errors import Printed
-from .files import read_json, sha256, write_json, write_text
+from .files import read_json, sha256, write_json
 from .runs import Run, StageError, digests_in, find_files, read_manifest
 from .settings import Paths, read_paths
 from .systems import Stage
@@ -206,48 +205,7 @@ def execute(
     os.replace(running, output)
     failed.unlink(missing_ok=True)
 
-# %% ../../nbs/core/18_stages.ipynb #e0730f54
-_STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
-.wide { overflow-x: auto } .wide img { max-width: 100%; height: auto } pre { white-space: pre-wrap }
-table { border-collapse: collapse; font-size: .875rem; white-space: nowrap }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd }
-.notice { background: #fff4d6; padding: .5rem 1rem } nav a { margin-right: 1rem } summary { padding: .5rem 0 }
-@media (max-width: 600px) { .wide img { max-width: none; width: 44rem } nav a { display: block; padding: .3rem 0 } }"""
-
-def report_page(
-    notebook,      # executed, of nbformat
-    title: str,
-) -> str:          # HTML
-    "An executed notebook without its code, as one page that needs no network and fits a phone."
-    from bs4 import BeautifulSoup
-    from nbconvert import HTMLExporter
-    notebook.cells = [c for c in notebook.cells if not c.source.startswith("---\n[←")]   # links between sources
-    for outputs in (c.outputs for c in notebook.cells if c.cell_type == "code"):
-        if any("text/markdown" in o.get("data", {}) for o in outputs):   # what is printed says the same, for the log
-            outputs[:] = [o for o in outputs if o.output_type != "stream"]
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_notebook_node(notebook)
-    soup, heading, folded = BeautifulSoup(body, "html.parser"), title, True
-    for each in soup.select("script, style, a.anchor-link, .prompt"):
-        each.decompose()
-    for tag in soup.find_all(["h2", "h3", "img", "table"]):
-        if tag.name in ("h2", "h3"):
-            heading = tag.get_text(strip=True)
-            folded = heading == "Stages and environment"   # as before the first section: opened by a click
-            continue
-        name = f"{'Figure' if tag.name == 'img' else 'Table'}: {heading}"
-        box = tag.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0", "role": "region",
-                                                  "aria-label": name}))
-        if tag.name == "img":
-            tag["alt"] = name
-        elif folded:
-            box.wrap(soup.new_tag("details")).insert(0, BeautifulSoup(f"<summary>{name}</summary>", "html.parser"))
-    links = "".join(f'<a href="#{h["id"]}">{escape(h.get_text(strip=True))}</a>' for h in soup.find_all("h2"))
-    return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>{_STYLE}</style></head><body>
-<p class="notice">Run {escape(title)}. For learning and research. Not a medical device.</p>
-<nav aria-label="Sections">{links}</nav><main>{soup}</main></body></html>"""
-
+# %% ../../nbs/core/18_stages.ipynb #5d2df4cb
 LEAST_FREE = 1e9  # bytes; the demos write a fraction of it, `mammo-nb check` estimates what a data set needs
 
 def check_run(
@@ -266,7 +224,6 @@ def reproduce(
     root: Path = Path("."),   # the checkout
 ) -> list[str]:               # the stages that ran
     "Run every stage of a run that has to run; raises `StageError` at the first that fails."
-    import nbformat
     from mammo_nb.core.notebooks import build_one  # needs jupytext, which predicting does not
     check_run(run)
     ran = []
@@ -287,8 +244,6 @@ def reproduce(
         print(f"\n[{number}/{len(plan)}] {source} -> {os.path.relpath(notebook)}", flush=True)
         execute(source, notebook, {"run_dir": str(run.folder)})
         ran.append(stage.name)
-    if ran or not (run.folder / "report.html").exists():
-        write_text(run.folder / "report.html", report_page(nbformat.read(notebook, 4), run.folder.name))
     return ran
 
 def failures(

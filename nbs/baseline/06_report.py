@@ -40,10 +40,13 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
 from mammo_nb.baseline.system import system
+from mammo_nb.core.calibration import plot_reliability
 from mammo_nb.core.estimates import estimates
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
+from mammo_nb.core.reports import (counted, environment_table, failed_files, plot_history, plot_plateau,
+                                   plot_probabilities, stages_table)
 from mammo_nb.core.settings import read_paths
+from mammo_nb.mammo.learning.exams import FACTS, image_facts, plot_boxes, sets_table, show_exam, wrong_breasts
 from mammo_nb.mammo.report import result_lines, show_extremes
 
 # %% tags=["parameters"]
@@ -58,6 +61,7 @@ run.contract("report")
 # %%
 #| hide
 other = Path(other or read_paths().runs / run.recipe)
+pd.set_option("display.max_colwidth", 300)   # notes and errors are read whole
 manifest = read_manifest(run.folder)
 trained_here = "select" in manifest["stages"]
 
@@ -87,11 +91,34 @@ if trained_here:
     fig.tight_layout()
 
 # %% [markdown]
+# ## Data and boxes
+
+# %%
+images = {"training": "processed/crops.csv", "test": "test_per_image.csv"}
+images = {name: read_table(run.path(file), ["file"]) for name, file in images.items() if run.path(file).exists()}
+sets = {**images, **({"training": read_table(run.path("folds.csv"), ["cancer"])} if trained_here else {})}
+if images:
+    display(sets_table(sets).set_index("set"))
+    facts = [counted(image_facts(table), FACTS).assign(set=name) for name, table in images.items()]
+    display(pd.concat(facts).set_index(["set", "what"]))
+    for name, table in images.items():
+        told, errors = failed_files(table)
+        display(Markdown(f"{name.capitalize()}: {told}"))
+        if len(errors):
+            display(errors.set_index("file"))
+    plot_boxes(pd.concat(images.values()))
+
+# %% [markdown]
+# ## How sure the scores are
 # All scores per breast of the held-back fold, with 95 % intervals over patients. The threshold was chosen on these
 # breasts, so the scores at it are a little too good.
 
 # %%
 if trained_here:
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.2))
+    plot_plateau(axes[0], breasts["cancer"], breasts["probability"], s["threshold"], s["plateau"])
+    plot_reliability(axes[1], breasts["cancer"], breasts["probability"], "cancer")
+    fig.tight_layout()
     display(estimates(breasts["cancer"], breasts["probability"], breasts["patient_id"],
                       s["threshold"]).set_index("metric").round(3))
 
@@ -149,6 +176,17 @@ else:
     display(compared.set_index("system").astype(float).round(3))
 
 # %% [markdown]
+# ## The most confident wrong breasts
+# Each with its whole exam, the box that the network sees, and the probability of each image. A red frame marks the
+# breast that is meant.
+
+# %%
+if trained_here:
+    for breast in wrong_breasts(read_table(run.path("oof.csv"), ["probability"]), s["threshold"]).itertuples():
+        show_exam(run, breast)
+        plt.show()
+
+# %% [markdown]
 # ## The clearest right and wrong predictions
 # The cancers that the threshold finds and misses, and the other breasts that it suspects and passes.
 
@@ -158,9 +196,13 @@ if trained_here:
 
 # %% [markdown]
 # ## Stages and environment
+# ### Stages
 
 # %%
 stages_table(manifest)
+
+# %% [markdown]
+# ### Environment
 
 # %%
 environment_table(manifest)

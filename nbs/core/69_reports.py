@@ -14,22 +14,31 @@
 # # Reports
 # > The tables and figures that the report of every system has.
 #
-# A report reads the files of a run and computes nothing that a stage did not write. What it shows of the stages, the
-# machine, the training and the submission is the same for all systems, and stands here.
+# A report reads the files of a run and trains nothing. What it shows of the data, the stages, the machine, the training
+# and the submission is the same for all systems, and stands here, with the page `report.html` that is made of it.
 
 # %%
 #| default_exp core.reports
 
 # %%
 #| export
+import re
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.files import write_text
+from mammo_nb.core.metrics import threshold_curve
+from mammo_nb.core.runs import Run
 from mammo_nb.core.train import plot_epochs
+
+# %%
+#| hide
+import nbformat.v4 as notebooks
 
 # %% tags=["parameters"]
 pictures = 5   # number of pictures in the figure below
@@ -61,6 +70,39 @@ def submission_line(
     "One line about the submission."
     return (f"`submission.csv`: {report['rows']} rows from {report['items']} {report['item']}, {report['failed']} of "
             "which failed")
+
+def counted(
+    table: pd.DataFrame,  # one row a file
+    columns: dict,        # column -> its name in the result
+    most: int = 6,        # values of a column; the others are counted together
+) -> pd.DataFrame:        # "what", "value", "files"
+    "How often each value of some columns occurs, those without a value left out."
+    rows = []
+    for column, name in columns.items():
+        if column not in table:
+            continue
+        counts = table[column].replace("", np.nan).dropna().value_counts()
+        rows += [(name, str(value), int(n)) for value, n in counts.head(most).items()]
+        if len(counts) > most:
+            rows.append((name, f"{len(counts) - most} others", int(counts.iloc[most:].sum())))
+    return pd.DataFrame(rows, columns=["what", "value", "files"])
+
+def failed_files(
+    table: pd.DataFrame,  # with a column `error`, and `file` or another name in the first column
+    most: int = 10,
+) -> tuple[str, pd.DataFrame]:   # a sentence; the first files with their errors
+    "What could not be read."
+    bad = table[table["error"].fillna("") != ""]
+    name = "file" if "file" in table else table.columns[0]
+    told = f"{len(bad)} of {len(table)} files could not be used."
+    if len(bad) > most:
+        told += f" The first {most}:"
+    return told, bad[[name, "error"]].head(most)
+
+# %%
+files = pd.DataFrame({"file": ["a", "b", "c"], "decoder": ["x", "x", None], "error": [None, "", "cut off"]})
+assert counted(files, {"decoder": "decoder", "gone": "gone"}).values.tolist() == [["decoder", "x", 2]]
+assert failed_files(files)[0].startswith("1 of 3") and failed_files(files)[1]["file"].tolist() == ["c"]
 
 # %%
 manifest = {"run": "demo", "stages": {"draw": {"seconds": 1.5, "writes": ["pictures/", "labels.csv"]}},
@@ -99,6 +141,20 @@ def plot_probabilities(
     axis.set(title=f"{title}, n = {len(labels)}", xlabel=f"line: threshold {threshold:.2f}")
     axis.legend(fontsize=8)
 
+def plot_plateau(
+    axis: plt.Axes,
+    labels: pd.Series,          # 0 or 1
+    probabilities: pd.Series,   # in [0, 1]
+    threshold: float,
+    plateau: tuple[float, float],  # thresholds with nearly the same score, from selection.json
+):
+    "pF1 by threshold, with the chosen one and its plateau."
+    curve = threshold_curve(labels, probabilities)
+    axis.plot(curve["threshold"], curve["score"])
+    axis.axvline(threshold, color="orange")
+    axis.axvspan(*plateau, alpha=.2, color="orange")
+    axis.set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+
 def plot_ladder(
     ladder: pd.DataFrame,  # step, low, high and the score, a row for each step
     score: str,            # the column of the score
@@ -112,6 +168,12 @@ def plot_ladder(
     plt.gca().invert_yaxis()
     plt.xlabel(label)
 
+# %% [markdown]
+# ## Pictures
+# The clearest right and wrong predictions say more than a score.
+
+# %%
+#| export
 KINDS = {(1, True): "found", (1, False): "missed", (0, True): "suspected", (0, False): "passed"}
 
 def extremes(
@@ -128,6 +190,15 @@ def extremes(
     parts = [table[kind == k] for k in KINDS.values()]
     return pd.concat([part.head(count) if k in ("found", "suspected") else part.iloc[::-1].head(count)
                       for k, part in zip(KINDS.values(), parts)])
+
+def most_wrong(
+    table: pd.DataFrame,  # one row per item, with a column `probability`
+    label: str,           # column with 0 or 1
+    count: int = 4,       # items of each label
+) -> pd.DataFrame:        # positives with the lowest probabilities, then negatives with the highest
+    "The most confident wrong items, for predictions without a threshold."
+    table = table.sort_values("probability", kind="stable")
+    return pd.concat([table[table[label] == 1].head(count), table[table[label] == 0].iloc[::-1].head(count)])
 
 def show_pictures(
     rows: pd.DataFrame,    # one row per picture, such as from `extremes`
@@ -150,12 +221,104 @@ def show_pictures(
     figure.tight_layout()
 
 # %% [markdown]
+# ## The page
+# The notebook of the last stage becomes `report.html`, without its code. The policy in its head forbids every request,
+# so the page shows the same offline. Every table and figure has a number, which makes its name unique. A table scrolls
+# sideways on a phone, and the names of its rows wrap. A value that does not exist is a dash.
+
+# %%
+#| export
+_STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
+.wide { overflow-x: auto; margin: 1rem 0 } .wide img { max-width: 100%; height: auto } pre { white-space: pre-wrap }
+table { border-collapse: collapse; font-size: .875rem; white-space: nowrap }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } tbody th { text-align: left }
+td.number { text-align: right } td.text { white-space: normal; min-width: 16rem }
+.notice { background: #fff4d6; padding: .5rem 1rem } nav a { margin-right: 1rem } summary { padding: .5rem 0 }
+@media (max-width: 600px) { .wide img { max-width: none; width: 44rem } nav a { display: block; padding: .3rem 0 }
+tbody th { white-space: normal; overflow-wrap: break-word; max-width: 8rem } }"""
+FOLDED = "Stages and environment"   # a section whose tables are opened by a click
+
+def _mend(table, soup):
+    "One row of column names, dashes for what does not exist, and long texts that wrap."
+    head = table.thead.find_all("tr") if table.thead else []
+    if len(head) == 2 and not any(c.get_text(strip=True) for c in head[0].find_all("th")[:1]):
+        for above, name in zip(head[0].find_all("th"), head[1].find_all("th")):
+            if name.get_text(strip=True):
+                above.string = name.get_text(strip=True)
+        head[1].decompose()
+    for cell in table.find_all("td"):
+        text = cell.get_text(strip=True)
+        if text in ("<NA>", "NaN", "nan", "NaT", "None"):
+            cell.string, text = "–", "–"
+        if len(text) > 60:
+            cell["class"] = "text"
+        elif re.match(r"[-–\d.]", text):
+            cell["class"] = "number"
+
+def report_page(
+    notebook,      # executed, of nbformat
+    title: str,
+) -> str:          # HTML
+    "An executed notebook without its code, as one page that needs no network and fits a phone."
+    from bs4 import BeautifulSoup
+    from nbconvert import HTMLExporter
+    notebook.cells = [c for c in notebook.cells if not c.source.startswith("---\n[←")]   # links between sources
+    for outputs in (c.outputs for c in notebook.cells if c.cell_type == "code"):
+        if any("text/markdown" in o.get("data", {}) for o in outputs):   # what is printed says the same, for the log
+            outputs[:] = [o for o in outputs if o.output_type != "stream"]
+    body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_notebook_node(notebook)
+    soup = BeautifulSoup(body, "html.parser")
+    for each in soup.select("script, style, a.anchor-link, .prompt"):
+        each.decompose()
+    heading, number = f"files of {title}", {"Figure": 0, "Table": 0}
+    folded = True   # before the first section, too
+    for tag in soup.find_all(["h2", "h3", "img", "table"]):
+        if tag.name in ("h2", "h3"):
+            heading = tag.get_text(strip=True)
+            folded = heading == FOLDED or folded and tag.name == "h3"
+            continue
+        kind = "Figure" if tag.name == "img" else "Table"
+        number[kind] += 1
+        name = f"{kind} {number[kind]}: {heading}"
+        box = tag.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0", "role": "region",
+                                                  "aria-label": name}))
+        if kind == "Figure":
+            tag["alt"] = name
+            continue
+        _mend(tag, soup)
+        if folded:
+            summary = BeautifulSoup(f"<summary>{escape(name)}</summary>", "html.parser")
+            box.wrap(soup.new_tag("details")).insert(0, summary)
+    links = "".join(f'<a href="#{h["id"]}">{escape(h.get_text(strip=True))}</a>' for h in soup.find_all("h2"))
+    return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>{_STYLE}</style></head><body>
+<p class="notice">Run {escape(title)}. For learning and research. Not a medical device.</p>
+<nav aria-label="Sections">{links}</nav><main>{soup}</main></body></html>"""
+
+def write_report(
+    run: Run,
+):
+    "Make report.html of the notebook of the last stage."
+    import nbformat
+    notebook = run.folder / f"{run.system.label(run.plan[-1].name)}.ipynb"
+    write_text(run.folder / "report.html", report_page(nbformat.read(notebook, 4), run.folder.name))
+
+# %%
+shown = notebooks.new_output("execute_result", {"text/html": pd.DataFrame({"a": [np.nan]})._repr_html_()})
+page = report_page(notebooks.new_notebook(cells=[notebooks.new_markdown_cell("## Scores"),
+                                                 notebooks.new_code_cell("", outputs=[shown])]), "demo")
+assert "Table 1: Scores" in page and ">–</td>" in page
+
+# %% [markdown]
 # ## What came out
 # The items of each kind among random predictions, as grey pictures:
 
 # %%
 rng = np.random.default_rng(0)
 table = pd.DataFrame({"probability": rng.random(40), "cancer": rng.integers(0, 2, 40)})
+wrong = most_wrong(table, "cancer", count=1)["probability"].tolist()
+assert wrong == [table["probability"][table["cancer"] == 1].min(), table["probability"][table["cancer"] == 0].max()]
 chosen = extremes(table, "cancer", threshold=0.6, count=2)
 kinds = chosen.groupby("kind")
 assert (kinds["cancer"].first() == kinds["cancer"].last()).all() and len(chosen) == 8

@@ -23,6 +23,7 @@
 
 # %%
 #| export
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.special import expit
@@ -33,7 +34,6 @@ from mammo_nb.core.metrics import checked
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
 
 from mammo_nb.core.metrics import auc
 
@@ -98,6 +98,20 @@ class Reliability:
 # %% [markdown]
 # By hand: bin 0.8 to 0.9 has two items with 0.8, of which one is positive: 0.3 too high. Bin 0.2 to 0.3 has two with
 # 0.2 and no positive: 0.2 too high. The error is (2 · 0.3 + 2 · 0.2) / 4.
+
+# %%
+#| export
+def plot_reliability(
+    axis: plt.Axes,
+    labels,         # (rows,) 0 or 1
+    probabilities,  # (rows,) in [0, 1]
+    name: str,      # of the positives, such as "cancer"
+):
+    "The share of positives by predicted probability; on the diagonal both are equal."
+    table = Reliability(labels, probabilities).table()
+    axis.plot([0, 1], [0, 1], color="lightgrey")
+    axis.plot(table["predicted"], table["observed"], marker="o")
+    axis.set(title="reliability", xlabel="probability, mean of a bin", ylabel=f"share with {name}")
 
 # %%
 four = Reliability([1, 0, 0, 0], [.8, .8, .2, .2])

@@ -67,6 +67,13 @@ def source_pages(
         pages[path.relative_to(root).as_posix()] = f"guides/{path.name}"
     return pages
 
+def title_of(
+    source: Path,   # a notebook source or a Markdown file
+) -> str:
+    "The first heading."
+    found = re.search(r"^(?:# )?# (.+)$", source.read_text(encoding="utf-8-sig"), re.MULTILINE)
+    return found[1].strip() if found else source.stem
+
 def modules_of(
     root: Path,
 ) -> list[str]:   # such as core.metrics
@@ -197,6 +204,8 @@ def write_notebook(
         elif cell.cell_type == "code":
             cell.source = _DIRECTIVE.sub("", cell.source)
             cell.outputs = [o for o in cell.outputs if _clean(o)]
+            for data in (o.data for o in cell.outputs if "text/markdown" in o.get("data", {})):
+                data["text/markdown"] = book.relinked(data["text/markdown"], source)
     made.cells = [c for c in cells if c.source.strip()]
     if made.cells and note:
         made.cells.insert(1, nbformat.v4.new_markdown_cell(note))
@@ -258,6 +267,19 @@ def cli_page() -> str:   # Markdown
     command = typer.main.get_command(import_module("mammo_nb.cli").app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="mammo-nb")
     return text.replace("# `mammo-nb`", "# Commands and options", 1)
+
+def write_modules(
+    book: Book,
+    modules: list[str],   # from `modules_of`
+):
+    "Write a page for each module, and one for the command line."
+    notebooks = {re.sub(r"/(\d\d_)?", ".", s.removeprefix("nbs/").removesuffix(".py")): p
+                 for s, p in book.pages.items()}
+    for module in modules:
+        page = notebooks.get(module)
+        book.write(f"api/{module}.md", api_page(module, f"[The notebook](../{page})" if page else ""))
+    if "cli" in modules:
+        book.write("cli.md", cli_page())
 
 # %%
 print(api_page("core.errors")[:700])

@@ -28,7 +28,7 @@ import logging
 import os
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+import time
 from html.parser import HTMLParser
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,7 +37,8 @@ from urllib.parse import unquote, urlsplit
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import read_json, sha256, write_text
 from mammo_nb.core.notebooks import build_one
-from mammo_nb.core.pages import Book, api_page, cli_page, modules_of, private_folders, source_pages, write_notebook
+from mammo_nb.core.pages import (Book, modules_of, private_folders, source_pages, title_of, write_modules,
+                                 write_notebook)
 from mammo_nb.core.settings import read_paths
 
 # %%
@@ -57,7 +58,9 @@ class SiteError(ProjectError):
 # %% [markdown]
 # ## Executed notebooks
 # Stages need the files of a run, so only a run executes them. All others run here, in processes without a Jupyter
-# kernel, which starts a hundred notebooks quicker than papermill. One that fails is shown without outputs.
+# kernel, which starts a hundred notebooks quicker than papermill. One that fails is shown without outputs. So that a
+# build takes a bounded time, the processes are ended after three minutes. The next build goes on with the others, and
+# comes to those that were stopped last.
 
 # %%
 #| export
@@ -73,41 +76,57 @@ def executed_by_runs(
                 found.setdefault(f"nbs/{made['system']}/{path.stem}.py", (path, about.parent.name))
     return found
 
-def _execute(notebook: Path, target: Path) -> str:
-    "Execute a notebook into a file; returns the error, or nothing."
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+LATER = "the next `make docs` executes it"
+SECONDS = 180
+
+def _execute_each(pairs: list[tuple[Path, Path]]):
+    "Execute notebooks into files. The error of one that fails is written beside its file."
+    os.environ.update(MPLBACKEND="module://matplotlib_inline.backend_inline", OMP_NUM_THREADS="1")
     from execnb.shell import CaptureShell
-    os.chdir(notebook.parent)
-    shell = CaptureShell(mpl_format="png")
-    try:
-        shell.execute(notebook, target, exc_stop=True)
-    except Exception as e:
-        target.unlink(missing_ok=True)
-        return f"{type(e).__name__}: {e}"
-    finally:
+    for notebook, target in pairs:
+        error = target.with_suffix(".txt")
+        write_text(error, LATER)   # stays if this process is ended
+        os.chdir(notebook.parent)
+        shell = CaptureShell(mpl_format="png")
+        try:
+            shell.execute(notebook, target, exc_stop=True)
+        except Exception as e:
+            target.unlink(missing_ok=True)
+            write_text(error, f"{type(e).__name__}: {e}")
+        else:
+            error.unlink()
         shell.close()
-    return ""
 
 def execute_all(
     sources: list[str],     # paths in the checkout
     root: Path,
     folder: Path,           # executed notebooks are kept here
     workers: int,           # processes
-) -> tuple[dict[str, Path], dict[str, str]]:   # source -> executed notebook; source -> error
+    seconds: float,         # they are ended then
+) -> tuple[dict[str, Path], dict[str, str]]:   # source -> executed notebook; source -> error, or LATER
     "Execute the notebooks whose text has changed since they were kept."
-    kept, todo = {}, {}
-    for source in sources:
-        target = folder / source.removesuffix(".py") / f"{sha256(root / source)[:16]}.ipynb"
-        kept[source] = target
-        if not target.exists():
-            shutil.rmtree(target.parent, ignore_errors=True)
-            target.parent.mkdir(parents=True)
-            todo[source] = target
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        answers = {s: pool.submit(_execute, (root / s).with_suffix(".ipynb").resolve(), t.resolve())
-                   for s, t in todo.items()}
-        failed = {s: error for s, answer in answers.items() if (error := answer.result())}
-    return {s: t for s, t in kept.items() if s not in failed}, failed
+    folder = folder.resolve()
+    kept = {s: folder / s.removesuffix(".py") / f"{sha256(root / s)[:16]}.ipynb" for s in sources}
+    errors = {s: target.with_suffix(".txt") for s, target in kept.items()}
+    told = {s: error.read_text(encoding="utf-8") if error.exists() else "" for s, error in errors.items()}
+    todo = [((root / s).with_suffix(".ipynb").resolve(), target) for s, target in kept.items()
+            if not target.exists() and told[s] in ("", LATER)]
+    todo.sort(key=lambda pair: pair[1].with_suffix(".txt").exists())   # what was stopped may take long, so it is last
+    for _, target in todo:
+        shutil.rmtree(target.parent, ignore_errors=True)   # of an older text
+        target.parent.mkdir(parents=True)
+    processes = [get_context("spawn").Process(target=_execute_each, args=(todo[k::workers],))
+                 for k in range(min(workers, len(todo)))]
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+        process.kill()
+        process.join()
+    failed = {s: error.read_text(encoding="utf-8") for s, error in errors.items() if error.exists()}
+    failed |= {s: LATER for s, target in kept.items() if not target.exists() and s not in failed}
+    return {s: target for s, target in kept.items() if s not in failed}, failed
 
 # %% [markdown]
 # ## Navigation
@@ -117,13 +136,6 @@ def execute_all(
 # %%
 #| export
 NOT_GUIDES = ("model_card", "claim", "faults")   # of nbs/docs: read to look something up
-
-def title_of(
-    source: Path,   # a notebook source or a Markdown file
-) -> str:
-    "The first heading."
-    found = re.search(r"^(?:# )?# (.+)$", source.read_text(encoding="utf-8-sig"), re.MULTILINE)
-    return found[1].strip() if found else source.stem
 
 def navigation(
     book: Book,
@@ -290,6 +302,7 @@ def write_pages(
     runs: Path,      # folder of all runs
     kept: Path,      # executed notebooks are kept here
     workers: int,
+    seconds: float,  # see `execute_all`
 ) -> str:            # what was done, a line
     "Write all pages as Markdown."
     by_run = executed_by_runs(runs)
@@ -297,7 +310,7 @@ def write_pages(
     stages = {s for s in notebooks if re.match(r"nbs/(?!core/)\w+/(?!00_)\d\d_", s)}
     for source in notebooks:
         build_one(book.root / source)
-    here, failed = execute_all([s for s in notebooks if s not in stages], book.root, kept, workers)
+    here, failed = execute_all([s for s in notebooks if s not in stages], book.root, kept, workers, seconds)
     for source in notebooks:
         if source in by_run:
             path, run = by_run[source]
@@ -313,7 +326,8 @@ def write_pages(
         text = (book.root / source).read_text(encoding="utf-8")
         book.write(book.pages[source], book.relinked(text, source))
     for source, error in failed.items():
-        print(f"{source} is shown without outputs: {error}")
+        if error != LATER:
+            print(f"{source} is shown without outputs: {error}")
     ran = len(by_run.keys() & set(notebooks))
     return (f"{len(notebooks)} notebooks: {ran} as runs executed them, {len(here)} executed here, "
             f"{len(notebooks) - ran - len(here)} without outputs")
@@ -323,6 +337,7 @@ def build_site(
     folder: Path | None = None,     # gets the site; None: runs/docs
     runs: Path | None = None,       # folder of all runs; None: as the settings say
     workers: int | None = None,     # processes; None: one a core
+    seconds: float = SECONDS,       # see `execute_all`
 ) -> list[Path]:                    # index.html
     "Make the site and check its links; raises SiteError. A site that was there before stays until the check is over."
     root, runs = Path(root).resolve(), Path(runs or read_paths().runs)
@@ -330,13 +345,8 @@ def build_site(
     for name in ("pages", "site"):
         shutil.rmtree(scratch / name, ignore_errors=True)
     book, modules = Book(root, scratch / "pages", source_pages(root)), modules_of(root)
-    told = write_pages(book, runs, scratch / "executed", workers or os.cpu_count())
-    sources = {re.sub(r"/(\d\d_)?", ".", s.removeprefix("nbs/").removesuffix(".py")): p for s, p in book.pages.items()}
-    for module in modules:
-        page = sources.get(module)
-        book.write(f"api/{module}.md", api_page(module, f"[The notebook](../{page})" if page else ""))
-    if "cli" in modules:
-        book.write("cli.md", cli_page())
+    told = write_pages(book, runs, scratch / "executed", workers or os.cpu_count(), seconds)
+    write_modules(book, modules)
     render(book.docs, scratch / "site", navigation(book, modules))
     problems, number = broken_links(scratch / "site", private_folders(root))
     if problems:

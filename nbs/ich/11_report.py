@@ -38,8 +38,8 @@ from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
 from mammo_nb.core.files import read_json
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (environment_table, plot_history, plot_ladder, plot_probabilities, stages_table,
-                                   submission_line)
+from mammo_nb.core.reports import (counted, environment_table, failed_files, most_wrong, plot_history, plot_ladder,
+                                   plot_probabilities, show_pictures, stages_table, submission_line)
 from mammo_nb.core.train import plot_epochs
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.ich.bag import classifier_predictions, outcomes
@@ -57,6 +57,7 @@ run.contract("report")
 
 # %%
 #| hide
+pd.set_option("display.max_colwidth", 300)   # notes and errors are read whole
 manifest = read_manifest(run.folder)
 oof = ladder = pd.DataFrame()
 if run.has("bag"):
@@ -118,6 +119,53 @@ print("\n".join(lines).replace("**", ""))
 Markdown("\n\n".join(lines))
 
 # %% [markdown]
+# ## Data
+# The slices of each set, and what was said about them when they were read.
+
+# %%
+#| export
+def read_slices(
+    run: Run,
+) -> dict[str, pd.DataFrame]:   # training or test -> one row a slice
+    "The tables of slices that a run has."
+    files = {"training": "processed/slices.csv", "test": "test_per_slice.csv"}
+    return {name: pd.read_csv(run.path(file), dtype={"patient_id": str, "series": str, "note": str, "error": str})
+            for name, file in files.items() if run.path(file).is_file()}
+
+def sets_table(
+    slices: dict[str, pd.DataFrame],   # from `read_slices`
+) -> pd.DataFrame:                     # set, patients, series, slices, slices with a hemorrhage
+    "The size of each set."
+    rows = [(name, t["patient_id"].nunique(), t["series"].nunique(), len(t),
+             int(t["any"].sum()) if name == "training" and "any" in t else None) for name, t in slices.items()]
+    table = pd.DataFrame(rows, columns=["set", "patients", "series", "slices", "slices with a hemorrhage"])
+    return table.astype({"slices with a hemorrhage": "Int64"})
+
+def slice_facts(
+    table: pd.DataFrame,   # one row a slice
+) -> pd.DataFrame:         # a copy with the size and the distance to the next slice in words
+    "What `counted` counts."
+    if "rows" not in table:
+        return table
+    size = table["rows"].astype("Int64").astype(str) + " × " + table["columns"].astype("Int64").astype(str)
+    gap = table["gap_mm"].round().astype("Int64").astype(str) + " mm"
+    return table.assign(size=size.where(table["rows"].notna()), gap=gap.where(table["gap_mm"].notna()))
+
+FACTS = {"size": "slice, rows × columns", "gap": "distance to the next slice, rounded", "note": "note"}
+
+# %%
+slices = read_slices(run)
+if slices:
+    display(sets_table(slices).set_index("set"))
+    facts = [counted(slice_facts(t), FACTS).assign(set=name) for name, t in slices.items()]
+    display(pd.concat(facts).set_index(["set", "what"]))
+for name, table in slices.items():
+    told, errors = failed_files(table)
+    display(Markdown(f"{name.capitalize()}: {told}"))
+    if len(errors):
+        display(errors.set_index("file"))
+
+# %% [markdown]
 # ## What each step adds
 # Every row predicts the same held-back slices. `change_percent` is the change of the log loss from the first row, with
 # an interval over the same draws of patients.
@@ -176,6 +224,26 @@ if len(ladder):
     fig.tight_layout()
 
 # %% [markdown]
+# ## The most confident wrong slices
+# Slices with a hemorrhage that got the lowest probabilities of `any`, and slices without one that got the highest, out
+# of fold. One slice a series, brain window. The kinds that a reader has marked are named.
+
+# %%
+if len(ladder):
+    table = oof.assign(probability=oof["p_any"]).sort_values("probability")
+    table = pd.concat([table[table["any"] == 1].drop_duplicates("series"),
+                       table[table["any"] == 0].drop_duplicates("series", keep="last")])
+    wrong = most_wrong(table, "any", 5)
+    kinds = [c for c in CLASSES if c in oof and c != "any"]
+
+    def slice_title(row) -> str:
+        marked = ", ".join(k for k in kinds if getattr(row, k)) or "no hemorrhage"
+        return f"any {row.probability:.3f}, series {row.series}\nslice {row.place}: {marked}"
+
+    show_pictures(wrong, lambda row: read_picture(run.path("processed/pictures") / f"{row.image_id}.png")[..., 0],
+                  slice_title, columns=5)
+
+# %% [markdown]
 # ## One series
 # The series with the most slices whose prediction the sequence model changed, and its most suspicious slices.
 
@@ -225,9 +293,13 @@ if run.has("sequence"):
 
 # %% [markdown]
 # ## Stages and environment
+# ### Stages
 
 # %%
 stages_table(manifest)
+
+# %% [markdown]
+# ### Environment
 
 # %%
 environment_table(manifest)

@@ -39,12 +39,13 @@ import pandas as pd
 from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
-from mammo_nb.core.calibration import METHODS, Reliability, calibrated
+from mammo_nb.core.calibration import METHODS, Reliability, calibrated, plot_reliability
 from mammo_nb.core.estimates import GROUP_SCORES, estimates, in_words
-from mammo_nb.core.metrics import threshold_curve
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
+from mammo_nb.core.reports import (counted, environment_table, failed_files, plot_history, plot_plateau,
+                                   plot_probabilities, stages_table)
 from mammo_nb.core.runs import read_manifest
+from mammo_nb.mammo.learning.exams import FACTS, image_facts, plot_boxes, sets_table, show_exam, wrong_breasts
 from mammo_nb.mammo.learning.subgroups import by_unit, subgroups
 from mammo_nb.mammo.system import system
 
@@ -58,6 +59,7 @@ run.contract("report")
 
 # %%
 #| hide
+pd.set_option("display.max_colwidth", 300)   # notes and errors are read whole
 manifest = read_manifest(run.folder)
 trained_here = "select" in manifest["stages"]
 
@@ -128,6 +130,40 @@ if trained_here:
     display(folds.assign(epoch=folds["epoch"] + 1))  # counted from 1; the files of epoch 1 are named epoch_0
 
 # %% [markdown]
+# ## Data
+# The sets, the sizes of the frames, and how they were read. A file that could not be used has no row in the scores.
+
+# %%
+images, sets = {}, {}
+if trained_here:
+    images["training"] = read_table(run.path("processed/crops.csv"), ["file"])
+    sets["training"] = read_table(run.path("folds.csv"), ["cancer"])
+if run.path("test_per_image.csv").exists():
+    images["test"] = sets["test"] = read_table(run.path("test_per_image.csv"), ["file"])
+display(sets_table(sets).set_index("set"))
+
+# %%
+facts = [counted(image_facts(table), FACTS).assign(set=name) for name, table in images.items()]
+if facts:
+    display(pd.concat(facts).set_index(["set", "what"]))
+
+# %%
+for name, table in images.items():
+    told, errors = failed_files(table)
+    display(Markdown(f"{name.capitalize()}: {told}"))
+    if len(errors):
+        display(errors.set_index("file"))
+
+# %% [markdown]
+# ## Boxes
+# The network sees only what is inside the box of the breast. A box that keeps nearly the whole frame, or nearly nothing
+# of it, is worth a look.
+
+# %%
+if images:
+    plot_boxes(pd.concat(images.values()))
+
+# %% [markdown]
 # ## How sure the scores are
 # All scores of the out-of-fold predictions per breast, at the threshold of the run, with 95 % intervals over patients.
 # The threshold was chosen on these breasts, so the scores at it are a little too good.
@@ -136,15 +172,8 @@ if trained_here:
 if trained_here:
     scored = estimates(breasts["cancer"], breasts["probability"], breasts["patient_id"], s["threshold"])
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.2))
-    curve = threshold_curve(breasts["cancer"], breasts["probability"])
-    axes[0].plot(curve["threshold"], curve["score"])
-    axes[0].axvline(s["threshold"], color="orange")
-    axes[0].axvspan(*s["plateau"], alpha=.2, color="orange")
-    axes[0].set(title="pF1 by threshold, and its plateau", xlabel="threshold")
-    reliability = Reliability(breasts["cancer"], breasts["probability"]).table()
-    axes[1].plot([0, 1], [0, 1], color="lightgrey")
-    axes[1].plot(reliability["predicted"], reliability["observed"], marker="o")
-    axes[1].set(title="reliability", xlabel="probability, mean of a bin", ylabel="share with cancer")
+    plot_plateau(axes[0], breasts["cancer"], breasts["probability"], s["threshold"], s["plateau"])
+    plot_reliability(axes[1], breasts["cancer"], breasts["probability"], "cancer")
     fig.tight_layout()
     display(scored.set_index("metric").round(3))
 
@@ -183,6 +212,21 @@ if trained_here:
     display(in_words(by_unit(oof), ("AUC", "pF1")).set_index("unit").round(3))
 
 # %% [markdown]
+# ## The most confident wrong breasts
+# Cancers with the lowest probabilities, and other breasts with the highest, each with its whole exam. The views hang as
+# in a reading room: the right breast on the left. Each image has its own out-of-fold probability and, in orange, the
+# box that the network sees. A red frame marks the breast that is meant.
+
+# %%
+if trained_here:
+    wrong = wrong_breasts(read_table(run.path("oof.csv"), ["probability"]), s["threshold"])
+    if wrong.empty:
+        display(Markdown("No breast is on the wrong side of the threshold."))
+    for breast in wrong.itertuples():
+        show_exam(run, breast)
+        plt.show()
+
+# %% [markdown]
 # ## The clearest right and wrong predictions
 # Breasts out of fold, as the threshold decides. Of the cancers some are found and some are missed; of the other breasts
 # some are suspected and some passed. Shown are those farthest from the threshold. A breast appears once, with the
@@ -216,9 +260,13 @@ if trained_here:
 
 # %% [markdown]
 # ## Stages and environment
+# ### Stages
 
 # %%
 stages_table(manifest)
+
+# %% [markdown]
+# ### Environment
 
 # %%
 environment_table(manifest)

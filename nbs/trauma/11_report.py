@@ -29,7 +29,7 @@ from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.runs import Run
 from mammo_nb.trauma.learning.scores import compare, prior_submission
 from mammo_nb.trauma.reading.competition import by_number, read_labels
-from mammo_nb.trauma.recipes import SUBMITTED
+from mammo_nb.trauma.recipes import GRADES, SUBMITTED
 
 # %%
 #| hide
@@ -40,12 +40,13 @@ from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import environment_table, plot_history, plot_ladder, stages_table, submission_line
+from mammo_nb.core.reports import (counted, environment_table, failed_files, most_wrong, plot_history, plot_ladder,
+                                   show_pictures, stages_table, submission_line)
 from mammo_nb.core.train import plot_epochs
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.trauma.ensemble import outcomes
 from mammo_nb.trauma.learning.scores import GROUPS
-from mammo_nb.trauma.recipes import GRADES, ORGANS
+from mammo_nb.trauma.recipes import ORGANS
 from mammo_nb.trauma.system import system
 
 # %% tags=["parameters"]
@@ -58,6 +59,7 @@ run.contract("report")
 
 # %%
 #| hide
+pd.set_option("display.max_colwidth", 300)   # notes and errors are read whole
 manifest = read_manifest(run.folder)
 oof = ladder = pd.DataFrame()
 if run.has("ensemble"):
@@ -124,6 +126,28 @@ print("\n".join(lines).replace("**", ""))
 Markdown("\n\n".join(lines))
 
 # %% [markdown]
+# ## Data
+# The series of the training set, and what was said about them when they were read.
+
+# %%
+if run.has("volumes"):
+    series = pd.read_csv(run.path("processed/series.csv"), dtype={"patient_id": str, "series": str, "note": str})
+    sets = {"patients": series["patient_id"].nunique(), "series": len(series), "series used": int(series["used"].sum()),
+            "slices": int(series["slices"].sum())}
+    if len(oof):
+        sets["patients with an injury"] = int(oof["any_injury"].sum())
+    display(pd.DataFrame(sets, index=["training"]))
+    size = series["rows"].astype("Int64").astype(str) + " × " + series["columns"].astype("Int64").astype(str)
+    spacing = series["spacing_mm"].round(1).astype(str).where(series["spacing_mm"].notna(), "uneven")
+    named = {"size": "slice, rows × columns", "spacing": "spacing of slices, mm", "plane": "plane", "note": "note"}
+    facts = counted(series.assign(size=size, spacing=spacing), named).rename(columns={"files": "series"})
+    display(facts.set_index("what"))
+    told, errors = failed_files(pd.read_csv(run.path("processed/slices.csv"), dtype={"error": str}))
+    display(Markdown(told))
+    if len(errors):
+        display(errors.set_index("file"))
+
+# %% [markdown]
 # ## What each part adds
 # Every row predicts the same held-back patients. `change_percent` is the change of the score from the first row, with
 # an interval over the same draws of patients.
@@ -169,6 +193,42 @@ if len(ladder):
     parts = ladder.set_index("step")[list(GROUPS)]
     display(parts.round(3))
     display(pd.Series(about["scaling"]["factors"], name=f"factors: {about['scaling']['note']}").to_frame())
+
+# %% [markdown]
+# ## The most confident wrong organs
+# Injured organs with the lowest probabilities of an injury, and healthy ones with the highest, out of fold. Shown is
+# the slice in which the segmentation sees most of the organ. An extravasation is in no organ, and the slice is that of
+# the bowel.
+
+# %%
+#| export
+PARTS = {"kidney": ("left_kidney", "right_kidney")}   # organs that the segmentation names otherwise
+
+def organ_rows(
+    oof: pd.DataFrame,   # from oof.csv
+    info: pd.DataFrame,  # from info.csv
+) -> pd.DataFrame:       # organ, patient_id, label, probability, series, place of the slice with most of the organ
+    "One row an organ and patient, with the slice that shows it best."
+    rows = []
+    for organ in [o for o in GRADES if f"p_{o}_injury" in oof]:
+        columns = [f"visibility_{part}" for part in PARTS.get(organ, (organ,)) if f"visibility_{part}" in info]
+        seen = info[columns].sum(axis=1) if columns else info["visibility_bowel"]
+        best = info.loc[seen.groupby(info["patient_id"]).idxmax(), ["patient_id", "series", "place"]]
+        own = oof[["patient_id", f"p_{organ}_injury"]].rename(columns={f"p_{organ}_injury": "probability"})
+        rows.append(own.assign(organ=organ, label=1 - oof[f"{organ}_healthy"].astype(int)).merge(best, on="patient_id"))
+    return pd.concat(rows, ignore_index=True)
+
+# %%
+if len(oof) and run.has("info"):
+    info = pd.read_csv(run.path("info.csv"), dtype={"patient_id": str, "series": str})
+    wrong = most_wrong(organ_rows(oof, info), "label", 5)
+
+    def organ_slice(row) -> np.ndarray:
+        volume = run.path("processed/volumes/") / f"{row.patient_id}_{row.series}.npy"
+        return np.load(volume, mmap_mode="r")[row.place]
+
+    show_pictures(wrong, organ_slice, lambda row: f"{row.organ} {row.probability:.2f}, "
+                  f"{'injured' if row.label else 'healthy'}\npatient {row.patient_id}", columns=5)
 
 # %% [markdown]
 # ## One patient
@@ -221,9 +281,13 @@ if run.has("train"):
 
 # %% [markdown]
 # ## Stages and environment
+# ### Stages
 
 # %%
 stages_table(manifest)
+
+# %% [markdown]
+# ### Environment
 
 # %%
 environment_table(manifest)
