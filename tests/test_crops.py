@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, local_cluster
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
-from mammo_nb.core.dicom import read_frame
+from mammo_nb.core.dicom import Frame, read_frame
 from mammo_nb.core.pictures import shrink, write_png
 from mammo_nb.core.runs import Run
 from mammo_nb.core.stages import failures
@@ -75,6 +75,16 @@ def test_a_crop_from_a_smaller_picture_shows_the_same(scan, tmp_path, size):
     assert np.array_equal(again.grey, full.grey)
     both = [cv2.resize(b.grey, (64, 128), interpolation=cv2.INTER_AREA).astype(int) for b in (small, full)]
     assert np.abs(both[0] - both[1]).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(0, 0), (2048, 1024), (1400, 800)])
+def test_a_crop_that_needs_the_full_frame_is_decoded_once_and_is_that_of_any_compression(scan, tmp_path, size,
+                                                                                        monkeypatch):
+    settings, scales, decode = Crops(height=size[0], width=size[1]), [], Frame.decode
+    plain = cut_breast(read_frame(write(tmp_path / "a.dcm", half_disc(1801, 1401), ExplicitVRLittleEndian)), settings)
+    monkeypatch.setattr(Frame, "decode", lambda frame, scale=1.0: scales.append(scale) or decode(frame, scale))
+    packed = cut_breast(read_frame(scan), settings)
+    assert scales == [1.0] and packed.box == plain.box and np.array_equal(packed.grey, plain.grey)
 
 
 def test_a_decoder_that_cannot_reduce_gives_the_whole_picture(scan, monkeypatch):

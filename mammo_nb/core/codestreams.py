@@ -67,7 +67,7 @@ def read_codestream(
         at += 1 if marker == 0xFF else 2 + number(at + 2, 2)
     return None
 
-# %% ../../nbs/core/23_codestreams.ipynb #dca411de
+# %% ../../nbs/core/23_codestreams.ipynb #ff4ea262
 SMOOTHER = 0.8  # another reading counts if its neighbours differ by less than this share of the usual reading's
 MUCH_SMOOTHER = 0.6  # the same for a sign, which damaged pixels may contradict, too
 
@@ -79,7 +79,10 @@ def _low_bits(values: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
     return np.right_shift(pixels, spare, out=pixels)  # arithmetic where signed
 
 def _steps(rows: np.ndarray) -> float:
-    return float(np.abs(np.diff(rows.astype(np.float64), axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
+    if rows.shape[-1] < 2:
+        return 0.0
+    wide = np.int32 if rows.itemsize < 4 else np.int64  # a difference needs one bit more than its values
+    return float(np.abs(np.subtract(rows[..., 1:], rows[..., :-1], dtype=wide)).mean())
 
 def roughness(
     pixels: np.ndarray,  # (rows, columns)
@@ -152,9 +155,9 @@ def stored_values(
 def _looks_signed(pixels: np.ndarray, bits: int) -> bool:
     "Whether unsigned values jump where signed ones would cross zero; their lowest value is then no background."
     rows = pixels[::8]   # the whole frame would need another one of memory
-    signed = _low_bits(rows, bits, np.dtype(f"i{pixels.itemsize}"))
-    return bool(signed.min() < 0 and _steps(signed) < MUCH_SMOOTHER * _steps(rows)
-                and (rows == rows.min()).mean() <= AT_LOW_END)
+    if not int(rows.max(initial=0)) >> bits - 1 or (rows == rows.min()).mean() > AT_LOW_END:
+        return False     # nearly every mammogram ends here; what follows costs more
+    return _steps(_low_bits(rows, bits, np.dtype(f"i{pixels.itemsize}"))) < MUCH_SMOOTHER * _steps(rows)
 
 def value_notes(
     pixels: np.ndarray,  # from `stored_values`

@@ -82,7 +82,7 @@ def crop(
         return (percentile(cut, 0, 99) * 255 + 1e-4).astype(np.uint8), None, ()
     return grey_levels(cut, image.header, min(settings.window, max(0, len(image.header.windows) - 1)))
 
-# %% ../../nbs/mammo/04_crops.ipynb #c95f82dd
+# %% ../../nbs/mammo/04_crops.ipynb #8d080e5f
 @dataclass(frozen=True)
 class Breast:
     "A breast cut out of its frame."
@@ -96,6 +96,11 @@ class Breast:
 
     def told(self) -> str:
         return "; ".join(filter(None, (self.note, *self.notes)))
+
+def _needs_all(header: Header, settings: Crops) -> bool:
+    "Whether the crop will need the full frame, if the breast takes up to 9/10 of rows and columns."
+    nearly = Box(0, 0, round(0.9 * header.columns), round(0.9 * header.rows), "full frame")
+    return crop_size(nearly, settings, header.aspect)[2] > 0.5
 
 def cut_breast(
     frame: Frame,               # the encoded frame of a file
@@ -113,7 +118,8 @@ def cut_breast(
         window = next(iter(header.windows), None)
         return Breast(image, box, grey, settings.scaling, "", window, header.notes + notes)
     view_size = max(settings.box_size, graph.metadata["size"] if graph else 0)
-    image = decode_grey(frame, min(1.0, view_size / max(frame.header.rows, frame.header.columns)))
+    coarse = min(1.0, view_size / max(frame.header.rows, frame.header.columns))
+    image = decode_grey(frame, 1.0 if _needs_all(frame.header, settings) else coarse)
     box = find_box(image, settings, graph)
     needed = crop_size(box, settings, image.header.aspect)[2]
     if image.scale < needed:

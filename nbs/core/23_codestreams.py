@@ -130,7 +130,10 @@ def _low_bits(values: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
     return np.right_shift(pixels, spare, out=pixels)  # arithmetic where signed
 
 def _steps(rows: np.ndarray) -> float:
-    return float(np.abs(np.diff(rows.astype(np.float64), axis=-1)).mean()) if rows.shape[-1] > 1 else 0.0
+    if rows.shape[-1] < 2:
+        return 0.0
+    wide = np.int32 if rows.itemsize < 4 else np.int64  # a difference needs one bit more than its values
+    return float(np.abs(np.subtract(rows[..., 1:], rows[..., :-1], dtype=wide)).mean())
 
 def roughness(
     pixels: np.ndarray,  # (rows, columns)
@@ -203,9 +206,9 @@ def stored_values(
 def _looks_signed(pixels: np.ndarray, bits: int) -> bool:
     "Whether unsigned values jump where signed ones would cross zero; their lowest value is then no background."
     rows = pixels[::8]   # the whole frame would need another one of memory
-    signed = _low_bits(rows, bits, np.dtype(f"i{pixels.itemsize}"))
-    return bool(signed.min() < 0 and _steps(signed) < MUCH_SMOOTHER * _steps(rows)
-                and (rows == rows.min()).mean() <= AT_LOW_END)
+    if not int(rows.max(initial=0)) >> bits - 1 or (rows == rows.min()).mean() > AT_LOW_END:
+        return False     # nearly every mammogram ends here; what follows costs more
+    return _steps(_low_bits(rows, bits, np.dtype(f"i{pixels.itemsize}"))) < MUCH_SMOOTHER * _steps(rows)
 
 def value_notes(
     pixels: np.ndarray,  # from `stored_values`

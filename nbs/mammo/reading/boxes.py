@@ -79,7 +79,10 @@ def frame_view(
     scaling: str = "window",  # window: minimum to maximum; percentile or none: a picture without windows
 ) -> np.ndarray:      # uint8 (rows, columns), tissue bright
     "Make a small view of the whole frame."
-    small = _small(image, size)
+    return _view(_small(image, size), image, scaling)
+
+def _view(small: np.ndarray, image: Image, scaling: str) -> np.ndarray:
+    "Scale a small picture to grey levels, tissue bright."
     if scaling != "window" and small.dtype == np.uint8:
         return small
     return (_grey(small, image, scaling) * 255).astype(np.uint8)
@@ -241,11 +244,14 @@ def _chosen(view: np.ndarray, found: tuple | None, settings: Crops) -> tuple | N
     fallback = otsu_box(view, settings.min_area)
     return None if fallback is None else (*fallback, "otsu", None)
 
-def _refined(chosen: tuple | None, view: np.ndarray, image: Image, settings: Crops) -> tuple | None:
-    "Move a box to the edge of its tissue; as `_chosen`, in pixels of the same view."
+def _refined(chosen: tuple | None, small: np.ndarray, image: Image, settings: Crops) -> tuple | None:
+    "Move a box to the edge of its tissue; as `_chosen`, in pixels of the same small picture."
     if chosen is None or not settings.growth:
         return chosen
-    fine = _grey(_small(image, settings.box_size), image, settings.scaling)
+    view = small
+    if max(small.shape) != settings.box_size:  # the detector takes another size
+        small = _small(image, settings.box_size)
+    fine = _grey(small, image, settings.scaling)
     ratio = np.tile(np.divide(fine.shape[::-1], view.shape[::-1]), 2)
     box = refine_box(fine, np.array(chosen[:4]) * ratio, settings.growth, settings.margin) / ratio
     return *box.tolist(), *chosen[4:]
@@ -297,11 +303,12 @@ def find_boxes(
     size = graph.metadata["size"] if graph else settings.box_size
     if settings.faithful:
         return _faithful_boxes(images, size, settings, graph)
-    views = [frame_view(image, size, settings.scaling) for image in images]
+    small = [_small(image, size) for image in images]
+    views = [_view(picture, image, settings.scaling) for picture, image in zip(small, images)]
     found = detect(views, graph, settings.confidence, settings.overlap) if graph else [None] * len(views)
     chosen = [_chosen(view, boxes, settings) for view, boxes in zip(views, found)]
-    return [_in_frame(_refined(box, view, image, settings), view, image)
-            for box, view, image in zip(chosen, views, images)]
+    return [_in_frame(_refined(box, picture, image, settings), picture, image)
+            for box, picture, image in zip(chosen, small, images)]
 
 def find_box(
     image: Image,                 # as in `find_boxes`
