@@ -10,7 +10,7 @@ from mammo_nb.core.files import write_json, write_text
 from mammo_nb.core.notebooks import build
 from mammo_nb.core.site import LATER, SiteError, build_site, execute_all
 
-HEAD = '# %% [markdown]\n# # {title}\n# > {title} in a line.\n#\n# {text}\n\n'
+HEAD = '# ---\n# jupyter: {{}}\n# ---\n\n# %% [markdown]\n# # {title}\n# > {title} in a line.\n#\n# {text}\n\n'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -97,8 +97,12 @@ def test_navigation_has_the_four_kinds(site):
     tabs = re.findall(r'<li class="md-tabs__item.*?</li>', page, re.DOTALL)
     assert [re.sub(r"<.*?>", "", tab).split() for tab in tabs] == [["Tutorial"], ["How", "to"], ["Reference"],
                                                                    ["Explanation"]]
-    page = (site / "nbs/toy/02_add.html").read_text()
-    assert 'href="01_count.html"' in page and "Toy" in page
+    def sections(name: str) -> list[str]:
+        found = re.findall(r'<label class="md-nav__title".*?</label>', (site / name).read_text(), re.DOTALL)
+        return [re.sub(r"<.*?>", "", label).strip() for label in found]
+
+    assert "Toy" in sections("nbs/toy/02_add.html") and {"Core", "Ground"} <= set(sections("nbs/core/11_errors.html"))
+    assert 'href="01_count.html"' in (site / "nbs/toy/02_add.html").read_text()
 
 
 def test_files_that_are_no_pages_are_there(site):

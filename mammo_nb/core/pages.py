@@ -20,7 +20,7 @@ import nbformat
 
 from .files import write_text
 
-# %% ../../nbs/core/78_pages.ipynb #6d1e417a
+# %% ../../nbs/core/78_pages.ipynb #ba385cae
 TEXTS = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md",
          "tests/bench/results/README.md": "measurements.md"}   # in the checkout -> in the site
 
@@ -41,7 +41,8 @@ def title_of(
     source: Path,   # a notebook source or a Markdown file
 ) -> str:
     "The first heading."
-    found = re.search(r"^(?:# )?# (.+)$", source.read_text(encoding="utf-8-sig"), re.MULTILINE)
+    mark = "# # " if source.suffix == ".py" else "# "
+    found = re.search(f"^{mark}(.+)$", source.read_text(encoding="utf-8-sig"), re.MULTILINE)
     return found[1].strip() if found else source.stem
 
 def modules_of(

@@ -71,7 +71,8 @@ def title_of(
     source: Path,   # a notebook source or a Markdown file
 ) -> str:
     "The first heading."
-    found = re.search(r"^(?:# )?# (.+)$", source.read_text(encoding="utf-8-sig"), re.MULTILINE)
+    mark = "# # " if source.suffix == ".py" else "# "
+    found = re.search(f"^{mark}(.+)$", source.read_text(encoding="utf-8-sig"), re.MULTILINE)
     return found[1].strip() if found else source.stem
 
 def modules_of(
