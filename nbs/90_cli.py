@@ -23,6 +23,7 @@
 
 # %%
 #| export
+import os
 import sys
 from contextlib import redirect_stderr
 from importlib import import_module
@@ -227,6 +228,15 @@ def reproduce(
         raise typer.Exit(1)
 
 @app.command()
+def node(
+    run: Path = typer.Argument(..., help="folder of a run whose training waits for more machines"),
+    processes: int = typer.Option(0, min=0, help="of this machine, one a GPU; 0: as the recipe says"),
+):
+    "Take part with this machine in the training of a run, see nbs/docs/cluster.md."
+    from mammo_nb.core.ranks import take_part
+    take_part(run.resolve() / "nodes.json", processes)
+
+@app.command()
 def compare(
     first: str = typer.Argument(..., metavar="RUN", help="a finished run: its name in runs/, or its folder"),
     second: str = typer.Argument(..., metavar="RUN", help="another one of the same system"),
@@ -302,8 +312,14 @@ def _version(wanted: bool):
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="print the version"),
     debug: bool = typer.Option(False, "--debug", help="show the traceback of an error; may stand anywhere"),
+    scheduler: str = typer.Option(
+        None, metavar="ADDRESS", help="of a Dask scheduler, such as tcp://10.0.0.5:8786: the workers of a cluster read "
+        "the files; default: as settings.ini says; \"\": this machine alone"),
 ):
     "mammo_nb: winning medical-imaging solutions, on your own scans. Not a medical device."
+    if scheduler is not None:
+        from mammo_nb.core.cluster import ADDRESS
+        os.environ[ADDRESS] = scheduler   # the notebooks of a run obey it as well
 
 def main():
     "Entry point of `mammo-nb`."

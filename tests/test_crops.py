@@ -307,7 +307,7 @@ def test_a_thousand_files_with_twenty_broken_killed_twice(thousand, tmp_path):
     assert content(tmp_path / "b") == content(tmp_path / "a")
 
 
-def test_the_same_call_on_a_cluster_that_loses_a_worker(thousand, tmp_path):
+def test_the_same_call_on_a_cluster_that_loses_a_worker(thousand, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     folder, _ = thousand
     part = tmp_path / "in"
@@ -318,7 +318,8 @@ def test_the_same_call_on_a_cluster_that_loses_a_worker(thousand, tmp_path):
     with local_cluster() as cluster:
         with distributed.Client(cluster) as client:
             first = next(iter(client.run(os.getpid).values()))
-        run = command(part, tmp_path / "cluster", "--backend", "dask", "--scheduler", cluster.scheduler_address)
+        monkeypatch.setenv("MAMMO_NB_SCHEDULER", cluster.scheduler_address)
+        run = command(part, tmp_path / "cluster")
         journal = tmp_path / "cluster/crops_seconds.csv.journal"
         while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 10):
             time.sleep(.002)

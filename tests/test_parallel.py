@@ -16,9 +16,10 @@ import pytest
 from conftest import local_cluster
 
 from mammo_nb.core import cluster as dask_cluster
-from mammo_nb.core.cluster import BackendError
+from mammo_nb.core.cluster import BackendError, read_scheduler, rows_on_cluster
 from mammo_nb.core.parallel import SYNCED, Journal, map_files
-from mammo_nb.core.processes import LOST
+from mammo_nb.core.processes import LOST, MOST, TOGETHER, Processes, _work
+from mammo_nb.mammo.reading.sides import identify_files
 
 def square(item):
     if item.get("bad"):
@@ -181,7 +182,7 @@ from pathlib import Path
 import numpy as np
 from mammo_nb.core.parallel import map_files
 here, mode, parent = Path(sys.argv[1]), sys.argv[2], os.getpid()
-place = {"workers": int(sys.argv[3])} if sys.argv[3].isdigit() else {"backend": "dask", "scheduler": sys.argv[3]}
+place = {"workers": int(sys.argv[3])} if sys.argv[3].isdigit() else {"scheduler": sys.argv[3]}
 scale = 3  # a global of the notebook
 
 def work(item):
@@ -189,6 +190,8 @@ def work(item):
         log.write(item["file"] + "\\n")
     if mode == "kill_parent" and item["file"] == "030":
         os.kill(parent, signal.SIGKILL)
+    if mode == "kill_scheduler" and item["file"] == "030":
+        os.kill(int((here / "scheduler").read_text()), signal.SIGKILL)
     if mode == "exit_always" and item["file"] == "027":
         os._exit(3)
     if mode == "killed_twice" and item["file"] in ("007", "021"):
@@ -210,7 +213,8 @@ def run(folder, mode, workers=2):
     with open(folder / "stderr", "w") as stderr:  # a file: workers of a killed run would hold a pipe open
         command = [sys.executable, folder / "script.py", folder, mode, str(workers)]
         done = subprocess.run(command, stderr=stderr, timeout=120)
-    assert done.returncode in (0, -signal.SIGKILL), (folder / "stderr").read_text()
+    expected = (1,) if mode == "kill_scheduler" else (0, -signal.SIGKILL)
+    assert done.returncode in expected, (folder / "stderr").read_text()
     return done.returncode
 
 def calls(folder, mode):
@@ -261,6 +265,50 @@ def test_a_function_that_cannot_be_sent_is_an_error_at_once(tmp_path):
     assert not (tmp_path / "t.csv").exists()
 
 
+# --- short items share a task
+
+def test_a_task_ends_with_its_time_or_before_an_item_that_raises():
+    def fn(item):
+        return 1 / item
+    assert _work(fn, [1, 2, 4], 60)[0] == [1, .5, .25]
+    assert _work(fn, [1, 2, 4], 0)[0] == [1]
+    assert _work(fn, [1, 2, 0, 4], 60)[0] == [1, .5]   # what is finished is not lost
+    with pytest.raises(ZeroDivisionError):
+        _work(fn, [0, 1], 60)
+
+def take_all(processes, items):
+    "Start all items and take their results, as `rows_in_processes` does; returns names and results of each task."
+    rest, tasks = iter(items), []
+    while True:
+        for _ in range(processes.room()):
+            if (item := next(rest, None)) is not None:
+                processes.start(*item)
+        if not len(processes):
+            return tasks
+        tasks.append(processes.take(processes.events.get()))
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_short_items_share_tasks_and_each_has_its_own_result(workers):
+    items = [(f"name {k}", k) for k in range(600)]
+    with Processes(lambda k: k * k, workers, None, together=TOGETHER) as processes:
+        tasks = take_all(processes, items)
+    assert sorted(pair for task in tasks for pair in task) == sorted((name, k * k) for name, k in items)
+    assert max(map(len, tasks)) <= MOST and (len(tasks) < 300 if workers else len(tasks) == 600)
+
+def test_items_of_a_stream_are_tasks_of_their_own():
+    with Processes(lambda k: -k, 2, None) as processes:
+        assert {len(task) for task in take_all(processes, [(k, k) for k in range(40)])} == {1}
+
+def test_a_death_in_a_shared_task_loses_one_item():
+    def fn(k):
+        if k == 451:
+            os._exit(3)
+        return k
+    with Processes(fn, 2, "lost", together=TOGETHER) as processes:
+        found = dict(pair for task in take_all(processes, [(k, k) for k in range(600)]) for pair in task)
+    assert found == {**{k: k for k in range(600)}, 451: "lost"}
+
+
 # --- a cluster. Its processes start with the first test that uses it, so that the tests above are not slowed down.
 
 @pytest.fixture(scope="module")
@@ -297,7 +345,7 @@ def kill(cluster, tmp_path):
     thread.join()
 
 def on(cluster):
-    return {"backend": "dask", "scheduler": cluster.scheduler_address}
+    return {"scheduler": cluster.scheduler_address}
 
 def same_as_here(fn, items, table, cluster):
     "Rows from the cluster, whose file must be equal to that from processes of this machine."
@@ -367,6 +415,85 @@ def test_a_bystander_of_a_death_gets_its_row(tmp_path, cluster, kill, monkeypatc
     assert (found["error"] == "").all() and found["square"].tolist() == [1, 0]
     assert sorted(log.read_text().split()) == ["000.dcm", "001.dcm", "001.dcm"]
 
+def test_workers_that_do_not_fit_are_told_before_the_first_item(tmp_path, cluster, monkeypatch):
+    log = tmp_path / "log"
+    def work(item):
+        log.touch()
+        return square(item)
+    before = broken_off(tmp_path).read_bytes()
+    monkeypatch.setattr(dask_cluster, "facts", lambda paths: ("0" * 64, "2.7", ("/nowhere/scans",)))
+    with pytest.raises(BackendError) as e:
+        map_files(work, things(10), table=tmp_path / "t.csv", **on(cluster))
+    assert "2 of 2 workers" in str(e.value) and str(e.value).count("has other code than the one here") == 2
+    assert "and not 2.7" in str(e.value) and "does not see /nowhere/scans" in str(e.value)
+    assert all(address in str(e.value) for address in cluster.scheduler.workers)
+    assert not log.exists() and (tmp_path / "t.csv.journal").read_bytes().startswith(before)
+
+def test_a_worker_that_joins_later_is_asked_before_its_first_item(tmp_path, cluster, monkeypatch):
+    with dask_cluster.connect_cluster(cluster.scheduler_address) as client:
+        monkeypatch.setattr(dask_cluster, "check_workers", lambda *_: None)   # as if all others had been asked
+        with pytest.raises(BackendError, match="does not see /nowhere"):
+            list(rows_on_cluster(client, square, {"a": things(1)[0]}, ["/nowhere"]))
+
+def test_the_address_is_a_setting_that_all_commands_obey(tmp_path, cluster, monkeypatch):
+    monkeypatch.delenv("MAMMO_NB_SCHEDULER", raising=False)
+    (tmp_path / "settings.ini").write_text(f"[cluster]\nscheduler = {cluster.scheduler_address}\n")
+    monkeypatch.chdir(tmp_path)
+    workers, here = {w.pid for w in cluster.workers.values()}, os.getpid()
+    def who(item):
+        return {"pid": os.getpid()}
+    assert set(map_files(who, things(6), table=tmp_path / "t.csv")["pid"]) <= workers
+    with monkeypatch.context() as patch:   # the environment overrides the file, and an argument overrides both
+        patch.setenv("MAMMO_NB_SCHEDULER", "")
+        assert read_scheduler() == ""
+        assert set(map_files(who, things(2), table=tmp_path / "t.csv", workers=1)["pid"]) == {here}
+    assert set(map_files(who, things(2), table=tmp_path / "t.csv", workers=1, scheduler="")["pid"]) == {here}
+    monkeypatch.setattr("mammo_nb.mammo.reading.sides.rows_in_processes", None)   # headers are read by the workers, too
+    assert identify_files(tmp_path, ["p/a.dcm"], {})["p/a.dcm"]["patient_id"] == "p"
+    monkeypatch.chdir("/")
+    assert read_scheduler() == ""   # without a settings.ini
+
+def serve(what, *arguments):
+    "A part of a cluster in a process of its own."
+    return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *map(str, arguments)],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+def test_a_scheduler_that_is_killed_and_started_again(tmp_path):
+    pytest.importorskip("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address, a, b = f"tcp://127.0.0.1:{port}", tmp_path / "a", tmp_path / "b"
+    a.mkdir()
+    b.mkdir()
+
+    def start():
+        scheduler = serve("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+        (a / "scheduler").write_text(str(scheduler.pid))
+        while scheduler.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                continue
+        return [scheduler, serve("worker", address, "--nthreads", 1, "--no-nanny", "--no-dashboard")]
+
+    parts = start()
+    try:
+        assert run(a, "kill_scheduler", address) == 1
+        assert "the scheduler is gone" in (a / "stderr").read_text()
+        finished = len(stored(a / "t.csv.journal"))
+        assert 10 < finished < 40 and parts[0].wait() == -signal.SIGKILL
+        parts += start()
+        assert run(a, "again", address) == 0
+    finally:
+        for part in parts:
+            part.kill()
+            part.wait()
+    assert len(calls(a, "again")) == 40 - finished
+    assert run(b, "again", 1) == 0
+    assert (a / "t.csv").read_bytes() == (b / "t.csv").read_bytes()
+
 def test_a_function_that_cannot_be_sent_to_a_cluster_is_an_error_at_once(tmp_path, cluster):
     lock = threading.Lock()
     with pytest.raises(Exception, match="serialize"):
@@ -404,22 +531,20 @@ def test_errors_of_a_backend_say_what_to_do(tmp_path, monkeypatch):
         with pytest.raises(BackendError) as e:
             map_files(square, things(10), table=tmp_path / "t.csv", **place)  # other params would start anew
         return str(e.value)
-    assert "'loky'" in message(backend="ray") and "'dask'" in message(backend="ray")
-    assert "tcp://10.0.0.5:8786" in message(backend="dask")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "distributed", None)
-        assert "pip install distributed" in message(backend="dask", scheduler="tcp://127.0.0.1:8786")
+        assert "pip install distributed" in message(scheduler="tcp://127.0.0.1:8786")
     pytest.importorskip("distributed")
     monkeypatch.setattr(dask_cluster, "PATIENCE", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         address = "tcp://127.0.0.1:{}".format(silent.getsockname()[1])
         # the connection is refused
-        assert f"no Dask scheduler responds at {address}" in message(backend="dask", scheduler=address)
+        assert f"no Dask scheduler responds at {address}" in message(scheduler=address)
         silent.listen()
         # the connection is accepted, but nothing is sent
-        assert f"no Dask scheduler responds at {address}" in message(backend="dask", scheduler=address)
-    assert "missing port" in message(backend="dask", scheduler="somewhere")
+        assert f"no Dask scheduler responds at {address}" in message(scheduler=address)
+    assert "missing port" in message(scheduler="somewhere")
     assert (tmp_path / "t.csv.journal").read_bytes() == before
 
 def test_nothing_of_dask_is_imported_without_need(tmp_path):

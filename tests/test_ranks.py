@@ -5,6 +5,7 @@ import os
 import pkgutil
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.optimisation import Optimisation
-from mammo_nb.core.ranks import launch, side_by_side
+from mammo_nb.core.ranks import NodeError, launch, side_by_side, take_part
 from mammo_nb.core.train import fit
 
 CONFIG = dict(epochs=2, batch_size=8, optimizer="sgd", lr=.05, min_lr=.01, ema_decay=.9, precision="fp32",
@@ -102,6 +104,30 @@ def test_batches_that_cannot_be_shared_are_refused(by_two):
     assert "7 batches cannot be shared by 2" in (by_two / "error.txt").read_text()
 
 
+def test_two_nodes_do_what_one_process_does_with_batches_twice_as_large(importable, by_two, tmp_path, monkeypatch):
+    "Two machines with one process each, both of which are this one."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MAMMO_NB_RENDEZVOUS", f"127.0.0.1:{free.getsockname()[1]}")
+    code = f"from mammo_nb.core.ranks import launch; launch('test_ranks:train', [{str(tmp_path / 'two')!r}], 1, 2, " \
+           f"{str(tmp_path)!r})"
+    with subprocess.Popen([sys.executable, "-c", code]) as first:
+        while not (tmp_path / "nodes.json").exists():
+            assert first.poll() is None
+        take_part(tmp_path / "nodes.json")
+        assert first.wait() == 0
+    assert not (tmp_path / "nodes.json").exists()
+    assert read_json(tmp_path / "two/done.json")["processes"] == 2
+    train(tmp_path / "one", joined=True)
+    models = [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0), nn.Linear(8, 1)) for _ in range(2)]
+    for model, name in zip(models, ("one", "two")):
+        load_weights(model, tmp_path / name / "epoch_1.safetensors")
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*(m.state_dict().values() for m in models)))
+    assert bits(tmp_path / "two") == bits(by_two / "two")   # two processes of one machine give the same bits
+    with pytest.raises(NodeError, match="waits for no machine"):
+        take_part(tmp_path / "nodes.json")
+
+
 # ---- trainings side by side
 def train_part(folder, cut, part=0, parts=1):
     "Three trainings, of which the second is interrupted in a process of its own if `cut` is not 0."
@@ -121,11 +147,11 @@ def test_trainings_side_by_side_end_with_the_same_bits_as_alone(importable, tmp_
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name in ("apart", "alone"):
         (tmp_path / name).mkdir()
-    assert side_by_side("test_ranks:train_part", [str(tmp_path / "apart"), 0], 2) == 0
+    assert not side_by_side("test_ranks:train_part", [str(tmp_path / "apart"), 0], 2)
     assert all((tmp_path / f"apart/{k}/done.json").exists() for k in range(3))
     share = (tmp_path / "apart/threads_1_2").read_text()
     assert share == str(max(1, os.cpu_count() // 2))
-    assert side_by_side("test_ranks:train_part", [str(tmp_path / "alone"), 0], 1) == 0
+    assert side_by_side("test_ranks:train_part", [str(tmp_path / "alone"), 0], 1)
     assert not list((tmp_path / "alone").iterdir())
     threads = torch.get_num_threads()
     train_part(str(tmp_path / "alone"), 0)
@@ -135,7 +161,7 @@ def test_trainings_side_by_side_end_with_the_same_bits_as_alone(importable, tmp_
 
 
 def test_a_process_that_fails_loses_nothing_of_the_other(importable, tmp_path, capsys):
-    assert side_by_side("test_ranks:train_part", [str(tmp_path), 53], 2) == 1
+    assert side_by_side("test_ranks:train_part", [str(tmp_path), 53], 2)
     assert "1 of 2 processes failed" in capsys.readouterr().out
     assert [(tmp_path / f"{k}/done.json").exists() for k in range(3)] == [True, False, True]
     assert (tmp_path / "1/last.pt").exists()   # from which the caller continues

@@ -1,11 +1,13 @@
 "Tables of sides as spreadsheets write them are matched with their files."
+import numpy as np
 import pandas as pd
 import pytest
 from odd import dataset, save
 from test_predict import mammo_nb, weights  # noqa: F401  (a fixture)
 
+from mammo_nb.mammo.reading import sides
 from mammo_nb.mammo.reading.labels import DatasetError
-from mammo_nb.mammo.reading.sides import match_rows
+from mammo_nb.mammo.reading.sides import _pairs, match_rows, parts_of_path, plain_id
 
 HEADER = ["file", "patient_id", "laterality", "view"]
 
@@ -77,3 +79,40 @@ def test_predict_tells_rows_without_a_file_and_keeps_a_patient_called_na(weights
     assert done.returncode == 0 and "1 of 3 rows of t.csv match no file" in done.stdout
     breasts = pd.read_csv(tmp_path / "out/per_breast.csv", keep_default_na=False)
     assert breasts[["patient_id", "laterality"]].values.tolist() == [["NA", "L"], ["NA", "R"]]
+
+
+def compared_one_by_one(wanted, files):
+    "The rule of `_pairs`, with each row against each file."
+    parts = [parts_of_path(f) for f in files]
+
+    def agreement(row, file):
+        if not row or not file or plain_id(row[-1]) != plain_id(file[-1]):
+            return None
+        same = [plain_id(a) == plain_id(b) for a, b in zip(reversed(row), reversed(file))]
+        return row[-1] == file[-1], (same + [False]).index(False)
+
+    scores = {(r, f): s for r, row in enumerate(wanted) for f, file in enumerate(parts) if (s := agreement(row, file))}
+    best = lambda k, own: max(score for pair, score in scores.items() if pair[k] == own)
+    pairs = [(r, f) for (r, f), s in scores.items() if s == best(0, r) == best(1, f)]
+    stems = {r: {parts[f][-1] for q, f in pairs if q == r} for r, _ in pairs}
+    found = {f: [r for r, g in pairs if g == f and len(stems[r]) == 1] for _, f in pairs}
+    return {f: rows for f, rows in found.items() if rows}
+
+
+def test_rows_and_files_are_paired_as_if_each_was_compared_with_each():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        def name():
+            return "/".join(rng.choice(["1", "01", "a", "A", "7.0", "007"], rng.integers(1, 4)))
+        files = sorted({name() for _ in range(rng.integers(1, 9))})
+        wanted = [parts_of_path(name()) if rng.random() < .9 else () for _ in range(rng.integers(1, 9))]
+        assert _pairs(wanted, files) == compared_one_by_one(wanted, files), (wanted, files)
+
+
+def test_files_of_one_name_cost_no_comparison_of_each_with_each(monkeypatch):
+    "As in CBIS-DDSM of the Cancer Imaging Archive, where each file is 1-1.dcm."
+    calls = []
+    monkeypatch.setattr(sides, "plain_id", lambda name: calls.append(name) or plain_id(name))
+    files = [f"p{k}/{k}/1-1.dcm" for k in range(400)]
+    assert _pairs([parts_of_path(f) for f in files], files) == {k: [k] for k in range(400)}
+    assert len(calls) <= 10 * 3 * 400

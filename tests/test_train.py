@@ -1,5 +1,6 @@
 """The loop: schedules, EMA, losses and accumulation against torch and by hand, and the same bits however often it is
 killed. Run as a script, it trains until it kills itself."""
+import copy
 import hashlib
 import os
 import random
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 from mammo_nb.core.batches import PadCollate, pad, step_mask
 from mammo_nb.core.networks import load_weights
 from mammo_nb.core.optimisation import Optimisation, learning_rate
-from mammo_nb.core.steps import CheckpointError, DivergedError, make_optimizer, seed_everything, update_ema
+from mammo_nb.core.steps import (CheckpointError, DivergedError, depthwise_in_float32, make_optimizer,
+                                 seed_everything, update_ema)
 from mammo_nb.core.train import fit
 
 CONFIG = Optimisation(epochs=3, batch_size=8, optimizer="adamw", lr=1e-2, min_lr=1e-3, warmup_epochs=1, warmup_lr=1e-3,
@@ -497,3 +499,30 @@ if __name__ == "__main__":
         torch.save, die_at = half_write, None
     config = CONFIG if accumulate == 1 else replace(CONFIG, accumulate=accumulate, checkpoint_every=1)
     train(folder, config, Noisy(die_at))
+
+
+class Padded(nn.Conv2d):
+    "A kind of convolution with a forward of its own, as timm has some."
+    def forward(self, x):
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def test_depthwise_convolutions_of_a_bfloat16_training_have_the_gradients_of_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), Padded(8, 8, 3, stride=2, groups=8),
+                          nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 5, groups=2))
+    plain, x = copy.deepcopy(model), torch.randn(2, 8, 12, 12).to(torch.bfloat16)
+    depthwise_in_float32(model)
+    assert [type(a) is not type(b) for a, b in zip(model, plain)] == [True, True, False, False, False]
+    for ours, other in zip(copy.deepcopy(model)[:2], plain):
+        a, b = x.clone().requires_grad_(), x.clone().float().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            made = ours(a)
+        wanted = other(b)
+        assert made.dtype == torch.bfloat16 and torch.equal(made, wanted.to(torch.bfloat16))
+        made.float().square().sum().backward()
+        wanted.backward(2 * made.float().detach())   # the gradient that reaches the layer is the same for both
+        assert torch.equal(ours.weight.grad, other.weight.grad) and torch.equal(a.grad, b.grad.to(torch.bfloat16))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model(x.float()), plain(x.float()))   # a validation computes as before

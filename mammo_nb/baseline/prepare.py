@@ -65,7 +65,7 @@ def prepare(
     upright = pad_upright(grey[box.y0:box.y1, box.x0:box.x1])
     return cv2.resize(upright, (settings.width, settings.height), interpolation=cv2.INTER_LINEAR), box
 
-# %% ../../nbs/baseline/01_prepare.ipynb #324a0df4
+# %% ../../nbs/baseline/01_prepare.ipynb #54b50288
 def prepare_file(
     item: dict,  # file, patient_id, image_id, folder, images, settings
 ) -> dict:       # a row of crops.csv, and seconds
@@ -95,7 +95,7 @@ def run_stage(
         items = [{**row, "folder": roots[name], **place}
                  for row, name in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), files["dataset"])]
         work = map_files(prepare_file, items, table=output / "crops_seconds.csv",
-                         params=place, code=run.code("prepare"), label="prepare", workers=workers)
+                         params=place, code=run.code("prepare"), writes=output, label="prepare", workers=workers)
         for left in (output / "cleaned_images").glob(".*.png"):
             left.unlink()   # left by a process that was killed
         for column in ("patient_id", "image_id"):

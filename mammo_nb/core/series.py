@@ -195,7 +195,7 @@ def read_series(
              for s in left]
     return volumes, pd.DataFrame(rest, columns=["file", "frame", "slice", "error", "note"])
 
-# %% ../../nbs/core/38_series.ipynb #c266fb88
+# %% ../../nbs/core/38_series.ipynb #cad45c19
 SLICES = ["patient_id", "study", "series", "image_id", "file", "frame", "position_mm", "gap_mm", "rows", "columns",
           "mean_hu", "error", "note"]
 SERIES = ["patient_id", "study", "series", "files", "slices", "rows", "columns", "spacing_mm", "row_spacing_mm",
@@ -268,12 +268,13 @@ def print_series(
     output: Path | str,
 ) -> int:                 # files that failed
     "Print a line for each series, then the files that are in none."
+    notes = slices.groupby("series")["note"].unique()
     for v in series.itertuples():
         uneven = "unevenly spaced" if v.slices > 1 else "alone"
         spacing = uneven if v.spacing_mm == "" else f"every {v.spacing_mm} mm"
         note = f" ({v.note})" if v.note else ""
         print(f"{v.series}: {v.slices} {v.plane} slices of {v.rows} x {v.columns}, {spacing}{note}")
-        shared = slices.loc[slices["series"] == v.series, "note"].unique()
+        shared = notes[v.series]
         if len(shared) == 1 and shared[0]:  # what was assumed for the whole series, such as its plane and its steps
             print(f"  all of them: {shared[0]}")
     others = slices[slices["position_mm"] == ""]

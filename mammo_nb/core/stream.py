@@ -136,7 +136,7 @@ class _Network:
         if self.inbox:
             self.inbox.put(None)
 
-# %% ../../nbs/core/39_stream.ipynb #d6a0a909
+# %% ../../nbs/core/39_stream.ipynb #0e50ae37
 class _Stream:
     "The state of a stream; see `flow`."
     def __init__(self, groups: list, networks: list, watch: Watch, processes: Processes, limit: int):
@@ -235,8 +235,9 @@ def flow(
                     return
                 if isinstance(event, tuple):
                     yield from stream.answered(*event)
-                elif found := processes.take(event):
-                    yield from stream.decoded(*found)
+                else:
+                    for found in processes.take(event):
+                        yield from stream.decoded(*found)
     finally:
         for thread in threads:
             thread.close()

@@ -35,7 +35,7 @@ class Volume:
         "The plane of the body."
         return plane_name(self.slices[0].orientation)
 
-# %% ../../nbs/core/37_volumes.ipynb #eb920474
+# %% ../../nbs/core/37_volumes.ipynb #77fe55bd
 OWN_UID = "a SeriesInstanceUID of its own; put together with the others by study, series number and geometry"
 NO_UID = "no SeriesInstanceUID (0020,000E); grouped by study and SeriesNumber"
 
@@ -51,7 +51,8 @@ def _joined(
         for stack in stacks_of([s for _, s in members]):
             if len(stack) < 3 or len(place_groups(places_of(stack))) < len(stack):
                 continue
-            keys = [key for key, s in members if any(s is t for t in stack)]
+            own = set(map(id, stack))
+            keys = [key for key, s in members if id(s) in own]
             for key in keys:
                 del groups[key]
             groups[keys[0]] = stack

@@ -156,7 +156,7 @@ def train_classifier(
     fit(encoder, data, batches, weighted_log_loss, validate, loop, folder, label=f"{view.name} fold {fold}",
         identity=identity)
 
-# %% ../../nbs/ich/04_classify.ipynb #05057933
+# %% ../../nbs/ich/04_classify.ipynb #68ac9b3f
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
@@ -187,10 +187,10 @@ def run_stage(
     if len(set(names)) < len(names):
         raise RecipeError(f"classify.views has the names {', '.join(names)}. Give each view a name of its own.")
     with run.stage("classify"):
-        if settings.processes > 1:
-            launch("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.processes)
-        else:
-            side_by_side("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.jobs)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
+        elif side_by_side("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.jobs):
             train_all(str(run.folder), run.overrides)
         parts = []
         for name in names:

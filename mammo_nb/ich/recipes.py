@@ -21,7 +21,7 @@ def classes_of(
     "The classes for which a table has a column of labels."
     return tuple(c for c in CLASSES if c in table.columns)
 
-# %% ../../nbs/ich/recipes.ipynb #967f79f1
+# %% ../../nbs/ich/recipes.ipynb #235ab861
 COMPETITION = "rsna-intracranial-hemorrhage-detection"
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Classify:
     loop: Optimisation = Optimisation(epochs=3, batch_size=32, optimizer="adamw", lr=1e-3, min_lr=5e-5,
                                       warmup_epochs=0.5, weight_decay=1e-2, schedule="cosine", checkpoint_every=50)
     processes: int = bounded(1, low=1)      # of torchrun that train one network together
+    nodes: int = bounded(1, low=1)          # machines that train one network together, see docs/cluster
     jobs: int = bounded(1, low=1)           # trainings at the same time, each with its share of cores or GPUs
 
 @dataclass(frozen=True)

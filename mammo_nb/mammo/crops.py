@@ -225,7 +225,7 @@ def crop_file(
         "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
     }
 
-# %% ../../nbs/mammo/04_crops.ipynb #fe2eef0d
+# %% ../../nbs/mammo/04_crops.ipynb #2b713e15
 def _sources(item: dict) -> list[Path]:
     "The files that a crop is made of."
     return [Path(item["folder"], item[name]) for name in ("file", "mask") if item[name]]
@@ -251,7 +251,7 @@ def crop_files(
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
     version=None,             # digests of the code; crops of other code are made anew; None: the whole package
     previews: bool = False,   # whether previews/ is written, too
-    **machine,                # workers, backend, scheduler of `map_files`
+    **machine,                # workers, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or on a cluster. Continues where an interrupted run stopped."
     output = Path(output)
@@ -278,7 +278,7 @@ def make_crops(files, folder, output: Path, settings: Crops, detector=None, vers
         items.append({**row, "picture": crop_path("", row["patient_id"], row["image_id"]).name,
                       "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, key="picture", table=output / "crops_seconds.csv", reads=_sources, code=version,
-                     params={**place, "detector_sha256": known}, label="crops", **machine)
+                     writes=output, params={**place, "detector_sha256": known}, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
         left.unlink()
     work.insert(0, "file", files["file"].values)

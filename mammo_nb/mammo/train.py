@@ -228,7 +228,7 @@ def settings_of(
                               "The networks of an ensemble must be alike; set the field equal in all of them.")
     return dict(zip(folds, settings.by_fold))
 
-# %% ../../nbs/mammo/06_train.ipynb #37eda275
+# %% ../../nbs/mammo/06_train.ipynb #ac065204
 def train_folds(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
@@ -252,10 +252,10 @@ def run_stage(
     "folds.csv and the crops -> checkpoints/fold_*/ and checkpoints/history.csv."
     settings, folder = run.section("train"), run.path("checkpoints/")
     with run.stage("train"):
-        if settings.processes > 1:
-            launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes)
-        else:
-            side_by_side("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.jobs)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
+        elif side_by_side("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.jobs):
             train_folds(str(run.folder), run.overrides)
         folds = chosen_folds(settings.folds, read_table(run.path("folds.csv"), ["fold"]))
         parts = [pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds]

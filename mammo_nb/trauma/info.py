@@ -53,7 +53,7 @@ def info_table(
     table[["extravasation", "bowel"]] = table[["extravasation", "bowel"]].fillna(0).astype(int)
     return table
 
-# %% ../../nbs/trauma/04_info.ipynb #0fd9d43a
+# %% ../../nbs/trauma/04_info.ipynb #8193e00e
 def run_stage(
     run: Run,
 ) -> pd.DataFrame:       # info.csv
@@ -71,7 +71,7 @@ def run_stage(
                   **common} for p, s in keys]
         found = map_files(measure_series, items, table=run.path("processed/masks.csv"), key="id", label="organs",
                           code=run.code("info"), reads=lambda item: [Path(item["volume"])],
-                          workers=1 if torch.cuda.is_available() else None)
+                          writes=masks, workers=1 if torch.cuda.is_available() else None)
         run.path("processed/masks.csv").unlink()
         if failed := [e for e in found["error"] if e]:
             raise InfoError(f"{len(failed)} series could not be measured, the first with {failed[0]}. Run the stages "

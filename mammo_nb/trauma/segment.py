@@ -51,7 +51,7 @@ def outlined_series(
                           "segmentations there, or name a folder in segment.totalsegmentator.")
     return items
 
-# %% ../../nbs/trauma/03_segment.ipynb #c0090750
+# %% ../../nbs/trauma/03_segment.ipynb #986454f3
 def write_windows(
     item: dict,   # from `outlined_series`, with output (folder), depth, size, every, faithful
 ) -> dict:        # windows: how many
@@ -93,7 +93,7 @@ def prepare_windows(
     items = [{**item, **how, "output": str(folder / "windows")} for item in outlined_series(run, settings)]
     found = map_files(write_windows, items, table=folder / "windows.csv", key="id",
                       params={"slices": sha256(run.path("processed/slices.csv"))}, code=run.code("segment"),
-                      reads=_sources, workers=workers, label="windows")
+                      reads=_sources, writes=folder, workers=workers, label="windows")
     of = pd.DataFrame(items).set_index("id")
     table = found.assign(**{name: found["id"].map(of[name]) for name in ("source", "patient_id")})
     table["windows"] = table["windows"].fillna(0).astype(int) if "windows" in table else 0
@@ -195,7 +195,7 @@ def train_segmenter(
     fit(network, dataset, window_batches(windows, settings, join()[1]), dice_loss, validate, settings.loop,
         home / "training", label="3D network", identity=from_first(identity))
 
-# %% ../../nbs/trauma/03_segment.ipynb #42aca28f
+# %% ../../nbs/trauma/03_segment.ipynb #d3c00a70
 def run_stage(
     run: Run,
     workers: int | None = None,   # processes that write windows; None: one per core
@@ -204,8 +204,9 @@ def run_stage(
     settings, home = run.section("segment"), run.path("checkpoints/segment")
     with run.stage("segment") as results:
         table = prepare_windows(run, settings, workers)
-        if settings.processes > 1:
-            launch("mammo_nb.trauma.segment:train_segmenter", [str(run.folder), run.overrides], settings.processes)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.trauma.segment:train_segmenter", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
         else:
             train_segmenter(str(run.folder), run.overrides)
         history = pd.DataFrame(read_json(home / "training/done.json")["history"])

@@ -179,7 +179,7 @@ def train_model(
     fit(build_classifier(model, weights, loop.seed + fold + 1), data, batches, classifier_loss(model.auxiliary_weight),
         validate, loop, folder, label=f"{model.name} fold {fold}", identity=known)
 
-# %% ../../nbs/trauma/07_train.ipynb #cd8f60f4
+# %% ../../nbs/trauma/07_train.ipynb #c8d0ead5
 def train_all(
     folder: str,       # folder of the run, as text for the ranks of torchrun
     overrides: dict,   # of the run, dotted field -> value
@@ -206,10 +206,10 @@ def run_stage(
     patients = read_table(run.path("folds.csv"))
     with run.stage("train") as results:
         trainings = [(m, fold) for m in settings.models for fold in chosen_folds(m, patients)]
-        if settings.processes > 1:
-            launch("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.processes)
-        else:
-            side_by_side("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.jobs)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
+        elif side_by_side("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.jobs):
             train_all(str(run.folder), run.overrides)
         parts, kept = [], run.path("weights/models")
         shutil.rmtree(kept, ignore_errors=True)   # of models that are no longer in the recipe

@@ -39,7 +39,7 @@ def make_volume(
     return {"slices": slices.assign(**own).to_dict("records"),
             "volumes": volumes.assign(**own, volume=path.name).to_dict("records")}
 
-# %% ../../nbs/trauma/02_volumes.ipynb #ede3d279
+# %% ../../nbs/trauma/02_volumes.ipynb #2ab0cba7
 def _slices_of(item: dict) -> list[Path]:
     "The folder of a series, whose time shows new and removed files, and its files."
     folder = Path(item["images"], item["patient_id"], item["series"])
@@ -56,7 +56,7 @@ def make_volumes(
     items = [{"id": f"{p}/{s}", "patient_id": p, "series": s, "images": str(images), "code": code,
               "volumes": str(output / "volumes"), **settings} for p, s in list_series(images)]
     found = map_files(make_volume, items, table=output / "volumes.csv", key="id", code=code, workers=workers,
-                      reads=_slices_of, label="volumes")
+                      reads=_slices_of, writes=output, label="volumes")
     (output / "volumes.csv").unlink()
     slices, series = [], []
     for item, row in zip(items, found.to_dict("records")):

@@ -192,7 +192,7 @@ def run_stage(
         items = [{**row, "folder": roots[name], **place}
                  for row, name in zip(files[["file", "patient_id", "image_id"]].to_dict("records"), files["dataset"])]
         work = map_files(prepare_file, items, table=output / "crops_seconds.csv",
-                         params=place, code=run.code("prepare"), label="prepare", workers=workers)
+                         params=place, code=run.code("prepare"), writes=output, label="prepare", workers=workers)
         for left in (output / "cleaned_images").glob(".*.png"):
             left.unlink()   # left by a process that was killed
         for column in ("patient_id", "image_id"):

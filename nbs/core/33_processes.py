@@ -24,13 +24,15 @@
 
 # %%
 #| export
+import hashlib
 import json
 import os
+import sys
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future, wait
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -106,6 +108,22 @@ def quiet(
         return {**row, "error": [e.partition(":")[0] for e in error]}
     return {**row, "error": error.partition(":")[0]}
 
+# %% [markdown]
+# A row depends on the code that computed it. Inside the package the digest of all its modules stands for this code.
+
+# %%
+#| export
+PACKAGE = mark_of.__module__.partition(".")[0]   # in a notebook, __name__ is not that of the package
+
+@cache
+def package_digest() -> str:
+    "Digest of all modules of this package."
+    root = Path(sys.modules[PACKAGE].__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
 # %%
 assert quiet(lambda item: 1 / item["x"], {"x": 0}) == {"error": "ZeroDivisionError"}
 as_row(lambda item: {"root": np.sqrt(item["x"]), "name": Path("a/b.dcm")}, {"x": 2})
@@ -139,17 +157,37 @@ def ends_with_this() -> dict:  # arguments of joblib's `Parallel` and of loky's 
 # The caller starts items and takes their results, both in its own time. An item runs only after it was started, so a
 # slow caller is not flooded with results. A stream (`stream`) uses the same processes, with a queue into which its
 # networks write as well.
+#
+# To hand an item to a process and to fetch its result takes a third of a millisecond. So short items share a task. Its
+# size follows the time that the last items took, and a task whose time is over returns what it has: a long item among
+# short ones delays no other result by more than its own time.
 
 # %%
 #| export
 LOST = ("WorkerLost: the process ended without an error message, and again when it worked on this item alone. "
         "Check for a lack of memory, or a crash in a codec")
+TOGETHER = 0.05  # seconds of short items in one task
+MOST = 64        # items in one task
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
             "NUMEXPR_NUM_THREADS")
 
 class ProcessError(ProjectError):
     "Processes that cannot be started."
+
+def _work(fn, items: list, limit: float) -> tuple[list, float]:
+    "Results of the first items, at least of one, and the seconds that they took."
+    started, results = time.perf_counter(), []
+    for item in items:
+        try:
+            results.append(fn(item))
+        except Exception:
+            if not results:
+                raise
+            break   # the next task begins with this item, and raises the error if it is still there
+        if time.perf_counter() - started >= limit:
+            break
+    return results, time.perf_counter() - started
 
 class Processes:
     """Processes of this machine that work on items and are replaced when one of them dies. At the end of a `with`
@@ -158,14 +196,16 @@ class Processes:
         fn,             # item -> result; an exception of it is raised by `take`
         workers: int,   # number of processes; 0: each item is computed in this process when it is started
         lost,           # the result of an item that ended its process twice
-        events: SimpleQueue | None = None,  # gets a future for each result; None: a new queue
+        events: SimpleQueue | None = None,  # gets a future for each task; None: a new queue
         idle: int = 60, # seconds without work after which a process ends
+        together: float = 0.0,  # seconds of short items that share a task; 0: each item is a task
     ):
-        self.fn, self.workers, self.lost, self.idle = fn, workers, lost, idle
+        self.fn, self.workers, self.lost, self.idle, self.together = fn, workers, lost, idle, together
         self.events = events or SimpleQueue()
         self.held = deque()      # name, item; started, and waiting for a process
-        self.running = {}        # future -> name, item, alone
+        self.running = {}        # future -> list of name and item, alone
         self.suspects = deque()  # name, item; in progress when a process died
+        self.finished, self.mean = 0, float("inf")  # items, and seconds of each of the last ones
         share = str(max(1, joblib.cpu_count() // max(1, workers)))
         self.env = {name: os.environ.get(name, share) for name in _THREADS}
         self.pool = self._new_pool()
@@ -177,8 +217,8 @@ class Processes:
             # a process that hangs is killed
             self.pool.shutdown(kill_workers=bool(wait(self.running, timeout=1).not_done))
 
-    def __len__(self):
-        return len(self.held) + len(self.running) + len(self.suspects)  # items started and not yet taken
+    def __len__(self):   # items started and not yet taken
+        return len(self.held) + sum(len(batch) for batch, _ in self.running.values()) + len(self.suspects)
 
     def _new_pool(self):
         "Make a pool, which starts its processes when it gets work. loky's reusable pool belongs to joblib's calls."
@@ -190,31 +230,41 @@ class Processes:
             raise ProcessError(f"Processes cannot be started ({e}). Make /dev/shm writable, or work in one process: "
                                "--workers 1.") from e
 
-    def _run(self, name, item, alone: bool):
-        "Give an item to the pool, or compute it here if there are no processes."
+    def _run(self, batch: list, alone: bool):
+        "Give items to the pool, or compute them here if there are no processes."
+        task = self.fn, [item for _, item in batch], self.together
         if self.workers:
             while True:
                 try:
-                    future = self.pool.submit(self.fn, item)
+                    future = self.pool.submit(_work, *task)
                     break
                 except TerminatedWorkerError:  # a process has died since the last call
                     self.pool.shutdown(kill_workers=True)
                     self.pool = self._new_pool()
         else:
             future = Future()
-            future.set_result(self.fn(item))
-        self.running[future] = name, item, alone
+            future.set_result(_work(*task))
+        self.running[future] = batch, alone
         future.add_done_callback(self.events.put)
 
+    def _size(self) -> int:
+        "Number of items in the next task. It grows slowly, since a process that dies loses the results of its task."
+        grown = 1 + self.finished // (8 * max(1, self.workers))
+        return max(1, min(MOST, grown, int(self.together / max(self.mean, 1e-9)))) if self.workers else 1
+
+    def room(self) -> int:
+        "Number of items to start now, so that each process has a task and a second one waiting."
+        return max(0, max(1, 2 * self.workers) * self._size() - len(self))
+
     def _refill(self):
-        "Run a suspect alone, or keep two items per process running."
+        "Run a suspect alone, or keep two tasks per process running."
         if self.suspects:
             if not self.running:
-                self._run(*self.suspects.popleft(), alone=True)
-        elif not any(alone for _, _, alone in self.running.values()):
+                self._run([self.suspects.popleft()], alone=True)
+        elif not any(alone for _, alone in self.running.values()):
             while self.held and len(self.running) < max(1, 2 * self.workers):
-                # the second item of a process waits there; all of these are suspects when a process dies
-                self._run(*self.held.popleft(), alone=False)
+                # the second task of a process waits there; the items of all are suspects when a process dies
+                self._run([self.held.popleft() for _ in range(min(self._size(), len(self.held)))], alone=False)
 
     def start(self,
         name,  # name of the item, which `take` returns
@@ -226,19 +276,19 @@ class Processes:
 
     def take(self,
         future: Future,  # from `events`
-    ):                   # name and result; None for an item that is tried once more
-        "Take the result of an event."
-        name, item, alone = self.running.pop(future)
+    ) -> list:           # name and result of each finished item; what is not finished is tried once more
+        "Take the results of an event."
+        batch, alone = self.running.pop(future)
         try:
-            found = name, future.result()
+            results, seconds = future.result()
         except TerminatedWorkerError:
-            if alone:
-                found = name, self.lost
-            else:
-                found = None
-                self.suspects.append((name, item))
+            results = [self.lost] if alone else []
+            self.suspects.extend(batch[len(results):])
+        else:
+            self.finished, self.mean = self.finished + len(results), seconds / len(results)
+            self.held.extendleft(reversed(batch[len(results):]))
         self._refill()
-        return found
+        return [(name, result) for (name, _), result in zip(batch, results)]
 
 def rows_in_processes(
     fn,            # item -> row
@@ -247,14 +297,13 @@ def rows_in_processes(
 ):                 # yields (hash, row as JSON) in the order in which items finish
     "Compute the rows of all items in processes of this machine."
     rest = iter(todo.items())
-    with Processes(partial(as_row, fn), workers, json.dumps({"error": LOST})) as processes:
+    with Processes(partial(as_row, fn), workers, json.dumps({"error": LOST}), together=TOGETHER) as processes:
         while True:
-            for name, item in islice(rest, max(0, max(1, 2 * workers) - len(processes))):
+            for name, item in islice(rest, processes.room()):
                 processes.start(name, item)
             if not len(processes):
                 return
-            if found := processes.take(processes.events.get()):
-                yield found
+            yield from processes.take(processes.events.get())
 
 # %% [markdown]
 # ## What came out

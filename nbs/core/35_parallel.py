@@ -31,11 +31,10 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections import defaultdict
 from contextlib import closing
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -44,7 +43,7 @@ from tqdm import tqdm
 
 from mammo_nb.core.cluster import connect_cluster, rows_on_cluster
 from mammo_nb.core.files import owner, replacing, sync, sync_all, telling, unchanged, write_csv
-from mammo_nb.core.processes import FILES, plain, rows_in_processes
+from mammo_nb.core.processes import FILES, PACKAGE, package_digest, plain, rows_in_processes
 
 # %%
 #| hide
@@ -221,17 +220,6 @@ def item_digest(
         return joblib.hash(content)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-PACKAGE = write_csv.__module__.partition(".")[0]   # in a notebook, __name__ is not that of the package
-
-@cache
-def package_digest() -> str:
-    "Digest of all modules of this package."
-    root = Path(sys.modules[PACKAGE].__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
 def of_package(
     fn,        # a function, perhaps a `partial`
 ) -> bool:
@@ -309,6 +297,19 @@ def collect(
         tqdm.write(f"{table.name}: {failed} of {len(result)} failed, see the column 'error'")
     return result.infer_objects()
 
+def shared_paths(
+    todo: dict,                  # name -> item
+    reads=own_file,              # as for `map_files`
+    writes: Path | None = None,  # as for `map_files`
+) -> list[Path]:
+    "The folder that is written and some of the files that are read, as far as this machine sees them."
+    items = list(todo.values())
+    files = [Path(f).absolute() for item in items[::max(1, len(items) // 8)] for f in reads(item)]
+    if writes:
+        Path(writes).mkdir(parents=True, exist_ok=True)
+        files.append(Path(writes).absolute())
+    return [f for f in files if f.exists()]
+
 def map_files(
     fn,                    # item -> flat dict, one row of the table; may be defined in a notebook
     items,                 # dicts with a unique `key`
@@ -322,17 +323,17 @@ def map_files(
     # processes of this machine; 1: in this process, for debugging; None: one per core; a cluster uses all its workers
     workers: int | None = None,
     label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
-    backend: str = "loky", # "loky": processes of this machine; "dask": a cluster
-    scheduler: str = "",   # for "dask": address of the scheduler, such as tcp://10.0.0.5:8786
+    writes: Path | None = None,     # folder of the files that `fn` writes, which the workers of a cluster must see
+    scheduler: str | None = None,   # address of a cluster's scheduler; "": this machine; None: as the settings say
 ) -> pd.DataFrame:         # in the order of `items`: key, columns of the rows, `error` ("" or "Class: message")
     """Apply a function to every item and write a table with one row per item. Continues where an earlier call stopped.
     Read the CSV file with keep_default_na=False. Raises BackendError if the cluster is not available, and the errors
     of `collect`."""
-    with connect_cluster(backend, scheduler) as client:  # before the journal is touched
+    with connect_cluster(scheduler) as client:  # before the journal is touched
         def rows_of(hashed, done):
             todo = {name: item for name, item in hashed.items() if name not in done}
             if client:
-                return rows_on_cluster(client, fn, todo)
+                return rows_on_cluster(client, fn, todo, shared_paths(todo, reads, writes))
             processes = max(1, min(workers or joblib.cpu_count(), len(todo)))
             return rows_in_processes(fn, todo, processes if processes > 1 else 0)
         return collect(rows_of, items, table=table, key=key, params=params, code=code, reads=reads,
@@ -394,18 +395,18 @@ survived.loc[survived["error"] != "", ["error"]].assign(file=lambda t: [Path(fil
 
 # %% [markdown]
 # ## The same on a cluster
-# A cluster needs two more arguments. Here it is two processes of this machine. Elsewhere it is started with `dask
-# scheduler` and `dask worker ADDRESS --nworkers 8 --nthreads 1`.
+# A cluster needs the address of its scheduler, as an argument or in the settings. Here it is two processes of this
+# machine. Elsewhere it is started with `dask scheduler` and `dask worker ADDRESS --nworkers 8 --nthreads 1`.
 
 # %%
 from distributed import LocalCluster
 with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
-    map_files(summary, files, table=folder / "cluster.csv", backend="dask", scheduler=cluster.scheduler_address)
+    map_files(summary, files, table=folder / "cluster.csv", scheduler=cluster.scheduler_address)
 assert (folder / "cluster.csv").read_bytes() == (folder / "summary.csv").read_bytes()
 
 # %%
 try:
-    map_files(summary, files, table=folder / "cluster.csv", backend="dask")
+    map_files(summary, files, table=folder / "cluster.csv", scheduler="tcp://127.0.0.1:1")
 except BackendError as e:
     print(e)
 # %% [markdown]

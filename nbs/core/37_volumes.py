@@ -95,7 +95,8 @@ def _joined(
         for stack in stacks_of([s for _, s in members]):
             if len(stack) < 3 or len(place_groups(places_of(stack))) < len(stack):
                 continue
-            keys = [key for key, s in members if any(s is t for t in stack)]
+            own = set(map(id, stack))
+            keys = [key for key, s in members if id(s) in own]
             for key in keys:
                 del groups[key]
             groups[keys[0]] = stack

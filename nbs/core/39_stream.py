@@ -305,8 +305,9 @@ def flow(
                     return
                 if isinstance(event, tuple):
                     yield from stream.answered(*event)
-                elif found := processes.take(event):
-                    yield from stream.decoded(*found)
+                else:
+                    for found in processes.take(event):
+                        yield from stream.decoded(*found)
     finally:
         for thread in threads:
             thread.close()

@@ -14,8 +14,9 @@
 # # Ranks
 # > Several GPUs train one network: `torchrun` starts a process for each, and they average their gradients.
 #
-# A *rank* is the number of a process. A training without `torchrun` has the rank 0 and is alone. A training that
-# `torchrun` has started reads its rank from the environment, joins the others and shares the batches with them.
+# Several machines do the same, with one `torchrun` on each. A *rank* is the number of a process. A training without
+# `torchrun` has the rank 0 and is alone. A training that `torchrun` has started reads its rank from the environment,
+# joins the others and shares the batches with them.
 
 # %%
 #| default_exp core.ranks
@@ -24,14 +25,19 @@
 #| export
 import json
 import os
+import socket
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 from pkgutil import resolve_name
 
 import joblib
 import torch
 from torch import distributed
+
+from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import read_json, write_json
 
 # %% tags=["parameters"]
 processes = 2   # started below
@@ -76,8 +82,14 @@ def mean(
 assert join() == (0, 1) and from_first({"a": 1}) == {"a": 1} and mean(2.5) == 2.5
 
 # %% [markdown]
+# ## Processes of one training
 # A stage starts the processes itself: the recipe has their number, and the notebook needs no other command. They end
 # with the process that has started them, also when it is killed.
+#
+# With more than one node, the stage writes `nodes.json` into the folder of the run and waits. `mammo-nb node RUN` on
+# each of the other machines reads it and joins. All of them must see the folder of the run under the same path. They
+# meet at a port of the machine that runs the stage; `MAMMO_NB_RENDEZVOUS` names another address. If a machine is lost,
+# the training ends with an error, and the same commands continue it at its last checkpoint.
 
 # %%
 #| export
@@ -89,12 +101,48 @@ from torch.distributed.run import main
 main()
 """
 
+PORT = 29400   # where nodes meet, unless MAMMO_NB_RENDEZVOUS says otherwise
+
+class NodeError(ProjectError):
+    "A machine that cannot take part in a training."
+
 def launch(
     function: str,    # module:name of a function; a notebook cannot lend its own one to another process
     arguments: list,  # its arguments, which can be written as JSON
-    processes: int,   # number of processes on this machine, one for each GPU
+    processes: int,   # number of processes on each machine, one for each GPU
+    nodes: int = 1,   # number of machines
+    folder: Path | str = "",  # for several machines: a folder that all see; gets nodes.json while the function runs
 ):
     "Call a function in several processes that belong together; raises CalledProcessError if one fails."
+    if nodes == 1:
+        _torchrun(function, arguments, processes, ["--standalone"])
+        return
+    address = os.environ.get("MAMMO_NB_RENDEZVOUS") or f"{socket.gethostname()}:{PORT}"
+    note = Path(folder, "nodes.json")
+    write_json(note, {"function": function, "arguments": arguments, "processes": processes, "nodes": nodes,
+                      "address": address})
+    print(f"{nodes} machines train together. On each of the others: mammo-nb node {folder}", flush=True)
+    try:
+        take_part(note)
+    finally:
+        note.unlink(missing_ok=True)
+
+def take_part(
+    note: Path,             # nodes.json of a run
+    processes: int = 0,     # of this machine; 0: as many as the recipe says
+):
+    "Join the training that a stage has begun; raises NodeError if there is none, CalledProcessError if it fails."
+    if not note.exists():
+        raise NodeError(f"{note.parent} waits for no machine. Start its training first, with nodes above 1 in its "
+                        "recipe.")
+    about = read_json(note)
+    patience = int(PATIENCE.total_seconds())
+    _torchrun(about["function"], about["arguments"], processes or about["processes"], [
+        f"--nnodes={about['nodes']}", "--rdzv-backend=c10d", f"--rdzv-endpoint={about['address']}",
+        f"--rdzv-id={note.parent.name}", f"--rdzv-conf=join_timeout={patience}"])
+
+def _torchrun(function: str, arguments: list, processes: int, where: list[str]):
+    "Start the processes of this machine, and wait for them."
     resolve_name(function)
     code = "\n".join([
         "import json, os, pkgutil, sys",
@@ -105,7 +153,7 @@ def launch(
         "if distributed.is_initialized():",
         "    distributed.destroy_process_group()",
     ])
-    torchrun = [sys.executable, "-c", _TORCHRUN, str(os.getpid()), "--standalone", f"--nproc-per-node={processes}"]
+    torchrun = [sys.executable, "-c", _TORCHRUN, str(os.getpid()), *where, f"--nproc-per-node={processes}"]
     subprocess.run([*torchrun, "--no-python", sys.executable, "-c", code, json.dumps(arguments)], check=True)
 
 # %% [markdown]
@@ -114,9 +162,9 @@ def launch(
 # this: two processes with one thread each train two of them in little more than the time of one with two threads. Each
 # process takes every n-th training, and gets its share of the cores, or a GPU of its own where there are several.
 #
-# Finished trainings are not repeated. So the caller goes through all of them afterwards, in its own process. It
-# collects what is finished, and continues what a process that failed has left. A process that loses its parent ends,
-# because the end of its standard input tells it so.
+# Finished trainings are not repeated. So if a process failed, the caller goes through all of them in its own process,
+# and continues what the other has left. A process that loses its parent ends, because the end of its standard input
+# tells it so.
 
 # %%
 #| export
@@ -141,11 +189,11 @@ def _share_of_machine(part: int, parts: int) -> dict[str, str]:
 def side_by_side(
     function: str,    # module:name of f(*arguments, part, parts); it resumes, and repeats nothing
     arguments: list,  # which can be written as JSON
-    jobs: int,        # number of processes; 1: nothing is done, since the caller goes through all trainings anyway
-) -> int:             # number of processes that failed
-    "Call a function for each part of its trainings, at the same time. The caller finishes what a process has left."
+    jobs: int,        # number of processes; 1: nothing is done
+) -> bool:            # whether something is left, which the caller has to do
+    "Call a function for each part of its trainings, at the same time."
     if jobs == 1:
-        return 0
+        return True
     resolve_name(function)   # a name that does not exist is an error of the caller, and is not tried again
     code, children = _CHILD.format(function=function), []
     try:
@@ -159,7 +207,7 @@ def side_by_side(
             child.wait()
     if failed:
         print(f"{failed} of {jobs} processes failed (their messages are above). Their trainings go on in this process.")
-    return failed
+    return failed > 0
 
 # %% [markdown]
 # ## What came out
@@ -169,7 +217,7 @@ def side_by_side(
 launch("builtins:print", ["hello from each"], processes)
 
 # %%
-assert side_by_side("builtins:print", ["part and number of parts:"], processes) == 0
+assert not side_by_side("builtins:print", ["part and number of parts:"], processes)
 
 # %% [markdown]
 # ---

@@ -213,7 +213,7 @@ def prepare_given(
     table = phe.read_slices(folder)
     items = [{**row, "root": str(folder), **settings} for row in table[["image_id", "file"]].to_dict("records")]
     found = map_files(copy_picture, items, table=output / "pictures.csv", key="image_id", code=code, workers=workers,
-                      reads=lambda item: [Path(item["root"], item["file"])], label="prepare")
+                      reads=lambda item: [Path(item["root"], item["file"])], writes=output, label="prepare")
     (output / "pictures.csv").unlink()
     for column in ("rows", "columns", *BOX):
         table[column] = found[column].values if column in found else np.nan

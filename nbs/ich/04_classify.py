@@ -276,10 +276,10 @@ def run_stage(
     if len(set(names)) < len(names):
         raise RecipeError(f"classify.views has the names {', '.join(names)}. Give each view a name of its own.")
     with run.stage("classify"):
-        if settings.processes > 1:
-            launch("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.processes)
-        else:
-            side_by_side("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.jobs)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
+        elif side_by_side("mammo_nb.ich.classify:train_all", [str(run.folder), run.overrides], settings.jobs):
             train_all(str(run.folder), run.overrides)
         parts = []
         for name in names:

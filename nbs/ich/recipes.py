@@ -113,6 +113,7 @@ class Classify:
     loop: Optimisation = Optimisation(epochs=3, batch_size=32, optimizer="adamw", lr=1e-3, min_lr=5e-5,
                                       warmup_epochs=0.5, weight_decay=1e-2, schedule="cosine", checkpoint_every=50)
     processes: int = bounded(1, low=1)      # of torchrun that train one network together
+    nodes: int = bounded(1, low=1)          # machines that train one network together, see docs/cluster
     jobs: int = bounded(1, low=1)           # trainings at the same time, each with its share of cores or GPUs
 
 @dataclass(frozen=True)

@@ -400,7 +400,7 @@ def crop_files(
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
     version=None,             # digests of the code; crops of other code are made anew; None: the whole package
     previews: bool = False,   # whether previews/ is written, too
-    **machine,                # workers, backend, scheduler of `map_files`
+    **machine,                # workers, scheduler of `map_files`
 ) -> pd.DataFrame:            # crops.csv with seconds
     "Crop all files, on this machine or on a cluster. Continues where an interrupted run stopped."
     output = Path(output)
@@ -427,7 +427,7 @@ def make_crops(files, folder, output: Path, settings: Crops, detector=None, vers
         items.append({**row, "picture": crop_path("", row["patient_id"], row["image_id"]).name,
                       "folder": str(Path(root).resolve()), "settings": asdict(chosen), **place})
     work = map_files(crop_file, items, key="picture", table=output / "crops_seconds.csv", reads=_sources, code=version,
-                     params={**place, "detector_sha256": known}, label="crops", **machine)
+                     writes=output, params={**place, "detector_sha256": known}, label="crops", **machine)
     for left in output.glob("cleaned_*/.*.png"):
         left.unlink()
     work.insert(0, "file", files["file"].values)

@@ -363,10 +363,10 @@ def run_stage(
     "folds.csv and the crops -> checkpoints/fold_*/ and checkpoints/history.csv."
     settings, folder = run.section("train"), run.path("checkpoints/")
     with run.stage("train"):
-        if settings.processes > 1:
-            launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes)
-        else:
-            side_by_side("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.jobs)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
+        elif side_by_side("mammo_nb.mammo.train:train_folds", [str(run.folder), run.overrides], settings.jobs):
             train_folds(str(run.folder), run.overrides)
         folds = chosen_folds(settings.folds, read_table(run.path("folds.csv"), ["fold"]))
         parts = [pd.DataFrame(read_json(folder / f"fold_{k}/done.json")["history"]).assign(fold=k) for k in folds]

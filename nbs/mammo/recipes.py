@@ -131,6 +131,7 @@ class Train:
     augment: str = bounded("light", choices=("winner", "light", "broad", "baseline", "none"))  # the policy
     # processes of torchrun that train one network together, one for each GPU, each with batches of loop.batch_size
     processes: int = bounded(1, low=1)
+    nodes: int = bounded(1, low=1)           # machines that train one network together, see docs/cluster
     jobs: int = bounded(1, low=1)            # folds at the same time, each with its share of cores or GPUs
     val_batch_size: int = bounded(32, low=1)
     # weight of the loss of the cells that show where lesions are, for a set with masks; 0: no such loss

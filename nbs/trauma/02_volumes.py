@@ -101,7 +101,7 @@ def make_volumes(
     items = [{"id": f"{p}/{s}", "patient_id": p, "series": s, "images": str(images), "code": code,
               "volumes": str(output / "volumes"), **settings} for p, s in list_series(images)]
     found = map_files(make_volume, items, table=output / "volumes.csv", key="id", code=code, workers=workers,
-                      reads=_slices_of, label="volumes")
+                      reads=_slices_of, writes=output, label="volumes")
     (output / "volumes.csv").unlink()
     slices, series = [], []
     for item, row in zip(items, found.to_dict("records")):

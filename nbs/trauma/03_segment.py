@@ -142,7 +142,7 @@ def prepare_windows(
     items = [{**item, **how, "output": str(folder / "windows")} for item in outlined_series(run, settings)]
     found = map_files(write_windows, items, table=folder / "windows.csv", key="id",
                       params={"slices": sha256(run.path("processed/slices.csv"))}, code=run.code("segment"),
-                      reads=_sources, workers=workers, label="windows")
+                      reads=_sources, writes=folder, workers=workers, label="windows")
     of = pd.DataFrame(items).set_index("id")
     table = found.assign(**{name: found["id"].map(of[name]) for name in ("source", "patient_id")})
     table["windows"] = table["windows"].fillna(0).astype(int) if "windows" in table else 0
@@ -294,8 +294,9 @@ def run_stage(
     settings, home = run.section("segment"), run.path("checkpoints/segment")
     with run.stage("segment") as results:
         table = prepare_windows(run, settings, workers)
-        if settings.processes > 1:
-            launch("mammo_nb.trauma.segment:train_segmenter", [str(run.folder), run.overrides], settings.processes)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.trauma.segment:train_segmenter", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
         else:
             train_segmenter(str(run.folder), run.overrides)
         history = pd.DataFrame(read_json(home / "training/done.json")["history"])

@@ -128,7 +128,7 @@ def run_stage(
                   **common} for p, s in keys]
         found = map_files(measure_series, items, table=run.path("processed/masks.csv"), key="id", label="organs",
                           code=run.code("info"), reads=lambda item: [Path(item["volume"])],
-                          workers=1 if torch.cuda.is_available() else None)
+                          writes=masks, workers=1 if torch.cuda.is_available() else None)
         run.path("processed/masks.csv").unlink()
         if failed := [e for e in found["error"] if e]:
             raise InfoError(f"{len(failed)} series could not be measured, the first with {failed[0]}. Run the stages "

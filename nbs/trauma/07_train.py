@@ -298,10 +298,10 @@ def run_stage(
     patients = read_table(run.path("folds.csv"))
     with run.stage("train") as results:
         trainings = [(m, fold) for m in settings.models for fold in chosen_folds(m, patients)]
-        if settings.processes > 1:
-            launch("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.processes)
-        else:
-            side_by_side("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.jobs)
+        if settings.processes * settings.nodes > 1:
+            launch("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.processes,
+                   settings.nodes, run.folder)
+        elif side_by_side("mammo_nb.trauma.train:train_all", [str(run.folder), run.overrides], settings.jobs):
             train_all(str(run.folder), run.overrides)
         parts, kept = [], run.path("weights/models")
         shutil.rmtree(kept, ignore_errors=True)   # of models that are no longer in the recipe

@@ -103,6 +103,7 @@ class Segment:
     loop: Optimisation = Optimisation(epochs=20, batch_size=8, optimizer="adamw", lr=5e-4, min_lr=0.0,
                                       schedule="cosine", weight_decay=1e-6, workers=4)
     processes: int = bounded(1, low=1)   # of torchrun that train the network together
+    nodes: int = bounded(1, low=1)       # machines that train the network together, see docs/cluster
     faithful: bool = False               # the original's windows: short series truncated, last slices left out
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class Train:
         Model("organs_slice_by_slice", auxiliary="none", rnn="none"),
         Model("extravasation", columns="bowel_injury extravasation_injury", crop=False, best="loss"))
     processes: int = bounded(1, low=1)   # of torchrun that train one network together
+    nodes: int = bounded(1, low=1)       # machines that train one network together, see docs/cluster
     jobs: int = bounded(1, low=1)        # trainings at the same time, each with its share of cores or GPUs
 
 @dataclass(frozen=True)

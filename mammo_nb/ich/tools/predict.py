@@ -98,7 +98,7 @@ def predict_item(
         write_png(drawn, montage(pictures, values[:, len(classes) - 1], item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #21a424e7
+# %% ../../../nbs/ich/tools/predict.ipynb #c35ee216
 def read_folder(
     folder: Path,
     output: Path,
@@ -192,8 +192,8 @@ def predict_folder(
         item["rows"] = [{**row, "file": behind.get(row["file"], row["file"])} for row in item["rows"]]
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
     found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_slice.csv",
-                      params={"hidden": bool(key), **parts_of(weights)}, reads=_files_of, workers=workers,
-                      label="predict").set_index("file").reindex(files)
+                      params={"hidden": bool(key), **parts_of(weights)}, reads=_files_of, writes=output,
+                      workers=workers, label="predict").set_index("file").reindex(files)
     print_refused(found)
     for column in [*classes, "cnn_any"]:
         values = by_row(found[column].tolist(), files) if column in found else np.nan

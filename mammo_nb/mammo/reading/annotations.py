@@ -44,7 +44,7 @@ def view_file(
     write_png(Path(item["target"]), view)
     return {"rows": rows, "columns": columns}
 
-# %% ../../../nbs/mammo/reading/annotations.ipynb #5d9c46f3
+# %% ../../../nbs/mammo/reading/annotations.ipynb #23fc638c
 def prepare_frames(
     annotations: Path,       # boxes in YOLOv5 text
     competition: Path,       # with train_images/<patient_id>/<image_id>.dcm
@@ -63,7 +63,8 @@ def prepare_frames(
         "faithful": settings.faithful,
     } for b in boxes.itertuples()]
     views = map_files(view_file, items, table=output / "frames.csv",
-                      params={"size": settings.size, "faithful": settings.faithful}, workers=workers, label="frames")
+                      params={"size": settings.size, "faithful": settings.faithful}, writes=output,
+                      workers=workers, label="frames")
     failed = views["error"].ne("").to_numpy()
     unread = pd.DataFrame({"image": boxes["image"][failed], "problem": views["error"][failed].to_numpy()})
     problems = pd.concat([problems, unread])

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer()
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #d19ff157
+# %% ../../../nbs/mammo/tools/commands.ipynb #7eea9478
 def read_size(
     text: str,   # "2048x1024", or "" for none
 ) -> tuple[int, int]:  # height, width; 0, 0 for none
@@ -38,8 +38,6 @@ def crops(
     faithful: bool = typer.Option(False, help="the winner's preparation, defects included"),
     allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
     workers: int = typer.Option(0, help="processes; 0: one a core"),
-    backend: str = typer.Option("loky", help="loky: processes of this machine; dask: a cluster"),
-    scheduler: str = typer.Option("", help="address of the Dask scheduler, as tcp://10.0.0.5:8786"),
 ):
     "Find the breast in every mammogram and write it as an 8-bit PNG. A killed run continues where it stopped."
     from mammo_nb.mammo.reading.boxes import detector_in_words, find_detector
@@ -53,7 +51,7 @@ def crops(
     graph = find_detector(detector)
     print(f"detector: {detector_in_words(graph)}")
     table = crop_folder(folder, output, Crops(height=height, width=width, faithful=faithful), graph, previews, frames,
-                        workers=workers or None, backend=backend, scheduler=scheduler)
+                        workers=workers or None)
     failed = print_crops(table, output)
     raise typer.Exit(int(bool(failed) and not allow_errors))
 

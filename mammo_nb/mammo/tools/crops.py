@@ -19,7 +19,7 @@ from ..reading.names import packed_files
 from ..reading.sides import ids_of_files
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/tools/crops.ipynb #52394f75
+# %% ../../../nbs/mammo/tools/crops.ipynb #4869e80a
 @owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files; or a single file
@@ -28,7 +28,7 @@ def crop_folder(
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
     previews: bool = False,   # as in `crop_files`
     frames: str = "",         # middle, all or a number from 1, for files with several frames
-    **machine,                # workers, backend, scheduler of `map_files`
+    **machine,                # workers, scheduler of `map_files`
 ) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them; attrs: frames, packed
     "Crop every file of a folder. Raises DicomError if there is none, and FramesError."
     output, root = Path(output), folder_of(folder)

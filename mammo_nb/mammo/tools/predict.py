@@ -134,7 +134,7 @@ def predict_hidden(
     "As `predict_file`, with digests in place of ids."
     return hide_row(predict_file({**item, "file": item["path"]}), item["key"])
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #330c79e6
+# %% ../../../nbs/mammo/tools/predict.ipynb #dcd3793b
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -163,7 +163,8 @@ def _predicted(
     items = [{"entry": item["file"], **item, "detector": str(detector or "")} for item in items]
     hidden = "key" in items[0]
     table = map_files(partial(quiet, predict_hidden) if hidden else predict_file, items, table=output, key="entry",
-                      reads=_path, params={"hidden": hidden, **parts_of(weights)}, workers=workers, label="predict")
+                      reads=_path, params={"hidden": hidden, **parts_of(weights)}, writes=output.parent,
+                      workers=workers, label="predict")
     table["file"] = [item["file"] for item in items]
     print_refused(table)
     table = table.reindex(columns=[*PER_IMAGE, "note", "instance", "exam"]).astype({c: "Int64" for c in WHOLE})

@@ -51,7 +51,7 @@ def copy_frame(
         write_png(output / "mask" / f"{item['name']}.png", np.uint8(small) * np.uint8(255))
     return {"mask_px": int(small.sum())}
 
-# %% ../../../nbs/mammo/tools/smaller.ipynb #dd1aa223
+# %% ../../../nbs/mammo/tools/smaller.ipynb #333a207f
 COPIED = ["split", "file", "patient_id", "laterality", "view", "cancer", "density", "BIRADS", "findings", "mask_px"]
 
 def copy_cbis(
@@ -69,7 +69,7 @@ def copy_cbis(
     names = frames["image_id"]
     items = [{"folder": str(folder), "output": str(output), "file": row.file, "masks": row.masks, "name": row.image_id,
               "mirrored": row.laterality == "R", "size": size} for row in frames.itertuples()]
-    done = map_files(copy_frame, items, table=output / "copied.csv", workers=workers, label="frames")
+    done = map_files(copy_frame, items, table=output / "copied.csv", writes=output, workers=workers, label="frames")
     frames = frames.assign(file=names + ".png", mask_px=done.get("mask_px"))[done["error"].eq("").to_numpy()]
     for row in done[done["error"].ne("")].head(20).itertuples():
         print(f"left out {row.error}")

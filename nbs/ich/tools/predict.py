@@ -253,8 +253,8 @@ def predict_folder(
         item["rows"] = [{**row, "file": behind.get(row["file"], row["file"])} for row in item["rows"]]
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
     found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_slice.csv",
-                      params={"hidden": bool(key), **parts_of(weights)}, reads=_files_of, workers=workers,
-                      label="predict").set_index("file").reindex(files)
+                      params={"hidden": bool(key), **parts_of(weights)}, reads=_files_of, writes=output,
+                      workers=workers, label="predict").set_index("file").reindex(files)
     print_refused(found)
     for column in [*classes, "cnn_any"]:
         values = by_row(found[column].tolist(), files) if column in found else np.nan

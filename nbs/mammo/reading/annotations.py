@@ -102,7 +102,8 @@ def prepare_frames(
         "faithful": settings.faithful,
     } for b in boxes.itertuples()]
     views = map_files(view_file, items, table=output / "frames.csv",
-                      params={"size": settings.size, "faithful": settings.faithful}, workers=workers, label="frames")
+                      params={"size": settings.size, "faithful": settings.faithful}, writes=output,
+                      workers=workers, label="frames")
     failed = views["error"].ne("").to_numpy()
     unread = pd.DataFrame({"image": boxes["image"][failed], "problem": views["error"][failed].to_numpy()})
     problems = pd.concat([problems, unread])

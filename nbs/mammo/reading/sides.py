@@ -35,8 +35,10 @@ from urllib.parse import quote
 import joblib
 import pandas as pd
 
+from mammo_nb.core.cluster import connect_cluster, rows_on_cluster
 from mammo_nb.core.errors import cell, decode_text, shown
 from mammo_nb.core.files import inside, short_hash
+from mammo_nb.core.parallel import shared_paths
 from mammo_nb.core.pictures import LONGEST, stem_of
 from mammo_nb.core.processes import rows_in_processes
 from mammo_nb.mammo.reading.frames import frame_id, frame_indices
@@ -104,31 +106,28 @@ def parts_of_path(
     parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
     return (*parts[:-1], stem_of(parts[-1])) if parts else ()
 
-def agreement(
-    row: tuple,         # parts of a row's path or id
-    file: tuple,        # parts of a file's path
-) -> tuple[bool, int]:  # whether the names are equal as they are; how many parts are equal from the end
-    "Measure how well a row and a file of the same `plain_id` agree."
-    same = [plain_id(a) == plain_id(b) for a, b in zip(reversed(row), reversed(file))]
-    return row[-1] == file[-1], (same + [False]).index(False)
+def _best(own: list[tuple], others: list[tuple]) -> list[tuple]:
+    "For each path what it has in common with the best of the others: the last part, the equal parts from the end."
+    def ends(parts: tuple):
+        plain = tuple(plain_id(p) for p in reversed(parts))
+        for exact in (parts[-1], None):   # None: the last part is equal only as a `plain_id`
+            yield from ((exact, plain[:depth]) for depth in range(len(parts), 0, -1))
+
+    there = {end for parts in others if parts for end in ends(parts)}
+    return [next((end for end in ends(parts) if end in there), ()) if parts else () for parts in own]
 
 def _pairs(wanted: list[tuple], files: list[str]) -> dict[int, list[int]]:
     "Pair each file with the rows of `wanted` that agree best: number of the file -> numbers of the rows."
-    parts, named = [parts_of_path(f) for f in files], defaultdict(list)
-    for at, p in enumerate(parts):
-        named[plain_id(p[-1])].append(at)
-    scores = {(row, at): agreement(w, parts[at]) for row, w in enumerate(wanted) if w
-              for at in named.get(plain_id(w[-1]), [])}
-    best_row, best_file = defaultdict(lambda: (False, 0)), defaultdict(lambda: (False, 0))
-    for (row, at), score in scores.items():
-        best_row[row], best_file[at] = max(best_row[row], score), max(best_file[at], score)
-    pairs, stems = defaultdict(list), defaultdict(set)
-    for (row, at), score in scores.items():
-        if score == best_row[row] == best_file[at]:
-            pairs[at].append(row)
-            stems[row].add(parts[at][-1])
-    unclear = {row for row, found in stems.items() if len(found) > 1}  # `7` for both `007` and `07`
-    return {at: kept for at, rows in pairs.items() if (kept := [r for r in rows if r not in unclear])}
+    # many files have one name where folders tell them apart, so rows and files are not compared one by one
+    parts = [parts_of_path(f) for f in files]
+    rows, stems, of_files = defaultdict(list), defaultdict(set), _best(parts, wanted)
+    for row, common in enumerate(_best(wanted, parts)):
+        rows[common].append(row)
+    for common, p in zip(of_files, parts):
+        stems[common].add(p[-1])
+    # several stems: `7` for both `007` and `07`
+    return {at: rows[common] for at, common in enumerate(of_files)
+            if common and common in rows and len(stems[common]) == 1}
 
 _pairs([("7",), ("b", "1"), ("2",)], ["007.dcm", "a/1.dcm", "b/1.dcm", "02", "002"])
 
@@ -245,8 +244,12 @@ def identify_files(
     items = {f: {"file": f, "folder": str(Path(folder).resolve()), "row": sides.get(f)} for f in files}
     processes = max(1, min(workers or joblib.cpu_count(), len(files) // FEW))
     # nothing is written, so that a stopped run leaves the journal of its crops only
-    read = {f: json.loads(row) for f, row in rows_in_processes(
-        identify_file, items, processes if processes > 1 else 0)}
+    with connect_cluster() as client:
+        if client:
+            rows = rows_on_cluster(client, identify_file, items, shared_paths(items))
+        else:
+            rows = rows_in_processes(identify_file, items, processes if processes > 1 else 0)
+        read = {f: json.loads(row) for f, row in rows}
     return {f: {**identify(None, items[f]), "frames": 1} if read[f]["error"] else read[f] for f in files}
 
 # %% [markdown]

@@ -70,7 +70,7 @@ def crop_folder(
     detector: Path | None = None,  # detector.onnx; None: Otsu's threshold
     previews: bool = False,   # as in `crop_files`
     frames: str = "",         # middle, all or a number from 1, for files with several frames
-    **machine,                # workers, backend, scheduler of `map_files`
+    **machine,                # workers, scheduler of `map_files`
 ) -> pd.DataFrame:            # as from `crop_files`, with texts as `cell` writes them; attrs: frames, packed
     "Crop every file of a folder. Raises DicomError if there is none, and FramesError."
     output, root = Path(output), folder_of(folder)

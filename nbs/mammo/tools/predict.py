@@ -230,7 +230,8 @@ def _predicted(
     items = [{"entry": item["file"], **item, "detector": str(detector or "")} for item in items]
     hidden = "key" in items[0]
     table = map_files(partial(quiet, predict_hidden) if hidden else predict_file, items, table=output, key="entry",
-                      reads=_path, params={"hidden": hidden, **parts_of(weights)}, workers=workers, label="predict")
+                      reads=_path, params={"hidden": hidden, **parts_of(weights)}, writes=output.parent,
+                      workers=workers, label="predict")
     table["file"] = [item["file"] for item in items]
     print_refused(table)
     table = table.reindex(columns=[*PER_IMAGE, "note", "instance", "exam"]).astype({c: "Int64" for c in WHOLE})

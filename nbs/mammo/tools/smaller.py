@@ -124,7 +124,7 @@ def copy_cbis(
     names = frames["image_id"]
     items = [{"folder": str(folder), "output": str(output), "file": row.file, "masks": row.masks, "name": row.image_id,
               "mirrored": row.laterality == "R", "size": size} for row in frames.itertuples()]
-    done = map_files(copy_frame, items, table=output / "copied.csv", workers=workers, label="frames")
+    done = map_files(copy_frame, items, table=output / "copied.csv", writes=output, workers=workers, label="frames")
     frames = frames.assign(file=names + ".png", mask_px=done.get("mask_px"))[done["error"].eq("").to_numpy()]
     for row in done[done["error"].ne("")].head(20).itertuples():
         print(f"left out {row.error}")

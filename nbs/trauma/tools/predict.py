@@ -23,6 +23,7 @@
 # %%
 #| export
 import shutil
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -235,12 +236,14 @@ def predict_folder(
     for own, name in zip(volumes, names):
         own["name"] = name
     keep_pictures(output / "previews", names)
-    patients = list(dict.fromkeys(v["patient_id"] for v in volumes))
-    items = [{"patient_id": p, "volumes": [v for v in volumes if v["patient_id"] == p], "weights": str(weights),
-              "previews": str(output / "previews"), "note": note} for p in patients]
+    of_patient = defaultdict(list)
+    for own in volumes:
+        of_patient[own["patient_id"]].append(own)
+    items = [{"patient_id": p, "volumes": own, "weights": str(weights), "previews": str(output / "previews"),
+              "note": note} for p, own in of_patient.items()]
     found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_patient.csv",
                       key="patient_id", params={"hidden": bool(key), **parts_of(weights)},
-                      reads=lambda item: [Path(v["path"]) for v in item["volumes"]], workers=workers,
+                      reads=lambda item: [Path(v["path"]) for v in item["volumes"]], writes=output, workers=workers,
                       label="predict")
     print_refused(found)
     shutil.rmtree(output / "volumes", ignore_errors=True)
@@ -251,7 +254,8 @@ def predict_folder(
     slices["error"] = slices["error"].where(slices["error"].ne("") | slices["place"].eq(""), slices["lost"].fillna(""))
     slices = slices.drop(columns="lost")
     totals = found.reindex(columns=["patient_id", "series", "slices", *SUBMITTED, "error"])
-    notes = {p: "; ".join(filter(None, [*series.loc[series["patient_id"] == p, "note"], note])) for p in patients}
+    of_series = series.groupby("patient_id")["note"].agg(list).to_dict()
+    notes = {p: "; ".join(filter(None, [*of_series.get(p, []), note])) for p in of_patient}
     totals.insert(len(totals.columns) - 1, "note", [notes[p] for p in totals["patient_id"]])
     if hash_ids:
         slices, totals = _hide(slices), _hide(totals)
