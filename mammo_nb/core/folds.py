@@ -26,7 +26,7 @@ def check_folds(
         raise LeakageError(f"{len(leaking)} {group} in more than one fold, such as "
                            f"{', '.join(map(str, leaking[:5]))}. Split by {group}, not by image.")
 
-# %% ../../nbs/core/41_folds.ipynb #1541c826
+# %% ../../nbs/core/41_folds.ipynb #a2f24b4f
 RULES = {
     False: "StratifiedGroupKFold of scikit-learn 1.8 and later",
     True: "StratifiedGroupKFold of scikit-learn 1.2 to 1.7",
@@ -47,13 +47,13 @@ def stratified_groups(
     order = np.random.RandomState(seed).permutation(len(names))
     counts, held = counts[order], np.zeros((n_folds, len(totals)))
     fold = np.empty(len(names), int)
+    one = np.eye(n_folds)[:, :, None]
     for place in np.argsort(-counts.std(1), kind="stable"):
         best, least, fewest = 0, np.inf, np.inf
-        for k in range(n_folds):
-            tried = held.copy()
-            tried[k] += counts[place]
-            uneven, images = (tried / totals).std(0).mean(), held[k].sum()
-            if uneven < least or (np.isclose(uneven, least) and images < fewest):
+        tried = ((held + one * counts[place]) / totals).std(1).mean(1)   # with the group in each of the folds
+        for k, (uneven, images) in enumerate(zip(tried.tolist(), held.sum(1).tolist())):
+            near = abs(uneven - least) <= 1e-8 + 1e-5 * least   # as numpy.isclose, which takes ten times as long
+            if uneven < least or (near and images < fewest):
                 best, least, fewest = k, uneven, images
         held[best] += counts[place]
         # the older rule gives the fold to the group that stood at this place before the shuffling
