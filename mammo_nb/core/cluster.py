@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'ADDRESS', 'BackendError', 'read_scheduler', 'connect_cluster', 'facts', 'worker_fault', 'check_workers',
            'row_on_worker', 'rows_on_cluster']
 
-# %% ../../nbs/core/34_cluster.ipynb #d1c3baa9
+# %% ../../nbs/core/34_cluster.ipynb #5192c0a2
 import asyncio
 import configparser
 import json
@@ -16,6 +16,7 @@ import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
+from pkgutil import resolve_name
 
 from tqdm import tqdm
 
@@ -68,7 +69,7 @@ def connect_cluster(
             "scheduler` is running and that this is the address it has printed, such as tcp://10.0.0.5:8786."
         ) from e
 
-# %% ../../nbs/core/34_cluster.ipynb #6f7d0eef
+# %% ../../nbs/core/34_cluster.ipynb #feb94078
 def facts(
     paths,    # files and folders that all workers must see
 ) -> tuple:   # what `worker_fault` compares
@@ -97,10 +98,10 @@ def check_workers(
     "Raise BackendError that lists the workers which cannot do the work, and why."
     def fault():  # is sent by value, since a worker may have no mammo_nb or an old one
         try:
-            from mammo_nb.core.cluster import worker_fault
-        except ImportError as e:
-            return f"mammo_nb cannot be imported ({e})"
-        return worker_fault(wanted)
+            function = resolve_name("mammo_nb.core.cluster:worker_fault")
+        except (ImportError, AttributeError) as e:
+            return f"mammo_nb cannot be imported, or is older than the one here ({e})"
+        return function(wanted)
     found = client.run(fault, on_error="return")
     wrong = [f"{name}: {why}" for name, why in sorted(found.items()) if why]
     if wrong:

@@ -33,6 +33,7 @@ import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
+from pkgutil import resolve_name
 
 from tqdm import tqdm
 
@@ -147,10 +148,10 @@ def check_workers(
     "Raise BackendError that lists the workers which cannot do the work, and why."
     def fault():  # is sent by value, since a worker may have no mammo_nb or an old one
         try:
-            from mammo_nb.core.cluster import worker_fault
-        except ImportError as e:
-            return f"mammo_nb cannot be imported ({e})"
-        return worker_fault(wanted)
+            function = resolve_name("mammo_nb.core.cluster:worker_fault")
+        except (ImportError, AttributeError) as e:
+            return f"mammo_nb cannot be imported, or is older than the one here ({e})"
+        return function(wanted)
     found = client.run(fault, on_error="return")
     wrong = [f"{name}: {why}" for name, why in sorted(found.items()) if why]
     if wrong:
