@@ -195,7 +195,7 @@ def read_series(
              for s in left]
     return volumes, pd.DataFrame(rest, columns=["file", "frame", "slice", "error", "note"])
 
-# %% ../../nbs/core/38_series.ipynb #cad45c19
+# %% ../../nbs/core/38_series.ipynb #81b3dae1
 SLICES = ["patient_id", "study", "series", "image_id", "file", "frame", "position_mm", "gap_mm", "rows", "columns",
           "mean_hu", "error", "note"]
 SERIES = ["patient_id", "study", "series", "files", "slices", "rows", "columns", "spacing_mm", "row_spacing_mm",
@@ -274,8 +274,7 @@ def print_series(
         spacing = uneven if v.spacing_mm == "" else f"every {v.spacing_mm} mm"
         note = f" ({v.note})" if v.note else ""
         print(f"{v.series}: {v.slices} {v.plane} slices of {v.rows} x {v.columns}, {spacing}{note}")
-        shared = notes[v.series]
-        if len(shared) == 1 and shared[0]:  # what was assumed for the whole series, such as its plane and its steps
+        if len(shared := notes[v.series]) == 1 and shared[0]:  # assumed for the whole series, such as its steps
             print(f"  all of them: {shared[0]}")
     others = slices[slices["position_mm"] == ""]
     failed = int((others["error"] != "").sum())

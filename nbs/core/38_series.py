@@ -375,8 +375,7 @@ def print_series(
         spacing = uneven if v.spacing_mm == "" else f"every {v.spacing_mm} mm"
         note = f" ({v.note})" if v.note else ""
         print(f"{v.series}: {v.slices} {v.plane} slices of {v.rows} x {v.columns}, {spacing}{note}")
-        shared = notes[v.series]
-        if len(shared) == 1 and shared[0]:  # what was assumed for the whole series, such as its plane and its steps
+        if len(shared := notes[v.series]) == 1 and shared[0]:  # assumed for the whole series, such as its steps
             print(f"  all of them: {shared[0]}")
     others = slices[slices["position_mm"] == ""]
     failed = int((others["error"] != "").sum())
