@@ -5,7 +5,8 @@
     python tests/bench/scale.py --weights runs/demo/weights  # `predict` too
 
 Each measurement runs in a process of its own, on files of a few kilobytes that are drawn first. `second` is the same
-call again, which finds everything finished. Rows of tests/bench/results/scale.csv are replaced by what is measured."""
+call again, which finds everything finished. `parent_cpu` has the processor's seconds of the calling process, which
+other work on the machine changes less. Rows of tests/bench/results/scale.csv are replaced by what is measured."""
 import argparse
 import json
 import platform
@@ -216,14 +217,16 @@ def measure(name: str, n: int, weights: str) -> dict:
     "First and second call in this process, and the memory of it and of its largest worker."
     prepare = {**FILES, **TABLES, "predict": predict_with(Path(weights or "."))}[name]
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        call, seconds = prepare(Path(scratch), n), []
+        call, seconds, own = prepare(Path(scratch), n), [], []
         for _ in range(2):
-            started = time.perf_counter()
+            started, before = time.perf_counter(), time.process_time()
             call()
             seconds.append(time.perf_counter() - started)
+            own.append(time.process_time() - before)
         peak = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {"what": name, "items": n, "seconds": round(seconds[0], 3), "second": round(seconds[1], 3),
-            "us_an_item": round(seconds[0] / n * 1e6, 1), "parent_MB": round(peak[0]), "worker_MB": round(peak[1])}
+            "parent_cpu": round(own[0], 3), "us_an_item": round(seconds[0] / n * 1e6, 1),
+            "parent_MB": round(peak[0]), "worker_MB": round(peak[1])}
 
 
 def store(rows: list[dict]):
