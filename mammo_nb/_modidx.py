@@ -2499,6 +2499,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mammo_nb/mammo/tools/integrity.py'),
                                                 'mammo_nb.mammo.tools.integrity._own_tables': ( 'mammo/tools/integrity.html#_own_tables',
                                                                                                 'mammo_nb/mammo/tools/integrity.py'),
+                                                'mammo_nb.mammo.tools.integrity._stream_problems': ( 'mammo/tools/integrity.html#_stream_problems',
+                                                                                                     'mammo_nb/mammo/tools/integrity.py'),
                                                 'mammo_nb.mammo.tools.integrity._unusable': ( 'mammo/tools/integrity.html#_unusable',
                                                                                               'mammo_nb/mammo/tools/integrity.py'),
                                                 'mammo_nb.mammo.tools.integrity.compare': ( 'mammo/tools/integrity.html#compare',

@@ -231,11 +231,8 @@ def test_functions_as_found(tmp_path, base, function):
 
 
 # ---- bytes that disagree with the header
-@pytest.mark.parametrize("implicit, named", [(True, ExplicitVRLittleEndian), (False, ImplicitVRLittleEndian),
-                                             (False, "1.2.840.10008.1.2.4.80"), (True, "1.2.840.10008.1.2.4.80"),
-                                             (False, "1.2.840.113619.5.2"), (False, "1.2.840.10008.1.2.4.102")])
-def test_another_encoding_than_the_transfer_syntax_names(tmp_path, base, implicit, named):
-    ds = dataset(breast())
+def raw_file(ds, implicit, named) -> bytes:
+    "A file whose elements are implicit or explicit, whatever transfer syntax it names."
     meta = ds.file_meta
     meta.TransferSyntaxUID = named
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
@@ -246,7 +243,14 @@ def test_another_encoding_than_the_transfer_syntax_names(tmp_path, base, implici
     write_file_meta_info(f, meta, enforce_standard=True)
     f.is_implicit_VR = implicit
     write_dataset(f, ds)
-    (tmp_path / "a.dcm").write_bytes(f.getvalue())
+    return f.getvalue()
+
+
+@pytest.mark.parametrize("implicit, named", [(True, ExplicitVRLittleEndian), (False, ImplicitVRLittleEndian),
+                                             (False, "1.2.840.10008.1.2.4.80"), (True, "1.2.840.10008.1.2.4.80"),
+                                             (False, "1.2.840.113619.5.2"), (False, "1.2.840.10008.1.2.4.102")])
+def test_another_encoding_than_the_transfer_syntax_names(tmp_path, base, implicit, named):
+    (tmp_path / "a.dcm").write_bytes(raw_file(dataset(breast()), implicit, named))
     crop = cut_breast(read_frame(tmp_path / "a.dcm"))
     same(crop, base)
     assert crop.notes

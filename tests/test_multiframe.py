@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian,
                          ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless)
-from test_predict import mammo_nb, weights  # noqa: F401  (a fixture)
+from test_predict import everything, mammo_nb, weights  # noqa: F401  (a fixture)
 
 from mammo_nb import predict
 from mammo_nb.core.headers import MultiFrame
@@ -228,3 +228,22 @@ def test_the_options_of_the_command_in_python(study, weights, tmp_path):  # noqa
     assert predict(tmp_path / "us.dcm", weights, workers=1, all_views=True)["probability"].notna().all()
     with pytest.raises(TypeError, match="mammo does not know fames"):
         predict(study, weights, fames="all")
+
+
+@pytest.mark.parametrize("choice, count", [("", 2), ("middle", 2), ("all", 4), ("2", 2)])
+def test_hashed_ids_of_frames_show_no_id_anywhere(weights, tmp_path, monkeypatch, choice, count):  # noqa: F811
+    monkeypatch.setenv("MAMMO_NB_ID_KEY", str(tmp_path / "id.key"))
+    folder, out = tmp_path / "in", tmp_path / "out"
+    d = volume(3, patient="PATIENT-4711")
+    save(d, folder / "FOLDER-0815/VOLUME-0816.dcm")
+    save(dataset(patient="PATIENT-4711", view="MLO", side="R"), folder / "SINGLE-0817.dcm")
+    ids = ["PATIENT-4711", "FOLDER-0815", "VOLUME-0816", "SINGLE-0817", d.SOPInstanceUID, d.StudyInstanceUID]
+    more = ("--frames", choice) if choice else ()
+    done = mammo_nb("predict", folder, "-o", out, "--weights", weights, "--hash-ids", "--workers", 1, *more)
+    text = everything(out, done.stdout).replace(str(folder).encode(), b"")
+    assert done.returncode == 0, done.stdout
+    assert not [i for i in ids if i.encode() in text]
+    table = pd.read_csv(out / "per_image.csv", dtype=str)
+    assert len(table) == count and table["image_id"].nunique() == count and table["patient_id"].nunique() == 1
+    numbers = table["image_id"].str.extract(r"^[0-9a-f]{12}(?:_([0-9]+))?$")[0].dropna().astype(int)
+    assert set(numbers) <= {1, 2, 3}

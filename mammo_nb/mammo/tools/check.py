@@ -72,7 +72,7 @@ def estimate(
         "dicom": int(wanted["bytes"].sum()), "free": shutil.disk_usage(target).free
     }
 
-# %% ../../../nbs/mammo/tools/check.ipynb #c15e7976
+# %% ../../../nbs/mammo/tools/check.ipynb #b23e8b3e
 NUMBERS = ["bytes", "rows", "columns", "frames", "bits_stored", "windows"]
 COLUMNS = [
     "file", "bytes", "syntax", *NUMBERS[1:5], "photometric", "windows", "voi_function", "laterality", "view", "decoder",
@@ -99,7 +99,7 @@ def check_folder(
     items = [{"file": f, "folder": str(folder), "tables": tables.get(f, [])} for f in sorted({*files, *tables})]
     with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
-        rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "pixels", "bare"])
+        rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "patient", "study", "pixels", "bare"])
         rows = rows.astype({c: "Int64" for c in NUMBERS})
         texts = [c for c in rows if c not in NUMBERS]
         rows[texts] = rows[texts].astype(object).fillna("")

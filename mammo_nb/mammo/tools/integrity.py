@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BARE', 'CheckError', 'Missing', 'inspect_file', 'named_files', 'compare']
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #450e7351
+# %% ../../../nbs/mammo/tools/integrity.ipynb #c88da60b
 import hashlib
 import os
 from collections import defaultdict
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pydicom.uid import RLELossless
 
-from ...core.codestreams import read_codestream
+from ...core.codestreams import HIGH_THROUGHPUT, JPEG_2000, JPEG_LS, read_codestream
 from ...core.dicom import ENDINGS, NATIVE, Frame
 from ...core.errors import ProjectError
 from ...core.files import PathError, inside
@@ -35,7 +35,7 @@ class CheckError(ProjectError):
 class Missing(Exception):
     "A file that a table names does not exist."
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #cf75ac65
+# %% ../../../nbs/mammo/tools/integrity.ipynb #e1e7376f
 def _unusable(header: Mammogram) -> bool:
     "Whether one of the windows cannot be applied, or lies beyond all values that the bits can hold."
     bits = header.bits_stored
@@ -63,10 +63,25 @@ def _header_problems(header: Mammogram) -> list[str]:
         "burned-in annotation": header.burned_in == "YES",
         f"modality {header.modality}": header.modality not in ("", "MG"),
         f"no standard mammogram: {header.special}":
-            header.special not in ("", "for processing") and header.modality in ("", "MG"),
+            header.special not in ("", "for processing", header.modality, f"{header.modality} slice"),
+        "no PatientID": bool(header.syntax) and not header.patient_id,
         f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
     }
     return [problem for problem, is_so in found.items() if is_so] + list(header.notes)
+
+def _stream_problems(frame: Frame) -> list[str]:
+    "List what a JPEG 2000 or JPEG-LS stream says otherwise than the header. It is read as the values say."
+    header = frame.header
+    coded = read_codestream(frame.data) if header.syntax in JPEG_2000 + HIGH_THROUGHPUT + JPEG_LS else None
+    if coded is None:
+        return []
+    signs = ["unsigned", "signed"]
+    found = {
+        f"{signs[coded.signed]} pixels, {signs[header.signed]} header":
+            header.syntax not in JPEG_LS and coded.signed != header.signed,
+        f"{coded.precision} bits in the pixels, BitsStored {header.bits_stored}": coded.precision != header.bits_stored
+    }
+    return [problem for problem, is_so in found.items() if is_so]
 
 def _frame_problems(frame: Frame) -> list[str]:
     "List the problems of a compressed frame: it contradicts its header, or ends too early."
@@ -88,7 +103,7 @@ def _frame_problems(frame: Frame) -> list[str]:
         problems.append("pixels without end marker")
     return problems
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #89f7dcc3
+# %% ../../../nbs/mammo/tools/integrity.ipynb #9d9a7499
 def _identity(header: Mammogram) -> str:
     "Give the SOPInstanceUID; an empty string if there is none."
     named = header.path.suffix.lower() in ENDINGS and header.image_id.count(".") > 2  # such as 1.2.840.10.dcm
@@ -121,7 +136,8 @@ def inspect_file(
     try:
         frame = read_frame(path, frame=0)
         if doubts := _frame_problems(frame):
-            frame.decode()
+            doubts += [note for note in frame.decode().header.notes if note not in frame.header.notes]
+        doubts += _stream_problems(frame)
     except DicomError as e:
         failure = f"{type(e).__name__}: {e}"
     header = frame.header if frame else read_header(path)
@@ -132,7 +148,8 @@ def inspect_file(
         **{name: getattr(header, name) for name in names},
         "syntax": header.syntax_name, "windows": len(header.windows), "bytes": path.stat().st_size,
         "problems": _header_problems(header) + doubts, "failure": failure,
-        "uid": _digest(_identity(header).encode()), "pixels": _digest(frame.data if frame else b""),
+        "uid": _digest(_identity(header).encode()), "patient": _digest(header.patient_id.encode()),
+        "study": _digest(header.study.encode()), "pixels": _digest(frame.data if frame else b""),
         "bare": bool(frame and _is_bare(frame))
     }
 
@@ -185,13 +202,13 @@ def named_files(
                     named[p.relative_to(folder).as_posix()].append((path.name, number, sides))
     return named if tables else None
 
-# %% ../../../nbs/mammo/tools/integrity.ipynb #2d1ee6f1
+# %% ../../../nbs/mammo/tools/integrity.ipynb #2e185e1e
 def compare(
     rows: pd.DataFrame,  # from `inspect_file`; laterality and view are completed in place
     named: dict | None,  # from `named_files`
 ):                       # yields (file, problem)
     """Find disagreements of header and table, sides that neither has, files that no row or several rows name, and files
-    with the UID or the pixels of an earlier one."""
+    with the UID or the pixels of an earlier one, and patients with several studies."""
     for at, row in zip(rows.index, rows.to_dict("records")):
         file, naming = row["file"], (named or {}).get(row["file"], [])
         if named is not None and not naming:
@@ -212,3 +229,7 @@ def compare(
         for file, first in zip(known["file"], known.groupby(column)["file"].transform("first")):
             if file != first:
                 yield file, f"same {what} as {first}"
+    exams = rows[rows["patient"].ne("") & rows["study"].ne("")]
+    for file, count in zip(exams["file"], exams.groupby("patient")["study"].transform("nunique")):
+        if count > 1:
+            yield file, f"one of {count} studies of its patient"

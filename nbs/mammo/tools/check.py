@@ -157,7 +157,7 @@ def check_folder(
     items = [{"file": f, "folder": str(folder), "tables": tables.get(f, [])} for f in sorted({*files, *tables})]
     with kept_beside(output) as scratch:
         rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
-        rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "pixels", "bare"])
+        rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "patient", "study", "pixels", "bare"])
         rows = rows.astype({c: "Int64" for c in NUMBERS})
         texts = [c for c in rows if c not in NUMBERS]
         rows[texts] = rows[texts].astype(object).fillna("")

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from pydicom.uid import RLELossless
 
-from mammo_nb.core.codestreams import read_codestream
+from mammo_nb.core.codestreams import HIGH_THROUGHPUT, JPEG_2000, JPEG_LS, read_codestream
 from mammo_nb.core.dicom import ENDINGS, NATIVE, Frame
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import PathError, inside
@@ -105,10 +105,25 @@ def _header_problems(header: Mammogram) -> list[str]:
         "burned-in annotation": header.burned_in == "YES",
         f"modality {header.modality}": header.modality not in ("", "MG"),
         f"no standard mammogram: {header.special}":
-            header.special not in ("", "for processing") and header.modality in ("", "MG"),
+            header.special not in ("", "for processing", header.modality, f"{header.modality} slice"),
+        "no PatientID": bool(header.syntax) and not header.patient_id,
         f"BitsStored {header.bits_stored}, HighBit {header.high_bit}": header.high_bit != header.bits_stored - 1
     }
     return [problem for problem, is_so in found.items() if is_so] + list(header.notes)
+
+def _stream_problems(frame: Frame) -> list[str]:
+    "List what a JPEG 2000 or JPEG-LS stream says otherwise than the header. It is read as the values say."
+    header = frame.header
+    coded = read_codestream(frame.data) if header.syntax in JPEG_2000 + HIGH_THROUGHPUT + JPEG_LS else None
+    if coded is None:
+        return []
+    signs = ["unsigned", "signed"]
+    found = {
+        f"{signs[coded.signed]} pixels, {signs[header.signed]} header":
+            header.syntax not in JPEG_LS and coded.signed != header.signed,
+        f"{coded.precision} bits in the pixels, BitsStored {header.bits_stored}": coded.precision != header.bits_stored
+    }
+    return [problem for problem, is_so in found.items() if is_so]
 
 def _frame_problems(frame: Frame) -> list[str]:
     "List the problems of a compressed frame: it contradicts its header, or ends too early."
@@ -170,7 +185,8 @@ def inspect_file(
     try:
         frame = read_frame(path, frame=0)
         if doubts := _frame_problems(frame):
-            frame.decode()
+            doubts += [note for note in frame.decode().header.notes if note not in frame.header.notes]
+        doubts += _stream_problems(frame)
     except DicomError as e:
         failure = f"{type(e).__name__}: {e}"
     header = frame.header if frame else read_header(path)
@@ -181,7 +197,8 @@ def inspect_file(
         **{name: getattr(header, name) for name in names},
         "syntax": header.syntax_name, "windows": len(header.windows), "bytes": path.stat().st_size,
         "problems": _header_problems(header) + doubts, "failure": failure,
-        "uid": _digest(_identity(header).encode()), "pixels": _digest(frame.data if frame else b""),
+        "uid": _digest(_identity(header).encode()), "patient": _digest(header.patient_id.encode()),
+        "study": _digest(header.study.encode()), "pixels": _digest(frame.data if frame else b""),
         "bare": bool(frame and _is_bare(frame))
     }
 
@@ -275,7 +292,7 @@ def compare(
     named: dict | None,  # from `named_files`
 ):                       # yields (file, problem)
     """Find disagreements of header and table, sides that neither has, files that no row or several rows name, and files
-    with the UID or the pixels of an earlier one."""
+    with the UID or the pixels of an earlier one, and patients with several studies."""
     for at, row in zip(rows.index, rows.to_dict("records")):
         file, naming = row["file"], (named or {}).get(row["file"], [])
         if named is not None and not naming:
@@ -296,6 +313,10 @@ def compare(
         for file, first in zip(known["file"], known.groupby(column)["file"].transform("first")):
             if file != first:
                 yield file, f"same {what} as {first}"
+    exams = rows[rows["patient"].ne("") & rows["study"].ne("")]
+    for file, count in zip(exams["file"], exams.groupby("patient")["study"].transform("nunique")):
+        if count > 1:
+            yield file, f"one of {count} studies of its patient"
 
 # %% [markdown]
 # ---
