@@ -185,4 +185,4 @@ print(answer.output)
 
 # %% [markdown]
 # ---
-# [← Where we leave the originals](70_originals.py) · [From Python →](85_python.py)
+# [← Where we leave the originals](70_originals.py) · [Predicting →](81_predicting.py)

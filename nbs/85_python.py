@@ -102,22 +102,16 @@ def predict(
     hash_ids: bool = False, # replace patient and image ids by a digest
     workers=None,           # processes; None: one a core
     system: str = "",       # "": the default system
-    **options,              # options that one system only has; mammo: force, all_views and frames, as in the command
+    report=None,            # JSON file for versions, digests, counts, kinds of errors and seconds
+    # engine and device; mammo: force, all_views, frames, dicom, html and fast, as in the command
+    **options,
 ):                          # pandas.DataFrame, a row for each image; `error` says why a file has no probability
     "Predict every scan of a folder. Not a medical device. Raises a `ProjectError` where nothing can be predicted."
     import tempfile
-    from importlib import import_module
-    from inspect import signature
-    chosen = _system(system)
-    if not chosen.predict:
-        from mammo_nb.core.systems import DeclarationError
-        raise DeclarationError(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}.")
-    tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    if unknown := sorted(options.keys() - signature(tool.predict_folder).parameters.keys()):
-        raise TypeError(f"{chosen.name} does not know {', '.join(unknown)}")
+    from mammo_nb.predicting import predict_scans
     with tempfile.TemporaryDirectory() as scratch:
-        return tool.predict_folder(Path(folder), Path(output or scratch), weights=weights, table=table,
-                                   hash_ids=hash_ids, workers=workers, **options)
+        return predict_scans(folder, output or scratch, system, report, weights=weights, table=table,
+                             hash_ids=hash_ids, workers=workers, **options)
 
 # %%
 table = predict(folder, weights, workers=1)
@@ -135,4 +129,4 @@ assert loaded.strip() == "[]"
 
 # %% [markdown]
 # ---
-# [← Kaggle commands](80_kaggle.py) · [Command line →](90_cli.py)
+# [← Serving](84_serving.py) · [Command line →](90_cli.py)

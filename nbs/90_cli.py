@@ -27,12 +27,11 @@ import os
 import sys
 from contextlib import redirect_stderr
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 
 import typer
 
-from mammo_nb import kaggle
+from mammo_nb import kaggle, predicting, serving
 from mammo_nb.core.errors import Printed, ProjectError, ending, explain, shown
 from mammo_nb.core.systems import default_system, find_system, system_names
 
@@ -51,46 +50,7 @@ def _system(name: str):
 
 # %% [markdown]
 # ## On your own scans
-# An option that one system only has is an error with the others.
-
-# %%
-#| export
-def _check_options(function, options: dict):
-    "Raise BadParameter for an option that the function of a system does not have."
-    if unknown := sorted(options.keys() - signature(function).parameters.keys()):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
-        raise typer.BadParameter(f"this system does not know {names}")
-
-@app.command()
-def predict(
-    folder: Path = typer.Argument(..., help="scans in DICOM, PNG or JPEG, nested or flat, any number, or one file"),
-    output: Path = typer.Option(..., "--output", "-o", help="tables of probabilities and previews/ go here"),
-    weights: Path = typer.Option(None, help="folder of weights; default: assets/trained, then the newest run"),
-    table: Path = typer.Option(None, help="CSV with image_id or file, laterality and view, for files without them"),
-    hash_ids: bool = typer.Option(False, help="replace ids and names of files by digests with a key of yours"),
-    allow_errors: bool = typer.Option(False, help="exit with 0 even if files failed"),
-    workers: int = typer.Option(0, help="processes; 0: one a core"),
-    force: bool = typer.Option(False, help="mammo: predict pictures without a breast, too"),
-    all_views: bool = typer.Option(
-        False, help="mammo: predict other images than standard mammograms, too, such as magnifications"),
-    frames: str = typer.Option(
-        "", help="mammo: which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
-    dicom: bool = typer.Option(
-        False, help="mammo: also write pictures and reports as DICOM that belong to the studies, to dicom/"),
-    system: str = _SYSTEM,
-):
-    "Predict every scan of a folder."
-    chosen = _system(system)
-    if not chosen.predict:
-        raise typer.BadParameter(f"{chosen.name} predicts competitions only: mammo-nb submit --system {chosen.name}")
-    tool = import_module(f"mammo_nb.{chosen.name}.{chosen.predict}")
-    wanted = {"force": force, "all_views": all_views, "frames": frames, "dicom": dicom}
-    how = {name: value for name, value in wanted.items() if value}
-    _check_options(tool.predict_folder, how)
-    result = tool.predict_folder(folder, output, weights=weights, table=table, hash_ids=hash_ids,
-                                 workers=workers or None, **how)
-    failed = tool.print_predictions(result, output)
-    raise typer.Exit(2 if not len(result) else int(bool(failed) and not allow_errors))
+# `predict` and `serve` have notebooks of their own, [Predicting](81_predicting.py) and [Serving](84_serving.py).
 
 # %%
 #| export
@@ -283,6 +243,8 @@ def _add_commands(commands: typer.Typer):
             raise ValueError(f"two commands are named {name}")
         app.registered_commands.append(command)
 
+_add_commands(predicting.app)
+_add_commands(serving.app)
 _add_commands(kaggle.app)
 for _name in system_names():
     try:

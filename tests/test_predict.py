@@ -417,7 +417,7 @@ def test_a_prediction_that_is_no_number_is_an_error_row_and_its_breast_stays(sca
 
     broken = Broken(opened(str(weights / "ensemble.onnx")))
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "process_engine", lambda path: broken)
+        patch.setattr(predict, "process_engine", lambda *how: broken)
         done = mammo_nb("predict", scans / "train_images", "-o", tmp_path / "b", "--weights", weights, "--workers", 1)
     assert done.returncode == 1 and "NotFinite: a network predicted" in done.stdout
     images, breasts = (pd.read_csv(tmp_path / f"b/per_{kind}.csv", dtype={"patient_id": str, "image_id": str})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NATIVE', 'GREY', 'ENDINGS', 'read_header', 'Image', 'Frame', 'read_frame', 'read_frames', 'read_image', 'folder_of',
-           'find_files']
+           'kind_of', 'find_files']
 
 # %% ../../nbs/core/26_dicom.ipynb #3761fb17
 import errno
@@ -256,14 +256,14 @@ def read_image(
     "Read and decode one frame."
     return read_frame(path, frame, kind).decode(scale)
 
-# %% ../../nbs/core/26_dicom.ipynb #e8b60b08
+# %% ../../nbs/core/26_dicom.ipynb #f70460e9
 ENDINGS = (".dcm", ".dicom")
 
 def folder_of(path: Path | str) -> Path:
     "What the names of files are relative to: the path itself, or the folder of a single file."
     return Path(path).parent if Path(path).is_file() else Path(path)
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     "What a file is taken for: scan, picture, other, or lost, for one that nobody can look into."
     ending = path.suffix.lower()
     if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
@@ -287,7 +287,7 @@ def find_files(
         raise NotDicom(folder, "no such file or folder", "", "Name a folder with DICOM, PNG or JPEG images, or a file.")
     hidden = Path(besides).resolve() if besides else None
     for path in sorted(walk(folder)):
-        kind = _kind(path)
+        kind = kind_of(path)
         if kind == "picture" and hidden and hidden in path.resolve().parents:
             kind = "other"
         if kind == "other":

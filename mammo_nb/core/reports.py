@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'FOLDED', 'stages_table', 'environment_table', 'submission_l
            'plot_probabilities', 'plot_plateau', 'plot_ladder', 'extremes', 'most_wrong', 'show_pictures',
            'report_page', 'write_report']
 
-# %% ../../nbs/core/69_reports.ipynb #527d186b
+# %% ../../nbs/core/69_reports.ipynb #f4a01b17
 import re
 from collections.abc import Callable
 from html import escape
@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .errors import page
 from .files import write_text
 from .metrics import threshold_curve
 from .runs import Run
@@ -174,15 +175,7 @@ def show_pictures(
         axis.axis("off")
     figure.tight_layout()
 
-# %% ../../nbs/core/69_reports.ipynb #771442b5
-_STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
-.wide { overflow-x: auto; margin: 1rem 0 } .wide img { max-width: 100%; height: auto } pre { white-space: pre-wrap }
-table { border-collapse: collapse; font-size: .875rem; white-space: nowrap }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } tbody th { text-align: left }
-td.number { text-align: right } td.text { white-space: normal; min-width: 16rem }
-.notice { background: #fff4d6; padding: .5rem 1rem } nav a { margin-right: 1rem } summary { padding: .5rem 0 }
-@media (max-width: 600px) { .wide img { max-width: none; width: 44rem } nav a { display: block; padding: .3rem 0 }
-tbody th { white-space: normal; overflow-wrap: break-word; max-width: 8rem } }"""
+# %% ../../nbs/core/69_reports.ipynb #6162249a
 FOLDED = "Stages and environment"   # a section whose tables are opened by a click
 
 def _mend(table, soup):
@@ -237,11 +230,7 @@ def report_page(
             summary = BeautifulSoup(f"<summary>{escape(name)}</summary>", "html.parser")
             box.wrap(soup.new_tag("details")).insert(0, summary)
     links = "".join(f'<a href="#{h["id"]}">{escape(h.get_text(strip=True))}</a>' for h in soup.find_all("h2"))
-    return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>{_STYLE}</style></head><body>
-<p class="notice">Run {escape(title)}. For learning and research. Not a medical device.</p>
-<nav aria-label="Sections">{links}</nav><main>{soup}</main></body></html>"""
+    return page(title, f"Run {title}. For learning and research. Not a medical device.", links, str(soup))
 
 def write_report(
     run: Run,

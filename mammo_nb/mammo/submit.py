@@ -6,7 +6,7 @@
 __all__ = ['submission', 'to_submission', 'read_test', 'decide', 'item_entries', 'predict_means', 'open_engine', 'per_image',
            'show_boxes', 'run_stage']
 
-# %% ../../nbs/mammo/09_submit.ipynb #b38878d7
+# %% ../../nbs/mammo/09_submit.ipynb #8a86648d
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,7 +28,8 @@ from .reading.inputs import see_item
 from .recipes import Crops
 from .system import system
 from .tools.hidden import hidden_test
-from .tools.predict import NEEDED, PER_IMAGE, detector_of, with_caution
+from .tools.networks import NEEDED, detector_of, words_of
+from .tools.predict import PER_IMAGE, with_caution
 
 # %% ../../nbs/mammo/09_submit.ipynb #91794e92
 def to_submission(
@@ -71,7 +72,7 @@ def read_test(
         "without an image in test.csv": sorted(set(sample["prediction_id"]) - set(images["prediction_id"])),
         "duplicate rows of test.csv": int(known.sum()) - len(kept)})
 
-# %% ../../nbs/mammo/09_submit.ipynb #a95b54a9
+# %% ../../nbs/mammo/09_submit.ipynb #35d51193
 def decide(
     images: pd.DataFrame,  # prediction_id and probability
     sample: pd.DataFrame,  # prediction_id, cancer
@@ -117,7 +118,7 @@ def per_image(
         table[column] = test.items[column]
     for column in ("laterality", "view"):
         table[column] = table[column].where(table[column].notna(), test.items[column])
-    table["note"] = with_caution(table["note"], metadata["demonstration"])
+    table["note"] = with_caution(table["note"], words_of(metadata))
     table["prediction_id"] = test.items["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 

@@ -28,6 +28,7 @@ import re
 import signal
 import threading
 from contextlib import contextmanager
+from html import escape
 
 # %%
 #| hide
@@ -172,6 +173,38 @@ def safe_cells(
     for column in [c for c in table if c in TEXTS or str(c).endswith("_slice")]:
         table[column] = [cell(value) for value in table[column]]
     return table
+
+# %% [markdown]
+# A page in a browser can be made to run something, too. So foreign text in it is escaped, and the policy in its head
+# forbids scripts and every request. It therefore shows the same offline.
+
+# %%
+#| export
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
+.wide { overflow-x: auto; margin: 1rem 0 } .wide img { max-width: 100%; height: auto } pre { white-space: pre-wrap }
+table { border-collapse: collapse; font-size: .875rem; white-space: nowrap }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } tbody th { text-align: left }
+td.number { text-align: right } td.text { white-space: normal; min-width: 16rem }
+.notice { background: #fff4d6; padding: .5rem 1rem } nav a { margin-right: 1rem } summary { padding: .5rem 0 }
+@media (max-width: 600px) { .wide img { max-width: none; width: 44rem } nav a { display: block; padding: .3rem 0 }
+tbody th { white-space: normal; overflow-wrap: break-word; max-width: 8rem } }"""
+
+def page(
+    title: str,       # text
+    notice: str,      # text on top
+    links: str,       # HTML of the navigation
+    main: str,        # HTML of the content, in which foreign text is escaped
+    style: str = "",  # CSS besides STYLE
+) -> str:             # HTML
+    "A page that needs no network and fits a phone."
+    return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>{STYLE}{style}</style></head><body>
+<p class="notice">{escape(notice)}</p>
+<nav aria-label="Sections">{links}</nav><main>{main}</main></body></html>"""
+
+# %%
+assert "&lt;script&gt;" in page("<script>", "", "", "") and "default-src 'none'" in page("a", "b", "", "")
 
 # %% [markdown]
 # ## Text of others

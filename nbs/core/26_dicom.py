@@ -392,7 +392,7 @@ def folder_of(path: Path | str) -> Path:
     "What the names of files are relative to: the path itself, or the folder of a single file."
     return Path(path).parent if Path(path).is_file() else Path(path)
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     "What a file is taken for: scan, picture, other, or lost, for one that nobody can look into."
     ending = path.suffix.lower()
     if path.name.startswith("._") or path.name.upper() == "DICOMDIR":  # of macOS, and of a medium
@@ -416,7 +416,7 @@ def find_files(
         raise NotDicom(folder, "no such file or folder", "", "Name a folder with DICOM, PNG or JPEG images, or a file.")
     hidden = Path(besides).resolve() if besides else None
     for path in sorted(walk(folder)):
-        kind = _kind(path)
+        kind = kind_of(path)
         if kind == "picture" and hidden and hidden in path.resolve().parents:
             kind = "other"
         if kind == "other":

@@ -33,6 +33,7 @@ folds = 2                   # networks in the ensemble
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -152,34 +153,94 @@ def _auto_order(folder: Path, name: str, device: str, reduced: bool) -> list[tup
     return [(p, d) for p, d in order if reduced or p.endswith(("fp32", ".engine"))]
 
 # %% [markdown]
+# A user may name the package and the device. What is missing is said before a file is read.
+
+# %%
+#| export
+ENGINES = {"auto": (), "torch": ("torch",), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",),
+           "tensorrt": ("tensorrt", "tensorrt_rtx")}   # names of `--engine` -> packages, of which one is needed
+
+def _built(path: Path) -> list[str]:
+    "The TensorRT engines of NAME.onnx, by name."
+    return sorted(f.name for f in path.parent.glob(f"{path.stem}.*.engine"))
+
+def check_engine(
+    folder: Path,            # of the weights
+    names: Sequence[str],    # of the ensembles in it
+    engine: str = "auto",    # a key of ENGINES
+    device: str = "cpu",     # cpu, cuda or cuda:1
+):
+    "Raise EngineError for a package or a device that is not there, with the remedy."
+    if engine not in ENGINES:
+        raise EngineError(f"No engine {engine!r}: it is {', '.join(ENGINES)}.")
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or ":" in device and not (kind == "cuda" and number.isdecimal()):
+        raise EngineError(f"No device {device!r}: it is cpu, cuda or cuda:1.")
+    if engine == "tensorrt" and kind == "cpu":
+        raise EngineError("TensorRT computes on a GPU: add --device cuda.")
+    if engine == "openvino" and kind == "cuda":
+        raise EngineError("OpenVINO computes on the CPU: leave --device cuda out.")
+    if ENGINES[engine] and not any(map(find_spec, ENGINES[engine])):
+        raise EngineError(f"{engine} is not installed: pip install {ENGINES[engine][-1].replace('_', '-')}")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise EngineError(f"torch finds no GPU {device} on this machine: use --device cpu.")
+    for name in names:
+        if engine == "tensorrt" and not _built(Path(folder) / f"{name}.onnx"):
+            raise EngineError(f"{folder} has no {name}.*.engine. An engine is built for one kind of GPU: "
+                              'make reproduce SET="engines.targets=SM75".')
+
+# %%
+for engine, device in (("caffe", "cpu"), ("torch", "gpu"), ("tensorrt", "cpu"), ("openvino", "cuda")):
+    try:
+        check_engine(Path("weights"), ["ensemble"], engine, device)
+    except EngineError as e:
+        print(e)
+    else:
+        raise AssertionError
+
+# %% [markdown]
 # Processes of a run share the cores, so each of them opens an ensemble once, for one thread. It is proved like any
-# other, and what was refused is told with the results.
+# other. What computed and what was refused is told with the results.
 
 # %%
 #| export
 @lru_cache(maxsize=4)
-def _opened(path: Path) -> Engine | EngineError:
+def _opened(path: Path, engine: str, device: str) -> Engine | EngineError:
     "Open an ensemble on one thread. An error is kept, since it would be the same for the next item."
+    if engine == "tensorrt":
+        order = _built(path)
+    elif engine != "auto":
+        order = [f"{engine}-fp32"]
+    else:
+        order = ["onnxruntime-fp32", *(["openvino-fp32"] if device == "cpu" else []), "torch-fp32"]
     try:
-        exact = ("onnxruntime-fp32", "openvino-fp32", "torch-fp32")
-        return open_ensemble(path.parent, path.stem, exact, "cpu", threads=1)
+        return open_ensemble(path.parent, path.stem, order, device, threads=1)
     except EngineError as e:
         return e
 
 def process_engine(
-    path: str,   # NAME.onnx
+    path: str,             # NAME.onnx
+    engine: str = "auto",  # a key of ENGINES; auto: the first that works, in 32 bits
+    device: str = "cpu",   # cpu, cuda or cuda:1
 ) -> Engine:
     "Open an ensemble once in this process, on one thread. Raises EngineError."
-    found = _opened(Path(path))
+    found = _opened(Path(path), engine, device)
     if isinstance(found, EngineError):
         raise found
     return found
 
-def refusals(
-    engine,      # with `refused`
-) -> dict:       # an entry for the row of an item; empty if nothing was refused
-    "What was refused, for the table of a run."
-    return {"refused": "\n".join(engine.refused)} if engine.refused else {}
+def computed_by(
+    engine,      # with `name`, `precision` and `refused`
+) -> dict:       # entries for the row of an item
+    "What computed, and what was refused, for the table of a run."
+    return {"computed": f"{engine.name}, {engine.precision}",
+            **({"refused": "\n".join(engine.refused)} if engine.refused else {})}
+
+def names_in(
+    table,       # pandas.DataFrame, perhaps with the column `computed`
+) -> list[str]:  # such as "onnxruntime, fp32"
+    "What has computed the rows of a run."
+    return sorted(table["computed"].dropna().unique()) if "computed" in table else []
 
 def print_refused(
     table,       # pandas.DataFrame, perhaps with the column `refused`
@@ -212,7 +273,7 @@ left = open_ensemble(folder / "damaged", providers=["openvino-fp32", "onnxruntim
 assert left.name == "torch" and parity(left, load_engine(ensemble), pictures) == 0
 for reason in left.refused:
     print(reason)
-print_refused(pd.DataFrame([refusals(left), {}]))
+print_refused(pd.DataFrame([computed_by(left), {}]))
 
 # %% [markdown]
 # ## The gate

@@ -31,6 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from mammo_nb.core.errors import page
 from mammo_nb.core.files import write_text
 from mammo_nb.core.metrics import threshold_curve
 from mammo_nb.core.runs import Run
@@ -228,14 +229,6 @@ def show_pictures(
 
 # %%
 #| export
-_STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
-.wide { overflow-x: auto; margin: 1rem 0 } .wide img { max-width: 100%; height: auto } pre { white-space: pre-wrap }
-table { border-collapse: collapse; font-size: .875rem; white-space: nowrap }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } tbody th { text-align: left }
-td.number { text-align: right } td.text { white-space: normal; min-width: 16rem }
-.notice { background: #fff4d6; padding: .5rem 1rem } nav a { margin-right: 1rem } summary { padding: .5rem 0 }
-@media (max-width: 600px) { .wide img { max-width: none; width: 44rem } nav a { display: block; padding: .3rem 0 }
-tbody th { white-space: normal; overflow-wrap: break-word; max-width: 8rem } }"""
 FOLDED = "Stages and environment"   # a section whose tables are opened by a click
 
 def _mend(table, soup):
@@ -290,11 +283,7 @@ def report_page(
             summary = BeautifulSoup(f"<summary>{escape(name)}</summary>", "html.parser")
             box.wrap(soup.new_tag("details")).insert(0, summary)
     links = "".join(f'<a href="#{h["id"]}">{escape(h.get_text(strip=True))}</a>' for h in soup.find_all("h2"))
-    return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>{_STYLE}</style></head><body>
-<p class="notice">Run {escape(title)}. For learning and research. Not a medical device.</p>
-<nav aria-label="Sections">{links}</nav><main>{soup}</main></body></html>"""
+    return page(title, f"Run {title}. For learning and research. Not a medical device.", links, str(soup))
 
 def write_report(
     run: Run,
@@ -306,9 +295,9 @@ def write_report(
 
 # %%
 shown = notebooks.new_output("execute_result", {"text/html": pd.DataFrame({"a": [np.nan]})._repr_html_()})
-page = report_page(notebooks.new_notebook(cells=[notebooks.new_markdown_cell("## Scores"),
+shown = report_page(notebooks.new_notebook(cells=[notebooks.new_markdown_cell("## Scores"),
                                                  notebooks.new_code_cell("", outputs=[shown])]), "demo")
-assert "Table 1: Scores" in page and ">–</td>" in page
+assert "Table 1: Scores" in shown and ">–</td>" in shown
 
 # %% [markdown]
 # ## What came out

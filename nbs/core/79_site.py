@@ -172,7 +172,7 @@ def navigation(
             "How to": [p for p in guides.values() if p not in looked_up] + named("CONTRIBUTING.md"),
             "Reference": [*(["cli.md"] if "cli" in modules else []), *named("nbs/90_cli.py", "nbs/85_python.py"),
                           *looked_up, {"Modules": api}],
-            "Explanation": [*named("tests/bench/results/README.md", "nbs/70_originals.py", "nbs/80_kaggle.py"),
+            "Explanation": [*named("tests/bench/results/README.md", *(s for s in notebooks if "/7" < s[3:] < "/85")),
                             *([{"Core": chapters}] if chapters else []), *map(parts, systems)]}
     return [{tab: _filled(pages)} for tab, pages in tabs.items() if _filled(pages)]
 

@@ -44,7 +44,8 @@ from mammo_nb.mammo.reading.inputs import see_item
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools.hidden import hidden_test
-from mammo_nb.mammo.tools.predict import NEEDED, PER_IMAGE, detector_of, with_caution
+from mammo_nb.mammo.tools.networks import NEEDED, detector_of, words_of
+from mammo_nb.mammo.tools.predict import PER_IMAGE, with_caution
 
 # %%
 #| hide
@@ -189,7 +190,7 @@ def per_image(
         table[column] = test.items[column]
     for column in ("laterality", "view"):
         table[column] = table[column].where(table[column].notna(), test.items[column])
-    table["note"] = with_caution(table["note"], metadata["demonstration"])
+    table["note"] = with_caution(table["note"], words_of(metadata))
     table["prediction_id"] = test.items["prediction_id"]
     return table[[*PER_IMAGE, "note", "prediction_id", "network"]]
 

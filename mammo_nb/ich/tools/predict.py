@@ -6,7 +6,7 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #8b81ab0a
+# %% ../../../nbs/ich/tools/predict.ipynb #6355f1d1
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from ...core.files import owned, write_csv
 from ...core.parallel import map_files
 from ...core.pictures import fit_resize, keep_pictures, picture_names, write_png
 from ...core.processes import quiet
-from ...core.providers import print_refused, refusals
+from ...core.providers import check_engine, computed_by, names_in, print_refused
 from ...core.series import names_behind
 from ...core.settings import hidden_id, id_key, parts_of
 from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights
 from ...core.volumes import LOCALIZER
-from ..learning.graphs import check_bag, predict_series, process_bag
+from ..learning.graphs import BOTH, check_bag, predict_series, process_bag
 from ..reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
                                          read_series_pictures)
 from ..recipes import CLASSES
@@ -69,16 +69,16 @@ def montage(
         cv2.putText(head, line, (4, 15 + 18 * k), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230, 230, 230), 1, cv2.LINE_AA)
     return np.vstack([head, *rows])
 
-# %% ../../../nbs/ich/tools/predict.ipynb #88548c97
+# %% ../../../nbs/ich/tools/predict.ipynb #6040c1ce
 def predict_item(
-    item: dict,  # folder, rows, weights, previews: folder or "", name: of the preview, lines: text above it
+    item: dict,  # folder, rows, weights, engine, device, previews: folder or "", name: of the preview, lines: above it
 ) -> dict:       # probabilities: a list of values for each class and for cnn_any; error: a list
     "Predict one series and draw its picture."
     cv2.setNumThreads(1)
     drawn = Path(item["previews"] or ".", f"{item['name']}.png")
     if item["previews"]:
         drawn.unlink(missing_ok=True)   # of an earlier state of the series
-    bag = process_bag(item["weights"])
+    bag = process_bag(item["weights"], item["engine"], item["device"])
     settings, classes = Seen.read(bag.metadata), bag.metadata["classes"]
     pictures, kept, errors = read_series_pictures(Path(item["folder"]), item["rows"], settings)
     if not pictures:
@@ -90,7 +90,7 @@ def predict_item(
         errors[kept[k]] = "NotFinite: a network predicted no number. Run it in 32 bits, or leave its weights out."
     values, kept = values[good], [k for k, g in zip(kept, good) if g]
     pictures = [p for p, g in zip(pictures, good) if g]
-    found = refusals(bag)
+    found = computed_by(bag)
     for column, own in zip([*classes, "cnn_any"], values.T):
         of_rows = dict(zip(kept, own.tolist()))
         found[column] = [of_rows.get(k) for k in range(len(errors))]
@@ -98,7 +98,7 @@ def predict_item(
         write_png(drawn, montage(pictures, values[:, len(classes) - 1], item["lines"]))
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #c35ee216
+# %% ../../../nbs/ich/tools/predict.ipynb #a602a728
 def read_folder(
     folder: Path,
     output: Path,
@@ -171,9 +171,12 @@ def predict_folder(
     table: Path | None = None,    # not used: headers say what belongs together
     hash_ids: bool = False,       # whether ids and names of files are replaced by digests
     workers: int | None = None,   # processes; None means one a core
+    engine: str = "auto",         # as in `check_engine`
+    device: str = "cpu",
 ) -> pd.DataFrame:                # the rows of per_slice.csv
     "Predict every slice of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("encoder", weights)
+    check_engine(weights, BOTH, engine, device)
     metadata = check_bag(weights)
     classes, note, key = metadata["classes"], caution(metadata["demonstration"]), id_key() if hash_ids else ""
     output.mkdir(parents=True, exist_ok=True)
@@ -189,6 +192,7 @@ def predict_folder(
     keep_pictures(output / "previews", list(names.values()))
     items = _items(slices, folder, weights, output / "previews", names, note)
     for item in items:
+        item |= {"engine": engine, "device": device}
         item["rows"] = [{**row, "file": behind.get(row["file"], row["file"])} for row in item["rows"]]
     files = slices.loc[slices["item"].ne(""), "item"].reset_index(drop=True)
     found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_slice.csv",
@@ -209,7 +213,10 @@ def predict_folder(
     result = safe_cells(slices[columns].copy())
     write_csv(output / "per_slice.csv", result)
     write_csv(output / "per_series.csv", safe_cells(totals))
-    result.attrs |= {"weights": str(weights), "series": len(totals), "note": note}
+    failed, known = result["error"].ne(""), result["cnn_any"].notna()
+    result.attrs |= {"weights": str(weights), "series": len(totals), "note": note, "computed": names_in(found),
+                     "counts": {"slices": len(result), "series": len(totals), "predicted": int(known.sum()),
+                                "failed": int(failed.sum())}}
     return result
 
 def _hide(table: pd.DataFrame) -> pd.DataFrame:

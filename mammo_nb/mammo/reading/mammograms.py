@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIDE_CODES', 'read_header', 'view_of', 'laterality_of', 'frame_sides', 'Mammogram', 'read_frame', 'read_image']
 
-# %% ../../../nbs/mammo/reading/mammograms.ipynb #0f86b95a
+# %% ../../../nbs/mammo/reading/mammograms.ipynb #3bd1ad75
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,17 @@ import pydicom
 from ...core import dicom
 from ...core.dicom import Frame, Image
 from ...core.headers import Header, text_of
-from .views import VIEWS, parse_side, parse_view, why_special
+from .views import TERMS, VIEWS, parse_side, parse_view, why_special
 
-# %% ../../../nbs/mammo/reading/mammograms.ipynb #411f6a5f
+# %% ../../../nbs/mammo/reading/mammograms.ipynb #522c4f0b
 def view_of(
     ds: pydicom.Dataset,  # header
 ) -> str:                 # 'CC', 'MLO', ... or ''
-    "ViewPosition (0018,5101), else the code that replaces it, ViewCodeSequence (0054,0220), PS3.3 C.8.11.5.1.1."
+    """ViewPosition (0018,5101), else the code that replaces it, ViewCodeSequence (0054,0220), PS3.3 C.8.11.5.1.1. Any
+    text that is no term may be a name, and is OTHER."""
     if text := text_of(ds, "ViewPosition"):
-        return parse_view(text)[1]
+        view = parse_view(text)[1]
+        return view if view in TERMS else "OTHER"
     codes = [text_of(item, "CodeValue") for item in ds.get("ViewCodeSequence") or []]
     return next((VIEWS[code] for code in codes if code in VIEWS), "")
 

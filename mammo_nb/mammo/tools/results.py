@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['findings_of', 'write_results']
 
-# %% ../../../nbs/mammo/tools/results.ipynb #f49122ed
+# %% ../../../nbs/mammo/tools/results.ipynb #807faaa9
 from pathlib import Path
 
 import cv2
@@ -16,8 +16,9 @@ from pydicom import Dataset
 from ...core.dicom_results import (BREAST, CAUTION, PROBABILITY_OF_CANCER, SIDES, DicomResultError, Finding,
                                          Maker, read_source, secondary_capture, structured_report)
 from ...core.files import inside, replacing, sha256, short_hash
+from ...core.sidecars import read_entries
 
-# %% ../../../nbs/mammo/tools/results.ipynb #39e882b8
+# %% ../../../nbs/mammo/tools/results.ipynb #f8de67e2
 def _save(made: Dataset, path: Path):
     with replacing(path) as temporary:
         made.save_as(temporary)
@@ -35,10 +36,11 @@ def write_results(
     images: pd.DataFrame,
     folder: Path,          # in which the files are
     output: Path,          # has previews/, gets dicom/
-    weights: Path,         # with ensemble.onnx
+    weights: Path,         # with ensemble.onnx and its JSON
 ) -> dict:                 # pictures, reports: how many; problems: a sentence for each image without a result
     "Write pictures and reports for the images that have a probability."
-    maker = Maker("mammo_nb mammo", sha256(weights / "ensemble.onnx"), f"mammo_nb, {CAUTION}")
+    fast = ", fast: one network" if read_entries(weights / "ensemble.json").get("fast") else ""
+    maker = Maker("mammo_nb mammo", sha256(weights / "ensemble.onnx"), f"mammo_nb, {CAUTION}{fast}")
     sources, problems = [], []
     images = images[images["probability"].notna()]
     for row in images.itertuples():

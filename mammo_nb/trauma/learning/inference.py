@@ -89,7 +89,7 @@ class Seen:
         names = dict.fromkeys(m["model"] for m in self.members)
         return {name: [k for k, m in enumerate(self.members) if m["model"] == name] for name in names}
 
-# %% ../../../nbs/trauma/learning/inference.ipynb #367e2919
+# %% ../../../nbs/trauma/learning/inference.ipynb #8d03371f
 NAMES = ("segmenter", "classifier")
 
 @dataclass(frozen=True)
@@ -145,11 +145,13 @@ def open_engines(
 
 @lru_cache(maxsize=2)
 def process_engines(
-    folder: str,    # has segmenter.* and classifier.*
+    folder: str,           # has segmenter.* and classifier.*
+    engine: str = "auto",  # as in `process_engine`
+    device: str = "cpu",
 ) -> Engines:
     "Open both graphs once in this process, on one thread, since the processes of a run share the cores."
     check_weights(Path(folder))
-    return Engines(*(process_engine(str(Path(folder) / f"{name}.onnx")) for name in NAMES))
+    return Engines(*(process_engine(str(Path(folder) / f"{name}.onnx"), engine, device) for name in NAMES))
 
 # %% ../../../nbs/trauma/learning/inference.ipynb #b7a1ff09
 @dataclass(frozen=True)

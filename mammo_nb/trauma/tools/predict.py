@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #fbdc3aff
+# %% ../../../nbs/trauma/tools/predict.ipynb #0f160207
 import shutil
 from collections import defaultdict
 from functools import partial
@@ -26,11 +26,11 @@ from ...core.pictures import keep_pictures, picture_names
 from ...core.processes import quiet
 from ...core.series import read_series as read_files
 from ...core.series import names_behind, tables_of
-from ...core.providers import print_refused, refusals
+from ...core.providers import check_engine, computed_by, names_in, print_refused
 from ...core.settings import id_key, parts_of
 from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
-from ..learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
-                                                read_series, submitted)
+from ..learning.inference import (NAMES, Reading, Seen, check_weights, patient_probabilities,
+                                                process_engines, read_series, submitted)
 from ..reading.organs import visibility
 from ..reading.volumes import levels_of, write_levels, write_volume
 from ..recipes import ORGANS, SUBMITTED
@@ -118,15 +118,15 @@ def find_volumes(
     slices["note"] = slices["note"].str.strip("; ")
     return found, slices, series
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #8b910290
+# %% ../../../nbs/trauma/tools/predict.ipynb #c6b1c143
 def predict_item(
-    item: dict,  # patient_id, volumes: series, path, name; weights, previews: folder, note
+    item: dict,  # patient_id, volumes: series, path, name; weights, engine, device, previews: folder, note
 ) -> dict:       # SUBMITTED; slices and series: numbers; places: rows of per_slice.csv
     "Predict one patient and draw the pictures of the series."
     cv2.setNumThreads(1)
     for own in item["volumes"]:
         Path(item["previews"], f"{own['name']}.png").unlink(missing_ok=True)   # of an earlier state of the series
-    engines = process_engines(item["weights"])
+    engines = process_engines(item["weights"], item["engine"], item["device"])
     readings, rows = [], []
     for own in item["volumes"]:
         volume = np.load(own["path"], mmap_mode="r")
@@ -141,9 +141,9 @@ def predict_item(
                  for k, row in enumerate(table.to_dict("records"))]
     values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
     return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
-            **refusals(engines)}
+            **computed_by(engines)}
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #27372a63
+# %% ../../../nbs/trauma/tools/predict.ipynb #f9c9ee1f
 @owned
 def predict_folder(
     folder: Path,                 # DICOM files, nested or flat, or a single file
@@ -152,9 +152,12 @@ def predict_folder(
     table: Path | None = None,    # not used: headers say what belongs together
     hash_ids: bool = False,       # whether ids and names of files are replaced by digests
     workers: int | None = None,   # processes; None means one a core
+    engine: str = "auto",         # as in `check_engine`
+    device: str = "cpu",
 ) -> pd.DataFrame:                # the rows of per_slice.csv
     "Predict every patient of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
+    check_engine(weights, NAMES, engine, device)
     seen = check_weights(weights)
     note, key = caution(seen.demonstration), id_key() if hash_ids else ""
     output.mkdir(parents=True, exist_ok=True)
@@ -169,7 +172,7 @@ def predict_folder(
     for own in volumes:
         of_patient[own["patient_id"]].append(own)
     items = [{"patient_id": p, "volumes": own, "weights": str(weights), "previews": str(output / "previews"),
-              "note": note} for p, own in of_patient.items()]
+              "note": note, "engine": engine, "device": device} for p, own in of_patient.items()]
     found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_patient.csv",
                       key="patient_id", params={"hidden": bool(key), **parts_of(weights)},
                       reads=lambda item: [Path(v["path"]) for v in item["volumes"]], writes=output, workers=workers,
@@ -190,7 +193,9 @@ def predict_folder(
         slices, totals = _hide(slices), _hide(totals)
     write_csv(output / "per_patient.csv", safe_cells(totals))
     write_csv(output / "per_slice.csv", safe_cells(slices))
-    slices.attrs |= {"weights": str(weights), "note": note}
+    slices.attrs |= {"weights": str(weights), "note": note, "computed": names_in(found),
+                     "counts": {"slices": len(slices), "patients": len(totals), "predicted": int(slices["place"].ne(
+                         "").sum()), "failed": int(slices["error"].ne("").sum())}}
     return slices
 
 def _with_places(slices: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

@@ -183,16 +183,18 @@ class Bag:
     def refused(self) -> tuple:  # providers that were not taken, and why
         return (*self.encoder.refused, *self.sequence.refused)
 
+BOTH = ("encoder", "sequence")
+
 def check_bag(
     folder: Path,   # has encoder.json and sequence.json
 ) -> dict:          # encoder.json
     "Raise EngineError unless both graphs are there and belong together."
     folder = Path(folder)
-    for name in ("encoder", "sequence"):
+    for name in BOTH:
         for ending in (".onnx", ".json"):
             if not (folder / f"{name}{ending}").is_file():
                 raise EngineError(f"{folder} has no {name}{ending}: copy encoder.* and sequence.* of one run.")
-    encoder, sequence = (read_json(folder / f"{name}.json") for name in ("encoder", "sequence"))
+    encoder, sequence = (read_json(folder / f"{name}.json") for name in BOTH)
     if sequence.get("encoder_weights_sha256") != encoder.get("weights_sha256"):
         raise EngineError(f"{folder}: sequence.onnx was trained on the features of other classifiers than those of "
                           "encoder.onnx. Copy encoder.* and sequence.* of one run.")
@@ -206,15 +208,17 @@ def open_bag(
 ) -> Bag:
     "Open both engines. Raises EngineError."
     check_bag(folder)
-    return Bag(*(open_network(folder, engine, device, backend) for engine in ("encoder", "sequence")))
+    return Bag(*(open_network(folder, engine, device, backend) for engine in BOTH))
 
 @lru_cache(maxsize=2)
 def process_bag(
-    folder: str,    # has encoder.* and sequence.*
+    folder: str,           # has encoder.* and sequence.*
+    engine: str = "auto",  # as in `process_engine`
+    device: str = "cpu",
 ) -> Bag:
     "Open both graphs once in this process, on one thread, since the processes of a run share the cores."
     check_bag(Path(folder))
-    return Bag(*(process_engine(str(Path(folder) / f"{name}.onnx")) for name in ("encoder", "sequence")))
+    return Bag(*(process_engine(str(Path(folder) / f"{name}.onnx"), engine, device) for name in BOTH))
 
 # %% [markdown]
 # ## A series

@@ -31,7 +31,7 @@ import pydicom
 from mammo_nb.core import dicom
 from mammo_nb.core.dicom import Frame, Image
 from mammo_nb.core.headers import Header, text_of
-from mammo_nb.mammo.reading.views import VIEWS, parse_side, parse_view, why_special
+from mammo_nb.mammo.reading.views import TERMS, VIEWS, parse_side, parse_view, why_special
 
 # %%
 #| hide
@@ -48,9 +48,11 @@ from mammo_nb.core.headers import header_of
 def view_of(
     ds: pydicom.Dataset,  # header
 ) -> str:                 # 'CC', 'MLO', ... or ''
-    "ViewPosition (0018,5101), else the code that replaces it, ViewCodeSequence (0054,0220), PS3.3 C.8.11.5.1.1."
+    """ViewPosition (0018,5101), else the code that replaces it, ViewCodeSequence (0054,0220), PS3.3 C.8.11.5.1.1. Any
+    text that is no term may be a name, and is OTHER."""
     if text := text_of(ds, "ViewPosition"):
-        return parse_view(text)[1]
+        view = parse_view(text)[1]
+        return view if view in TERMS else "OTHER"
     codes = [text_of(item, "CodeValue") for item in ds.get("ViewCodeSequence") or []]
     return next((VIEWS[code] for code in codes if code in VIEWS), "")
 

@@ -104,6 +104,9 @@ MODIFIER_CODES = {  # CID 4015
     "399161006": "cleavage", "R-102D2": "cleavage", "399011000": "axillary tail", "R-102D1": "axillary tail",
     "399110001": "tangential", "R-102C2": "tangential"}
 
+TERMS = {*KNOWN, *NAMES.values(), *VIEWS.values(), "unknown"}   # of views
+_MODIFIED = {*MODIFIER_CODES.values(), *MODIFIERS.values()}
+
 def modifiers_of(
     ds: pydicom.Dataset,  # header
 ) -> list[str]:           # such as ['magnification']
@@ -112,7 +115,7 @@ def modifiers_of(
     items += list(ds.get("ViewModifierCodeSequence") or [])
     found = [MODIFIER_CODES.get(text_of(i, "CodeValue")) or text_of(i, "CodeMeaning").lower() for i in items]
     found.append(parse_view(text_of(ds, "ViewPosition"))[2])
-    return sorted({name for name in found if name})
+    return sorted({name if name in _MODIFIED else "another modifier" for name in found if name})   # it may be a name
 
 # %% [markdown]
 # ## What is no standard mammogram

@@ -34,29 +34,29 @@ import pandas as pd
 from mammo_nb.core.calibration import corrected
 from mammo_nb.core.dicom import find_files, folder_of
 from mammo_nb.core.engines import NotFinite, finite
-from mammo_nb.core.errors import ProjectError, cell, shown
+from mammo_nb.core.errors import cell, shown
 from mammo_nb.core.files import inside, owned, write_csv, write_json
 from mammo_nb.core.headers import NotImage
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import keep_pictures, picture_names, write_png
 from mammo_nb.core.processes import quiet
-from mammo_nb.core.providers import print_refused, process_engine, refusals
+from mammo_nb.core.providers import check_engine, computed_by, names_in, print_refused, process_engine
 from mammo_nb.core.recipes import from_dict
-from mammo_nb.core.sidecars import read_entries, read_sidecar
+from mammo_nb.core.sidecars import read_entries
 from mammo_nb.core.settings import hidden_id, id_key, parts_of
-from mammo_nb.core.submission import caution, check_score, find_weights, origin
+from mammo_nb.core.submission import check_score, find_weights, origin
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.frames import check_frames, frame_id, frame_indices, several
-from mammo_nb.mammo.reading.inputs import NO_STANDARD, no_standard, row_of, see
+from mammo_nb.mammo.reading.inputs import no_standard, row_of, see
 from mammo_nb.mammo.reading.mammograms import read_header
-from mammo_nb.mammo.reading.blank import NO_BREAST
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.names import packed_files
 from mammo_nb.mammo.reading.sides import frame_entries, identify, read_sides
-from mammo_nb.mammo.reading.views import KNOWN, NAMES, VIEWS
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.tools.breasts import breasts_of, counts, mark_repeated
+from mammo_nb.mammo.tools.exams import exams_of, known_notes, view_term, write_pages
+from mammo_nb.mammo.tools.networks import NEEDED, PredictError, detector_of, fast_weights, words_of
 
 # %%
 #| hide
@@ -79,40 +79,6 @@ if not folder:
     folder, weights = run.path("competition/test_images"), run.path("weights/")
 output = Path(tempfile.mkdtemp()) / "out"
 
-# %%
-#| export
-class PredictError(ProjectError):
-    "Weights that nothing can be predicted with."
-
-# %% [markdown]
-# ## Weights
-# The ensemble was trained on crops of one detector, and another detector gives other crops. So the JSON of the ensemble
-# has the digest of its detector, and no other one is accepted.
-
-# %%
-#| export
-NEEDED = ("crops", "size", "demonstration", "threshold")   # entries of ensemble.json
-
-def detector_of(
-    weights: Path,   # a folder with ensemble.onnx
-) -> Path | None:    # its detector.onnx; None for networks that were trained without a detector
-    "The detector that belongs to an ensemble; raises PredictError if it is missing or is another one."
-    path = Path(weights) / "detector.onnx"
-    wanted = read_entries(Path(weights) / "ensemble.json").get("detector")
-    if not wanted:
-        return None
-    if not path.is_file():
-        raise PredictError(
-            f"{weights} has no detector.onnx, and its networks were trained with one. Copy detector.onnx and "
-            "detector.json from the same run."
-        )
-    if read_sidecar(path)["sha256"] != wanted:
-        raise PredictError(
-            f"{weights}: detector.onnx is not the one that its networks were trained with. Copy detector.onnx and "
-            "detector.json from the same run."
-        )
-    return path
-
 # %% [markdown]
 # ## One image
 # [Inputs](../reading/inputs.py) reads the file, and the network runs in the same process. If a file has no tags for
@@ -121,9 +87,9 @@ def detector_of(
 # %%
 #| export
 def predict_file(
-    # folder, file, weights, detector; row of a table; previews: folder or ""; name: stem of the preview, and title its
-    # first line; force: whether a picture without a breast gets a probability, too; all_views: whether images other
-    # than standard mammograms do; frames: middle or a number, for a file with several
+    # folder, file, weights, detector, and perhaps engine and device; row of a table; previews: folder or ""; name: stem
+    # of the preview, and title its first line; force: whether a picture without a breast gets a probability, too;
+    # all_views: whether images other than standard mammograms do; frames: middle or a number, for a file with several
     item: dict,
 ) -> dict:       # a row of per_image.csv
     """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast,
@@ -141,12 +107,13 @@ def predict_file(
         notes = [no_standard(header), several(header) if header.frames > 1 else ""]
         return {**identify(header, item), "note": "; ".join(filter(None, notes)), "instance": header.instance,
                 "exam": header.exam}
-    engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"))
+    engine = process_engine(str(Path(item["weights"]) / "ensemble.onnx"), item.get("engine", "auto"),
+                            item.get("device", "cpu"))
     settings = from_dict(Crops, engine.metadata["crops"])
     seen = see(inside(item["folder"], item["file"]), settings, item["detector"], engine.size, index)
     row = row_of(seen, item)
     instance = header.instance and frame_id(header.instance, header.frames, index)
-    row |= {**refusals(engine), "instance": instance, "exam": header.exam}
+    row |= {**computed_by(engine), "instance": instance, "exam": header.exam}
     probability = None
     if item.get("force") or not row.pop("withheld"):
         try:
@@ -154,10 +121,10 @@ def predict_file(
         except NotFinite as e:
             return {**row, "error": f"NotFinite: {e}"}
     if item.get("previews"):
-        sides = f"{row['laterality']} {row['view']}"
+        sides = f"{row['laterality']} {view_term(row['view'])}"
         number = "none" if probability is None else f"{probability:.3f}"
         lines = [shown(item.get("title") or item["file"]), f"{sides}   probability {number}   box: {row['box_source']}"]
-        lines.append(caution(engine.metadata["demonstration"]))
+        lines.append(words_of(engine.metadata))
         write_png(drawn, preview(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
 
@@ -168,8 +135,6 @@ def predict_file(
 
 # %%
 #| export
-TERMS = {*KNOWN, *NAMES.values(), *VIEWS.values(), "unknown"}
-
 def hide_row(
     row: dict,   # from `predict_file`
     key: str,    # from `id_key`
@@ -178,11 +143,9 @@ def hide_row(
     row = dict(row)
     for name in {"patient_id", "image_id", "instance", "exam"} & row.keys():
         row[name] = row[name] if row[name] == "unknown" else hidden_id(str(row[name] or ""), key)
-    if "view" in row and row["view"] not in TERMS:
-        row["view"] = "other"
-    known = [term for term in (NO_STANDARD, NO_BREAST) if term in row.get("note", "")]
-    known += re.findall(r"frame \d+ of \d+|\d+ frames, choose with --frames [^;]*", row.get("note", ""))
-    return row | ({"note": "; ".join(known)} if "note" in row else {})
+    if "view" in row:
+        row["view"] = view_term(row["view"])
+    return row | ({"note": "; ".join(known_notes(row["note"]))} if "note" in row else {})
 
 def predict_hidden(
     item: dict,  # as for `predict_file`; file: a digest, path: the file, key: from `id_key`
@@ -206,24 +169,24 @@ PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
 ]
+INNER = ["instance", "exam", "computed"]   # columns that no table shows
 
 def _path(item: dict) -> list[Path]:
     "The file that an item reads."
     return [Path(item["folder"], item.get("path", item["file"]))]
 
 def with_caution(
-    notes: pd.Series,      # what is said of each image; missing or "": nothing
-    demonstration: bool,   # as for `caution`
+    notes: pd.Series,   # what is said of each image; missing or "": nothing
+    words: str,         # from `words_of`
 ) -> list[str]:
     "Add the words about the weights to the notes."
-    return ["; ".join([*filter(None, [note if isinstance(note, str) else ""]), caution(demonstration)])
-            for note in notes]
+    return ["; ".join([*filter(None, [note if isinstance(note, str) else ""]), words]) for note in notes]
 
 def _predicted(
     items: list[dict],           # for `predict_file`, all with the same weights; the detector is added here
     output: Path,                # per_image.csv, with its journal beside it
     workers: int | None = None,  # processes; None means one a core
-) -> pd.DataFrame:               # PER_IMAGE, `note`, `instance` and `exam`
+) -> pd.DataFrame:               # PER_IMAGE, `note` and INNER
     "Predict files in parallel; a file that fails is a row with an error."
     weights = Path(items[0]["weights"])
     metadata, detector = read_entries(weights / "ensemble.json", NEEDED), detector_of(weights)
@@ -234,8 +197,8 @@ def _predicted(
                       workers=workers, label="predict")
     table["file"] = [item["file"] for item in items]
     print_refused(table)
-    table = table.reindex(columns=[*PER_IMAGE, "note", "instance", "exam"]).astype({c: "Int64" for c in WHOLE})
-    table["note"] = with_caution(table["note"], metadata["demonstration"])
+    table = table.reindex(columns=[*PER_IMAGE, "note", *INNER]).astype({c: "Int64" for c in WHOLE})
+    table["note"] = with_caution(table["note"], words_of(metadata))
     return table
 
 def predict_items(
@@ -244,7 +207,7 @@ def predict_items(
     workers: int | None = None,
 ) -> pd.DataFrame:               # PER_IMAGE and `note`
     "Predict files in parallel; a file that fails is a row with an error."
-    return _predicted(items, output, workers).drop(columns=["instance", "exam"])
+    return _predicted(items, output, workers).drop(columns=INNER)
 
 @owned
 def predict_folder(
@@ -258,6 +221,10 @@ def predict_folder(
     all_views: bool = False,      # whether other images than standard mammograms get one, too
     frames: str = "",             # middle, all or a number from 1, for files with several frames
     dicom: bool = False,          # whether pictures and reports are also written as DICOM, to dicom/
+    html: bool = False,           # whether a page for each exam is written, to html/
+    engine: str = "auto",         # as in `check_engine`
+    device: str = "cpu",
+    fast: bool = False,           # whether the first network alone predicts, without TTA
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     frames = check_frames(frames)
@@ -270,6 +237,11 @@ def predict_folder(
     metadata = read_entries(place / "ensemble.json", NEEDED)
     if not weights:
         check_score(place, metadata)
+    named = origin(place, metadata)
+    if fast:
+        place = fast_weights(place, output / "fast")
+        metadata = read_entries(place / "ensemble.json", NEEDED)
+    check_engine(place, ["ensemble"], engine, device)
     files, others = find_files(folder, besides=output)
     packed, folder = packed_files(folder), folder_of(folder)
     try:
@@ -284,7 +256,7 @@ def predict_folder(
     items = [
         {"file": f, "frames": choice, "entry": entry, "folder": str(folder), "weights": str(place),
          "row": sides.get(f), "previews": str(output / "previews"), "name": name, "title": f, "force": force,
-         "all_views": all_views} for (f, choice, entry), name in zip(chosen, names)]
+         "all_views": all_views, "engine": engine, "device": device} for (f, choice, entry), name in zip(chosen, names)]
     if hash_ids:
         key, packed = id_key(), packed.partition(", unpack")[0]
         names = [hidden_id(i["entry"], key) for i in items]
@@ -300,7 +272,7 @@ def predict_folder(
         result[column] = result[column].map(cell)
     result["error"] = [shown(e) if isinstance(e, str) else e for e in result["error"]]
     result = mark_repeated(result)
-    write_csv(output / "per_image.csv", result.drop(columns=["instance", "exam"]))
+    write_csv(output / "per_image.csv", result.drop(columns=INNER))
     breasts = breasts_of(result[~nameless])
     if metadata.get("calibration"):
         known = breasts["probability"].notna()
@@ -309,12 +281,18 @@ def predict_folder(
     if dicom:
         from mammo_nb.mammo.tools.results import write_results
         made = write_results(result.assign(file=read, name=names, counts=counts(result)), folder, output, place)
-    result = result.drop(columns=["instance", "exam"])
     write_csv(output / "per_breast.csv", breasts)
-    about = {"weights": str(place), "origin": origin(place, metadata), "note": caution(metadata["demonstration"])}
+    about = {"weights": str(place), "origin": named, "note": words_of(metadata)}
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
+    exams = exams_of(result.assign(name=names, counts=counts(result)), metadata)
+    if html:
+        write_pages(exams, output, named)
+    computed, result = names_in(result), result.drop(columns=INNER)
+    failed = result["error"].fillna("").ne("")
+    about["counts"] = {"files": len(result), "predicted": int(result["probability"].notna().sum()), "failed": int(
+        failed.sum()), "withheld": int((result["probability"].isna() & ~failed).sum()), "other_files": others}
     result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed,
-                     "unmatched": unmatched, "dicom": made}
+                     "unmatched": unmatched, "dicom": made, "computed": computed, "exams": exams}
     return result
 
 def print_predictions(
@@ -322,7 +300,7 @@ def print_predictions(
     output: Path,
 ) -> int:                  # how many files failed
     "Print a line for each image, and the count."
-    failed = result[result["error"].fillna("").ne("")]
+    failed, html = result[result["error"].fillna("").ne("")], Path(output) / "html" / "index.html"
     empty = result["probability"].isna().drop(failed.index)
     for row in result.drop(failed.index).itertuples():
         why = f": {row.note.rpartition('; ')[0]}" if empty[row.Index] else ""
@@ -351,6 +329,8 @@ def print_predictions(
             print(problem)
         print(f"{made['pictures']} pictures and {made['reports']} reports -> {output}/dicom")
     print(f"{len(result) - len(failed) - empty.sum()} of {len(result)} files predicted -> {output}")
+    if html.is_file():
+        print(f"pages -> {html}")
     print(f"weights {result.attrs['origin']}")
     print(result.attrs["note"])
     return len(failed)

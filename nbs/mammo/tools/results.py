@@ -34,6 +34,7 @@ from pydicom import Dataset
 from mammo_nb.core.dicom_results import (BREAST, CAUTION, PROBABILITY_OF_CANCER, SIDES, DicomResultError, Finding,
                                          Maker, read_source, secondary_capture, structured_report)
 from mammo_nb.core.files import inside, replacing, sha256, short_hash
+from mammo_nb.core.sidecars import read_entries
 
 # %%
 #| hide
@@ -64,10 +65,11 @@ def write_results(
     images: pd.DataFrame,
     folder: Path,          # in which the files are
     output: Path,          # has previews/, gets dicom/
-    weights: Path,         # with ensemble.onnx
+    weights: Path,         # with ensemble.onnx and its JSON
 ) -> dict:                 # pictures, reports: how many; problems: a sentence for each image without a result
     "Write pictures and reports for the images that have a probability."
-    maker = Maker("mammo_nb mammo", sha256(weights / "ensemble.onnx"), f"mammo_nb, {CAUTION}")
+    fast = ", fast: one network" if read_entries(weights / "ensemble.json").get("fast") else ""
+    maker = Maker("mammo_nb mammo", sha256(weights / "ensemble.onnx"), f"mammo_nb, {CAUTION}{fast}")
     sources, problems = [], []
     images = images[images["probability"].notna()]
     for row in images.itertuples():
@@ -108,6 +110,7 @@ with tempfile.TemporaryDirectory() as folder:
     for name in example["name"]:
         write_png(folder / "previews" / f"{name}.png", np.zeros((40, 60, 3), np.uint8))
     (folder / "ensemble.onnx").write_bytes(b"example")
+    (folder / "ensemble.json").write_text("{}")
     made = write_results(example, folder / "c/train_images", folder, folder)
     assert made == {"pictures": len(table), "reports": patients, "problems": []}
 made

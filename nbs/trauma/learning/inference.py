@@ -199,11 +199,13 @@ def open_engines(
 
 @lru_cache(maxsize=2)
 def process_engines(
-    folder: str,    # has segmenter.* and classifier.*
+    folder: str,           # has segmenter.* and classifier.*
+    engine: str = "auto",  # as in `process_engine`
+    device: str = "cpu",
 ) -> Engines:
     "Open both graphs once in this process, on one thread, since the processes of a run share the cores."
     check_weights(Path(folder))
-    return Engines(*(process_engine(str(Path(folder) / f"{name}.onnx")) for name in NAMES))
+    return Engines(*(process_engine(str(Path(folder) / f"{name}.onnx"), engine, device) for name in NAMES))
 
 # %% [markdown]
 # ## A series

@@ -41,11 +41,11 @@ from mammo_nb.core.pictures import keep_pictures, picture_names
 from mammo_nb.core.processes import quiet
 from mammo_nb.core.series import read_series as read_files
 from mammo_nb.core.series import names_behind, tables_of
-from mammo_nb.core.providers import print_refused, refusals
+from mammo_nb.core.providers import check_engine, computed_by, names_in, print_refused
 from mammo_nb.core.settings import id_key, parts_of
 from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
-from mammo_nb.trauma.learning.inference import (Reading, Seen, check_weights, patient_probabilities, process_engines,
-                                                read_series, submitted)
+from mammo_nb.trauma.learning.inference import (NAMES, Reading, Seen, check_weights, patient_probabilities,
+                                                process_engines, read_series, submitted)
 from mammo_nb.trauma.reading.organs import visibility
 from mammo_nb.trauma.reading.volumes import levels_of, write_levels, write_volume
 from mammo_nb.trauma.recipes import ORGANS, SUBMITTED
@@ -184,13 +184,13 @@ def find_volumes(
 # %%
 #| export
 def predict_item(
-    item: dict,  # patient_id, volumes: series, path, name; weights, previews: folder, note
+    item: dict,  # patient_id, volumes: series, path, name; weights, engine, device, previews: folder, note
 ) -> dict:       # SUBMITTED; slices and series: numbers; places: rows of per_slice.csv
     "Predict one patient and draw the pictures of the series."
     cv2.setNumThreads(1)
     for own in item["volumes"]:
         Path(item["previews"], f"{own['name']}.png").unlink(missing_ok=True)   # of an earlier state of the series
-    engines = process_engines(item["weights"])
+    engines = process_engines(item["weights"], item["engine"], item["device"])
     readings, rows = [], []
     for own in item["volumes"]:
         volume = np.load(own["path"], mmap_mode="r")
@@ -205,7 +205,7 @@ def predict_item(
                  for k, row in enumerate(table.to_dict("records"))]
     values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
     return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
-            **refusals(engines)}
+            **computed_by(engines)}
 
 # %% [markdown]
 # ## A folder
@@ -223,9 +223,12 @@ def predict_folder(
     table: Path | None = None,    # not used: headers say what belongs together
     hash_ids: bool = False,       # whether ids and names of files are replaced by digests
     workers: int | None = None,   # processes; None means one a core
+    engine: str = "auto",         # as in `check_engine`
+    device: str = "cpu",
 ) -> pd.DataFrame:                # the rows of per_slice.csv
     "Predict every patient of a folder."
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
+    check_engine(weights, NAMES, engine, device)
     seen = check_weights(weights)
     note, key = caution(seen.demonstration), id_key() if hash_ids else ""
     output.mkdir(parents=True, exist_ok=True)
@@ -240,7 +243,7 @@ def predict_folder(
     for own in volumes:
         of_patient[own["patient_id"]].append(own)
     items = [{"patient_id": p, "volumes": own, "weights": str(weights), "previews": str(output / "previews"),
-              "note": note} for p, own in of_patient.items()]
+              "note": note, "engine": engine, "device": device} for p, own in of_patient.items()]
     found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_patient.csv",
                       key="patient_id", params={"hidden": bool(key), **parts_of(weights)},
                       reads=lambda item: [Path(v["path"]) for v in item["volumes"]], writes=output, workers=workers,
@@ -261,7 +264,9 @@ def predict_folder(
         slices, totals = _hide(slices), _hide(totals)
     write_csv(output / "per_patient.csv", safe_cells(totals))
     write_csv(output / "per_slice.csv", safe_cells(slices))
-    slices.attrs |= {"weights": str(weights), "note": note}
+    slices.attrs |= {"weights": str(weights), "note": note, "computed": names_in(found),
+                     "counts": {"slices": len(slices), "patients": len(totals), "predicted": int(slices["place"].ne(
+                         "").sum()), "failed": int(slices["error"].ne("").sum())}}
     return slices
 
 def _with_places(slices: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
