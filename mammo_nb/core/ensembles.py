@@ -23,7 +23,7 @@ from .files import inside
 from .networks import Mirrored, WeightsError, create_network, load_weights
 from .sidecars import EngineError, Tensor, add_entries, describe_value, read_tensors, write_graph
 
-# %% ../../nbs/core/54_ensembles.ipynb #4dcf26a4
+# %% ../../nbs/core/54_ensembles.ipynb #7a249372
 GREY = Tensor("images", "uint8", ("n", 1, "height", "width"), "NCHW")
 PROBABILITIES = Tensor("probabilities", "float32", ("n", "folds"), "NF", "sigmoid")
 
@@ -65,15 +65,22 @@ class Ensemble(nn.Module):
         return {self.inputs[0].name: {"scale": self.scale, "channels": self.channels,
                                       "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}}
 
+    def prepare(self,
+        first: torch.Tensor,  # the first input, as it is stored
+    ) -> torch.Tensor:        # as the networks take it
+        "Divide by the scale, repeat a single channel, and normalise."
+        if not self.prepared:
+            return first
+        first = first.float() / self.scale
+        if first.shape[self.axis] != self.channels:
+            first = first.expand([self.channels if k == self.axis else -1 for k in range(first.dim())])
+        return (first - self.mean) / self.std
+
     def forward(self,
         *given: torch.Tensor,  # the inputs, in their order
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:  # the only output, or all in their order; n and networks come first
         first, *others = given
-        if self.prepared:
-            first = first.float() / self.scale
-            if first.shape[self.axis] != self.channels:
-                first = first.expand([self.channels if k == self.axis else -1 for k in range(first.dim())])
-            first = (first - self.mean) / self.std
+        first = self.prepare(first)
         results = [self.in_order(model(first, *others)) for model in self.models]
         joined = tuple(self.join(t, [r[k] for r in results]) for k, t in enumerate(self.outputs))
         return joined if len(joined) > 1 else joined[0]

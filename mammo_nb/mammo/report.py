@@ -5,16 +5,23 @@
 # %% auto #0
 __all__ = ['test_score', 'result_lines', 'show_extremes']
 
-# %% ../../nbs/mammo/10_report.ipynb #676e0a44
-import cv2
+# %% ../../nbs/mammo/10_report.ipynb #1ebec182
+from collections.abc import Callable
 
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ..core.explanations import beside, colour_scale
 from ..core.files import read_json
 from ..core.metrics import auc, pfbeta
+from ..core.pictures import shrink
 from ..core.reports import extremes, show_pictures, submission_line
 from ..core.runs import Run
 from ..core.submission import DEMONSTRATION
 from .crops import crop_path
 from .datasets import per_breast, read_table
+from .tools.heat_maps import GRAPH, MEASURED, held_back_heat, lesion_hits, lesion_mask
 
 # %% ../../nbs/mammo/10_report.ipynb #74e82e9d
 def test_score(
@@ -50,9 +57,11 @@ def result_lines(
             lines.append(f"*{DEMONSTRATION}*: these weights were trained on drawn breasts only")
     return lines
 
-# %% ../../nbs/mammo/10_report.ipynb #5c909ea7
+# %% ../../nbs/mammo/10_report.ipynb #113d2340
 def show_extremes(
-    run: Run,   # a run that has trained
+    run: Run,                    # a run that has trained
+    graph: str = "",             # whose networks explain each image beside it, as for `held_back_heat`; "": none
+    fitted: Callable = shrink,   # as for `lesion_mask`
 ):
     "Show up to four breasts each of those found, missed, suspected and passed, with id, view and probability."
     oof = read_table(run.path("oof.csv"), ["probability"])
@@ -60,12 +69,20 @@ def show_extremes(
     rows = extremes(breasts, "cancer", read_json(run.path("selection.json"))["threshold"])
     best = oof.sort_values("probability", ascending=False).drop_duplicates(["patient_id", "laterality"])
     best = best.merge(read_table(run.path("folds.csv"), ["view"])[["image_id", "patient_id", "view"]])
-    rows = rows.merge(best[["patient_id", "laterality", "image_id", "view"]], on=["patient_id", "laterality"])
+    known = ["patient_id", "laterality", "image_id", "view", *(["fold"] if graph else [])]
+    rows = rows.merge(best[known], on=["patient_id", "laterality"])
+    found = held_back_heat(run, rows, graph) if graph else {}
 
-    def picture(name: str, row):
-        path = crop_path(run.path(f"processed/{name}"), row.patient_id, row.image_id)
-        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
+    def picture(row):
+        path = crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        return beside(grey, found[row.image_id]) if graph else grey
 
-    show_pictures(rows, lambda row: picture("cleaned_images", row),
-                  lambda row: f"{row.kind}: {row.probability:.2f}\n{row.patient_id} {row.laterality}\n{row.view}",
-                  mask=lambda row: picture("cleaned_masks", row))
+    def outline(row):
+        mask = lesion_mask(run, row.patient_id, row.image_id, fitted)
+        return np.pad(mask, ((0, 0), (0, mask.shape[1]))) if graph and mask is not None else mask
+
+    show_pictures(rows, picture, lambda row: f"{row.kind}: {row.probability:.2f}\n{row.patient_id} {row.laterality}\n"
+                  f"{row.view}", columns=4 if graph else 8, mask=outline)
+    if graph:
+        colour_scale(plt.gcf())

@@ -25,8 +25,11 @@
 #| export
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 
+from mammo_nb.baseline.prepare import pad_upright
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, pfbeta
 from mammo_nb.core.runs import Run, read_manifest
@@ -48,6 +51,7 @@ from mammo_nb.core.reports import (counted, environment_table, failed_files, plo
 from mammo_nb.core.settings import read_paths
 from mammo_nb.mammo.learning.exams import FACTS, image_facts, plot_boxes, sets_table, show_exam, wrong_breasts
 from mammo_nb.mammo.report import result_lines, show_extremes
+from mammo_nb.mammo.tools.heat_maps import MEASURED, lesion_hits
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -188,11 +192,31 @@ if trained_here:
 
 # %% [markdown]
 # ## The clearest right and wrong predictions
-# The cancers that the threshold finds and misses, and the other breasts that it suspects and passes.
+# The cancers that the threshold finds and misses, and the other breasts that it suspects and passes. Beside each image
+# is its heat map, and an orange line is the outline of a lesion, where masks are known.
+
+# %%
+#| export
+GRAPH = "weights/baseline.onnx"
+
+def fitted(
+    cut: np.ndarray,   # uint8 (rows, columns) of the box in the frame
+    rows: int,         # of the result, pixels
+    columns: int,
+) -> np.ndarray:       # uint8 (rows, columns)
+    "A mask as the stage prepare fits its picture."
+    return cv2.resize(pad_upright(cut), (columns, rows), interpolation=cv2.INTER_LINEAR)
 
 # %%
 if trained_here:
-    show_extremes(run)
+    show_extremes(run, GRAPH, fitted)
+
+# %% [markdown]
+# How often the hottest place of a cancer that was found lies inside of its lesion, as in the winner's report:
+
+# %%
+if trained_here:
+    display(lesion_hits(run, MEASURED, GRAPH, fitted).round(3))
 
 # %% [markdown]
 # ## Stages and environment

@@ -268,6 +268,19 @@ assert (shrink(checks, 16, 12) == 500).all()  # by picking pixels it would be bl
 
 # %%
 #| export
+def place_of_fit(
+    shape: tuple[int, int],  # rows, columns of a picture
+    height: int,             # that it is fitted into, pixels
+    width: int,              # the same
+    plain: bool = False,     # as for `fit_resize`
+) -> tuple[int, int, int, int]:  # top, left, bottom, right, pixels; half-open
+    "Where a picture lies in its fitted copy."
+    ratio = min(height / shape[0], width / shape[1])
+    whole = int if plain else round
+    h, w = (max(1, whole(side * ratio)) for side in shape)
+    top, left = (height - h) // 2, (width - w) // 2
+    return top, left, top + h, left + w
+
 def fit_resize(
     grey: np.ndarray,     # uint8 (rows, columns)
     height: int,          # of the result, pixels
@@ -275,12 +288,10 @@ def fit_resize(
     plain: bool = False,  # sides truncated and one bilinear step, as in published code; False: rounded, and `shrink`
 ) -> np.ndarray:          # uint8 (height, width)
     "Resize to fit, keep the proportions, pad with black on both sides."
-    ratio = min(height / grey.shape[0], width / grey.shape[1])
-    whole = int if plain else round
-    h, w = (max(1, whole(side * ratio)) for side in grey.shape)
+    top, left, bottom, right = place_of_fit(grey.shape, height, width, plain)
+    h, w = bottom - top, right - left
     small = cv2.resize(grey, (w, h), interpolation=cv2.INTER_LINEAR) if plain else shrink(grey, h, w)
-    top, left = (height - h) // 2, (width - w) // 2
-    bottom, right = height - h - top, width - w - left
+    bottom, right = height - bottom, width - right
     return cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
 
 # %%

@@ -106,15 +106,22 @@ class Ensemble(nn.Module):
         return {self.inputs[0].name: {"scale": self.scale, "channels": self.channels,
                                       "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}}
 
+    def prepare(self,
+        first: torch.Tensor,  # the first input, as it is stored
+    ) -> torch.Tensor:        # as the networks take it
+        "Divide by the scale, repeat a single channel, and normalise."
+        if not self.prepared:
+            return first
+        first = first.float() / self.scale
+        if first.shape[self.axis] != self.channels:
+            first = first.expand([self.channels if k == self.axis else -1 for k in range(first.dim())])
+        return (first - self.mean) / self.std
+
     def forward(self,
         *given: torch.Tensor,  # the inputs, in their order
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:  # the only output, or all in their order; n and networks come first
         first, *others = given
-        if self.prepared:
-            first = first.float() / self.scale
-            if first.shape[self.axis] != self.channels:
-                first = first.expand([self.channels if k == self.axis else -1 for k in range(first.dim())])
-            first = (first - self.mean) / self.std
+        first = self.prepare(first)
         results = [self.in_order(model(first, *others)) for model in self.models]
         joined = tuple(self.join(t, [r[k] for r in results]) for k, t in enumerate(self.outputs))
         return joined if len(joined) > 1 else joined[0]

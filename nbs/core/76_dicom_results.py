@@ -197,4 +197,4 @@ with tempfile.TemporaryDirectory() as folder:
 
 # %% [markdown]
 # ---
-# [← Comparison](75_comparison.py) · [Pages →](78_pages.py)
+# [← Comparison](75_comparison.py) · [Explanations →](77_explanations.py)

@@ -305,4 +305,4 @@ print(text)
 
 # %% [markdown]
 # ---
-# [← Results as DICOM](76_dicom_results.py) · [Site →](79_site.py)
+# [← Explanations](77_explanations.py) · [Site →](79_site.py)

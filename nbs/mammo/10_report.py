@@ -22,19 +22,25 @@
 
 # %%
 #| export
-import cv2
+from collections.abc import Callable
 
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+
+from mammo_nb.core.explanations import beside, colour_scale
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, pfbeta
+from mammo_nb.core.pictures import shrink
 from mammo_nb.core.reports import extremes, show_pictures, submission_line
 from mammo_nb.core.runs import Run
 from mammo_nb.core.submission import DEMONSTRATION
 from mammo_nb.mammo.crops import crop_path
 from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.tools.heat_maps import GRAPH, MEASURED, held_back_heat, lesion_hits, lesion_mask
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 from sklearn.metrics import roc_curve
@@ -231,12 +237,15 @@ if trained_here:
 # Breasts out of fold, as the threshold decides. Of the cancers some are found and some are missed; of the other breasts
 # some are suspected and some passed. Shown are those farthest from the threshold. A breast appears once, with the
 # probability of the whole breast and the image that had the highest one. An orange line is the outline of a lesion,
-# where masks are known.
+# where masks are known. Beside each image is its heat map: the places that the probability came from, as the network of
+# its fold had it (`core/77_explanations`). The hottest place of each image is yellow, also where nothing was suspected.
 
 # %%
 #| export
 def show_extremes(
-    run: Run,   # a run that has trained
+    run: Run,                    # a run that has trained
+    graph: str = "",             # whose networks explain each image beside it, as for `held_back_heat`; "": none
+    fitted: Callable = shrink,   # as for `lesion_mask`
 ):
     "Show up to four breasts each of those found, missed, suspected and passed, with id, view and probability."
     oof = read_table(run.path("oof.csv"), ["probability"])
@@ -244,19 +253,40 @@ def show_extremes(
     rows = extremes(breasts, "cancer", read_json(run.path("selection.json"))["threshold"])
     best = oof.sort_values("probability", ascending=False).drop_duplicates(["patient_id", "laterality"])
     best = best.merge(read_table(run.path("folds.csv"), ["view"])[["image_id", "patient_id", "view"]])
-    rows = rows.merge(best[["patient_id", "laterality", "image_id", "view"]], on=["patient_id", "laterality"])
+    known = ["patient_id", "laterality", "image_id", "view", *(["fold"] if graph else [])]
+    rows = rows.merge(best[known], on=["patient_id", "laterality"])
+    found = held_back_heat(run, rows, graph) if graph else {}
 
-    def picture(name: str, row):
-        path = crop_path(run.path(f"processed/{name}"), row.patient_id, row.image_id)
-        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.exists() else None
+    def picture(row):
+        path = crop_path(run.path("processed/cleaned_images"), row.patient_id, row.image_id)
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        return beside(grey, found[row.image_id]) if graph else grey
 
-    show_pictures(rows, lambda row: picture("cleaned_images", row),
-                  lambda row: f"{row.kind}: {row.probability:.2f}\n{row.patient_id} {row.laterality}\n{row.view}",
-                  mask=lambda row: picture("cleaned_masks", row))
+    def outline(row):
+        mask = lesion_mask(run, row.patient_id, row.image_id, fitted)
+        return np.pad(mask, ((0, 0), (0, mask.shape[1]))) if graph and mask is not None else mask
+
+    show_pictures(rows, picture, lambda row: f"{row.kind}: {row.probability:.2f}\n{row.patient_id} {row.laterality}\n"
+                  f"{row.view}", columns=4 if graph else 8, mask=outline)
+    if graph:
+        colour_scale(plt.gcf())
 
 # %%
 if trained_here:
-    show_extremes(run)
+    show_extremes(run, GRAPH)
+
+# %% [markdown]
+# How often the hottest place of a cancer that was found lies inside of its lesion, with 95 % intervals (Wilson). There
+# is no tolerance: a peak one pixel outside is no hit. A breast is counted once, by the image shown above; two images of
+# a breast resemble each other, so the interval of the images is a little too narrow.
+
+# %%
+if trained_here:
+    hits = lesion_hits(run, MEASURED)
+    if len(hits):
+        display(hits.set_index("unit").round(3))
+    else:
+        print("no masks of lesions are known here")
 
 # %% [markdown]
 # ## Stages and environment
