@@ -169,7 +169,7 @@ def of_package(
         return all(of_package(f) for f in (fn.func, *fn.args, *fn.keywords.values()) if callable(f))
     return (getattr(fn, "__module__", "") or "").startswith(f"{PACKAGE}.")
 
-# %% ../../nbs/core/35_parallel.ipynb #a0c106b3
+# %% ../../nbs/core/35_parallel.ipynb #b233a00d
 UNREACHED = "NotReached: the time ended before this item was started. Repeat the call to continue with it"
 
 def _keys(items: list[dict], key: str, table: Path) -> list:
@@ -221,7 +221,8 @@ def collect(
             path.unlink()
     failed = int((result["error"] != "").sum())
     if failed and label is not None:
-        tqdm.write(f"{table.name}: {failed} of {len(result)} failed, see the column 'error'")
+        tqdm.write(
+            f"{label or table.stem}: {failed} of {len(result)} without a result, see column 'error' of {table.name}")
     return result.infer_objects()
 
 def shared_paths(

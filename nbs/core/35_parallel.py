@@ -294,7 +294,8 @@ def collect(
             path.unlink()
     failed = int((result["error"] != "").sum())
     if failed and label is not None:
-        tqdm.write(f"{table.name}: {failed} of {len(result)} failed, see the column 'error'")
+        tqdm.write(
+            f"{label or table.stem}: {failed} of {len(result)} without a result, see column 'error' of {table.name}")
     return result.infer_objects()
 
 def shared_paths(
