@@ -2542,6 +2542,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mammo_nb/mammo/tools/heat_maps.py'),
                                                 'mammo_nb.mammo.tools.heat_maps.networks_of': ( 'mammo/tools/heat_maps.html#networks_of',
                                                                                                 'mammo_nb/mammo/tools/heat_maps.py'),
+                                                'mammo_nb.mammo.tools.heat_maps.preview_with_heat': ( 'mammo/tools/heat_maps.html#preview_with_heat',
+                                                                                                      'mammo_nb/mammo/tools/heat_maps.py'),
                                                 'mammo_nb.mammo.tools.heat_maps.true_positives': ( 'mammo/tools/heat_maps.html#true_positives',
                                                                                                    'mammo_nb/mammo/tools/heat_maps.py')},
             'mammo_nb.mammo.tools.hidden': { 'mammo_nb.mammo.tools.hidden.hidden_test': ( 'mammo/tools/hidden.html#hidden_test',

@@ -97,7 +97,7 @@ def predict_scans(
     result.attrs["record"] = record
     return result
 
-# %% ../nbs/81_predicting.ipynb #8f839749
+# %% ../nbs/81_predicting.ipynb #fdef33ff
 app = typer.Typer(add_completion=False)
 
 def _watch(folder: Path, output: Path, system: str, wait: float, workers: int, allow_errors: bool, **how) -> int:
@@ -135,6 +135,8 @@ def predict(
     dicom: bool = typer.Option(
         False, help="mammo: also write pictures and reports as DICOM that belong to the studies, to dicom/"),
     html: bool = typer.Option(False, help="mammo: also write a page for each exam, and a list of all, to html/"),
+    heat_maps: bool = typer.Option(
+        False, help="mammo: previews also show where in the breast the probability came from"),
     fast: bool = typer.Option(False, help="mammo: the first network of the ensemble alone, without TTA"),
     engine: str = typer.Option("auto", help="torch, onnxruntime, openvino or tensorrt; auto: the first that works"),
     device: str = typer.Option("cpu", help="cpu, cuda or cuda:1"),
@@ -146,6 +148,7 @@ def predict(
 ):
     "Predict every scan of a folder. Exit code 0: all predicted, 1: some files failed, 2: nothing could be predicted."
     how = {"force": force, "all_views": all_views, "frames": frames, "dicom": dicom, "html": html, "fast": fast,
+           "heat_maps": heat_maps,
            "engine": engine if engine != "auto" else "", "device": device if device != "cpu" else ""}
     how = {name: value for name, value in how.items() if value}
     tool = tool_of(system)

@@ -1,5 +1,6 @@
 "Heat maps: the peak lies where the answer comes from, also on the frame, and a hit is a peak inside of the lesion."
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -7,7 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from mammo_nb.cli import app
 from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble, register_network
 from mammo_nb.core.explanations import (ExplanationError, contributions, feature_layers, heat_maps, hit, hit_rate,
@@ -16,6 +19,7 @@ from mammo_nb.core.networks import Mirrored, create_network, save_weights
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.learning.lesions import pointing_classifier
+from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.system import system
 from mammo_nb.mammo.tools import heat_maps as tool
 
@@ -240,3 +244,42 @@ def test_a_drawn_lesion_is_cut_as_its_crop(run):
     down, across = 512 / 600, 256 / 300
     assert np.allclose([rows.min(), rows.max() + 1], [250 * down, 290 * down], atol=1.5)
     assert np.allclose([columns.min(), columns.max() + 1], [100 * across, 140 * across], atol=1.5)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("c")
+    make_competition(folder, patients=1, test_patients=1, frame=(320, 256), prevalence=1., seed=5, workers=1)
+    return folder / "test_images"
+
+
+def test_previews_show_where_a_probability_came_from(scans, tmp_path):
+    place = tmp_path / "weights"
+    place.mkdir()
+    torch.manual_seed(0)
+    network = create_network("resnet10t").eval()
+    exported(place, [network], None, (128, 64), kind="timm", network="resnet10t", global_pool=None)
+    outputs = {}
+    for name, options in (("plain", []), ("warm", ["--heat-maps"])):
+        done = CliRunner().invoke(app, ["predict", str(scans), "-o", str(tmp_path / name), "--weights", str(place),
+                                        "--workers", "1", *options])
+        assert done.exit_code == 0, done.output
+        outputs[name] = pd.read_csv(tmp_path / name / "per_image.csv")
+    assert outputs["plain"].equals(outputs["warm"])
+    for row in outputs["warm"].itertuples():
+        plain, warm = (cv2.imread(str(next((tmp_path / name / "previews").glob(f"*{row.image_id}*"))))
+                       for name in outputs)
+        frame = round(512 * row.columns / row.rows)
+        start = 2 * 8 + frame + 256            # of the third picture, behind the frame and the input
+        assert np.array_equal(warm[:512, :start - 8], plain[:512, :start - 8])
+        third = warm[:512, start:start + frame].astype(int)
+        coloured = np.ptp(third, axis=2) > 8
+        down, across = 512 / row.rows, frame / row.columns
+        inside = np.zeros_like(coloured)
+        inside[round(row.y0 * down):round(row.y1 * down), round(row.x0 * across):round(row.x1 * across)] = True
+        assert coloured.any() and not (coloured & ~inside).any()
+    bare = shutil.copytree(place, tmp_path / "bare")
+    (bare / "fold_0.safetensors").unlink()
+    done = CliRunner().invoke(app, ["predict", str(scans), "-o", str(tmp_path / "none"), "--weights", str(bare),
+                                    "--heat-maps"])
+    assert done.exit_code != 0 and "fold_0.safetensors" in str(done.exception)

@@ -27,6 +27,7 @@ run_dir = ""   # folder of a run; "" makes a small practice run
 # %%
 #| export
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,16 +38,17 @@ import pandas as pd
 import torch
 
 from mammo_nb.core.ensembles import Ensemble, rebuild
-from mammo_nb.core.explanations import heat_maps, hit, hit_rate, onto_frame
+from mammo_nb.core.explanations import SCALE, heat_maps, hit, hit_rate, onto_frame, overlay
 from mammo_nb.core.files import read_json
 from mammo_nb.core.networks import WeightsError
 from mammo_nb.core.pictures import shrink
 from mammo_nb.core.runs import Run
 from mammo_nb.core.sidecars import EngineError, read_sidecar
-from mammo_nb.mammo.crops import crop_path
+from mammo_nb.mammo.crops import Breast, crop, crop_path, preview
 from mammo_nb.mammo.datasets import read_table
 from mammo_nb.mammo.drawing.breast import BREAST
 from mammo_nb.mammo.engines import fitted_crops
+from mammo_nb.mammo.recipes import Crops
 
 # %%
 #| hide
@@ -189,6 +191,39 @@ def lesion_hits(
 
 # %%
 lesion_hits(run, MEASURED)
+
+# %% [markdown]
+# ## On a preview
+# `predict --heat-maps` puts the heat map of the whole ensemble back onto the frame.
+
+# %%
+#| export
+def preview_with_heat(
+    weights: Path,        # a folder with ensemble.onnx and the weights that its JSON names
+    faithful: bool,       # as in the settings of the crops
+    breast: Breast,
+    seen: np.ndarray,     # uint8 (height, width), the input of the network
+    lines: list[str],     # lines of text below the pictures
+    height: int = 512,    # of the pictures in a preview, pixels
+) -> np.ndarray:          # uint8 (rows, columns, 3), BGR
+    "A preview, and to the right of it the frame under its heat map."
+    picture = preview(breast, seen, [*lines, SCALE])
+    torch.set_num_threads(1)   # the processes already share the cores
+    heat, = input_heat(networks_of(weights / "ensemble.onnx"), seen[None])
+    box, header = breast.box, breast.image.header
+    whole = replace(box, x0=0, y0=0, x1=header.columns, y1=header.rows)
+    grey, _, _ = crop(breast.image, whole, Crops(height=height, scaling=breast.scaling))
+    grey = cv2.resize(grey, (max(1, round(grey.shape[1] * height / grey.shape[0])), height),
+                      interpolation=cv2.INTER_AREA)
+    down, across = height / header.rows, grey.shape[1] / header.columns
+    place = tuple(round(side * scale) for side, scale in zip((box.x0, box.y0, box.x1, box.y1), 2 * (across, down)))
+    shape = (box.y1 - box.y0, box.x1 - box.x0) if faithful else breast.grey.shape
+    warm = overlay(grey, onto_frame(heat, shape, place, grey.shape, faithful))[..., ::-1]
+    wide = np.zeros((len(picture), picture.shape[1] + 8 + warm.shape[1], 3), np.uint8)
+    wide[:, :picture.shape[1]] = picture
+    wide[:height, picture.shape[1]:] = 90
+    wide[:height, picture.shape[1] + 8:] = warm
+    return wide
 
 # %% [markdown]
 # ---

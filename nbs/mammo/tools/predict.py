@@ -89,7 +89,8 @@ output = Path(tempfile.mkdtemp()) / "out"
 def predict_file(
     # folder, file, weights, detector, and perhaps engine and device; row of a table; previews: folder or ""; name: stem
     # of the preview, and title its first line; force: whether a picture without a breast gets a probability, too;
-    # all_views: whether images other than standard mammograms do; frames: middle or a number, for a file with several
+    # all_views: whether images other than standard mammograms do; frames: middle or a number, for a file with several;
+    # heat: adds the heat map to the preview
     item: dict,
 ) -> dict:       # a row of per_image.csv
     """Predict one file and draw its preview. A prediction that is no number is an error of the row. Without a breast,
@@ -125,7 +126,11 @@ def predict_file(
         number = "none" if probability is None else f"{probability:.3f}"
         lines = [shown(item.get("title") or item["file"]), f"{sides}   probability {number}   box: {row['box_source']}"]
         lines.append(words_of(engine.metadata))
-        write_png(drawn, preview(seen.breast, seen.picture, lines))
+        draw = preview
+        if item.get("heat") and probability is not None:
+            from mammo_nb.mammo.tools.heat_maps import preview_with_heat
+            draw = partial(preview_with_heat, Path(item["weights"]), settings.faithful)
+        write_png(drawn, draw(seen.breast, seen.picture, lines))
     return {**row, "probability": probability}
 
 # %% [markdown]
@@ -225,6 +230,7 @@ def predict_folder(
     engine: str = "auto",         # as in `check_engine`
     device: str = "cpu",
     fast: bool = False,           # whether the first network alone predicts, without TTA
+    heat_maps: bool = False,      # whether previews also show the frame under its heat map
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     frames = check_frames(frames)
@@ -242,6 +248,9 @@ def predict_folder(
         place = fast_weights(place, output / "fast")
         metadata = read_entries(place / "ensemble.json", NEEDED)
     check_engine(place, ["ensemble"], engine, device)
+    if heat_maps:
+        from mammo_nb.mammo.tools.heat_maps import networks_of
+        networks_of(place / "ensemble.onnx")   # an error before the first file
     files, others = find_files(folder, besides=output)
     packed, folder = packed_files(folder), folder_of(folder)
     try:
@@ -256,7 +265,8 @@ def predict_folder(
     items = [
         {"file": f, "frames": choice, "entry": entry, "folder": str(folder), "weights": str(place),
          "row": sides.get(f), "previews": str(output / "previews"), "name": name, "title": f, "force": force,
-         "all_views": all_views, "engine": engine, "device": device} for (f, choice, entry), name in zip(chosen, names)]
+         "all_views": all_views, "engine": engine, "device": device, "heat": heat_maps}
+        for (f, choice, entry), name in zip(chosen, names)]
     if hash_ids:
         key, packed = id_key(), packed.partition(", unpack")[0]
         names = [hidden_id(i["entry"], key) for i in items]
