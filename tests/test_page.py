@@ -37,7 +37,9 @@ def notebook():
         cell(nb.new_output("stream", text="AUC 0.9"), shown(text_markdown="**AUC 0.9**")), cell(shown(image_png=png)),
         nb.new_markdown_cell("## Scores & errors"), cell(wide), cell(shown(text_html=SCORES._repr_html_())),
         nb.new_markdown_cell("## Stages and environment\n### Stages"), cell(wide), nb.new_markdown_cell("### Machine"),
-        cell(wide), nb.new_markdown_cell("---\n[← Submit](09_submit.py)")])
+        cell(wide), cell(nb.new_output("stream", text="word" * 200)),
+        cell(nb.new_output("stream", name="stderr", text="/home/somebody/lib.py: a warning")),
+        nb.new_markdown_cell("---\n[← Submit](09_submit.py)")])
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -55,6 +57,7 @@ def test_the_page_is_whole_offline_and_fits(tmp_path, notebook, width):
         assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()] and messages == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.title() == "a <run>" and "Not a medical device" in page.locator("body").inner_text()
+        assert "wordword" in page.content() and "somebody" not in page.content()
         sections = ["The result", "Scores & errors", "Stages and environment"]
         assert page.locator("h2").all_inner_texts() == sections == page.locator("nav a").all_inner_texts()
         for link in page.locator("nav a").all():

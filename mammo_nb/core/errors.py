@@ -105,9 +105,10 @@ def safe_cells(
         table[column] = [cell(value) for value in table[column]]
     return table
 
-# %% ../../nbs/core/11_errors.ipynb #f87100bc
+# %% ../../nbs/core/11_errors.ipynb #0c2ef3df
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
-.wide { overflow-x: auto; margin: 1rem 0 } .wide img { max-width: 100%; height: auto } pre { white-space: pre-wrap }
+.wide { overflow-x: auto; margin: 1rem 0 } .wide img { max-width: 100%; height: auto }
+pre { white-space: pre-wrap; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-size: .875rem; white-space: nowrap }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } tbody th { text-align: left }
 td.number { text-align: right } td.text { white-space: normal; min-width: 16rem }

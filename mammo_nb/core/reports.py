@@ -175,7 +175,7 @@ def show_pictures(
         axis.axis("off")
     figure.tight_layout()
 
-# %% ../../nbs/core/69_reports.ipynb #6162249a
+# %% ../../nbs/core/69_reports.ipynb #3f4a8ed0
 FOLDED = "Stages and environment"   # a section whose tables are opened by a click
 
 def _mend(table, soup):
@@ -206,6 +206,7 @@ def report_page(
     for outputs in (c.outputs for c in notebook.cells if c.cell_type == "code"):
         if any("text/markdown" in o.get("data", {}) for o in outputs):   # what is printed says the same, for the log
             outputs[:] = [o for o in outputs if o.output_type != "stream"]
+        outputs[:] = [o for o in outputs if o.get("name") != "stderr"]   # warnings are in the notebook
     body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_notebook_node(notebook)
     soup = BeautifulSoup(body, "html.parser")
     for each in soup.select("script, style, a.anchor-link, .prompt"):

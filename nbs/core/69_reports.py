@@ -259,6 +259,7 @@ def report_page(
     for outputs in (c.outputs for c in notebook.cells if c.cell_type == "code"):
         if any("text/markdown" in o.get("data", {}) for o in outputs):   # what is printed says the same, for the log
             outputs[:] = [o for o in outputs if o.output_type != "stream"]
+        outputs[:] = [o for o in outputs if o.get("name") != "stderr"]   # warnings are in the notebook
     body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_notebook_node(notebook)
     soup = BeautifulSoup(body, "html.parser")
     for each in soup.select("script, style, a.anchor-link, .prompt"):
