@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from mammo_nb.cli import app
 from mammo_nb.core.engines import export_onnx
 from mammo_nb.core.ensembles import Ensemble, register_network
+from mammo_nb.core.dicom import read_image
 from mammo_nb.core.explanations import (ExplanationError, contributions, feature_layers, heat_maps, hit, hit_rate,
                                         onto_frame, overlay, peak)
 from mammo_nb.core.networks import Mirrored, create_network, save_weights
 from mammo_nb.core.pictures import fit_resize, write_png
 from mammo_nb.core.runs import Run
+from mammo_nb.ich.phantom import make_patient, plan
 from mammo_nb.mammo.learning.lesions import pointing_classifier
 from mammo_nb.mammo.phantom import make_competition
 from mammo_nb.mammo.system import system
@@ -283,3 +285,20 @@ def test_previews_show_where_a_probability_came_from(scans, tmp_path):
     done = CliRunner().invoke(app, ["predict", str(scans), "-o", str(tmp_path / "none"), "--weights", str(bare),
                                     "--heat-maps"])
     assert done.exit_code != 0 and "fold_0.safetensors" in str(done.exception)
+
+
+def test_a_slice_with_blood_has_its_mask_and_no_other_has_one(tmp_path):
+    patient = next(p for p in plan("train", 12, 1., 10, 3) if p["kinds"])
+    rows = make_patient(tmp_path, patient, 96, 3.)
+    inside, around = [], []
+    for row in rows:
+        path = tmp_path / "truth" / "masks" / f"{row['image_id']}.png"
+        assert path.is_file() == bool(row["any"])
+        if row["any"]:
+            mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+            pixels = read_image(tmp_path / "stage_2_train_images" / f"{row['image_id']}.dcm").pixels.astype(float)
+            ring = cv2.dilate(mask, np.ones((7, 7), np.uint8)) - mask
+            assert mask.shape == pixels.shape and set(np.unique(mask)) == {0, 255}
+            inside.append(np.median(pixels[mask > 0]))
+            around.append(np.median(pixels[(ring > 0) & (np.abs(pixels - inside[-1]) < 100)]))
+    assert inside and np.mean(inside) > np.mean(around) + 15

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VISIBLE', 'AREA', 'shared_out', 'plan', 'make_patient', 'label_rows', 'make_competition', 'run_stage']
 
-# %% ../../nbs/ich/01_phantom.ipynb #1db6c38e
+# %% ../../nbs/ich/01_phantom.ipynb #fb08f815
 import json
 import os
 import shutil
@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from ..core.files import write_csv, write_json, write_text
+from ..core.pictures import write_png
 from ..core.processes import ends_with_this
 from ..core.runs import Run
 from .drawing.face import AIR, draw_tissue
@@ -64,7 +65,7 @@ def plan(
                  follows=bool(patients // 2 == special[i]), tilted=bool(rng.random() < 0.92), entropy=[*entropy, i])
             for i in range(patients)]
 
-# %% ../../nbs/ich/01_phantom.ipynb #2b3a862b
+# %% ../../nbs/ich/01_phantom.ipynb #10f82259
 VISIBLE, AREA = 8.0, 40.0  # HU and mm² of blood that make a slice positive
 
 def make_patient(
@@ -116,6 +117,10 @@ def make_patient(
                         number=number, instance=int(instance[place]), missing=missing,
                         ids=dict(patient=patient["patient"], study=study, series=name, image=image))
             labels = {kind: int(area.get(kind, 0) >= AREA) for kind in CLASSES[:-1]}
+            if any(labels.values()):
+                mask = np.zeros((size, size), np.uint8)
+                mask[box] = 255 * np.any([added[kind] >= VISIBLE for kind, label in labels.items() if label], axis=0)
+                write_png(root / "truth" / "masks" / f"{image}.png", mask)
             rows.append(dict(split=patient["split"], image_id=image, patient_id=patient["patient"], series=name,
                              place=place, level=round(level, 3), **labels, any=max(labels.values())))
     write_json(note, rows)

@@ -64,6 +64,7 @@ CELLS = 4         # along the shorter side, at least
 def feature_layers(
     network: nn.Module,            # has a timm network in it
     size: tuple[int, int],         # height, width of its input, pixels
+    steps: tuple | None = None,    # pixels from cell to cell of the maps; None: STEPS and the last map
 ) -> dict[int, nn.Module]:         # step in pixels -> layer, the last map's at the end
     "The layers whose maps are used. Raises ExplanationError."
     body = next((m for m in network.modules() if hasattr(m, "feature_info")), None)
@@ -76,7 +77,8 @@ def feature_layers(
     behind = next((m for m in network.modules() if hasattr(m, "conv_head") and hasattr(m, "bn2")), None)
     if behind:
         layers[last] = behind.bn2
-    used = {step: layers[step] for step in sorted({*STEPS, last} & set(layers)) if min(size) // step >= CELLS}
+    wanted = set(steps or (*STEPS, last))
+    used = {step: layers[step] for step in sorted(wanted & set(layers)) if min(size) // step >= CELLS}
     if not used:
         raise ExplanationError(f"An input of {size[0]}x{size[1]} pixels is too small for a heat map of "
                                f"{type(body).__name__}.")
@@ -111,14 +113,15 @@ def contributions(
     x: torch.Tensor,               # float (n, channels, height, width), as the network takes it
     target: int | tuple = 0,       # output that is explained
     answer: Answer | None = None,  # how the network is asked; None: network(x)
+    steps: tuple | None = None,    # as for `feature_layers`
 ) -> list[torch.Tensor]:           # float32 (n, rows, columns) of each map, signed
     "HiResCAM of one network; of one with horizontal-flip TTA, the mean of both views."
     from captum.attr import LayerGradientXActivation   # slow to import; predictions without heat maps do without it
     if isinstance(network, Mirrored):
-        plain, mirrored = (contributions(network.model, view, target, answer) for view in (x, x.flip(-1)))
+        plain, mirrored = (contributions(network.model, view, target, answer, steps) for view in (x, x.flip(-1)))
         return [(p + m.flip(-1)) / 2 for p, m in zip(plain, mirrored)]
     asked = network.eval() if answer is None else lambda pictures: answer(network, pictures)
-    attribution = LayerGradientXActivation(asked, list(feature_layers(network, x.shape[-2:]).values()))
+    attribution = LayerGradientXActivation(asked, list(feature_layers(network, x.shape[-2:], steps).values()))
     with torch.enable_grad():
         found = attribution.attribute(x, target=target)
     return [cells.detach().sum(1).float() for cells in found]
@@ -133,16 +136,17 @@ def heat_maps(
     x: torch.Tensor,                # float (n, channels, height, width), as the networks take it, on their device
     target: int | tuple = 0,
     answer: Answer | None = None,   # as for `contributions`
+    steps: tuple | None = None,     # the same
 ) -> np.ndarray:                    # float32 (n, height, width), 0 to 1; 0 everywhere if no place speaks for the answer
     "Which places of each picture the answer came from. Raises ExplanationError."
     count = max(1, PIXELS // (x.shape[-2] * x.shape[-1]))
     if len(x) > count:
-        parts = [heat_maps(networks, x[s:s + count], target, answer) for s in range(0, len(x), count)]
+        parts = [heat_maps(networks, x[s:s + count], target, answer, steps) for s in range(0, len(x), count)]
         return np.concatenate(parts)
     size = tuple(x.shape[-2:])
-    sigma = max(feature_layers(networks[0], size)) / 2
+    sigma = max(feature_layers(networks[0], size, steps)) / 2
     together = 0
-    for maps in zip(*(contributions(network, x, target, answer) for network in networks)):
+    for maps in zip(*(contributions(network, x, target, answer, steps) for network in networks)):
         mean = torch.stack(maps).mean(0).clamp(min=0)
         spread = nn.functional.interpolate(mean[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         together = together + _scaled(spread.cpu().numpy())

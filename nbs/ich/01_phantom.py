@@ -40,6 +40,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from mammo_nb.core.files import write_csv, write_json, write_text
+from mammo_nb.core.pictures import write_png
 from mammo_nb.core.processes import ends_with_this
 from mammo_nb.core.runs import Run
 from mammo_nb.ich.drawing.face import AIR, draw_tissue
@@ -168,6 +169,10 @@ def make_patient(
                         number=number, instance=int(instance[place]), missing=missing,
                         ids=dict(patient=patient["patient"], study=study, series=name, image=image))
             labels = {kind: int(area.get(kind, 0) >= AREA) for kind in CLASSES[:-1]}
+            if any(labels.values()):
+                mask = np.zeros((size, size), np.uint8)
+                mask[box] = 255 * np.any([added[kind] >= VISIBLE for kind, label in labels.items() if label], axis=0)
+                write_png(root / "truth" / "masks" / f"{image}.png", mask)
             rows.append(dict(split=patient["split"], image_id=image, patient_id=patient["patient"], series=name,
                              place=place, level=round(level, 3), **labels, any=max(labels.values())))
     write_json(note, rows)

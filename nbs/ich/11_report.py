@@ -35,6 +35,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
 from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
+from mammo_nb.core.explanations import beside, colour_scale
 from mammo_nb.core.files import read_json
 from mammo_nb.core.pictures import sheet
 from mammo_nb.core.practice import practice
@@ -46,6 +47,7 @@ from mammo_nb.ich.bag import classifier_predictions, outcomes
 from mammo_nb.ich.learning.slices import read_picture
 from mammo_nb.ich.recipes import classes_of
 from mammo_nb.ich.system import system
+from mammo_nb.ich.tools.heat_maps import blood_hits, found_slices, held_back_heat, view_of
 
 # %% tags=["parameters"]
 run_dir = ""     # folder of the run; "" makes a small practice run
@@ -262,6 +264,25 @@ if len(ladder):
     plt.legend(fontsize=8)
     pictures = [read_picture(run.path("processed/pictures") / f"{own['image_id'][k]}.png")[..., 0] for k in shown]
     sheet(pictures, columns=7, title=f"slices {', '.join(map(str, shown))}, brain window")
+
+# %% [markdown]
+# ## Where the blood was seen
+# The slices of eight patients with a hemorrhage that the classifier found with the highest probability, each beside its
+# heat map: the places that the probability of `any` came from (`core/77_explanations`). The map is that of the
+# classifier alone; the sequence model has no places. Where slices are drawn, their blood is known, and a hit is a peak
+# inside of it. A low share of hits says that the maps of this classifier cannot be trusted.
+
+# %%
+if len(ladder):
+    explained = view_of(run)
+    slices = found_slices(run, explained)
+    heat = held_back_heat(run, explained, slices)
+    eight = slices.drop_duplicates("patient_id").head(8)
+    if len(eight):
+        show_pictures(eight, lambda row: beside(*heat[row.image_id]), lambda row: f"{row.patient_id}\n{row.cnn:.2f}",
+                      columns=4)
+        colour_scale(plt.gcf())
+    display(blood_hits(run, explained, slices, heat).round(3))
 
 # %% [markdown]
 # ## Training

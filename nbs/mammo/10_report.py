@@ -278,7 +278,8 @@ if trained_here:
 # %% [markdown]
 # How often the hottest place of a cancer that was found lies inside of its lesion, with 95 % intervals (Wilson). There
 # is no tolerance: a peak one pixel outside is no hit. A breast is counted once, by the image shown above; two images of
-# a breast resemble each other, so the interval of the images is a little too narrow.
+# a breast resemble each other, so the interval of the images is a little too narrow. How heat maps are made was chosen
+# on breasts such as those of the demo.
 
 # %%
 if trained_here:
