@@ -6,7 +6,7 @@
 __all__ = ['NOT_AXIAL', 'COLORS', 'SHOWN', 'PredictError', 'suspicious', 'draw_series', 'find_volumes', 'predict_item',
            'predict_folder', 'print_predictions']
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #0f160207
+# %% ../../../nbs/trauma/tools/predict.ipynb #dd5bc8f4
 import shutil
 from collections import defaultdict
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -41,7 +42,7 @@ class PredictError(ProjectError):
 
 NOT_AXIAL = "no axial volume; not predicted"
 
-# %% ../../../nbs/trauma/tools/predict.ipynb #0dd3402e
+# %% ../../../nbs/trauma/tools/predict.ipynb #1381f55b
 COLORS = dict(zip(ORGANS, ("#d62728", "#9467bd", "#2ca02c", "#17becf", "#ff7f0e")))
 SHOWN = 6   # slices in a picture
 
@@ -72,6 +73,7 @@ def draw_series(
     for organ, curve in zip(ORGANS, visibility(reading.masks).T):
         if curve.any():
             axes["organs"].plot(curve, color=COLORS[organ], label=organ.replace("_", " "))
+    axes["injuries"].set_prop_cycle(color=colormaps["tab20"].colors)   # more than ten columns
     for column in slices:
         known = slices[column].dropna()
         axes["injuries"].plot(known, ".-", ms=3, lw=0.8, label=column.replace("_", " "))

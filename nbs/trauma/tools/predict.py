@@ -30,6 +30,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -57,6 +58,7 @@ import tempfile
 import matplotlib.pyplot as plt
 
 from mammo_nb.core.practice import practice
+from mammo_nb.trauma.recipes import COLUMNS
 from mammo_nb.trauma.system import system
 
 # %% tags=["parameters"]
@@ -114,6 +116,7 @@ def draw_series(
     for organ, curve in zip(ORGANS, visibility(reading.masks).T):
         if curve.any():
             axes["organs"].plot(curve, color=COLORS[organ], label=organ.replace("_", " "))
+    axes["injuries"].set_prop_cycle(color=colormaps["tab20"].colors)   # more than ten columns
     for column in slices:
         known = slices[column].dropna()
         axes["injuries"].plot(known, ".-", ms=3, lw=0.8, label=column.replace("_", " "))
@@ -144,6 +147,12 @@ example = Reading(small, (0, 1, 0, 1), {"a": {"liver_injury": .8 * p, "liver_hig
 assert suspicious(example.slices())[0][:2] == (25, "liver_injury")
 assert len({place for place, *_ in suspicious(example.slices())}) == SHOWN
 draw_series(drawn, example, "a drawn series")
+
+# %%
+#| hide
+many = Reading(small, (0, 1, 0, 1), {"a": {column: .08 * k * p for k, column in enumerate(COLUMNS)}})
+curves = next(a for a in draw_series(drawn, many, "").axes if a.get_ylabel() == "probability").lines
+assert len({curve.get_color() for curve in curves}) == len(curves) == len(COLUMNS)
 
 # %% [markdown]
 # ## Volumes of a folder
