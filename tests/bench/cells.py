@@ -24,6 +24,8 @@ def cells_of(notebook: Path) -> list[tuple]:
             if found := re.search(r"^#+ (.+)$", cell.source, re.MULTILINE):
                 section = found[1].strip()
             continue
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            continue   # names the folder of the run
         lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
         key = section, lines[0][:60] if lines else ""
         seen[key] = seen.get(key, 0) + 1   # two cells of a section may begin alike
