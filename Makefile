@@ -148,7 +148,8 @@ test-runs:
 	@env -u MAKEFLAGS $(PY) -m pytest $(RUNS)  # they call make themselves
 
 test-notebooks:
-	@MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n-workers 1 --path-re '^(?!.*nbs/(?!core/)\w+/(?!00)\d\d_)'
+	@export TMPDIR=$$(mktemp -d); trap 'rm -rf "$$TMPDIR"' EXIT; \
+	  MPLBACKEND=agg $(VENV)/bin/nbdev-test --timing --n-workers 1 --path-re '^(?!.*nbs/(?!core/)\w+/(?!00)\d\d_)'
 
 clean:  ## remove built notebooks, runs and scratch; the environment stays
 	rm -rf runs tmp build nbs/.exported nbs/llms.txt _proc
