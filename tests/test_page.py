@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mammo_nb.core.estimates import chart, plot_thresholds
 from mammo_nb.core.reports import report_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
@@ -79,4 +80,35 @@ def test_the_page_is_whole_offline_and_fits(tmp_path, notebook, width):
         page.locator("summary").first.focus()
         page.keyboard.press("Enter")
         assert page.locator("table").first.is_visible() and "09_submit" not in page.content()
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_an_interactive_figure_is_drawn_offline_and_tells_scores_and_names(tmp_path, width):
+    names = ["</script><b>1 L</b>", "2 R", "3 L", "4 R"]
+    figure = chart(plot_thresholds([0, 0, 1, 1], [.1, .6, .4, .9], names, .5, ("no cancer", "cancer")))
+    path, messages, requests = tmp_path / "report.html", [], []
+    path.write_text(report_page(nb.new_notebook(cells=[
+        nb.new_markdown_cell("## Thresholds"), nb.new_code_cell("", outputs=[nb.new_output("display_data", figure)]),
+        nb.new_code_cell("", outputs=[nb.new_output("display_data", figure)])]), "run"))
+    assert path.read_text().count("plotly.js v") == 1   # the library once, for both figures
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 2")
+        assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()] and messages == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert [box.get_attribute("aria-label") for box in page.locator(".wide").all()] == [
+            "Figure 1: Thresholds", "Figure 2: Thresholds"]
+        first = page.locator(".chart").first
+        assert "threshold 0.50" in first.inner_text() and "sensitivity" in first.inner_text()
+        page.evaluate("Plotly.Fx.hover(document.querySelector('.chart'), [{curveNumber: 0, pointNumber: 50}])")
+        assert all(f"{name} 0.500" in first.inner_text() for name in ("pF1", "precision", "sensitivity", "recall rate"))
+        page.evaluate("Plotly.Fx.hover(document.querySelector('.chart'), [{curveNumber: 6, pointNumber: 0}], ['xy', 'x2y2'])")
+        assert "3 L: 0.400" in first.inner_text()
+        assert page.evaluate("document.querySelectorAll('main b').length") == 0
         browser.close()

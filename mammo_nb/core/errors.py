@@ -6,12 +6,15 @@
 __all__ = ['TEXTS', 'STYLE', 'MARKS', 'ProjectError', 'explain', 'Printed', 'shown', 'cell', 'safe_cells', 'page', 'decode_text',
            'ending']
 
-# %% ../../nbs/core/11_errors.ipynb #fbc5196f
+# %% ../../nbs/core/11_errors.ipynb #0db12fbf
 import codecs
 import errno
+import hashlib
 import re
 import signal
 import threading
+from base64 import b64encode
+from collections.abc import Sequence
 from contextlib import contextmanager
 from html import escape
 
@@ -105,7 +108,7 @@ def safe_cells(
         table[column] = [cell(value) for value in table[column]]
     return table
 
-# %% ../../nbs/core/11_errors.ipynb #0c2ef3df
+# %% ../../nbs/core/11_errors.ipynb #1903f9d6
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: auto; padding: 0 1rem }
 .wide { overflow-x: auto; margin: 1rem 0 } .wide img { max-width: 100%; height: auto }
 pre { white-space: pre-wrap; overflow-wrap: anywhere }
@@ -122,13 +125,17 @@ def page(
     links: str,       # HTML of the navigation
     main: str,        # HTML of the content, in which foreign text is escaped
     style: str = "",  # CSS besides STYLE
+    scripts: Sequence[str] = (),  # JavaScript, at the end of the page; no other script can run
 ) -> str:             # HTML
     "A page that needs no network and fits a phone."
+    digests = " ".join(f"'sha256-{b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    allowed = f"; script-src {digests}" if scripts else ""
+    last = "".join(f"<script>{s}</script>" for s in scripts)
     return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>{STYLE}{style}</style></head><body>
-<p class="notice">{escape(notice)}</p>
-<nav aria-label="Sections">{links}</nav><main>{main}</main></body></html>"""
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}"><style>{STYLE}{style}</style></head>
+<body><p class="notice">{escape(notice)}</p>
+<nav aria-label="Sections">{links}</nav><main>{main}</main>{last}</body></html>"""
 
 # %% ../../nbs/core/11_errors.ipynb #aca451aa
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))

@@ -7,7 +7,8 @@ __all__ = ['KINDS', 'FOLDED', 'stages_table', 'environment_table', 'submission_l
            'plot_probabilities', 'plot_plateau', 'plot_ladder', 'extremes', 'most_wrong', 'show_pictures',
            'report_page', 'write_report']
 
-# %% ../../nbs/core/69_reports.ipynb #f4a01b17
+# %% ../../nbs/core/69_reports.ipynb #95c8e16f
+import json
 import re
 from collections.abc import Callable
 from html import escape
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import page
+from .estimates import CHART
 from .files import write_text
 from .metrics import threshold_curve
 from .runs import Run
@@ -175,7 +177,7 @@ def show_pictures(
         axis.axis("off")
     figure.tight_layout()
 
-# %% ../../nbs/core/69_reports.ipynb #3f4a8ed0
+# %% ../../nbs/core/69_reports.ipynb #ec0ccb02
 FOLDED = "Stages and environment"   # a section whose tables are opened by a click
 
 def _mend(table, soup):
@@ -195,6 +197,22 @@ def _mend(table, soup):
         elif re.match(r"[-–\d.]", text):
             cell["class"] = "number"
 
+def _take_charts(outputs: list) -> list[dict]:
+    "Replace figures of plotly by empty elements with the class `chart`, and return their contents."
+    taken = [o["data"].pop(CHART) for o in outputs if CHART in o.get("data", {})]
+    for output in (o for o in outputs if o.get("data", {}).get("text/plain") == "interactive figure"):
+        output["data"] = {"text/html": '<div class="chart"></div>'}
+    return taken
+
+def _drawing(charts: list[dict]) -> list[str]:
+    "JavaScript that draws figures into the elements of the class `chart`: plotly, and one call for each."
+    if not charts:
+        return []
+    from plotly.offline import get_plotlyjs
+    contents = json.dumps(charts).replace("<", "\\u003c")   # no text of a figure can end the script
+    return [get_plotlyjs(), f"{contents}.forEach((f, i) => "
+            "Plotly.newPlot(document.querySelectorAll('.chart')[i], f.data, f.layout, f.config))"]
+
 def report_page(
     notebook,      # executed, of nbformat
     title: str,
@@ -203,7 +221,9 @@ def report_page(
     from bs4 import BeautifulSoup
     from nbconvert import HTMLExporter
     notebook.cells = [c for c in notebook.cells if not c.source.startswith("---\n[←")]   # links between sources
+    charts = []
     for outputs in (c.outputs for c in notebook.cells if c.cell_type == "code"):
+        charts += _take_charts(outputs)
         if any("text/markdown" in o.get("data", {}) for o in outputs):   # what is printed says the same, for the log
             outputs[:] = [o for o in outputs if o.output_type != "stream"]
         outputs[:] = [o for o in outputs if o.get("name") != "stderr"]   # warnings are in the notebook
@@ -213,25 +233,26 @@ def report_page(
         each.decompose()
     heading, number = f"files of {title}", {"Figure": 0, "Table": 0}
     folded = True   # before the first section, too
-    for tag in soup.find_all(["h2", "h3", "img", "table"]):
+    for tag in soup.select("h2, h3, img, table, .chart"):
         if tag.name in ("h2", "h3"):
             heading = tag.get_text(strip=True)
             folded = heading == FOLDED or folded and tag.name == "h3"
             continue
-        kind = "Figure" if tag.name == "img" else "Table"
+        kind = "Table" if tag.name == "table" else "Figure"
         number[kind] += 1
         name = f"{kind} {number[kind]}: {heading}"
         box = tag.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0", "role": "region",
                                                   "aria-label": name}))
         if kind == "Figure":
-            tag["alt"] = name
+            tag["alt" if tag.name == "img" else "title"] = name
             continue
         _mend(tag, soup)
         if folded:
             summary = BeautifulSoup(f"<summary>{escape(name)}</summary>", "html.parser")
             box.wrap(soup.new_tag("details")).insert(0, summary)
     links = "".join(f'<a href="#{h["id"]}">{escape(h.get_text(strip=True))}</a>' for h in soup.find_all("h2"))
-    return page(title, f"Run {title}. For learning and research. Not a medical device.", links, str(soup))
+    return page(title, f"Run {title}. For learning and research. Not a medical device.", links, str(soup),
+                scripts=_drawing(charts))
 
 def write_report(
     run: Run,

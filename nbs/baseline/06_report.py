@@ -44,14 +44,13 @@ from IPython.display import Markdown
 
 from mammo_nb.baseline.system import system
 from mammo_nb.core.calibration import plot_reliability
-from mammo_nb.core.estimates import estimates
+from mammo_nb.core.estimates import chart, estimates, plot_thresholds
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (counted, environment_table, failed_files, plot_history, plot_plateau,
-                                   plot_probabilities, stages_table)
+from mammo_nb.core.reports import environment_table, plot_history, plot_plateau, plot_probabilities, stages_table
 from mammo_nb.core.settings import read_paths
-from mammo_nb.mammo.learning.exams import FACTS, image_facts, plot_boxes, sets_table, show_exam, wrong_breasts
+from mammo_nb.mammo.learning.exams import show_data, show_exam, wrong_breasts
 from mammo_nb.mammo.report import result_lines, show_extremes
-from mammo_nb.mammo.tools.heat_maps import MEASURED, lesion_hits
+from mammo_nb.mammo.tools.heat_maps import MEASURED, held_back_heat, lesion_hits
 
 # %% tags=["parameters"]
 run_dir = ""                                  # folder of the run; "" makes a small practice run
@@ -98,19 +97,7 @@ if trained_here:
 # ## Data and boxes
 
 # %%
-images = {"training": "processed/crops.csv", "test": "test_per_image.csv"}
-images = {name: read_table(run.path(file), ["file"]) for name, file in images.items() if run.path(file).exists()}
-sets = {**images, **({"training": read_table(run.path("folds.csv"), ["cancer"])} if trained_here else {})}
-if images:
-    display(sets_table(sets).set_index("set"))
-    facts = [counted(image_facts(table), FACTS).assign(set=name) for name, table in images.items()]
-    display(pd.concat(facts).set_index(["set", "what"]))
-    for name, table in images.items():
-        told, errors = failed_files(table)
-        display(Markdown(f"{name.capitalize()}: {told}"))
-        if len(errors):
-            display(errors.set_index("file"))
-    plot_boxes(pd.concat(images.values()))
+show_data(run, trained_here)
 
 # %% [markdown]
 # ## How sure the scores are
@@ -125,6 +112,12 @@ if trained_here:
     fig.tight_layout()
     display(estimates(breasts["cancer"], breasts["probability"], breasts["patient_id"],
                       s["threshold"]).set_index("metric").round(3))
+
+# %%
+if trained_here:
+    names = breasts["patient_id"] + " " + breasts["laterality"]
+    display(chart(plot_thresholds(breasts["cancer"], breasts["probability"], names, s["threshold"],
+                                  ("no cancer", "cancer"))), raw=True)
 
 # %% [markdown]
 # ## Compared with the winner
@@ -182,18 +175,8 @@ else:
 # %% [markdown]
 # ## The most confident wrong breasts
 # Each with its whole exam, the box that the network sees, and the probability of each image. A red frame marks the
-# breast that is meant.
-
-# %%
-if trained_here:
-    for breast in wrong_breasts(read_table(run.path("oof.csv"), ["probability"]), s["threshold"]).itertuples():
-        show_exam(run, breast)
-        plt.show()
-
-# %% [markdown]
-# ## The clearest right and wrong predictions
-# The cancers that the threshold finds and misses, and the other breasts that it suspects and passes. Beside each image
-# is its heat map, and an orange line is the outline of a lesion, where masks are known.
+# breast that is meant. Below each image is its heat map. The stage prepare pads a box before it is resized, and a heat
+# map is brought back to the box.
 
 # %%
 #| export
@@ -206,6 +189,20 @@ def fitted(
 ) -> np.ndarray:       # uint8 (rows, columns)
     "A mask as the stage prepare fits its picture."
     return cv2.resize(pad_upright(cut), (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+# %%
+if trained_here:
+    oof = read_table(run.path("oof.csv"), ["probability"])
+    wrong = wrong_breasts(oof, s["threshold"])
+    heat = held_back_heat(run, oof[oof["patient_id"].isin(wrong["patient_id"])], GRAPH)
+    for breast in wrong.itertuples():
+        show_exam(run, breast, heat=heat, fitted=fitted)
+        plt.show()
+
+# %% [markdown]
+# ## The clearest right and wrong predictions
+# The cancers that the threshold finds and misses, and the other breasts that it suspects and passes. Beside each image
+# is its heat map, and an orange line is the outline of a lesion, where masks are known.
 
 # %%
 if trained_here:

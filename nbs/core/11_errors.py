@@ -24,9 +24,12 @@
 #| export
 import codecs
 import errno
+import hashlib
 import re
 import signal
 import threading
+from base64 import b64encode
+from collections.abc import Sequence
 from contextlib import contextmanager
 from html import escape
 
@@ -196,13 +199,17 @@ def page(
     links: str,       # HTML of the navigation
     main: str,        # HTML of the content, in which foreign text is escaped
     style: str = "",  # CSS besides STYLE
+    scripts: Sequence[str] = (),  # JavaScript, at the end of the page; no other script can run
 ) -> str:             # HTML
     "A page that needs no network and fits a phone."
+    digests = " ".join(f"'sha256-{b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    allowed = f"; script-src {digests}" if scripts else ""
+    last = "".join(f"<script>{s}</script>" for s in scripts)
     return f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><style>{STYLE}{style}</style></head><body>
-<p class="notice">{escape(notice)}</p>
-<nav aria-label="Sections">{links}</nav><main>{main}</main></body></html>"""
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}"><style>{STYLE}{style}</style></head>
+<body><p class="notice">{escape(notice)}</p>
+<nav aria-label="Sections">{links}</nav><main>{main}</main>{last}</body></html>"""
 
 # %%
 assert "&lt;script&gt;" in page("<script>", "", "", "") and "default-src 'none'" in page("a", "b", "", "")

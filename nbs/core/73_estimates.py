@@ -22,11 +22,13 @@
 
 # %%
 #| export
+import json
+
 import numpy as np
 import pandas as pd
 
 from mammo_nb.core.calibration import Reliability
-from mammo_nb.core.metrics import GRID
+from mammo_nb.core.metrics import GRID, threshold_curve
 from mammo_nb.core.uncertainty import DRAWS, Ranked, auc_of, average_precision_of, bootstrap, interval
 
 # %%
@@ -197,6 +199,71 @@ def number_in_words(
 assert number_in_words(.5, .4, .61) == "0.500 (0.400 to 0.610)" and number_in_words(.5, np.nan, np.nan) == "0.500"
 
 # %% [markdown]
+# ## Every threshold
+# A threshold that is good for a competition may be wrong for a clinic. The figure has the scores at each threshold, and
+# below them the items at their probabilities. Where the pointer is, it shows all scores, or the name of the item. It is
+# made with plotly; JupyterLab and `report.html` show it, and it needs no network.
+
+# %%
+#| export
+def threshold_scores(
+    labels,          # (n,) 0 or 1
+    probabilities,   # (n,) in [0, 1]
+) -> pd.DataFrame:   # threshold, pF1, precision, sensitivity, specificity, recall rate; a row for each of GRID
+    "The scores of the decisions `probability > threshold`, for every threshold."
+    curve = threshold_curve(labels, probabilities).rename(columns={"score": "pF1", "recall": "sensitivity"})
+    p, y = np.asarray(probabilities, np.float32), np.asarray(labels)
+    called = [np.array([np.mean(group > t) if len(group) else np.nan for t in GRID.astype(np.float32)])
+              for group in (p[y == 0], p)]
+    return curve.assign(specificity=1 - called[0], **{"recall rate": called[1]})
+
+CHART = "application/vnd.plotly.v1+json"   # media type under which JupyterLab and `report_page` know a figure
+
+def chart(
+    figure,   # of plotly
+) -> dict:    # media type -> content, for `display(..., raw=True)`
+    "A figure as a notebook keeps it: numbers, without plotly's own five megabytes."
+    from plotly.utils import PlotlyJSONEncoder   # slow to import, and needed by reports only
+    content = figure.to_plotly_json()
+    content.setdefault("config", {}).update(displaylogo=False, responsive=True, modeBarButtonsToRemove=["toImage"])
+    return {CHART: json.loads(json.dumps(content, cls=PlotlyJSONEncoder)), "text/plain": "interactive figure"}
+
+def plot_thresholds(
+    labels,             # (n,) 0 or 1
+    probabilities,      # (n,) in [0, 1]
+    names,              # (n,) texts
+    threshold: float,   # drawn as a line
+    kinds: tuple[str, str],   # of label 0 and label 1
+):                      # of plotly
+    "All scores at each threshold, and below them the items at their probabilities."
+    from plotly.subplots import make_subplots
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[.65, .35], vertical_spacing=.04)
+    table = threshold_scores(labels, probabilities)
+    told = "<br>".join(f"{name} %{{customdata[{i}]:.3f}}" for i, name in enumerate(table.columns[1:]))
+    for name in table.columns[1:]:
+        figure.add_scatter(x=table["threshold"], y=table[name], name=name, customdata=table.iloc[:, 1:].to_numpy(),
+                           hovertemplate=f"threshold %{{x:.2f}}<br>{told}<extra></extra>", row=1, col=1)
+    y, p, names = np.asarray(labels), np.asarray(probabilities), np.asarray(names)
+    height = np.random.default_rng(0).uniform(-.35, .35, len(y))   # so that points do not hide each other
+    for label, kind in enumerate(kinds):
+        own = y == label
+        figure.add_scatter(x=p[own], y=label + height[own], name=kind, text=names[own], mode="markers", opacity=.6,
+                           hovertemplate="%{text}: %{x:.3f}<extra></extra>", row=2, col=1)
+    figure.add_vline(x=threshold, line_width=1, annotation_text=f"threshold {threshold:.2f}", row=1, col=1)
+    figure.update_yaxes(range=[-.03, 1.03], row=1, col=1)
+    figure.update_yaxes(range=[-.5, 1.5], tickvals=[0, 1], ticktext=kinds, row=2, col=1)
+    figure.update_xaxes(range=[0, 1])
+    figure.update_xaxes(title="threshold, and probability of an item", row=2, col=1)
+    figure.update_layout(template="plotly_white", height=560, margin=dict(l=40, r=10, t=30, b=40),
+                         legend=dict(orientation="h", y=1.12), hovermode="closest")
+    return figure
+
+# %%
+by_hand = threshold_scores([0, 0, 1, 1], [.1, .6, .4, .9]).set_index("threshold").loc[.5]
+assert by_hand.to_dict() == {"pF1": .5, "precision": .5, "sensitivity": .5, "specificity": .5, "recall rate": .5}
+assert threshold_scores([0, 1], [.3, .3]).set_index("threshold").loc[[.29, .3], "recall rate"].tolist() == [1, 0]
+
+# %% [markdown]
 # ## What came out
 
 # %%
@@ -215,6 +282,9 @@ width = [table["value"] - table["low"], table["high"] - table["value"]]
 plt.figure(figsize=(6, 3))
 plt.errorbar(table["value"], table["metric"], xerr=np.maximum(width, 0), fmt="o")
 plt.gca().invert_yaxis()
+
+# %%
+display(chart(plot_thresholds(y[:400], p[:400], who[:400].astype(str), .3, ("healthy", "cancer"))), raw=True)
 
 # %% [markdown]
 # ---

@@ -46,12 +46,11 @@ from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
 from mammo_nb.core.calibration import METHODS, Reliability, calibrated, plot_reliability
-from mammo_nb.core.estimates import GROUP_SCORES, estimates, in_words
+from mammo_nb.core.estimates import GROUP_SCORES, chart, estimates, in_words, plot_thresholds
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (counted, environment_table, failed_files, plot_history, plot_plateau,
-                                   plot_probabilities, stages_table)
+from mammo_nb.core.reports import environment_table, plot_history, plot_plateau, plot_probabilities, stages_table
 from mammo_nb.core.runs import read_manifest
-from mammo_nb.mammo.learning.exams import FACTS, image_facts, plot_boxes, sets_table, show_exam, wrong_breasts
+from mammo_nb.mammo.learning.exams import show_data, show_exam, wrong_breasts
 from mammo_nb.mammo.learning.subgroups import by_unit, subgroups
 from mammo_nb.mammo.system import system
 
@@ -136,38 +135,13 @@ if trained_here:
     display(folds.assign(epoch=folds["epoch"] + 1))  # counted from 1; the files of epoch 1 are named epoch_0
 
 # %% [markdown]
-# ## Data
-# The sets, the sizes of the frames, and how they were read. A file that could not be used has no row in the scores.
+# ## Data and boxes
+# The sets, the sizes of the frames, and how they were read. A file that could not be used has no row in the scores. The
+# network sees only what is inside the box of the breast. A box that keeps nearly the whole frame, or nearly nothing of
+# it, is worth a look.
 
 # %%
-images, sets = {}, {}
-if trained_here:
-    images["training"] = read_table(run.path("processed/crops.csv"), ["file"])
-    sets["training"] = read_table(run.path("folds.csv"), ["cancer"])
-if run.path("test_per_image.csv").exists():
-    images["test"] = sets["test"] = read_table(run.path("test_per_image.csv"), ["file"])
-display(sets_table(sets).set_index("set"))
-
-# %%
-facts = [counted(image_facts(table), FACTS).assign(set=name) for name, table in images.items()]
-if facts:
-    display(pd.concat(facts).set_index(["set", "what"]))
-
-# %%
-for name, table in images.items():
-    told, errors = failed_files(table)
-    display(Markdown(f"{name.capitalize()}: {told}"))
-    if len(errors):
-        display(errors.set_index("file"))
-
-# %% [markdown]
-# ## Boxes
-# The network sees only what is inside the box of the breast. A box that keeps nearly the whole frame, or nearly nothing
-# of it, is worth a look.
-
-# %%
-if images:
-    plot_boxes(pd.concat(images.values()))
+show_data(run, trained_here)
 
 # %% [markdown]
 # ## How sure the scores are
@@ -182,6 +156,16 @@ if trained_here:
     plot_reliability(axes[1], breasts["cancer"], breasts["probability"], "cancer")
     fig.tight_layout()
     display(scored.set_index("metric").round(3))
+
+# %% [markdown]
+# The scores at every threshold, and the breasts below them. The pointer shows the scores of a threshold, or the patient
+# and the side of a breast. A part of the figure can be enlarged.
+
+# %%
+if trained_here:
+    names = breasts["patient_id"] + " " + breasts["laterality"]
+    display(chart(plot_thresholds(breasts["cancer"], breasts["probability"], names, s["threshold"],
+                                  ("no cancer", "cancer"))), raw=True)
 
 # %% [markdown]
 # The corrections of the probabilities are fitted on the other folds. The one with the lowest Brier score goes with the
@@ -221,15 +205,18 @@ if trained_here:
 # ## The most confident wrong breasts
 # Cancers with the lowest probabilities, and other breasts with the highest, each with its whole exam. The views hang as
 # in a reading room: the right breast on the left. Each image has its own out-of-fold probability and, in orange, the
-# box that the network sees. A red frame marks the breast that is meant.
+# box that the network sees. A red frame marks the breast that is meant. Below each image is its heat map: the places
+# that the probability came from, as the network of its fold had it (`core/77_explanations`). The hottest place of each
+# image is yellow, also where nothing was suspected.
 
 # %%
 if trained_here:
-    wrong = wrong_breasts(read_table(run.path("oof.csv"), ["probability"]), s["threshold"])
+    wrong = wrong_breasts(oof, s["threshold"])
     if wrong.empty:
         display(Markdown("No breast is on the wrong side of the threshold."))
+    heat = held_back_heat(run, oof[oof["patient_id"].isin(wrong["patient_id"])])
     for breast in wrong.itertuples():
-        show_exam(run, breast)
+        show_exam(run, breast, heat=heat)
         plt.show()
 
 # %% [markdown]
@@ -237,8 +224,7 @@ if trained_here:
 # Breasts out of fold, as the threshold decides. Of the cancers some are found and some are missed; of the other breasts
 # some are suspected and some passed. Shown are those farthest from the threshold. A breast appears once, with the
 # probability of the whole breast and the image that had the highest one. An orange line is the outline of a lesion,
-# where masks are known. Beside each image is its heat map: the places that the probability came from, as the network of
-# its fold had it (`core/77_explanations`). The hottest place of each image is yellow, also where nothing was suspected.
+# where masks are known. Beside each image is its heat map.
 
 # %%
 #| export

@@ -22,6 +22,7 @@
 
 # %%
 #| export
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,8 +31,10 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from mammo_nb.core.dicom import read_frame
+from mammo_nb.core.explanations import colour_scale, onto_frame, overlay
 from mammo_nb.core.grey import decode_grey
-from mammo_nb.core.reports import extremes
+from mammo_nb.core.pictures import shrink
+from mammo_nb.core.reports import counted, extremes, failed_files
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.crops import crop, scaling_of
 from mammo_nb.mammo.datasets import per_breast, root_of
@@ -42,6 +45,7 @@ from mammo_nb.mammo.recipes import Crops
 # %%
 #| hide
 import tempfile
+from types import SimpleNamespace
 
 from mammo_nb.core.pictures import write_png
 
@@ -90,6 +94,27 @@ def plot_boxes(
     axes[1].hist((x1 - x0) * (y1 - y0), bins=30, range=(0, 1))
     axes[1].set(title="share of the frame inside the box", xlabel="share", ylabel="frames")
     figure.tight_layout()
+
+def show_data(
+    run: Run,
+    trained: bool,   # whether the run has a training set of its own
+):
+    "Sizes of the sets, sizes and decoders of their frames, files that could not be used, and all boxes."
+    from IPython.display import Markdown, display
+    files = {**({"training": "processed/crops.csv"} if trained else {}), "test": "test_per_image.csv"}
+    images = {name: read_table(run.path(file), ["file"]) for name, file in files.items() if run.path(file).exists()}
+    if not images:
+        return
+    labelled = {"training": read_table(run.path("folds.csv"), ["cancer"])} if trained else {}
+    display(sets_table({**images, **labelled}).set_index("set"))
+    facts = [counted(image_facts(table), FACTS).assign(set=name) for name, table in images.items()]
+    display(pd.concat(facts).set_index(["set", "what"]))
+    for name, table in images.items():
+        told, errors = failed_files(table)
+        display(Markdown(f"{name.capitalize()}: {told}"))
+        if len(errors):
+            display(errors.set_index("file"))
+    plot_boxes(pd.concat(images.values()))
 
 # %%
 facts = image_facts(pd.DataFrame({"rows": [400, np.nan], "columns": [320, np.nan]}))
@@ -154,29 +179,59 @@ def draw_view(
     for side in axis.spines.values():
         side.set(color="orangered" if wrong else "lightgrey", linewidth=3 if wrong else 1)
 
+def heat_in_frame(
+    heat: np.ndarray,          # float32 in the shape of the stored crop
+    row,                       # of `exam_images`
+    shape: tuple[int, int],    # rows, columns of the result
+    fitted: Callable = shrink,   # uint8 cut of the frame, rows, columns -> the same as the stored crop
+) -> np.ndarray:               # float32 (rows, columns); 0 outside of the box
+    "The heat map of a crop, where its box lies in a frame of another size."
+    down, across = shape[0] / row.rows, shape[1] / row.columns
+    x0, y0, x1, y1 = (round(side * scale) for side, scale in zip((row.x0, row.y0, row.x1, row.y1), 2 * (across, down)))
+    whole = fitted(np.full((int(row.y1 - row.y0), int(row.x1 - row.x0)), 255, np.uint8), *heat.shape) > 127
+    inside = heat[np.ix_(whole.any(1), whole.any(0))]   # a crop may have black sides that the frame has not
+    return onto_frame(inside, inside.shape, (x0, y0, x1, y1), shape)
+
 def show_exam(
     run: Run,
     breast,             # a row of `wrong_breasts`
     height: int = 400,  # of each picture, pixels
+    heat: dict | None = None,    # image_id -> heat map in the shape of the crop, drawn below each image; None: none
+    fitted: Callable = shrink,   # as for `heat_in_frame`
 ):
     "All images of an exam, each with its box and its out-of-fold probability."
-    images = exam_images(run, breast.patient_id)
-    figure, axes = plt.subplots(1, max(4, len(images)), figsize=(2.4 * max(4, len(images)), 3.6), squeeze=False)
-    for axis in axes[0]:
+    images, levels = exam_images(run, breast.patient_id), 2 if heat else 1
+    columns = max(4, len(images))
+    figure, axes = plt.subplots(levels, columns, figsize=(2.4 * columns, .4 + 3.2 * levels), squeeze=False)
+    for axis in axes.flat:
         axis.axis("off")
-    for axis, row in zip(axes[0], images.itertuples()):
-        axis.axis("on")
+    for i, row in enumerate(images.itertuples()):
         picture = read_small(root_of(run, row.dataset) / row.file, height)
-        draw_view(axis, picture, row, row.rows, row.laterality == breast.laterality)
+        axes[0, i].axis("on")
+        draw_view(axes[0, i], picture, row, row.rows, row.laterality == breast.laterality)
+        if heat:
+            axes[1, i].imshow(overlay(picture, heat_in_frame(heat[row.image_id], row, picture.shape, fitted)))
     truth = "cancer" if breast.cancer else "no cancer"
     figure.suptitle(f"{breast.kind}: patient {breast.patient_id}, breast {breast.laterality}, {truth}, "
                     f"probability {breast.probability:.2f}", fontsize=11)
     figure.tight_layout()
+    if heat:
+        colour_scale(figure)
 
 # %%
 oof = pd.DataFrame({"patient_id": ["1", "1", "2", "2"], "laterality": ["L", "R", "L", "R"], "cancer": [1, 0, 0, 1],
                     "probability": [.1, .8, .2, .9]})
 assert wrong_breasts(oof, .5)[["laterality", "kind"]].values.tolist() == [["L", "missed"], ["R", "suspected"]]
+
+# %% [markdown]
+# A spot in the middle of a crop of 60 × 30 lies in the middle of its box, also in a frame of half the size:
+
+# %%
+spot = np.zeros((60, 30), np.float32)
+spot[29:31, 14:16] = 1
+place = SimpleNamespace(rows=rows, columns=columns, x0=100, y0=50, x1=250, y1=350)
+middle = np.unravel_index(heat_in_frame(spot, place, (rows // 2, columns // 2)).argmax(), (rows // 2, columns // 2))
+assert np.abs(np.subtract(middle, (100, 87.5))).max() <= 2.5
 
 # %% [markdown]
 # ## What came out
