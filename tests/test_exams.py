@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 
 from mammo_nb.core.pictures import write_png
-from mammo_nb.mammo.learning.exams import exam_images, read_small, sets_table, show_exam, wrong_breasts
+from mammo_nb.baseline.report import fitted as upright
+from mammo_nb.core.pictures import shrink
+from mammo_nb.mammo.learning.exams import (exam_images, heat_in_frame, read_small, sets_table, show_exam,
+                                           wrong_breasts)
 from mammo_nb.trauma.report import organ_rows
 
 
@@ -52,6 +55,29 @@ def test_an_exam_shows_each_image_with_its_box_and_marks_the_breast(run):
     assert axes[0].patches[0].get_bbox().bounds == (5, 10, 50, 80)   # at half size
     assert "missed: patient 7, breast L, cancer, probability 0.27" in plt.gcf()._suptitle.get_text()
     plt.close("all")
+
+
+def test_heat_maps_hang_below_their_images(run):
+    heat = {name: np.zeros((80, 50), np.float32) for name in "abcde"}
+    heat["b"][60, 25] = 1   # box 100 x 160 at half size: row 140, column 60 of the frame, (70, 30) of the picture
+    show_exam(run, next(wrong_breasts(run.table, .5).itertuples()), height=100, heat=heat)
+    below = [axis for axis in plt.gcf().axes if not axis.axison and axis.images]
+    assert len(below) == 5
+    colours = [np.asarray(axis.images[0].get_array(), int) for axis in below]
+    warm = [np.argwhere(np.ptp(c, 2) > 0) for c in colours]
+    assert [len(w) > 0 for w in warm] == [False, False, True, False, False]
+    assert np.abs(warm[2].mean(0) - (70.2, 30.2)).max() < 1
+    plt.close("all")
+
+
+@pytest.mark.parametrize("fitted, shape", [(shrink, (64, 32)), (upright, (128, 64))], ids=["as cut", "padded"])
+def test_heat_comes_back_to_the_box_also_from_a_padded_crop(fitted, shape):
+    row = SimpleNamespace(rows=400, columns=320, x0=20, y0=100, x1=220, y1=300)   # a square box
+    cut = np.zeros((200, 200), np.uint8)
+    cut[140:160, 40:60] = 255
+    back = heat_in_frame(fitted(cut, *shape).astype(np.float32) / 255, row, (400, 320), fitted)
+    assert np.abs(np.argwhere(back > .5).mean(0) - (249.5, 69.5)).max() < 2
+    assert back[:100].max() == back[300:].max() == back[:, :20].max() == back[:, 220:].max() == 0
 
 
 def test_wrong_breasts_are_those_farthest_from_the_threshold_and_none_that_are_right():

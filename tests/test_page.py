@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammo_nb.core.estimates import chart, plot_thresholds
-from mammo_nb.core.reports import report_page
+from mammo_nb.core.estimates import plot_thresholds
+from mammo_nb.core.reports import chart, report_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -106,9 +106,13 @@ def test_an_interactive_figure_is_drawn_offline_and_tells_scores_and_names(tmp_p
             "Figure 1: Thresholds", "Figure 2: Thresholds"]
         first = page.locator(".chart").first
         assert "threshold 0.50" in first.inner_text() and "sensitivity" in first.inner_text()
-        page.evaluate("Plotly.Fx.hover(document.querySelector('.chart'), [{curveNumber: 0, pointNumber: 50}])")
-        assert all(f"{name} 0.500" in first.inner_text() for name in ("pF1", "precision", "sensitivity", "recall rate"))
-        page.evaluate("Plotly.Fx.hover(document.querySelector('.chart'), [{curveNumber: 6, pointNumber: 0}], ['xy', 'x2y2'])")
-        assert "3 L: 0.400" in first.inner_text()
+        hover = ("Plotly.Fx.hover(document.querySelector('.chart'), [{curveNumber: %d, pointNumber: %d}], "
+                 "['xy', 'x2y2'])")
+        says = "text => document.querySelector('.chart').textContent.includes(text)"
+        for at, texts in ((0, 50), [f"{name} 0.500" for name in ("pF1", "precision", "sensitivity", "recall rate")]), (
+                (6, 0), ["3 L: 0.400"]):
+            page.evaluate(hover % at)
+            for text in texts:
+                page.wait_for_function(says, arg=text, timeout=5000)
         assert page.evaluate("document.querySelectorAll('main b').length") == 0
         browser.close()

@@ -44,9 +44,10 @@ from IPython.display import Markdown
 
 from mammo_nb.baseline.system import system
 from mammo_nb.core.calibration import plot_reliability
-from mammo_nb.core.estimates import chart, estimates, plot_thresholds
+from mammo_nb.core.estimates import estimates, plot_thresholds
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import environment_table, plot_history, plot_plateau, plot_probabilities, stages_table
+from mammo_nb.core.reports import (chart, environment_table, plot_history, plot_plateau, plot_probabilities,
+                                   stages_table)
 from mammo_nb.core.settings import read_paths
 from mammo_nb.mammo.learning.exams import show_data, show_exam, wrong_breasts
 from mammo_nb.mammo.report import result_lines, show_extremes

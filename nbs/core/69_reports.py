@@ -33,7 +33,6 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.errors import page
-from mammo_nb.core.estimates import CHART
 from mammo_nb.core.files import write_text
 from mammo_nb.core.metrics import threshold_curve
 from mammo_nb.core.runs import Run
@@ -250,6 +249,17 @@ def _mend(table, soup):
             cell["class"] = "text"
         elif re.match(r"[-–\d.]", text):
             cell["class"] = "number"
+
+CHART = "application/vnd.plotly.v1+json"   # media type under which JupyterLab and `report_page` know a figure
+
+def chart(
+    figure,   # of plotly
+) -> dict:    # media type -> content, for `display(..., raw=True)`
+    "A figure as a notebook keeps it: numbers, without plotly's own five megabytes."
+    from plotly.utils import PlotlyJSONEncoder   # slow to import, and needed by reports only
+    content = figure.to_plotly_json()
+    content.setdefault("config", {}).update(displaylogo=False, responsive=True, modeBarButtonsToRemove=["toImage"])
+    return {CHART: json.loads(json.dumps(content, cls=PlotlyJSONEncoder)), "text/plain": "interactive figure"}
 
 def _take_charts(outputs: list) -> list[dict]:
     "Replace figures of plotly by empty elements with the class `chart`, and return their contents."

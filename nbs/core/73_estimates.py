@@ -22,8 +22,6 @@
 
 # %%
 #| export
-import json
-
 import numpy as np
 import pandas as pd
 
@@ -36,6 +34,8 @@ from mammo_nb.core.uncertainty import DRAWS, Ranked, auc_of, average_precision_o
 import time
 
 import matplotlib.pyplot as plt
+
+from mammo_nb.core.reports import chart
 
 # %% tags=["parameters"]
 patients, prevalence, seed = 4000, 0.04, 0   # of the random screening round below, two breasts each
@@ -216,17 +216,6 @@ def threshold_scores(
     called = [np.array([np.mean(group > t) if len(group) else np.nan for t in GRID.astype(np.float32)])
               for group in (p[y == 0], p)]
     return curve.assign(specificity=1 - called[0], **{"recall rate": called[1]})
-
-CHART = "application/vnd.plotly.v1+json"   # media type under which JupyterLab and `report_page` know a figure
-
-def chart(
-    figure,   # of plotly
-) -> dict:    # media type -> content, for `display(..., raw=True)`
-    "A figure as a notebook keeps it: numbers, without plotly's own five megabytes."
-    from plotly.utils import PlotlyJSONEncoder   # slow to import, and needed by reports only
-    content = figure.to_plotly_json()
-    content.setdefault("config", {}).update(displaylogo=False, responsive=True, modeBarButtonsToRemove=["toImage"])
-    return {CHART: json.loads(json.dumps(content, cls=PlotlyJSONEncoder)), "text/plain": "interactive figure"}
 
 def plot_thresholds(
     labels,             # (n,) 0 or 1

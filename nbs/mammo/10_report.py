@@ -46,9 +46,10 @@ from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
 from mammo_nb.core.calibration import METHODS, Reliability, calibrated, plot_reliability
-from mammo_nb.core.estimates import GROUP_SCORES, chart, estimates, in_words, plot_thresholds
+from mammo_nb.core.estimates import GROUP_SCORES, estimates, in_words, plot_thresholds
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import environment_table, plot_history, plot_plateau, plot_probabilities, stages_table
+from mammo_nb.core.reports import (chart, environment_table, plot_history, plot_plateau, plot_probabilities,
+                                   stages_table)
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.mammo.learning.exams import show_data, show_exam, wrong_breasts
 from mammo_nb.mammo.learning.subgroups import by_unit, subgroups
