@@ -35,7 +35,7 @@ from .learning.sampler import one_positive_batches, winner_batches
 from .learning.targets import lesion_cells, pointing_loss, soft_targets
 from .recipes import Train
 
-# %% ../../nbs/mammo/06_train.ipynb #7081e204
+# %% ../../nbs/mammo/06_train.ipynb #4a760f7d
 # fields of Train that determine the network and its predictions
 NETWORK = ["network", "global_pool", "height", "width", "lesion_weight", "mirrored", "faithful"]
 
@@ -58,9 +58,10 @@ class BreastCrops(Dataset):
                           for p, i, m in zip(table["patient_id"], table["image_id"], table["mask"])]
         self.targets = soft_targets(table["cancer"].to_numpy(), settings.soft_positive, settings.label_smoothing)
         self.settings = settings
-        self.mean, self.std = (
-            torch.tensor(np.broadcast_to(normalization[k], 3).copy(), dtype=torch.float32).view(3, 1, 1)
-            for k in ("mean", "std"))
+        mean, std = (torch.tensor(np.broadcast_to(normalization[k], 3).copy(), dtype=torch.float32).view(3, 1)
+                     for k in ("mean", "std"))
+        # a level has one value in each channel, which is looked up: the same bits in half of the time
+        self.values = ((torch.arange(256).float().div(255) - mean) / std).numpy()
 
     def __len__(self):
         return len(self.paths)
@@ -88,11 +89,13 @@ class BreastCrops(Dataset):
 
     def __getitem__(self, at: tuple[int, int]):
         picture, target = self.picture(*at), torch.tensor([self.targets[at[0]]])
-        grey = picture if self.masks is None else picture[..., 0]
-        image = torch.from_numpy(np.ascontiguousarray(grey)).float().div(255).expand(3, -1, -1)
+        grey = np.ascontiguousarray(picture if self.masks is None else picture[..., 0])
+        image = np.empty((3, *grey.shape), np.float32)
+        for channel, values in zip(image, self.values):
+            cv2.LUT(grey, values, dst=channel)
         if self.masks is not None:
             target = {"label": target, "cells": torch.from_numpy(lesion_cells(picture[..., 1])).flatten()}
-        return (image - self.mean) / self.std, target
+        return torch.from_numpy(image), target
 
 # %% ../../nbs/mammo/06_train.ipynb #04d95bc1
 def initial_weights(
