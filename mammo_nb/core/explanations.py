@@ -19,12 +19,17 @@ from .errors import ProjectError
 from .networks import Mirrored
 from .pictures import place_of_fit
 
-# %% ../../nbs/core/77_explanations.ipynb #b070fed7
+# %% ../../nbs/core/77_explanations.ipynb #ff5a008f
 class ExplanationError(ProjectError):
     "A network of which no heat map can be made."
 
 STEPS = (8, 16)   # pixels from cell to cell, of the maps that are used besides the last one
 CELLS = 4         # along the shorter side, at least
+
+def _layer(body: nn.Module, name: str) -> nn.Module:
+    "A stage by timm's name for it; a network that only gives maps has some of them under flattened names."
+    flat = name.replace(".", "_")
+    return body.get_submodule(flat if flat in dict(body.named_children()) else name)
 
 def feature_layers(
     network: nn.Module,            # has a timm network in it
@@ -37,7 +42,7 @@ def feature_layers(
         raise ExplanationError(f"{type(network).__name__} has no feature maps that timm names, so there is no heat map "
                                "of its answers.")
     info = getattr(body.feature_info, "info", body.feature_info)
-    layers = {stage["reduction"]: body.get_submodule(stage["module"]) for stage in info}
+    layers = {stage["reduction"]: _layer(body, stage["module"]) for stage in info}
     last = max(layers)
     behind = next((m for m in network.modules() if hasattr(m, "conv_head") and hasattr(m, "bn2")), None)
     if behind:
@@ -49,10 +54,22 @@ def feature_layers(
                                f"{type(body).__name__}.")
     return used
 
-# %% ../../nbs/core/77_explanations.ipynb #328c000a
+# %% ../../nbs/core/77_explanations.ipynb #638b3d1a
 PIXELS = 2**19   # of the pictures that pass a network together; a picture of the winner's is four times as large
 
 Answer = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # network, pictures -> logits (n, outputs)
+
+def _cells(
+    found: torch.Tensor,     # parts of the answer: (n, channels, rows, columns), or (n, vectors, channels)
+    grid: tuple[int, int],   # rows, columns
+) -> torch.Tensor:           # float32 (n, rows, columns)
+    "The part of each cell. Raises ExplanationError."
+    if found.ndim == 4:
+        return found.sum(1).float()
+    count = grid[0] * grid[1]
+    if found.ndim != 3 or found.shape[1] < count:
+        raise ExplanationError(f"A layer gives {tuple(found.shape)}, and that is no map of {grid[0]}x{grid[1]} cells.")
+    return found[:, -count:].sum(2).float().unflatten(1, grid)
 
 def contributions(
     network: nn.Module,
@@ -67,10 +84,10 @@ def contributions(
         plain, mirrored = (contributions(network.model, view, target, answer, steps) for view in (x, x.flip(-1)))
         return [(p + m.flip(-1)) / 2 for p, m in zip(plain, mirrored)]
     asked = network.eval() if answer is None else lambda pictures: answer(network, pictures)
-    attribution = LayerGradientXActivation(asked, list(feature_layers(network, x.shape[-2:], steps).values()))
+    layers = feature_layers(network, x.shape[-2:], steps)
     with torch.enable_grad():
-        found = attribution.attribute(x, target=target)
-    return [cells.detach().sum(1).float() for cells in found]
+        found = LayerGradientXActivation(asked, list(layers.values())).attribute(x, target=target)
+    return [_cells(parts.detach(), tuple(side // step for side in x.shape[-2:])) for parts, step in zip(found, layers)]
 
 def _scaled(maps: np.ndarray) -> np.ndarray:
     "Divide each map by its maximum, unless it is 0 everywhere."

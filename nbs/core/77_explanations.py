@@ -51,7 +51,8 @@ seed = 0   # of the random pictures below
 # ## The maps of a network
 # timm names the stages of a network and how many pixels lie between two of their cells. Three maps are used: those with
 # a step of 8 and of 16 pixels, and the last one before the pooling. EfficientNet has one more convolution behind its
-# last stage. A map with fewer than four cells along a side says too little about places and is left out.
+# last stage. A map with fewer than four cells along a side says too little about places and is left out. A network may
+# name layers of its own: its attribute `feature_info` is a list of `{"module": ..., "reduction": ...}`, as in timm.
 
 # %%
 #| export
@@ -60,6 +61,11 @@ class ExplanationError(ProjectError):
 
 STEPS = (8, 16)   # pixels from cell to cell, of the maps that are used besides the last one
 CELLS = 4         # along the shorter side, at least
+
+def _layer(body: nn.Module, name: str) -> nn.Module:
+    "A stage by timm's name for it; a network that only gives maps has some of them under flattened names."
+    flat = name.replace(".", "_")
+    return body.get_submodule(flat if flat in dict(body.named_children()) else name)
 
 def feature_layers(
     network: nn.Module,            # has a timm network in it
@@ -72,7 +78,7 @@ def feature_layers(
         raise ExplanationError(f"{type(network).__name__} has no feature maps that timm names, so there is no heat map "
                                "of its answers.")
     info = getattr(body.feature_info, "info", body.feature_info)
-    layers = {stage["reduction"]: body.get_submodule(stage["module"]) for stage in info}
+    layers = {stage["reduction"]: _layer(body, stage["module"]) for stage in info}
     last = max(layers)
     behind = next((m for m in network.modules() if hasattr(m, "conv_head") and hasattr(m, "bn2")), None)
     if behind:
@@ -102,11 +108,26 @@ assert feature_layers(lite, (256, 128))[32].weight.shape == (1280,) and list(fea
 # 0.34 of the peaks of the last map, 0.64 and 0.66 of those of the finer ones, 0.69 of the three maps together, and 0.93
 # with the smoothing.
 
+# Transformers have no maps but one vector for each cell, row by row, and sometimes vectors of no place before them.
+# They are put back into rows and columns.
+
 # %%
 #| export
 PIXELS = 2**19   # of the pictures that pass a network together; a picture of the winner's is four times as large
 
 Answer = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # network, pictures -> logits (n, outputs)
+
+def _cells(
+    found: torch.Tensor,     # parts of the answer: (n, channels, rows, columns), or (n, vectors, channels)
+    grid: tuple[int, int],   # rows, columns
+) -> torch.Tensor:           # float32 (n, rows, columns)
+    "The part of each cell. Raises ExplanationError."
+    if found.ndim == 4:
+        return found.sum(1).float()
+    count = grid[0] * grid[1]
+    if found.ndim != 3 or found.shape[1] < count:
+        raise ExplanationError(f"A layer gives {tuple(found.shape)}, and that is no map of {grid[0]}x{grid[1]} cells.")
+    return found[:, -count:].sum(2).float().unflatten(1, grid)
 
 def contributions(
     network: nn.Module,
@@ -121,10 +142,10 @@ def contributions(
         plain, mirrored = (contributions(network.model, view, target, answer, steps) for view in (x, x.flip(-1)))
         return [(p + m.flip(-1)) / 2 for p, m in zip(plain, mirrored)]
     asked = network.eval() if answer is None else lambda pictures: answer(network, pictures)
-    attribution = LayerGradientXActivation(asked, list(feature_layers(network, x.shape[-2:], steps).values()))
+    layers = feature_layers(network, x.shape[-2:], steps)
     with torch.enable_grad():
-        found = attribution.attribute(x, target=target)
-    return [cells.detach().sum(1).float() for cells in found]
+        found = LayerGradientXActivation(asked, list(layers.values())).attribute(x, target=target)
+    return [_cells(parts.detach(), tuple(side // step for side in x.shape[-2:])) for parts, step in zip(found, layers)]
 
 def _scaled(maps: np.ndarray) -> np.ndarray:
     "Divide each map by its maximum, unless it is 0 everywhere."

@@ -39,7 +39,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from mammo_nb.core.files import write_csv, write_json, write_text
+from mammo_nb.core.files import replacing, write_csv, write_json, write_text
 from mammo_nb.core.processes import ends_with_this
 from mammo_nb.core.runs import Run
 from mammo_nb.trauma.drawing.body import PHASES, Grid, draw_body, draw_phase
@@ -116,13 +116,23 @@ pd.DataFrame(planned)
 # %% [markdown]
 # ## One patient
 # A slice is marked for a bowel injury or an extravasation where at least 30 mm² differ by 25 HU or more from the body
-# without it.
+# without it. The pixels of each injury that differ by as much are noted in `truth/injuries/`, one bit each.
 
 # %%
 #| export
 VISIBLE, AREA = 25.0, 30.0  # HU and mm² that mark a slice
 SLAB = 2**21                # voxels that are drawn at once
 MARKED = {"bowel_injury": "Bowel", "extravasation_injury": "Active_Extravasation"}
+
+def write_injuries(
+    path: Path,             # the file to write, truth/injuries/<series>.npz
+    lying: dict,            # injury -> bool (slices, rows, columns), where it lies
+    instances: tuple,       # instance number of each slice
+):
+    "Write where the injuries of a series lie: `instances`, and for each injury bits (slices, rows, columns / 8)."
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, instances=np.array(instances, np.int32),
+                            **{injury: np.packbits(mask, axis=-1) for injury, mask in lying.items()})
 
 def make_series(
     root: Path,             # folder of the competition
@@ -143,12 +153,15 @@ def make_series(
     missing = tuple(tag for tag in OPTIONAL if rng.random() < 0.08)
     folder = root / f"{patient['split']}_images" / str(patient["patient"]) / str(name)
     labels, slices, aorta = np.zeros((count, size, size), np.uint8), [], []
+    lying = {injury: np.zeros(labels.shape, bool) for injury in injuries}
     step = max(1, SLAB // size**2)
     for start in range(0, count, step):
         g = Grid.of(series.first, series.spacing, size, series.levels[start:start + step])
         drawn = draw_organs(body, g, phase)
         labels[start:start + step] = label_map(drawn)
-        changed = add_injuries(drawn, injuries, phase, contrast)
+        changed = add_injuries(drawn, injuries, phase, contrast, whole := {})
+        for injury, change in whole.items():
+            lying[injury][start:start + step] = change >= VISIBLE
         hu = drawn.canvas.hu
         aorta += hu[drawn.canvas.aorta < -3].tolist()
         expose(rng, hu, g, noise, table)
@@ -163,6 +176,8 @@ def make_series(
                                **{kind: int(seen.get(kind, False)) for kind in MARKED.values()}))
     segmented = patient["split"] == "train" and (number + patient["entropy"][-1]) % 2 == 0
     write_segmentation((root if segmented else root / "truth") / "segmentations" / f"{name}.nii", labels, series)
+    if lying:
+        write_injuries(root / "truth" / "injuries" / f"{name}.npz", lying, series.instances)
     return dict(series_id=name, aortic_hu=round(float(np.median(aorta)), 1), incomplete_organ=int(series.incomplete),
                 phase=phase.name, segmented=segmented, slices=slices)
 

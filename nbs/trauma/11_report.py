@@ -37,17 +37,20 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
 from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
+from mammo_nb.core.explanations import beside, colour_scale
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (counted, environment_table, failed_files, most_wrong, plot_history, plot_ladder,
-                                   show_pictures, stages_table, submission_line)
+from mammo_nb.core.reports import (counted, environment_table, extremes, failed_files, most_wrong, plot_history,
+                                   plot_ladder, show_pictures, stages_table, submission_line)
 from mammo_nb.core.train import plot_epochs
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.trauma.ensemble import outcomes
 from mammo_nb.trauma.learning.scores import GROUPS
 from mammo_nb.trauma.recipes import ORGANS
 from mammo_nb.trauma.system import system
+from mammo_nb.trauma.tools.heat_maps import (drawn_injuries, found_injuries, held_back_heat, in_a_sentence, injury_hits,
+                                             responsible_slices)
 
 # %% tags=["parameters"]
 run_dir = ""     # folder of the run; "" makes a small practice run
@@ -229,6 +232,47 @@ if len(oof) and run.has("info"):
 
     show_pictures(wrong, organ_slice, lambda row: f"{row.organ} {row.probability:.2f}, "
                   f"{'injured' if row.label else 'healthy'}\npatient {row.patient_id}", columns=5)
+
+# %% [markdown]
+# ## Where the injury was seen
+# Organs out of fold: injuries that were found and that were missed, and healthy organs that were suspected, those
+# farthest from the threshold. It is the probability below which nine of ten healthy organs lie. Shown is the slice with
+# the largest probability, as the network sees it, and beside it the heat map: the places of this slice that the answer
+# came from (`core/77_explanations`). An orange line is the outline of the injury of this organ, where it is known.
+
+# %%
+if len(ladder):
+    slices = responsible_slices(run)
+    margin = slices.assign(p=slices["probability"], probability=slices["probability"] - slices["threshold"])
+    clearest = extremes(margin.dropna(subset="threshold"), "label", 0.0)
+    clearest = clearest[clearest["kind"] != "passed"]
+    counted_too = found_injuries(slices)
+    asked = pd.concat([clearest, counted_too]).drop_duplicates(["organ", "patient_id"])
+    heat, masks = held_back_heat(run, asked), drawn_injuries(run, asked)
+
+    def outline(row) -> np.ndarray | None:
+        mask = masks.get((row.organ, row.patient_id))
+        return None if mask is None else np.uint8(255) * np.pad(mask, ((0, 0), (0, mask.shape[1])))
+
+    if len(clearest):
+        show_pictures(clearest, lambda row: beside(*heat[row.organ, row.patient_id]), lambda row: f"{row.kind}: "
+                      f"{row.organ} {row.p:.2f}\npatient {row.patient_id}, slice {row.place}", columns=4, mask=outline)
+        colour_scale(plt.gcf())
+
+# %% [markdown]
+# How often the hottest place of an injury that was found lies inside of it, with 95 % intervals (Wilson). There is no
+# tolerance. A patient is counted by the organ with the highest probability. Organs of a patient resemble each other, so
+# the interval of all organs is a little too narrow. `chance` is the mean share of the picture that the injury fills.
+# `shown` counts the slices that show the injury at all.
+
+# %%
+if len(ladder):
+    hits = injury_hits(counted_too, heat, masks)
+    if len(hits):
+        display(hits.set_index("unit").round(3))
+        display(Markdown(in_a_sentence(hits)))
+    else:
+        print("it is not known where injuries lie here, or none was found")
 
 # %% [markdown]
 # ## One patient

@@ -90,7 +90,7 @@ def draw_injury(
         parts.append(Part("infarct", organ, _place(rng, body, organ, 0.15, 0.5), rng.uniform(20, 27), 1, 45))
     return parts + [cut(rng.uniform(36, 52), rng.uniform(8, 11)) for _ in range(rng.integers(2, 4))]
 
-# %% ../../../nbs/trauma/drawing/injuries.ipynb #937e69ee
+# %% ../../../nbs/trauma/drawing/injuries.ipynb #8454c84c
 def _share(
     part: Part,
     drawn: Drawn,
@@ -135,7 +135,8 @@ def add_injuries(
     injuries: dict,        # one of INJURIES -> its parts
     phase: Phase,
     contrast: float = 1.0, # factor of the injuries against what they replace
-) -> dict:                 # injury -> what its parts change at contrast 1, HU, float32 (slices, rows, columns)
+    whole: dict | None = None,  # gets injury -> the same of all of its parts
+) -> dict:                 # injury -> what its labelled parts change at contrast 1, HU, float32 (slices, rows, columns)
     "Draw injuries into a slab. Contrast that has left a vessel is drawn last."
     c, changed, before = drawn.canvas, {}, drawn.canvas.hu.copy()
     growth = 0.8 if phase.name == "arterial" else 1.1
@@ -147,6 +148,9 @@ def add_injuries(
             hu = part.hu + 4 * c.texture if part.kind != "leak" else part.hu * (phase.aorta + 300) / 520
             share = _share(part, drawn, growth)
             c.hu += (hu - c.hu) * share * np.float32(contrast)
+            change = np.abs(hu - before) * share
             if part.kind in ("leak", "wall", "gas", "fluid"):
-                changed[injury] = np.maximum(changed.get(injury, 0), np.abs(hu - before) * share)
+                changed[injury] = np.maximum(changed.get(injury, 0), change)
+            if whole is not None:
+                whole[injury] = np.maximum(whole.get(injury, 0), change)
     return changed

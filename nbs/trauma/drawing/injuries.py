@@ -125,8 +125,9 @@ def draw_injury(
 
 # %% [markdown]
 # ## Drawing them
-# A part is a share of each voxel that it replaces. What changed by more than a level is returned, since bowel injuries
-# and extravasations are labelled slice by slice.
+# A part is a share of each voxel that it replaces. How much changed is returned, since bowel injuries and
+# extravasations are labelled slice by slice. If asked, all parts of all injuries are noted, too: they say where an
+# injury lies.
 
 # %%
 #| export
@@ -174,7 +175,8 @@ def add_injuries(
     injuries: dict,        # one of INJURIES -> its parts
     phase: Phase,
     contrast: float = 1.0, # factor of the injuries against what they replace
-) -> dict:                 # injury -> what its parts change at contrast 1, HU, float32 (slices, rows, columns)
+    whole: dict | None = None,  # gets injury -> the same of all of its parts
+) -> dict:                 # injury -> what its labelled parts change at contrast 1, HU, float32 (slices, rows, columns)
     "Draw injuries into a slab. Contrast that has left a vessel is drawn last."
     c, changed, before = drawn.canvas, {}, drawn.canvas.hu.copy()
     growth = 0.8 if phase.name == "arterial" else 1.1
@@ -186,8 +188,11 @@ def add_injuries(
             hu = part.hu + 4 * c.texture if part.kind != "leak" else part.hu * (phase.aorta + 300) / 520
             share = _share(part, drawn, growth)
             c.hu += (hu - c.hu) * share * np.float32(contrast)
+            change = np.abs(hu - before) * share
             if part.kind in ("leak", "wall", "gas", "fluid"):
-                changed[injury] = np.maximum(changed.get(injury, 0), np.abs(hu - before) * share)
+                changed[injury] = np.maximum(changed.get(injury, 0), change)
+            if whole is not None:
+                whole[injury] = np.maximum(whole.get(injury, 0), change)
     return changed
 
 # %%

@@ -102,7 +102,12 @@ class Classifier(nn.Module):
         blocks: int,          # n
     ) -> torch.Tensor:        # logits (n, triplets, outputs)
         "The grades of each slice."
-        features = self.pooled(last).unflatten(0, (blocks, -1))
+        return self.graded(self.pooled(last).unflatten(0, (blocks, -1)))
+
+    def graded(self,
+        features: torch.Tensor,   # (n, triplets, features), from `pooled`
+    ) -> torch.Tensor:            # logits (n, triplets, outputs)
+        "The grades of each slice, given the features of all slices of its block."
         if self.recurrent:
             features = getattr(self, self.reads)(features)[0]
         return finite(self.head(features))
@@ -129,6 +134,12 @@ class Classifier(nn.Module):
 class CoatClassifier(Classifier):
     "A classifier with a CoaT backbone."
     reads = "lstm2"   # whatever kind it is
+
+    @property
+    def feature_info(self) -> list[dict]:
+        "The last block of each stage, as `core/77_explanations` asks for it; timm names lists, which are never called."
+        return [{"module": f"enc.serial_blocks{k}.{len(getattr(self.enc, f'serial_blocks{k}')) - 1}",
+                 "reduction": 2 ** (k + 1)} for k in (1, 2, 3, 4)]
 
     def __init__(self,
         backbone: str,      # coat_lite_medium or coat_lite_small, with or without a tag
