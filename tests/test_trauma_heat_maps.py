@@ -2,6 +2,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,11 +12,15 @@ from torch import nn
 from mammo_nb.core.dicom import read_image
 from mammo_nb.core.explanations import ExplanationError, contributions, heat_maps, peak
 from mammo_nb.core.hu import to_hu
+from mammo_nb.core.networks import save_weights
+from mammo_nb.trauma.learning.blocks import VISIBILITY
 from mammo_nb.trauma.learning.classifier import make_classifier
 from mammo_nb.trauma.phantom import make_patient, plan, write_injuries
+from mammo_nb.trauma.reading.organs import write_masks
 from mammo_nb.trauma.recipes import SUBMITTED, Ensemble, Model, Train
-from mammo_nb.trauma.tools.heat_maps import (drawn_injuries, found_injuries, in_a_sentence, injury_hits,
-                                             responsible_slices, slice_answer, slice_heat)
+from mammo_nb.trauma.tools.heat_maps import (drawn_injuries, found_injuries, held_back_heat, in_a_sentence,
+                                             injury_hits, responsible_slices, slice_answer, slice_heat)
+from mammo_nb.trauma.train import build_classifier
 
 
 # ---- where injuries were drawn
@@ -156,6 +161,35 @@ def test_the_slice_with_the_largest_probability_is_explained(tmp_path):
     assert np.allclose(rows["threshold"], .49)   # nine tenths of the way from .4 to .5
     assert found_injuries(rows.reset_index())["patient_id"].tolist() == ["7"]
     assert found_injuries(rows.reset_index().assign(probability=.49)).empty
+
+
+def test_held_back_patients_are_explained_by_the_network_of_their_fold(tmp_path):
+    run, model = drawn_run(tmp_path), Model("organs", "test_efficientnet", columns="liver_injury", size=32, hidden=4)
+    train = Train((model,))
+    run.recorded = {"train": train, "ensemble": Ensemble("organs")}.get
+    network = build_classifier(model, seed=5)
+    save_weights(network, tmp_path / "weights/models/organs_fold0.safetensors", {})
+    info = pd.read_csv(tmp_path / "info.csv", dtype={"patient_id": str, "series": str})
+    info = info.assign(**dict.fromkeys(VISIBILITY, 1.), bowel=0, extravasation=0)
+    info.to_csv(tmp_path / "info.csv", index=False)
+    folds = pd.read_csv(tmp_path / "folds.csv").assign(fold=0, any_injury=1 - pd.Series([0, 1, 1]))
+    folds.to_csv(tmp_path / "folds.csv", index=False)
+    pd.DataFrame([(p, f"{p}1", f"{p}1_0_5", "3 4 5 6 7 8") for p in "789"], columns=[
+        "patient_id", "series", "block", "places"]).to_csv(tmp_path / "blocks.csv", index=False)
+    (tmp_path / "processed/volumes").mkdir(parents=True)
+    for p in "789":
+        volume = np.random.default_rng(int(p)).integers(0, 256, (9, 64, 32), np.uint8)
+        np.save(tmp_path / f"processed/volumes/{p}_{p}1.npy", volume)
+        write_masks(tmp_path / f"processed/masks/{p}_{p}1.npy", np.zeros((9, 5, 16, 16), bool))
+    rows = responsible_slices(run)
+    found = held_back_heat(run, rows)
+    assert set(found) == {("liver", p) for p in "789"}
+    grey, heat = found["liver", "7"]   # slice 7 of the volume, the middle one of the second triplet, in its crop
+    volume = np.load(tmp_path / "processed/volumes/7_71.npy")
+    assert np.array_equal(grey, cv2.resize(volume[7, 16:48, 16:], (32, 32)))
+    places = volume[3:9, 16:48, 16:]
+    block = torch.from_numpy(np.stack([cv2.resize(p, (32, 32)) for p in places])).view(2, 3, 32, 32) / 255
+    assert np.allclose(heat, slice_heat(network, block, 1, 0), atol=1e-5) and heat.shape == (32, 32)
 
 
 @pytest.mark.parametrize("crop", [True, False])
