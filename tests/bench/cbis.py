@@ -7,19 +7,25 @@
 
 The first three rows are yardsticks. `plain torch` has our folds, initial weights and light augmentation, and nothing
 else of ours: pictures of 256x256 as they are, shuffled, AdamW with one cycle to 8e-4, no EMA. The next row has our
-crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. AUC is per
-breast, the mean over its views, malignant against benign, of the folds held back, after the last epoch, so that
-nothing is chosen on what is scored; with its 95 % interval, bootstrapped over patients, and for comparison the AUC
-per image, without averaging, and with the best epoch of each fold. One thread. A row that trains by our stages goes
-on where it was stopped, in runs/cbis/ablation. Results are added to tests/bench/results/cbis.csv.
+crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. The rows after
+`cbis_long` change one thing of `cbis`: another seed, which shows what a repetition alone does, and crops that are made
+smaller where a turn would push the breast out of the picture. AUC is per breast, the mean over its views, malignant
+against benign, of the folds held back, after the last epoch, so that nothing is chosen on what is scored; with its 95 %
+interval, bootstrapped over patients, and for comparison the AUC per image, without averaging, and with the best epoch
+of each fold. One thread. A row that trains by our stages goes on where it was stopped, in runs/cbis/ablation, where the
+predictions of each row are kept, too. If those of `cbis` are there for the same folds, the difference of the AUC from
+`cbis` has an interval from the same draws of patients, and a p by DeLong. Results are added to
+tests/bench/results/cbis.csv.
 """
 import argparse
 import platform
 import subprocess
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -31,6 +37,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 from tqdm.auto import trange
 
+from mammo_nb.core.comparison import differences
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc
 from mammo_nb.core.networks import create_network
@@ -38,6 +45,7 @@ from mammo_nb.core.settings import find_dataset
 from mammo_nb.core.runs import locate
 from mammo_nb.core.uncertainty import auc_interval
 from mammo_nb.mammo.datasets import per_breast, read_table
+from mammo_nb.mammo.learning import augment as policies
 from mammo_nb.mammo.learning.augment import augment
 from mammo_nb.mammo.recipes import Train
 from mammo_nb.mammo.system import system
@@ -56,7 +64,8 @@ STEPS = {
                                                             drop_path_rate=0.1), "448x256, 6 epochs (cbis_long)": dict(
                                                                 height=448, width=256, epochs=6)
 }
-ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, "this run"]
+CBIS, SEED, INSIDE = "320x192, 7 epochs (cbis)", "cbis, another seed", "cbis, turned breasts kept inside"
+ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, SEED, INSIDE, "this run"]
 
 
 def changed(settings: Train, changes: dict) -> Train:
@@ -114,6 +123,39 @@ def plain_torch(pictures: list, table: pd.DataFrame, folds: list, epochs: int = 
     return pd.concat(parts)
 
 
+@contextmanager
+def kept_inside():
+    "The policy `broad` with a smaller scale where a turned breast would leave the picture by more than its corners."
+    turned = cv2.getRotationMatrix2D
+
+    def matrix(centre, turn, scale):
+        w, h = 2 * centre[0], 2 * centre[1]
+        cosine, sine = np.cos(np.deg2rad(abs(turn))), np.sin(np.deg2rad(abs(turn)))
+        high, wide = size["tissue"]
+        fits = min(h / (high * cosine + wide * sine), w / (high * sine + wide * cosine))
+        return turned(centre, turn, min(scale, max(.6, 1.15 * fits)))
+
+    def broad(image, rng):
+        grey = image if image.ndim == 2 else image[..., 0]
+        size["tissue"] = [np.ptp(np.flatnonzero(grey.any(axis))) + 1 if grey.any() else 1 for axis in (1, 0)]
+        with mock.patch.object(cv2, "getRotationMatrix2D", matrix):
+            return policies.broad(image, rng)
+
+    size = {}
+    with mock.patch.dict(policies.POLICIES, broad=broad):
+        yield
+
+
+def against(reference: pd.DataFrame, predictions: pd.DataFrame) -> dict:
+    "The difference of the AUC per breast from that of other predictions of the same breasts."
+    keys = ["patient_id", "laterality", "cancer"]
+    both = per_breast(reference).merge(per_breast(predictions), on=keys, suffixes=("_1", "_2"), validate="one_to_one")
+    both = both.rename(columns={"cancer": "label"}).assign(threshold_1=None, threshold_2=None)
+    row = differences(both).set_index("metric").loc["AUC"]
+    return {"less_cbis": row["difference"], "less_from": row["difference low"], "less_to": row["difference high"],
+            "p": row["p"]}
+
+
 def scores(predictions: pd.DataFrame) -> dict:
     breasts = per_breast(predictions)
     low, high = auc_interval(breasts["cancer"], breasts["probability"], breasts["patient_id"])
@@ -123,13 +165,13 @@ def scores(predictions: pd.DataFrame) -> dict:
     }
 
 
-def trained(folders: list[Path], histories: list[pd.DataFrame]) -> dict:
-    "Scores of one way to train: what it said of its held-back folds, after the last and after the best epochs."
+def trained(folders: list[Path], histories: list[pd.DataFrame]) -> tuple[pd.DataFrame, float]:
+    "Predictions of the held-back folds after the last epochs, and the AUC after the best ones."
     best, last = [], []
     for place, history in zip(folders, histories):
         for part, epoch in ((best, history.loc[history["auc"].idxmax(), "epoch"]), (last, history["epoch"].iloc[-1])):
             part.append(read_table(place / f"pred_{int(epoch)}.csv", ["probability"]))
-    return {**scores(pd.concat(last)), "auc_best_epochs": scores(pd.concat(best))["auc"]}
+    return pd.concat(last), scores(pd.concat(best))["auc"]
 
 
 def main():
@@ -147,25 +189,36 @@ def main():
     settings, ways = changed(system.recipe("cbis").section(Train), PLAIN), {}
     for name, changes in STEPS.items():
         ways[name] = settings = changed(settings, changes)
+    ways[SEED] = changed(ways[CBIS], {"seed": ways[CBIS].loop.seed + 1})
+    ways[INSIDE] = ways[CBIS]
+    kept = args.run_dir / "ablation"
     for name in args.rows:
-        started = time.process_time()
-        folder = locate(args.run_dir, "checkpoints/history.csv"
-                        ).parent if name == "this run" else args.run_dir / "ablation" / name.replace(" ", "_")
+        started, best = time.process_time(), None
+        folder = kept / name.replace(" ", "_")
+        if name == "this run":
+            folder = locate(args.run_dir, "checkpoints/history.csv").parent
         places = [folder / f"fold_{k}" for k in args.folds]
         if name == "frozen features":
-            row = scores(frozen_features(table, images, args.folds, ways["plain fine-tune"]))
+            said = frozen_features(table, images, args.folds, ways["plain fine-tune"])
         elif name == "plain torch":
             whole = locate(args.run_dir, find_dataset("cbis_ddsm_mass_256")) / "img"
-            row = scores(
-                plain_torch([cv2.imread(str(whole / f"{i}.png"), cv2.IMREAD_GRAYSCALE) for i in table["image_id"]],
-                            table, args.folds))
+            pictures = [cv2.imread(str(whole / f"{i}.png"), cv2.IMREAD_GRAYSCALE) for i in table["image_id"]]
+            said = plain_torch(pictures, table, args.folds)
         elif name == "plain torch, our crops":
             crops = BreastCrops(table, images, ways["plain fine-tune"], {"mean": .5, "std": .5})
-            row = scores(plain_torch([crops.picture(i, -1) for i in range(len(crops))], table, args.folds))
+            said = plain_torch([crops.picture(i, -1) for i in range(len(crops))], table, args.folds)
         elif name == "this run":
-            row = trained(places, [pd.DataFrame(read_json(p / "done.json")["history"]) for p in places])
+            said, best = trained(places, [pd.DataFrame(read_json(p / "done.json")["history"]) for p in places])
         else:
-            row = trained(places, [train_fold(table, k, images, p, ways[name], {}) for k, p in zip(args.folds, places)])
+            with kept_inside() if name == INSIDE else nullcontext():
+                said, best = trained(places, [train_fold(table, k, images, p, ways[name], {"row": name})
+                                              for k, p in zip(args.folds, places)])
+        predictions = [kept / f"{row}_{'_'.join(map(str, args.folds))}.csv".replace(" ", "_") for row in (name, CBIS)]
+        kept.mkdir(exist_ok=True)
+        said.to_csv(predictions[0], index=False)
+        row = {**scores(said), **({} if best is None else {"auc_best_epochs": best})}
+        if name != CBIS and predictions[1].exists():
+            row |= against(read_table(predictions[1], ["probability"]), read_table(predictions[0], ["probability"]))
         row = {
             "row": args.run_dir.resolve().name + ", as made" if name == "this run" else name, "folds": " ".join(
                 map(str, args.folds)), **{k: round(v, 3) for k, v in row.items()}, "minutes_of_a_core": round(
