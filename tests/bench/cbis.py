@@ -4,6 +4,7 @@
     .venv/bin/python tests/bench/cbis.py runs/cbis   # every row, folds 2 and 3: four to five hours of one core
     .venv/bin/python tests/bench/cbis.py runs/cbis --rows "frozen features" "plain torch" --folds 0 1 2 3
     .venv/bin/python tests/bench/cbis.py runs/cbis_long --rows "this run"   # the run's own predictions, no training
+    .venv/bin/python tests/bench/cbis.py runs/cbis --lost                   # how much of the lesions a turn cuts off
 
 The first three rows are yardsticks. `plain torch` has our folds, initial weights and light augmentation, and nothing
 else of ours: pictures of 256x256 as they are, shuffled, AdamW with one cycle to 8e-4, no EMA. The next row has our
@@ -64,8 +65,9 @@ STEPS = {
                                                             drop_path_rate=0.1), "448x256, 6 epochs (cbis_long)": dict(
                                                                 height=448, width=256, epochs=6)
 }
-CBIS, SEED, INSIDE = "320x192, 7 epochs (cbis)", "cbis, another seed", "cbis, turned breasts kept inside"
-ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, SEED, INSIDE, "this run"]
+CBIS, INSIDE = "320x192, 7 epochs (cbis)", "cbis, turned breasts kept inside"
+OTHERS = {"cbis, another seed": {"seed": 43}, "cbis, without EMA": {"ema_decay": 0.0}, INSIDE: {}}
+ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, *OTHERS, "this run"]
 
 
 def changed(settings: Train, changes: dict) -> Train:
@@ -126,24 +128,42 @@ def plain_torch(pictures: list, table: pd.DataFrame, folds: list, epochs: int = 
 @contextmanager
 def kept_inside():
     "The policy `broad` with a smaller scale where a turned breast would leave the picture by more than its corners."
-    turned = cv2.getRotationMatrix2D
-
-    def matrix(centre, turn, scale):
-        w, h = 2 * centre[0], 2 * centre[1]
-        cosine, sine = np.cos(np.deg2rad(abs(turn))), np.sin(np.deg2rad(abs(turn)))
-        high, wide = size["tissue"]
-        fits = min(h / (high * cosine + wide * sine), w / (high * sine + wide * cosine))
-        return turned(centre, turn, min(scale, max(.6, 1.15 * fits)))
-
     def broad(image, rng):
-        grey = image if image.ndim == 2 else image[..., 0]
-        size["tissue"] = [np.ptp(np.flatnonzero(grey.any(axis))) + 1 if grey.any() else 1 for axis in (1, 0)]
+        grey, turned = image if image.ndim == 2 else image[..., 0], cv2.getRotationMatrix2D
+        high, wide = (np.ptp(np.flatnonzero(grey.any(axis))) + 1 if grey.any() else 1 for axis in (1, 0))
+
+        def matrix(centre, turn, scale):
+            w, h = 2 * centre[0], 2 * centre[1]
+            cosine, sine = np.cos(np.deg2rad(abs(turn))), np.sin(np.deg2rad(abs(turn)))
+            fits = min(h / (high * cosine + wide * sine), w / (high * sine + wide * cosine))
+            return turned(centre, turn, min(scale, max(.6, 1.15 * fits)))
+
         with mock.patch.object(cv2, "getRotationMatrix2D", matrix):
             return policies.broad(image, rng)
 
-    size = {}
     with mock.patch.dict(policies.POLICIES, broad=broad):
         yield
+
+
+def lost_lesions(table: pd.DataFrame, images: Path, settings: Train) -> str:
+    "What the policy `broad` moves out of the picture, with one draw for each picture."
+    data = BreastCrops(table, images, settings, {"mean": .5, "std": .5}, masks=True)
+    lost, grown = [], []
+    turned = cv2.getRotationMatrix2D
+
+    def noted(centre, turn, scale):
+        grown.append(scale)
+        return turned(centre, turn, scale)
+
+    for i in range(len(table)):
+        before = (data.picture(i, -1)[..., 1] > 127).sum()
+        with mock.patch.object(cv2, "getRotationMatrix2D", noted):
+            after = (policies.augment(data.picture(i, -1), np.random.default_rng(i), "broad")[..., 1] > 127).sum()
+        if before:   # a lesion may lie outside of the crop
+            lost.append(1 - after / (before * grown[-1]**2))
+    lost = np.array(lost)
+    return (f"{lost.clip(0).mean():.1%} of the area of the lesions; more than half of the lesion in "
+            f"{(lost > .5).mean():.1%} of {len(lost)} pictures; mean scale {np.mean(grown):.2f}")
 
 
 def against(reference: pd.DataFrame, predictions: pd.DataFrame) -> dict:
@@ -179,6 +199,7 @@ def main():
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--folds", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--rows", nargs="+", default=ROWS[:-1], choices=ROWS)
+    parser.add_argument("--lost", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cpu = next((line.split(":")[1].strip()
@@ -189,8 +210,12 @@ def main():
     settings, ways = changed(system.recipe("cbis").section(Train), PLAIN), {}
     for name, changes in STEPS.items():
         ways[name] = settings = changed(settings, changes)
-    ways[SEED] = changed(ways[CBIS], {"seed": ways[CBIS].loop.seed + 1})
-    ways[INSIDE] = ways[CBIS]
+    ways |= {name: changed(ways[CBIS], changes) for name, changes in OTHERS.items()}
+    if args.lost:
+        for name, way in (("as it is", nullcontext), ("kept inside", kept_inside)):
+            with way():
+                print(f"{name}: {lost_lesions(table, images, ways[CBIS])}", flush=True)
+        return
     kept = args.run_dir / "ablation"
     for name in args.rows:
         started, best = time.process_time(), None
