@@ -1,6 +1,7 @@
 """int8 on a CPU: what it saves, and how far it moves an ensemble's probabilities and its AUC, against float32.
 
-    .venv/bin/python tests/bench/int8.py --runs runs/demo runs/cbis
+    .venv/bin/python tests/bench/int8.py --runs runs/demo
+    .venv/bin/python tests/bench/int8.py --runs             # the ConvNeXt-small alone
 
 Each ensemble is quantized in several ways: by ONNX Runtime (QDQ, static, activations uint8, weights int8), which
 ONNX Runtime and OpenVINO run, and by NNCF for OpenVINO where it is installed (pip install nncf; the project does not
