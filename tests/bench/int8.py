@@ -312,9 +312,13 @@ def write_table(rows: list[dict], out: Path) -> None:
     flags = next((line for line in lines if line.startswith("flags")), "").split()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     units = " ".join(f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if f in flags)
-    table = pd.DataFrame(rows)
-    table.assign(device=f"{model} ({units})", threads=1,
-                 versions=" ".join(f"{p} {version(p)}" for p in packages)).to_csv(out, index=False)
+    table = pd.DataFrame(rows).assign(device=f"{model} ({units})", threads=1,
+                                      versions=" ".join(f"{p} {version(p)}" for p in packages))
+    if out.exists():   # other ensembles keep their rows
+        known = pd.read_csv(out)
+        pd.concat([known[~known["ensemble"].isin(table["ensemble"])], table]).to_csv(out, index=False)
+    else:
+        table.to_csv(out, index=False)
     print(table.to_string(index=False), flush=True)
 
 
