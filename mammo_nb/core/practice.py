@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['practice']
 
-# %% ../../nbs/core/19_practice.ipynb #077c1857
+# %% ../../nbs/core/19_practice.ipynb #52c971dd
 import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 from importlib import import_module
@@ -17,7 +18,7 @@ from .runs import Run
 from .settings import read_paths
 from .systems import System
 
-# %% ../../nbs/core/19_practice.ipynb #7d7acd87
+# %% ../../nbs/core/19_practice.ipynb #e97c2dd6
 def _package() -> str:
     "Digest of the package's files."
     digest = hashlib.sha256()
@@ -25,6 +26,26 @@ def _package() -> str:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
+def _mark(path: Path | str) -> tuple[int, int]:
+    "Size and time of a file."
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+def _keep(
+    folder: Path,          # of a run
+    before: Path | None,   # what was kept of it one stage earlier
+    to: Path,
+):
+    "Copy a run; files that are as they were one stage earlier take no room again."
+    def copy(source: str, target: str):
+        known = before and before / Path(source).relative_to(folder)
+        if known and known.is_file() and _mark(known) == _mark(source):
+            os.link(known, target)
+        else:
+            shutil.copy2(source, target)
+    shutil.copytree(folder, to, copy_function=copy, dirs_exist_ok=True)
+
+# %% ../../nbs/core/19_practice.ipynb #5e07cdd8
 def practice(
     system: System,
     before: str = "",                # a stage, which is not run; "": all stages run but those that only show results
@@ -46,11 +67,12 @@ def practice(
         done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
         if done >= 0:
             shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
-        for stage, keep in list(zip(todo, kept))[done + 1:]:
-            module = import_module(stage.module)
+        for n in range(done + 1, len(todo)):
+            module = import_module(todo[n].module)
             if hasattr(module, "run_stage"):
                 module.run_stage(run)
-            partial = keep.with_name(f".{keep.name}")
-            shutil.copytree(run.folder, partial, dirs_exist_ok=True)
-            partial.rename(keep)
+            partial = kept[n].with_name(f".{kept[n].name}")
+            shutil.rmtree(partial, ignore_errors=True)
+            _keep(run.folder, kept[n - 1] if n else None, partial)
+            partial.rename(kept[n])
     return Run.open(run.folder, overrides)

@@ -25,6 +25,7 @@
 #| export
 import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 from importlib import import_module
@@ -43,6 +44,39 @@ def _package() -> str:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
+def _mark(path: Path | str) -> tuple[int, int]:
+    "Size and time of a file."
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+def _keep(
+    folder: Path,          # of a run
+    before: Path | None,   # what was kept of it one stage earlier
+    to: Path,
+):
+    "Copy a run; files that are as they were one stage earlier take no room again."
+    def copy(source: str, target: str):
+        known = before and before / Path(source).relative_to(folder)
+        if known and known.is_file() and _mark(known) == _mark(source):
+            os.link(known, target)
+        else:
+            shutil.copy2(source, target)
+    shutil.copytree(folder, to, copy_function=copy, dirs_exist_ok=True)
+
+# %%
+with tempfile.TemporaryDirectory() as place:
+    folder, first, second = (Path(place) / name for name in ("run", "first", "second"))
+    folder.mkdir()
+    for name in ("same", "changed"):
+        (folder / name).write_text(name)
+    _keep(folder, None, first)
+    (folder / "changed").write_text("changed again")
+    _keep(folder, first, second)
+    assert (first / "same").samefile(second / "same") and not (folder / "same").samefile(first / "same")
+    assert (first / "changed").read_text() == "changed" and (second / "changed").read_text() == "changed again"
+
+# %%
+#| export
 def practice(
     system: System,
     before: str = "",                # a stage, which is not run; "": all stages run but those that only show results
@@ -64,13 +98,14 @@ def practice(
         done = max((n for n, k in enumerate(kept) if k.exists()), default=-1)
         if done >= 0:
             shutil.copytree(kept[done], run.folder, dirs_exist_ok=True)
-        for stage, keep in list(zip(todo, kept))[done + 1:]:
-            module = import_module(stage.module)
+        for n in range(done + 1, len(todo)):
+            module = import_module(todo[n].module)
             if hasattr(module, "run_stage"):
                 module.run_stage(run)
-            partial = keep.with_name(f".{keep.name}")
-            shutil.copytree(run.folder, partial, dirs_exist_ok=True)
-            partial.rename(keep)
+            partial = kept[n].with_name(f".{kept[n].name}")
+            shutil.rmtree(partial, ignore_errors=True)
+            _keep(run.folder, kept[n - 1] if n else None, partial)
+            partial.rename(kept[n])
     return Run.open(run.folder, overrides)
 
 # %% [markdown]

@@ -107,7 +107,7 @@ assert feature_layers(lite, (256, 128))[32].weight.shape == (1280,) and list(fea
 # This way was chosen on drawn breasts (recipe `demo`, 58 images of cancers that were found). Inside of the lesion were
 # 0.34 of the peaks of the last map, 0.64 and 0.66 of those of the finer ones, 0.69 of the three maps together, and 0.93
 # with the smoothing.
-
+#
 # Transformers have no maps but one vector for each cell, row by row, and sometimes vectors of no place before them.
 # They are put back into rows and columns.
 
