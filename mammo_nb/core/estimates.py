@@ -139,7 +139,7 @@ def number_in_words(
         return ""
     return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
-# %% ../../nbs/core/73_estimates.ipynb #25b59669
+# %% ../../nbs/core/73_estimates.ipynb #020f526f
 def threshold_scores(
     labels,          # (n,) 0 or 1
     probabilities,   # (n,) in [0, 1]
@@ -178,5 +178,5 @@ def plot_thresholds(
     figure.update_xaxes(range=[0, 1])
     figure.update_xaxes(title="threshold, and probability of an item", row=2, col=1)
     figure.update_layout(template="plotly_white", height=560, margin=dict(l=40, r=10, t=30, b=40),
-                         legend=dict(orientation="h", y=1.12), hovermode="closest")
+                         legend=dict(orientation="h", y=1.03, yanchor="bottom"), hovermode="closest")
     return figure

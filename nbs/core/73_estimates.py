@@ -244,7 +244,7 @@ def plot_thresholds(
     figure.update_xaxes(range=[0, 1])
     figure.update_xaxes(title="threshold, and probability of an item", row=2, col=1)
     figure.update_layout(template="plotly_white", height=560, margin=dict(l=40, r=10, t=30, b=40),
-                         legend=dict(orientation="h", y=1.12), hovermode="closest")
+                         legend=dict(orientation="h", y=1.03, yanchor="bottom"), hovermode="closest")
     return figure
 
 # %%
