@@ -108,9 +108,9 @@ def found_injuries(
 
 # %% [markdown]
 # ## Their heat maps
-# The recurrent layer hears of all slices of a block. So the features of the other slices are computed first and held as
-# they are. What is left depends on one picture. Its three channels are three neighbouring slices, and a map says
-# nothing about which of them mattered.
+# The answer for one slice depends on all slices of its block, through the recurrent layer. So the features of the other
+# slices are computed first and held as they are. What is left depends on one picture. Its three channels are three
+# neighbouring slices, and a map says nothing about which of them mattered.
 
 # %%
 #| export
