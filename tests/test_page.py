@@ -86,7 +86,9 @@ def test_the_page_is_whole_offline_and_fits(tmp_path, notebook, width):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_an_interactive_figure_is_drawn_offline_and_tells_scores_and_names(tmp_path, width):
     names = ["</script><b>1 L</b>", "2 R", "3 L", "4 R"]
-    figure = chart(plot_thresholds([0, 0, 1, 1], [.1, .6, .4, .9], names, .5, ("no cancer", "cancer")))
+    items = pd.DataFrame({"outcome": "cancer", "item": names, "label": [0, 0, 1, 1], "probability": [.1, .6, .4, .9],
+                          "threshold": .5})
+    figure = chart(plot_thresholds(items, ("no cancer", "cancer")))
     path, messages, requests = tmp_path / "report.html", [], []
     path.write_text(report_page(nb.new_notebook(cells=[
         nb.new_markdown_cell("## Thresholds"), nb.new_code_cell("", outputs=[nb.new_output("display_data", figure)]),
@@ -115,4 +117,38 @@ def test_an_interactive_figure_is_drawn_offline_and_tells_scores_and_names(tmp_p
             for text in texts:
                 page.wait_for_function(says, arg=text, timeout=5000)
         assert page.evaluate("document.querySelectorAll('main b').length") == 0
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_of_several_outcomes_one_is_chosen_and_gone_through_with_the_keyboard(tmp_path, width):
+    items = pd.concat([pd.DataFrame({"outcome": name, "item": [f"{name} {k}" for k in "abcd"], "label": [0, 0, 1, 1],
+                                     "probability": p, "threshold": np.nan})
+                       for name, p in (("liver low", [.1, .6, .4, .9]), ("<i>kidney</i>", [.1, .2, .8, .9]))])
+    path, messages = tmp_path / "report.html", []
+    shows = nb.new_code_cell("", outputs=[nb.new_output("display_data", chart(plot_thresholds(items)))])
+    path.write_text(report_page(nb.new_notebook(cells=[nb.new_markdown_cell("## Thresholds"), shows]), "run"))
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 2")
+        choice, figure = page.get_by_label("outcome"), page.get_by_role("region", name="Figure 1: Thresholds")
+        assert choice.locator("option").all_inner_texts() == ["liver low", "<i>kidney</i>"]
+        says = "text => document.querySelector('.chart').textContent.includes(text)"
+        for chosen, moves, at, sensitivity in (   # of two positives above 0.5 there is one, of the other outcome both
+                ("liver low", ["ArrowRight"], "threshold 0.50", "0.500"),
+                ("<i>kidney</i>", ["ArrowLeft", "ArrowLeft", "ArrowRight"], "threshold 0.49", "1.000")):
+            choice.focus()
+            if choice.input_value() != chosen:
+                page.keyboard.press("ArrowDown")
+            figure.focus()
+            for key in moves:
+                page.keyboard.press(key)
+            for text in (at, f"sensitivity {sensitivity}"):
+                page.wait_for_function(says, arg=text, timeout=5000)
+        assert choice.input_value() == "<i>kidney</i>" and page.locator("main i").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width and messages == []
         browser.close()

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PICTURES', 'REMEDY', 'MAX_FILE', 'REMOVED', 'LONGEST', 'MODES', 'NOT_A_DEVICE', 'PNG', 'is_picture', 'stem_of',
            'picture_names', 'keep_pictures', 'picture_bytes', 'picture_header', 'decode_picture', 'equal_channels',
-           'is_whole', 'shrink', 'place_of_fit', 'fit_resize', 'write_png', 'sheet', 'diagram']
+           'is_whole', 'shrink', 'place_of_fit', 'fit_resize', 'write_png', 'sheet', 'show_pictures', 'diagram']
 
-# %% ../../nbs/core/22_pictures.ipynb #a5aa9438
+# %% ../../nbs/core/22_pictures.ipynb #38da019e
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -236,6 +237,28 @@ def sheet(
     fig.suptitle(title, fontsize=10)
     fig.tight_layout(pad=0.2)
     return fig
+
+# %% ../../nbs/core/22_pictures.ipynb #60b6ef7e
+def show_pictures(
+    rows,                  # table of pandas, one row a picture
+    load: Callable,        # row -> uint8 (height, width), or (height, width, 3)
+    title: Callable,       # row -> title of the picture
+    columns: int = 8,      # pictures side by side
+    mask: Callable | None = None,  # row -> uint8 (height, width), outlined where it is white; or None
+):
+    "Show pictures in a grid."
+    import matplotlib.pyplot as plt  # slow to import, and needed here only
+    shape = -(-len(rows) // columns), columns
+    figure, axes = plt.subplots(*shape, figsize=(12, 3.8 * shape[0]), squeeze=False)
+    for axis, row in zip(axes.flat, rows.itertuples()):
+        axis.imshow(load(row), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title(row), fontsize=9)
+        outline = None if mask is None else mask(row)
+        if outline is not None and outline.any():
+            axis.contour(outline, levels=[127], colors="orange", linewidths=1)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.tight_layout()
 
 # %% ../../nbs/core/22_pictures.ipynb #69cff59e
 def diagram(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['test_score', 'result_lines', 'show_extremes']
 
-# %% ../../nbs/mammo/10_report.ipynb #1ebec182
+# %% ../../nbs/mammo/10_report.ipynb #a6f4c76d
 from collections.abc import Callable
 
 import cv2
@@ -15,8 +15,8 @@ import numpy as np
 from ..core.explanations import beside, colour_scale
 from ..core.files import read_json
 from ..core.metrics import auc, pfbeta
-from ..core.pictures import shrink
-from ..core.reports import extremes, show_pictures, submission_line
+from ..core.pictures import show_pictures, shrink
+from ..core.reports import extremes, submission_line
 from ..core.runs import Run
 from ..core.submission import DEMONSTRATION
 from .crops import crop_path

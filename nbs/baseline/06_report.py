@@ -42,12 +42,12 @@ from mammo_nb.mammo.report import test_score
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
+from mammo_nb.baseline.select import outcomes
 from mammo_nb.baseline.system import system
 from mammo_nb.core.calibration import plot_reliability
-from mammo_nb.core.estimates import estimates, plot_thresholds
+from mammo_nb.core.estimates import estimates, plot_plateau, show_thresholds
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (chart, environment_table, plot_history, plot_plateau, plot_probabilities,
-                                   stages_table)
+from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
 from mammo_nb.core.settings import read_paths
 from mammo_nb.mammo.learning.exams import show_data, show_exam, wrong_breasts
 from mammo_nb.mammo.report import result_lines, show_extremes
@@ -116,9 +116,7 @@ if trained_here:
 
 # %%
 if trained_here:
-    names = breasts["patient_id"] + " " + breasts["laterality"]
-    display(chart(plot_thresholds(breasts["cancer"], breasts["probability"], names, s["threshold"],
-                                  ("no cancer", "cancer"))), raw=True)
+    show_thresholds(outcomes(run), ("no cancer", "cancer"))
 
 # %% [markdown]
 # ## Compared with the winner

@@ -30,6 +30,7 @@ size = (100, 40)          # height, width of the fitted example, pixels
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -385,6 +386,36 @@ def sheet(
 
 # %%
 sheet([picture, fit_resize(picture, *size)] * 6, [(5, 5, 25, 25)] * 12, title="a box on each");
+
+# %% [markdown]
+# Few pictures, each with its own title and an outline where there is one. Their table says what they are.
+
+# %%
+#| export
+def show_pictures(
+    rows,                  # table of pandas, one row a picture
+    load: Callable,        # row -> uint8 (height, width), or (height, width, 3)
+    title: Callable,       # row -> title of the picture
+    columns: int = 8,      # pictures side by side
+    mask: Callable | None = None,  # row -> uint8 (height, width), outlined where it is white; or None
+):
+    "Show pictures in a grid."
+    import matplotlib.pyplot as plt  # slow to import, and needed here only
+    shape = -(-len(rows) // columns), columns
+    figure, axes = plt.subplots(*shape, figsize=(12, 3.8 * shape[0]), squeeze=False)
+    for axis, row in zip(axes.flat, rows.itertuples()):
+        axis.imshow(load(row), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title(row), fontsize=9)
+        outline = None if mask is None else mask(row)
+        if outline is not None and outline.any():
+            axis.contour(outline, levels=[127], colors="orange", linewidths=1)
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.tight_layout()
+
+# %%
+show_pictures(pd.DataFrame({"name": ["a square"]}), lambda row: picture, lambda row: row.name,
+              mask=lambda row: np.pad(np.full((20, 20), 255, np.uint8), ((50, rows - 70), (30, columns - 50))))
 
 # %% [markdown]
 # ## Diagrams

@@ -24,7 +24,6 @@
 #| export
 import json
 import re
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -34,13 +33,14 @@ import pandas as pd
 
 from mammo_nb.core.errors import page
 from mammo_nb.core.files import write_text
-from mammo_nb.core.metrics import threshold_curve
 from mammo_nb.core.runs import Run
 from mammo_nb.core.train import plot_epochs
 
 # %%
 #| hide
 import nbformat.v4 as notebooks
+
+from mammo_nb.core.pictures import show_pictures
 
 # %% tags=["parameters"]
 pictures = 5   # number of pictures in the figure below
@@ -92,19 +92,51 @@ def counted(
 def failed_files(
     table: pd.DataFrame,  # with a column `error`, and `file` or another name in the first column
     most: int = 10,
+    unit: str = "files",  # what a row is
 ) -> tuple[str, pd.DataFrame]:   # a sentence; the first files with their errors
     "What could not be read."
     bad = table[table["error"].fillna("") != ""]
     name = "file" if "file" in table else table.columns[0]
-    told = f"{len(bad)} of {len(table)} files could not be used."
+    told = f"{len(bad)} of {len(table)} {unit} could not be used."
     if len(bad) > most:
         told += f" The first {most}:"
     return told, bad[[name, "error"]].head(most)
+
+def size_in_words(
+    table: pd.DataFrame,  # with rows and columns in pixels, missing where a file could not be read
+) -> pd.DataFrame:        # a copy with the column `size`; the table itself if it has no sizes
+    "A table of images with the size of each in words, for `counted`."
+    if "rows" not in table:
+        return table
+    size = table["rows"].astype("Int64").astype(str) + " × " + table["columns"].astype("Int64").astype(str)
+    return table.assign(size=size.where(table["rows"].notna()))
+
+def show_files(
+    sets: pd.DataFrame,               # column `set`, and what is counted of each set
+    tables: dict[str, pd.DataFrame],  # set -> one row a file
+    columns: dict,                    # column -> its name in the result, as for `counted`
+    read: dict[str, pd.DataFrame] | None = None,   # what a row is -> table with `error`; None: files of `tables`
+    unit: str = "files",              # what a row of `tables` is
+):
+    "The size of each set, what its files are, and those that could not be used."
+    from IPython.display import Markdown, display
+    display(sets.set_index("set"))
+    facts = [counted(size_in_words(table), columns).assign(set=name) for name, table in tables.items()]
+    if facts:
+        display(pd.concat(facts).rename(columns={"files": unit}).set_index(["set", "what"]))
+    for name, table in ({f"{n} files": t for n, t in tables.items()} if read is None else read).items():
+        told, errors = failed_files(table, unit=name)
+        display(Markdown(told))
+        if len(errors):
+            display(errors.set_index(errors.columns[0]))
 
 # %%
 files = pd.DataFrame({"file": ["a", "b", "c"], "decoder": ["x", "x", None], "error": [None, "", "cut off"]})
 assert counted(files, {"decoder": "decoder", "gone": "gone"}).values.tolist() == [["decoder", "x", 2]]
 assert failed_files(files)[0].startswith("1 of 3") and failed_files(files)[1]["file"].tolist() == ["c"]
+sizes = pd.DataFrame({"rows": [400, np.nan], "columns": [320, np.nan]})
+assert size_in_words(sizes)["size"].tolist()[0] == "400 × 320" and size_in_words(sizes)["size"].isna().tolist()[1]
+show_files(pd.DataFrame({"set": ["test"], "files": 3}), {"test": files}, {"decoder": "decoder"})
 
 # %%
 manifest = {"run": "demo", "stages": {"draw": {"seconds": 1.5, "writes": ["pictures/", "labels.csv"]}},
@@ -142,20 +174,6 @@ def plot_probabilities(
     axis.axvline(threshold, color="black", lw=1)
     axis.set(title=f"{title}, n = {len(labels)}", xlabel=f"line: threshold {threshold:.2f}")
     axis.legend(fontsize=8)
-
-def plot_plateau(
-    axis: plt.Axes,
-    labels: pd.Series,          # 0 or 1
-    probabilities: pd.Series,   # in [0, 1]
-    threshold: float,
-    plateau: tuple[float, float],  # thresholds with nearly the same score, from selection.json
-):
-    "pF1 by threshold, with the chosen one and its plateau."
-    curve = threshold_curve(labels, probabilities)
-    axis.plot(curve["threshold"], curve["score"])
-    axis.axvline(threshold, color="orange")
-    axis.axvspan(*plateau, alpha=.2, color="orange")
-    axis.set(title="pF1 by threshold, and its plateau", xlabel="threshold")
 
 def plot_ladder(
     ladder: pd.DataFrame,  # step, low, high and the score, a row for each step
@@ -201,26 +219,6 @@ def most_wrong(
     "The most confident wrong items, for predictions without a threshold."
     table = table.sort_values("probability", kind="stable")
     return pd.concat([table[table[label] == 1].head(count), table[table[label] == 0].iloc[::-1].head(count)])
-
-def show_pictures(
-    rows: pd.DataFrame,    # one row per picture, such as from `extremes`
-    load: Callable,        # row -> uint8 (height, width)
-    title: Callable,       # row -> title of the picture
-    columns: int = 8,      # pictures side by side
-    mask: Callable | None = None,  # row -> uint8 (height, width), outlined where it is white; or None
-):
-    "Show pictures in a grid."
-    shape = -(-len(rows) // columns), columns
-    figure, axes = plt.subplots(*shape, figsize=(12, 3.8 * shape[0]), squeeze=False)
-    for axis, row in zip(axes.flat, rows.itertuples()):
-        axis.imshow(load(row), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title(row), fontsize=9)
-        outline = None if mask is None else mask(row)
-        if outline is not None and outline.any():
-            axis.contour(outline, levels=[127], colors="orange", linewidths=1)
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.tight_layout()
 
 # %% [markdown]
 # ## The page
@@ -268,14 +266,35 @@ def _take_charts(outputs: list) -> list[dict]:
         output["data"] = {"text/html": '<div class="chart"></div>'}
     return taken
 
+DRAW = """(f, i) => {
+const chart = document.querySelectorAll('.chart')[i], menus = f.layout.updatemenus || [];
+delete f.layout.updatemenus;
+Plotly.newPlot(chart, f.data, f.layout, f.config);
+menus.forEach(menu => {
+  const label = document.createElement('label'), choice = document.createElement('select');
+  menu.buttons.forEach(button => choice.add(new Option(button.label)));
+  choice.onchange = () => Plotly.update(chart, ...menu.buttons[choice.selectedIndex].args);
+  label.append(menu.name + ' ', choice);
+  chart.parentNode.before(label);
+});
+let at = null;
+chart.parentNode.onkeydown = event => {
+  const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], k = chart._fullData.findIndex(t => t.visible === true);
+  if (!step) return;
+  const last = chart.calcdata[k].length - 1;
+  at = at === null ? Math.round(last / 2) : Math.min(last, Math.max(0, at + step));
+  Plotly.Fx.hover(chart, [{curveNumber: k, pointNumber: at}]);
+  event.preventDefault();
+};
+}"""   # a menu becomes a choice of the page, which keys and thumbs can use; arrow keys go from point to point
+
 def _drawing(charts: list[dict]) -> list[str]:
     "JavaScript that draws figures into the elements of the class `chart`: plotly, and one call for each."
     if not charts:
         return []
     from plotly.offline import get_plotlyjs
     contents = json.dumps(charts).replace("<", "\\u003c")   # no text of a figure can end the script
-    return [get_plotlyjs(), f"{contents}.forEach((f, i) => "
-            "Plotly.newPlot(document.querySelectorAll('.chart')[i], f.data, f.layout, f.config))"]
+    return [get_plotlyjs(), f"{contents}.forEach({DRAW})"]
 
 def report_page(
     notebook,      # executed, of nbformat

@@ -22,20 +22,18 @@
 
 # %%
 #| export
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from mammo_nb.core.calibration import Reliability
 from mammo_nb.core.metrics import GRID, threshold_curve
+from mammo_nb.core.reports import chart
 from mammo_nb.core.uncertainty import DRAWS, Ranked, auc_of, average_precision_of, bootstrap, interval
 
 # %%
 #| hide
 import time
-
-import matplotlib.pyplot as plt
-
-from mammo_nb.core.reports import chart
 
 # %% tags=["parameters"]
 patients, prevalence, seed = 4000, 0.04, 0   # of the random screening round below, two breasts each
@@ -202,10 +200,28 @@ assert number_in_words(.5, .4, .61) == "0.500 (0.400 to 0.610)" and number_in_wo
 # ## Every threshold
 # A threshold that is good for a competition may be wrong for a clinic. The figure has the scores at each threshold, and
 # below them the items at their probabilities. Where the pointer is, it shows all scores, or the name of the item. It is
-# made with plotly; JupyterLab and `report.html` show it, and it needs no network.
+# made with plotly; JupyterLab and `report.html` show it, and it needs no network. Of several outcomes one is shown, and
+# a menu has the others. Of many items it has a part, from the lowest probability to the highest.
 
 # %%
 #| export
+POINTS = 1000   # drawn items of each label of an outcome
+COLOURS = ("#636efa", "#ef553b", "#00cc96", "#ab63fa", "#ffa15a", "#19a3b8", "#d6338a")   # five scores, two labels
+
+def plot_plateau(
+    axis: plt.Axes,
+    labels: pd.Series,          # 0 or 1
+    probabilities: pd.Series,   # in [0, 1]
+    threshold: float,
+    plateau: tuple[float, float],  # thresholds with nearly the same score, from selection.json
+):
+    "pF1 by threshold, with the chosen one and its plateau."
+    curve = threshold_curve(labels, probabilities)
+    axis.plot(curve["threshold"], curve["score"])
+    axis.axvline(threshold, color="orange")
+    axis.axvspan(*plateau, alpha=.2, color="orange")
+    axis.set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+
 def threshold_scores(
     labels,          # (n,) 0 or 1
     probabilities,   # (n,) in [0, 1]
@@ -217,35 +233,62 @@ def threshold_scores(
               for group in (p[y == 0], p)]
     return curve.assign(specificity=1 - called[0], **{"recall rate": called[1]})
 
+def _curves(own: pd.DataFrame, kinds: tuple[str, str]):
+    "The traces of one outcome with their row in the figure: five scores, items of both labels, the threshold."
+    from plotly.graph_objects import Scatter
+    table = threshold_scores(own["label"], own["probability"]).astype(np.float32)
+    told = "<br>".join(f"{name} %{{customdata[{i}]:.3f}}" for i, name in enumerate(table.columns[1:]))
+    for name, colour in zip(table.columns[1:], COLOURS):
+        yield 1, Scatter(x=table["threshold"], y=table[name], name=name, customdata=table.iloc[:, 1:].to_numpy(),
+                         hovertemplate=f"threshold %{{x:.2f}}<br>{told}<extra></extra>", line_color=colour)
+    for label, (kind, colour) in enumerate(zip(kinds, COLOURS[5:])):
+        group = own[own["label"] == label].sort_values("probability", kind="stable")
+        shown = group.iloc[np.unique(np.linspace(0, len(group) - 1, min(len(group), POINTS)).round().astype(int))]
+        height = np.random.default_rng(label).uniform(-.35, .35, len(shown))   # so that points do not hide each other
+        name = kind if len(shown) == len(group) else f"{kind}, {len(shown)} of {len(group)}"
+        yield 2, Scatter(x=shown["probability"], y=label + height, name=name, text=shown["item"], mode="markers",
+                         opacity=.6, marker_color=colour, hovertemplate="%{text}: %{x:.3f}<extra></extra>")
+    if not np.isnan(threshold := own["threshold"].iloc[0]):
+        yield 1, Scatter(x=[threshold] * 2, y=[-.03, 1.03], name=f"threshold {threshold:.2f}", mode="lines",
+                         line=dict(color="black", width=1), hoverinfo="skip")
+
 def plot_thresholds(
-    labels,             # (n,) 0 or 1
-    probabilities,      # (n,) in [0, 1]
-    names,              # (n,) texts
-    threshold: float,   # drawn as a line
-    kinds: tuple[str, str],   # of label 0 and label 1
-):                      # of plotly
-    "All scores at each threshold, and below them the items at their probabilities."
+    items: pd.DataFrame,      # outcome, item, label, probability, threshold: the outcomes of a run, see 75_comparison
+    kinds: tuple[str, str] = ("negative", "positive"),   # of label 0 and label 1
+):                            # of plotly
+    "All scores at each threshold, and below them the items at their probabilities; a menu of several outcomes."
     from plotly.subplots import make_subplots
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[.65, .35], vertical_spacing=.04)
-    table = threshold_scores(labels, probabilities)
-    told = "<br>".join(f"{name} %{{customdata[{i}]:.3f}}" for i, name in enumerate(table.columns[1:]))
-    for name in table.columns[1:]:
-        figure.add_scatter(x=table["threshold"], y=table[name], name=name, customdata=table.iloc[:, 1:].to_numpy(),
-                           hovertemplate=f"threshold %{{x:.2f}}<br>{told}<extra></extra>", row=1, col=1)
-    y, p, names = np.asarray(labels), np.asarray(probabilities), np.asarray(names)
-    height = np.random.default_rng(0).uniform(-.35, .35, len(y))   # so that points do not hide each other
-    for label, kind in enumerate(kinds):
-        own = y == label
-        figure.add_scatter(x=p[own], y=label + height[own], name=kind, text=names[own], mode="markers", opacity=.6,
-                           hovertemplate="%{text}: %{x:.3f}<extra></extra>", row=2, col=1)
-    figure.add_vline(x=threshold, line_width=1, annotation_text=f"threshold {threshold:.2f}", row=1, col=1)
+    groups, of = {name: own for name, own in items.groupby("outcome", sort=False)}, []
+    for name, own in groups.items():
+        for row, trace in _curves(own, kinds):
+            figure.add_trace(trace.update(visible=not of or of[0] == name), row=row, col=1)
+            of.append(name)
     figure.update_yaxes(range=[-.03, 1.03], row=1, col=1)
     figure.update_yaxes(range=[-.5, 1.5], tickvals=[0, 1], ticktext=kinds, row=2, col=1)
     figure.update_xaxes(range=[0, 1])
     figure.update_xaxes(title="threshold, and probability of an item", row=2, col=1)
     figure.update_layout(template="plotly_white", height=560, margin=dict(l=40, r=10, t=30, b=40),
                          legend=dict(orientation="h", y=1.03, yanchor="bottom"), hovermode="closest")
+    if len(groups) > 1:
+        buttons = [dict(label=name, method="update", args=[{"visible": [o == name for o in of]}]) for name in groups]
+        figure.update_layout(updatemenus=[dict(name="outcome", buttons=buttons, x=1, xanchor="right", y=1.14,
+                                               yanchor="bottom")])
     return figure
+
+READING = """The scores at every threshold, and below them the predictions. The pointer shows the scores of a threshold,
+or the name of an item. With the keyboard, the left and right arrow keys go through the thresholds once the figure has
+the focus. A part of the figure can be enlarged."""
+
+def show_thresholds(
+    items: pd.DataFrame,      # as for `plot_thresholds`
+    kinds: tuple[str, str] = ("negative", "positive"),
+):
+    "Show the interactive figure of a run's outcomes and how to read it; nothing without a row."
+    from IPython.display import Markdown, display
+    if len(items):
+        display(Markdown(READING))
+        display(chart(plot_thresholds(items, kinds)), raw=True)
 
 # %%
 by_hand = threshold_scores([0, 0, 1, 1], [.1, .6, .4, .9]).set_index("threshold").loc[.5]
@@ -273,7 +316,8 @@ plt.errorbar(table["value"], table["metric"], xerr=np.maximum(width, 0), fmt="o"
 plt.gca().invert_yaxis()
 
 # %%
-display(chart(plot_thresholds(y[:400], p[:400], who[:400].astype(str), .3, ("healthy", "cancer"))), raw=True)
+items = pd.DataFrame({"outcome": "cancer", "item": who.astype(str), "label": y, "probability": p, "threshold": .3})
+show_thresholds(pd.concat([items, items.iloc[:400].assign(outcome="cancer of few", threshold=np.nan)]))
 
 # %% [markdown]
 # ---

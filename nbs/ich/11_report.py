@@ -34,13 +34,13 @@ from mammo_nb.ich.recipes import CLASSES
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
+from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words, show_thresholds
 from mammo_nb.core.explanations import beside, colour_scale
 from mammo_nb.core.files import read_json
-from mammo_nb.core.pictures import sheet
+from mammo_nb.core.pictures import sheet, show_pictures
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (counted, environment_table, failed_files, most_wrong, plot_history, plot_ladder,
-                                   plot_probabilities, show_pictures, stages_table, submission_line)
+from mammo_nb.core.reports import (environment_table, most_wrong, plot_history, plot_ladder, plot_probabilities,
+                                   show_files, stages_table, submission_line)
 from mammo_nb.core.train import plot_epochs
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.ich.bag import classifier_predictions, outcomes
@@ -143,29 +143,21 @@ def sets_table(
     table = pd.DataFrame(rows, columns=["set", "patients", "series", "slices", "slices with a hemorrhage"])
     return table.astype({"slices with a hemorrhage": "Int64"})
 
-def slice_facts(
+def with_gaps(
     table: pd.DataFrame,   # one row a slice
-) -> pd.DataFrame:         # a copy with the size and the distance to the next slice in words
-    "What `counted` counts."
-    if "rows" not in table:
+) -> pd.DataFrame:         # a copy with the distance to the next slice in words, where distances are known
+    "What `show_files` counts besides sizes."
+    if "gap_mm" not in table:
         return table
-    size = table["rows"].astype("Int64").astype(str) + " × " + table["columns"].astype("Int64").astype(str)
     gap = table["gap_mm"].round().astype("Int64").astype(str) + " mm"
-    return table.assign(size=size.where(table["rows"].notna()), gap=gap.where(table["gap_mm"].notna()))
+    return table.assign(gap=gap.where(table["gap_mm"].notna()))
 
 FACTS = {"size": "slice, rows × columns", "gap": "distance to the next slice, rounded", "note": "note"}
 
 # %%
 slices = read_slices(run)
 if slices:
-    display(sets_table(slices).set_index("set"))
-    facts = [counted(slice_facts(t), FACTS).assign(set=name) for name, t in slices.items()]
-    display(pd.concat(facts).set_index(["set", "what"]))
-for name, table in slices.items():
-    told, errors = failed_files(table)
-    display(Markdown(f"{name.capitalize()}: {told}"))
-    if len(errors):
-        display(errors.set_index("file"))
+    show_files(sets_table(slices), {name: with_gaps(table) for name, table in slices.items()}, FACTS)
 
 # %% [markdown]
 # ## What each step adds
@@ -186,6 +178,7 @@ if len(ladder):
 # %%
 if len(ladder):
     display(in_words(by_outcome(outcomes(run)), OUTCOME_SCORES).set_index("outcome"))
+    show_thresholds(outcomes(run))
 
 # %% [markdown]
 # ## Slices with and without a hemorrhage

@@ -31,8 +31,8 @@ import numpy as np
 from mammo_nb.core.explanations import beside, colour_scale
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc, pfbeta
-from mammo_nb.core.pictures import shrink
-from mammo_nb.core.reports import extremes, show_pictures, submission_line
+from mammo_nb.core.pictures import show_pictures, shrink
+from mammo_nb.core.reports import extremes, submission_line
 from mammo_nb.core.runs import Run
 from mammo_nb.core.submission import DEMONSTRATION
 from mammo_nb.mammo.crops import crop_path
@@ -46,13 +46,13 @@ from IPython.display import Markdown
 from sklearn.metrics import roc_curve
 
 from mammo_nb.core.calibration import METHODS, Reliability, calibrated, plot_reliability
-from mammo_nb.core.estimates import GROUP_SCORES, estimates, in_words, plot_thresholds
+from mammo_nb.core.estimates import GROUP_SCORES, estimates, in_words, plot_plateau, show_thresholds
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (chart, environment_table, plot_history, plot_plateau, plot_probabilities,
-                                   stages_table)
+from mammo_nb.core.reports import environment_table, plot_history, plot_probabilities, stages_table
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.mammo.learning.exams import show_data, show_exam, wrong_breasts
 from mammo_nb.mammo.learning.subgroups import by_unit, subgroups
+from mammo_nb.mammo.select import outcomes
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
@@ -158,15 +158,9 @@ if trained_here:
     fig.tight_layout()
     display(scored.set_index("metric").round(3))
 
-# %% [markdown]
-# The scores at every threshold, and the breasts below them. The pointer shows the scores of a threshold, or the patient
-# and the side of a breast. A part of the figure can be enlarged.
-
 # %%
 if trained_here:
-    names = breasts["patient_id"] + " " + breasts["laterality"]
-    display(chart(plot_thresholds(breasts["cancer"], breasts["probability"], names, s["threshold"],
-                                  ("no cancer", "cancer"))), raw=True)
+    show_thresholds(outcomes(run), ("no cancer", "cancer"))
 
 # %% [markdown]
 # The corrections of the probabilities are fitted on the other folds. The one with the lowest Brier score goes with the

@@ -139,13 +139,15 @@ def ladder(
 #| export
 def outcomes(
     run: Run,        # that has run this stage
-) -> pd.DataFrame:   # outcome, item, patient_id, label, probability, threshold; a row for each organ of each patient
-    "Out-of-fold probabilities of an injury, before scaling, of the organs that the run predicts."
+) -> pd.DataFrame:   # outcome, item, patient_id, label, probability, threshold; a row an injury and patient
+    "Out-of-fold probabilities, before scaling: an injury of each organ, and its low and high grade where it has them."
     oof = pd.read_csv(run.path("oof.csv"), dtype={"patient_id": str})
     patients = oof[["patient_id"]].assign(item=oof["patient_id"], threshold=np.nan)
-    parts = [patients.assign(outcome=f"{organ} injury", label=1 - oof[f"{organ}_healthy"],
-                             probability=oof[f"p_{organ}_injury"])
-             for organ in GRADES if f"p_{organ}_injury" in oof]
+    labels = {f"{organ}_injury": 1 - oof[f"{organ}_healthy"] for organ in GRADES if f"{organ}_healthy" in oof}
+    labels |= {f"{organ}_{grade}": oof[f"{organ}_{grade}"] for organ, grades in GRADES.items()
+               for grade in grades[1:] if f"{organ}_{grade}" in oof and grade != "injury"}
+    parts = [patients.assign(outcome=name.replace("_", " "), label=label, probability=oof[f"p_{name}"])
+             for name, label in labels.items() if f"p_{name}" in oof]
     return pd.concat(parts, ignore_index=True) if parts else patients.reindex(columns=COLUMNS)
 
 # %% [markdown]

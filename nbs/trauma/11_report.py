@@ -36,13 +36,14 @@ from mammo_nb.trauma.recipes import GRADES, SUBMITTED
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words
+from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words, show_thresholds
 from mammo_nb.core.explanations import beside, colour_scale
 from mammo_nb.core.files import read_json
 from mammo_nb.core.metrics import auc
+from mammo_nb.core.pictures import show_pictures
 from mammo_nb.core.practice import practice
-from mammo_nb.core.reports import (counted, environment_table, extremes, failed_files, most_wrong, plot_history,
-                                   plot_ladder, show_pictures, stages_table, submission_line)
+from mammo_nb.core.reports import (environment_table, extremes, most_wrong, plot_history, plot_ladder, show_files,
+                                   stages_table, submission_line)
 from mammo_nb.core.train import plot_epochs
 from mammo_nb.core.runs import read_manifest
 from mammo_nb.trauma.ensemble import outcomes
@@ -130,25 +131,41 @@ Markdown("\n\n".join(lines))
 
 # %% [markdown]
 # ## Data
-# The series of the training set, and what was said about them when they were read.
+# The patients and series of each set, and what was said about them when they were read.
 
 # %%
-if run.has("volumes"):
-    series = pd.read_csv(run.path("processed/series.csv"), dtype={"patient_id": str, "series": str, "note": str})
-    sets = {"patients": series["patient_id"].nunique(), "series": len(series), "series used": int(series["used"].sum()),
-            "slices": int(series["slices"].sum())}
-    if len(oof):
-        sets["patients with an injury"] = int(oof["any_injury"].sum())
-    display(pd.DataFrame(sets, index=["training"]))
-    size = series["rows"].astype("Int64").astype(str) + " × " + series["columns"].astype("Int64").astype(str)
+#| export
+FACTS = {"size": "slice, rows × columns", "spacing": "spacing of slices, mm", "plane": "plane", "note": "note"}
+
+def sets_table(
+    series: pd.DataFrame | None,   # series.csv of the training set, one row a series
+    test: pd.DataFrame | None,     # what was predicted, one row a patient
+    injured: int | None = None,    # patients with an injury in the training set, where labels are known
+) -> pd.DataFrame:                 # set, patients, series, series used, slices, patients with an injury
+    "The size of each set."
+    rows = []
+    if series is not None:
+        rows.append(("training", series["patient_id"].nunique(), len(series), int(series["used"].sum()),
+                     int(series["slices"].sum()), injured))
+    if test is not None:
+        rows.append(("test", test["patient_id"].nunique(), int(test["series"].sum()), None, int(test["slices"].sum()),
+                     None))
+    table = pd.DataFrame(rows, columns=["set", "patients", "series", "series used", "slices",
+                                        "patients with an injury"])
+    return table.astype({"series used": "Int64", "patients with an injury": "Int64"})
+
+# %%
+texts = {name: str for name in ("patient_id", "note", "error")}
+series = pd.read_csv(run.path("processed/series.csv"), dtype=texts) if run.has("volumes") else None
+test = pd.read_csv(run.path("test_per_patient.csv"), dtype=texts) if run.has("submit") else None
+seen, read = {}, {}
+if series is not None:
     spacing = series["spacing_mm"].round(1).astype(str).where(series["spacing_mm"].notna(), "uneven")
-    named = {"size": "slice, rows × columns", "spacing": "spacing of slices, mm", "plane": "plane", "note": "note"}
-    facts = counted(series.assign(size=size, spacing=spacing), named).rename(columns={"files": "series"})
-    display(facts.set_index("what"))
-    told, errors = failed_files(pd.read_csv(run.path("processed/slices.csv"), dtype={"error": str}))
-    display(Markdown(told))
-    if len(errors):
-        display(errors.set_index("file"))
+    seen["training"] = series.assign(spacing=spacing)
+    read |= {"training slices": pd.read_csv(run.path("processed/slices.csv"), dtype=texts), "training series": series}
+if test is not None:
+    read["test patients"] = test
+show_files(sets_table(series, test, int(oof["any_injury"].sum()) if len(oof) else None), seen, FACTS, read, "series")
 
 # %% [markdown]
 # ## What each part adds
@@ -181,12 +198,13 @@ if len(oof):
 
 # %% [markdown]
 # The same with 95 % intervals over patients. *Sensitivity at a specificity of 0.9* is what is found if a tenth of the
-# healthy patients are called injured. *Brier* and *ECE* say how far probabilities are from what happens, see core's
-# `calibration`.
+# others are called positive. The others of a *low* injury are all patients without it, those with a *high* one, too.
+# *Brier* and *ECE* say how far probabilities are from what happens, see core's `calibration`.
 
 # %%
 if len(oof):
     display(in_words(by_outcome(outcomes(run)), OUTCOME_SCORES).set_index("outcome"))
+    show_thresholds(outcomes(run))
 
 # %% [markdown]
 # The groups of the score, and the factors of the expensive grades:

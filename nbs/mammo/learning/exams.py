@@ -34,7 +34,7 @@ from mammo_nb.core.dicom import read_frame
 from mammo_nb.core.explanations import colour_scale, onto_frame, overlay
 from mammo_nb.core.grey import decode_grey
 from mammo_nb.core.pictures import shrink
-from mammo_nb.core.reports import counted, extremes, failed_files
+from mammo_nb.core.reports import extremes, show_files
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.crops import crop, scaling_of
 from mammo_nb.mammo.datasets import per_breast, root_of
@@ -69,14 +69,6 @@ def sets_table(
     found = pd.DataFrame(counted, columns=["set", "patients", "breasts", "images", "breasts with cancer"])
     return found.astype({"breasts with cancer": "Int64"})
 
-def image_facts(
-    table: pd.DataFrame,  # crops.csv, or per image as `predict` writes it
-) -> pd.DataFrame:        # a copy with the column `size`
-    "A table of images with the size of each frame in words, for `counted`."
-    known = table["rows"].notna()
-    size = table["rows"].astype("Int64").astype(str) + " × " + table["columns"].astype("Int64").astype(str)
-    return table.assign(size=size.where(known))
-
 FACTS = {"size": "frame, rows × columns", "decoder": "decoder", "box_source": "box found by", "note": "note"}
 
 def plot_boxes(
@@ -100,25 +92,15 @@ def show_data(
     trained: bool,   # whether the run has a training set of its own
 ):
     "Sizes of the sets, sizes and decoders of their frames, files that could not be used, and all boxes."
-    from IPython.display import Markdown, display
     files = {**({"training": "processed/crops.csv"} if trained else {}), "test": "test_per_image.csv"}
     images = {name: read_table(run.path(file), ["file"]) for name, file in files.items() if run.path(file).exists()}
     if not images:
         return
     labelled = {"training": read_table(run.path("folds.csv"), ["cancer"])} if trained else {}
-    display(sets_table({**images, **labelled}).set_index("set"))
-    facts = [counted(image_facts(table), FACTS).assign(set=name) for name, table in images.items()]
-    display(pd.concat(facts).set_index(["set", "what"]))
-    for name, table in images.items():
-        told, errors = failed_files(table)
-        display(Markdown(f"{name.capitalize()}: {told}"))
-        if len(errors):
-            display(errors.set_index("file"))
+    show_files(sets_table({**images, **labelled}), images, FACTS)
     plot_boxes(pd.concat(images.values()))
 
 # %%
-facts = image_facts(pd.DataFrame({"rows": [400, np.nan], "columns": [320, np.nan]}))
-assert facts["size"].tolist()[0] == "400 × 320" and facts["size"].isna().tolist() == [False, True]
 made = pd.DataFrame({"patient_id": ["1", "1", "2"], "laterality": ["L", "L", "R"], "cancer": [1, 1, 0]})
 sets_table({"training": made, "test": made.drop(columns="cancer")})
 
