@@ -39,7 +39,7 @@ def test_files_are_counted_and_those_that_failed_are_named(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     sets = pd.DataFrame({"set": ["training", "test"], "patients": [2, 1]})
-    files = pd.DataFrame({"file": ["a.dcm", "b.dcm", "c.dcm"], "rows": [512, 512, np.nan], "columns": [256, 256, np.nan],
+    files = pd.DataFrame({"file": ["a.dcm", "b.dcm", "c.dcm"], "rows": [512, 512, None], "columns": [256, 256, None],
                           "decoder": ["pillow", "native", None], "error": [None, "", "cut off"]})
     tables = {"training": files, "test": files[:1]}
     show_files(sets, tables, {"size": "slice", "decoder": "decoder", "box": "box"})
@@ -48,7 +48,8 @@ def test_files_are_counted_and_those_that_failed_are_named(monkeypatch):
     assert facts.reset_index().values.tolist() == [
         ["training", "slice", "512 × 256", 2], ["training", "decoder", "pillow", 1],
         ["training", "decoder", "native", 1], ["test", "slice", "512 × 256", 1], ["test", "decoder", "pillow", 1]]
-    assert first.data == "1 of 3 training files could not be used." and errors["error"].to_dict() == {"c.dcm": "cut off"}
+    assert first.data == "1 of 3 training files could not be used."
+    assert errors["error"].to_dict() == {"c.dcm": "cut off"}
     assert second.data == "0 of 1 test files could not be used."
     shown.clear()
     show_files(sets, {"training": files}, {"size": "slice"}, {"test patients": files[:2]}, unit="series")
