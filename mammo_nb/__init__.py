@@ -27,7 +27,7 @@ def read(
     module = f"mammo_nb.{chosen.name}.{chosen.read}" if chosen.read else "mammo_nb.core.dicom"
     return import_module(module).read_image(path, frame)
 
-# %% ../nbs/85_python.ipynb #bee31009
+# %% ../nbs/85_python.ipynb #7922a910
 def predict(
     folder,                 # scans in DICOM, PNG or JPEG, nested or flat, or a single file
     weights=None,           # folder of weights; None: assets/trained, then the newest finished run
@@ -37,7 +37,7 @@ def predict(
     workers=None,           # processes; None: one a core
     system: str = "",       # "": the default system
     report=None,            # JSON file for versions, digests, counts, kinds of errors and seconds
-    # engine and device; mammo: force, all_views, frames, dicom, html, heat_maps, fast
+    # engine, device, dicom and html; mammo: force, all_views, frames, heat_maps, fast
     **options,
 ):                          # pandas.DataFrame, a row for each image; `error` says why a file has no probability
     "Predict every scan of a folder. Not a medical device. Raises a `ProjectError` where nothing can be predicted."

@@ -97,7 +97,7 @@ def predict_scans(
     result.attrs["record"] = record
     return result
 
-# %% ../nbs/81_predicting.ipynb #fdef33ff
+# %% ../nbs/81_predicting.ipynb #64b976c2
 app = typer.Typer(add_completion=False)
 
 def _watch(folder: Path, output: Path, system: str, wait: float, workers: int, allow_errors: bool, **how) -> int:
@@ -133,8 +133,8 @@ def predict(
     frames: str = typer.Option(
         "", help="mammo: which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
     dicom: bool = typer.Option(
-        False, help="mammo: also write pictures and reports as DICOM that belong to the studies, to dicom/"),
-    html: bool = typer.Option(False, help="mammo: also write a page for each exam, and a list of all, to html/"),
+        False, help="also write pictures and reports as DICOM that belong to the studies, to dicom/"),
+    html: bool = typer.Option(False, help="also write a page for each exam, and a list of all, to html/"),
     heat_maps: bool = typer.Option(
         False, help="mammo: previews also show where in the breast the probability came from"),
     fast: bool = typer.Option(False, help="mammo: the first network of the ensemble alone, without TTA"),

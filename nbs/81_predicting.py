@@ -200,8 +200,8 @@ def predict(
     frames: str = typer.Option(
         "", help="mammo: which frames of a file with several, such as a tomosynthesis: middle, all or a number from 1"),
     dicom: bool = typer.Option(
-        False, help="mammo: also write pictures and reports as DICOM that belong to the studies, to dicom/"),
-    html: bool = typer.Option(False, help="mammo: also write a page for each exam, and a list of all, to html/"),
+        False, help="also write pictures and reports as DICOM that belong to the studies, to dicom/"),
+    html: bool = typer.Option(False, help="also write a page for each exam, and a list of all, to html/"),
     heat_maps: bool = typer.Option(
         False, help="mammo: previews also show where in the breast the probability came from"),
     fast: bool = typer.Option(False, help="mammo: the first network of the ensemble alone, without TTA"),

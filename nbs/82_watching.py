@@ -14,9 +14,9 @@
 # # Watching
 # > A folder into which exams arrive: each is predicted once, when it is complete, and a killed watch continues.
 #
-# A mammography unit sends its images one by one, over minutes. Nothing says which one is the last. So an exam counts as
-# complete when none of its files was added, changed or removed for some time. An exam is the DICOM files with one Study
-# Instance UID; files without one belong together if they lie in one folder.
+# A mammography unit or a CT scanner sends its images one by one, over minutes. Nothing says which one is the last. So
+# an exam counts as complete when none of its files was added, changed or removed for some time. An exam is the DICOM
+# files with one Study Instance UID; files without one belong together if they lie in one folder.
 #
 # The folder is the queue. Nothing is kept besides it but `exam.json` of each finished exam, which is written last. A
 # watch that was killed so finds what is left by looking at both.

@@ -103,7 +103,7 @@ def predict(
     workers=None,           # processes; None: one a core
     system: str = "",       # "": the default system
     report=None,            # JSON file for versions, digests, counts, kinds of errors and seconds
-    # engine and device; mammo: force, all_views, frames, dicom, html, heat_maps, fast
+    # engine, device, dicom and html; mammo: force, all_views, frames, heat_maps, fast
     **options,
 ):                          # pandas.DataFrame, a row for each image; `error` says why a file has no probability
     "Predict every scan of a folder. Not a medical device. Raises a `ProjectError` where nothing can be predicted."

@@ -207,8 +207,8 @@ def test_head_cts_have_the_record_and_the_engine_too(heads, bag, tmp_path):  # n
         assert record["exit_code"] == done.returncode and record["computed"] == [f"{engine}, fp32"]
         assert record["counts"]["slices"] == len(table) and record["counts"]["predicted"] == found[engine].notna().sum()
     np.testing.assert_allclose(found["torch"], found["onnxruntime"], atol=1e-4)
-    done = mammo_nb("predict", heads, "-o", tmp_path / "no", "--weights", bag, "--system", "ich", "--html")
-    assert done.returncode == 2 and "does not know --html" in done.stdout
+    done = mammo_nb("predict", heads, "-o", tmp_path / "no", "--weights", bag, "--system", "ich", "--heat-maps")
+    assert done.returncode == 2 and "does not know --heat-maps" in done.stdout
 
 
 # ---- engine and device

@@ -19,6 +19,9 @@ import pydicom
 import pydicom.examples
 import pytest
 from conftest import ROOT
+from ich import bag  # noqa: F401  the fixture
+from test_ich_predict import drawn  # noqa: F401  fixture
+from test_ich_predict import scans as heads  # noqa: F401  fixture
 from test_predict import scans, weights  # noqa: F401  fixtures
 from test_predict_options import SECRETS, plant, rename_view, text_of
 
@@ -408,9 +411,32 @@ def test_damaged_images_get_the_status_of_the_standard(exams, served):
     assert "refused" in told and not [s for s in SECRETS if s in told]
 
 
+def test_a_study_of_head_ct_has_one_result(heads, bag, tmp_path):   # noqa: F811
+    studies = {}
+    for path in sorted(heads.glob("*.dcm")):
+        plant(path)
+        studies.setdefault(pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID, []).append(path)
+    study, files = next(iter(studies.items()))
+    with Command("serve", "-o", tmp_path / "clinic", "--weights", bag, "--system", "ich", "--http-port", 0, "--wait",
+                 ".5", MAMMO_NB_TOKEN=TOKEN) as server:
+        assert http(server, "/studies", body(*(p.read_bytes() for p in files)))[0] == 200
+        found = result_of(server, study)
+        assert found["state"] == "predicted" and found["files"] == len(files)
+        exam, = found["exams"]
+        assert {s["name"] for s in exam["scores"]} >= {"any", "subdural"}
+        assert len([n for n in found["dicom"] if n.startswith("report_")]) == 1
+        assert {s["instance"] for s in exam["slices"]} <= {pydicom.dcmread(p).SOPInstanceUID for p in files}
+        for name in found["dicom"]:
+            assert http(server, f"/studies/{study}/result/dicom/{name}")[0] == 200, name
+        status, page = http(server, f"/studies/{study}/result/page")
+        assert status == 200 and b"Not a medical device" in page and b"any" in page
+        told = "".join(server.lines) + json.dumps(found) + text_of(tmp_path / "clinic")
+    assert not [s for s in SECRETS if s in told]
+
+
 @pytest.mark.parametrize("arguments, words", [
     ((), "--allow"), (("--allow", "UNIT", "--from", "clinic"), "--from"),
-    (("--allow", "UNIT", "--system", "ich"), "no results as DICOM")])
+    (("--allow", "UNIT", "--system", "baseline"), "predicts competitions only")])
 def test_wrong_use_is_said_before_a_port_is_opened(weights, tmp_path, arguments, words):  # noqa: F811
     with Command("serve", "-o", tmp_path / "clinic", "--weights", weights, *arguments, MAMMO_NB_TOKEN="") as server:
         assert server.process.wait(LIMIT) == 2

@@ -26,9 +26,9 @@
 # 8. `18_stages`: when a stage runs again, and how it runs.
 # 9. `19_practice`: a small run for a stage notebook that is opened on its own.
 #
-# `core` has seven chapters; the first digit of a number is the chapter: 1 files, settings, runs; 2 pixels; 3 many
-# files; 4 learning; 5 running networks; 6 submitting; 7 evidence. A notebook imports only lower numbers. To add a
-# system, start with `15_recipes` and `16_systems`, then read `tests/toy`, a whole system of two stages.
+# `core` has eight chapters; the first digit of a number is the chapter: 1 files, settings, runs; 2 pixels; 3 many
+# files; 4 learning; 5 running networks; 6 submitting; 7 evidence; 8 results. A notebook imports only lower numbers.
+# To add a system, start with `15_recipes` and `16_systems`, then read `tests/toy`, a whole system of two stages.
 
 # %% [markdown]
 # ---

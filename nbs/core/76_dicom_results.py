@@ -28,6 +28,7 @@
 #| export
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
 from mammo_nb.core.errors import ProjectError
+from mammo_nb.core.files import replacing
 
 # %%
 #| hide
@@ -55,6 +57,16 @@ UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"
 PATIENT = ("SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate",
            "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 CAUTION = "not a medical device"
+
+def check_dicom(
+    hash_ids: bool,   # whether ids are to be replaced by digests
+):
+    "Raise DicomResultError if no DICOM results can be made."
+    if hash_ids:
+        raise DicomResultError("A DICOM result belongs to its patient and has the ids that --hash-ids hides. Leave one "
+                               "of --dicom and --hash-ids out.")
+    if find_spec("highdicom") is None:
+        raise DicomResultError("--dicom needs highdicom, which is not installed: pip install 'mammo_nb[clinic]'.")
 
 def read_source(
     path: Path,        # of a DICOM file
@@ -102,14 +114,16 @@ def secondary_capture(
     maker: Maker,
     laterality: str = "",  # L, R or ""
     part: str = "",        # tells several pictures of one source apart, such as those of its frames
+    number: int = 1,       # its place among the pictures of the study
 ) -> Dataset:
     "A picture of the study of its source, with text in its pixels."
     from highdicom.sc import SCImage
     made = SCImage.from_ref_dataset(
         source, picture, "RGB" if picture.ndim == 3 else "MONOCHROME2", 8, "PATIENT",
         series_instance_uid=maker.uid("pictures", source.StudyInstanceUID), series_number=9001,
-        sop_instance_uid=maker.uid("picture", source.SOPInstanceUID, part), instance_number=1, manufacturer="mammo_nb",
-        laterality=laterality or None, patient_orientation=("L", "F"), contributing_equipment=[])
+        sop_instance_uid=maker.uid("picture", source.SOPInstanceUID, part), instance_number=number,
+        manufacturer="mammo_nb", laterality=laterality or None, patient_orientation=("L", "F"),
+        contributing_equipment=[])
     made.PatientOrientation = ""   # several pictures side by side have none
     made.SeriesDescription, made.BurnedInAnnotation = maker.description, "YES"
     reference = Dataset()
@@ -136,12 +150,13 @@ class Finding:
     site: Code                 # part of the body
     laterality: str            # L, R or ""
     sources: Sequence[Dataset] # images of one study that it was made from, from `read_source`
+    of: str = ""               # what else it belongs to, such as a series; tells numbers of one name and site apart
 
 def _measured(finding: Finding, maker: Maker):
     from highdicom.sr import (CodedConcept, FindingSite, Measurement, MeasurementsAndQualitativeEvaluations,
                               SourceImageForMeasurementGroup, TrackingIdentifier)
     side = SIDES.get(finding.laterality)
-    title = " ".join(filter(None, (side and side[2], finding.site[2], finding.name[2])))
+    title = " ".join(filter(None, (side and side[2], finding.site[2], finding.name[2], finding.of)))
     site = FindingSite(CodedConcept(*finding.site), CodedConcept(*side) if side else None)
     unit = CodedConcept("1", "UCUM", "no units")
     value = Measurement(CodedConcept(*finding.name), round(float(finding.value), 6), unit)
@@ -172,6 +187,14 @@ def structured_report(
                            manufacturer="mammo_nb", is_complete=True, is_final=False, contributing_equipment=[])
     made.SeriesDescription = maker.description
     return made
+
+def save_result(
+    made: Dataset,   # a picture or a report
+    path: Path,
+):
+    "Write a result; an interrupted call leaves no file."
+    with replacing(path) as temporary:
+        made.save_as(temporary)
 
 # %% [markdown]
 # ## What came out

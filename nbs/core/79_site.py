@@ -370,4 +370,4 @@ Counter(page.split("/")[0] for page in source_pages(ROOT).values())
 
 # %% [markdown]
 # ---
-# [← Pages](78_pages.py)
+# [← Pages](78_pages.py) · [Results →](80_results.py)

@@ -6,7 +6,7 @@
 __all__ = ['GIVEN', 'GREY', 'MARKED', 'SHOWN', 'PredictError', 'montage', 'predict_item', 'read_folder', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/ich/tools/predict.ipynb #6355f1d1
+# %% ../../../nbs/ich/tools/predict.ipynb #4d34021c
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ...core.dicom import folder_of
+from ...core.dicom_results import check_dicom
 from ...core.errors import ProjectError, safe_cells
+from ...core.exams import captioned
 from ...core.files import owned, write_csv
 from ...core.parallel import map_files
 from ...core.pictures import fit_resize, keep_pictures, picture_names, write_png
@@ -23,12 +25,14 @@ from ...core.processes import quiet
 from ...core.providers import check_engine, computed_by, names_in, print_refused
 from ...core.series import names_behind
 from ...core.settings import hidden_id, id_key, parts_of
-from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights
+from ...core.studies import exams_of, keep_slices, print_results, write_study_pages, write_study_results
+from ...core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights, origin
 from ...core.volumes import LOCALIZER
 from ..learning.graphs import BOTH, check_bag, predict_series, process_bag
 from ..reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
                                          read_series_pictures)
 from ..recipes import CLASSES
+from .results import ABOUT, CODES, draw_slices, maker_of, results_of
 
 # %% ../../../nbs/ich/tools/predict.ipynb #a9e66cae
 class PredictError(ProjectError):
@@ -37,7 +41,7 @@ class PredictError(ProjectError):
 GIVEN = "the weights were trained on pictures of one window; the brain window is used"
 GREY = "a picture of one window, and the weights were trained on three windows of HU"
 
-# %% ../../../nbs/ich/tools/predict.ipynb #4dc3caca
+# %% ../../../nbs/ich/tools/predict.ipynb #90c16120
 MARKED = 5      # slices with a frame, at most
 SHOWN = 64      # slices in a picture, at most; of a longer series every second, third, ... is left out
 
@@ -64,15 +68,14 @@ def montage(
         tiles.append(tile)
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[k:k + columns]) for k in range(0, len(tiles), columns)]
-    head = np.zeros((18 * len(lines) + 6, rows[0].shape[1], 3), np.uint8)
-    for k, line in enumerate(lines):
-        cv2.putText(head, line, (4, 15 + 18 * k), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230, 230, 230), 1, cv2.LINE_AA)
-    return np.vstack([head, *rows])
+    return captioned(np.vstack(rows), lines)
 
-# %% ../../../nbs/ich/tools/predict.ipynb #6040c1ce
+# %% ../../../nbs/ich/tools/predict.ipynb #4f1ac3b2
 def predict_item(
-    item: dict,  # folder, rows, weights, engine, device, previews: folder or "", name: of the preview, lines: above it
-) -> dict:       # probabilities: a list of values for each class and for cnn_any; error: a list
+    # folder, rows, weights, engine, device; previews and slices: folders or ""; name: of its pictures; lines: above the
+    # preview; note: words about the weights
+    item: dict,
+) -> dict:       # a list of probabilities for each class and for cnn_any; drawn: from `draw_slices`; error: a list
     "Predict one series and draw its picture."
     cv2.setNumThreads(1)
     drawn = Path(item["previews"] or ".", f"{item['name']}.png")
@@ -96,9 +99,14 @@ def predict_item(
         found[column] = [of_rows.get(k) for k in range(len(errors))]
     if item["previews"] and pictures:
         write_png(drawn, montage(pictures, values[:, len(classes) - 1], item["lines"]))
+        if item["slices"]:
+            places = [int(item["rows"][k]["place"]) for k in kept]
+            shown = draw_slices(Path(item["slices"]) / item["name"], pictures, pd.DataFrame(
+                values[:, :len(classes)], columns=classes), places, item["note"])
+            found["drawn"] = [{**s, "at": kept[s["at"]]} for s in shown]
     return found | ({"error": errors} if any(errors) else {})
 
-# %% ../../../nbs/ich/tools/predict.ipynb #a602a728
+# %% ../../../nbs/ich/tools/predict.ipynb #a49fef69
 def read_folder(
     folder: Path,
     output: Path,
@@ -130,15 +138,17 @@ def _is_slice(table: pd.DataFrame) -> pd.Series:
     left = table["note"].str.contains(LOCALIZER, regex=False) | table["note"].str.contains("duplicate of .*; left out")
     return table["place"].ne("") | readable & ~left
 
-def _items(table: pd.DataFrame, folder: Path, weights: Path, previews: Path, names: dict, note: str) -> list[dict]:
+def _items(table: pd.DataFrame, folder: Path, weights: Path, output: Path, names: dict, note: str,
+           draw: bool) -> list[dict]:
     "A series each; a slice outside of a series is one alone, without a picture."
     items = []
     for key, rows in table[table["item"].ne("")].groupby("item", sort=False):
         placed = rows["place"].iloc[0] != ""
         lines = [f"{names[key]}   {len(rows)} slices; frames: the most suspicious, with the probability", note]
         items.append({"file": key, "folder": str(folder), "weights": str(weights), "name": names[key],
-                      "rows": rows[["file", "frame", "note"]].to_dict("records"), "lines": list(filter(None, lines)),
-                      "previews": str(previews) if placed else ""})
+                      "rows": rows[["file", "frame", "note", "place"]].to_dict("records"), "note": note,
+                      "lines": list(filter(None, lines)), "previews": str(output / "previews") if placed else "",
+                      "slices": str(output / "slices") if placed and draw else ""})
     return items
 
 def _per_series(table: pd.DataFrame, series: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
@@ -171,10 +181,14 @@ def predict_folder(
     table: Path | None = None,    # not used: headers say what belongs together
     hash_ids: bool = False,       # whether ids and names of files are replaced by digests
     workers: int | None = None,   # processes; None means one a core
+    dicom: bool = False,          # whether pictures and reports are also written as DICOM, to dicom/
+    html: bool = False,           # whether a page for each study is written, to html/
     engine: str = "auto",         # as in `check_engine`
     device: str = "cpu",
 ) -> pd.DataFrame:                # the rows of per_slice.csv
     "Predict every slice of a folder."
+    if dicom:
+        check_dicom(hash_ids)
     folder, output, weights = Path(folder), Path(output), find_weights("encoder", weights)
     check_engine(weights, BOTH, engine, device)
     metadata = check_bag(weights)
@@ -190,7 +204,8 @@ def predict_folder(
     keys = slices["item"][slices["item"].ne("")].unique()
     names = dict(zip(keys, picture_names(list(keys))))
     keep_pictures(output / "previews", list(names.values()))
-    items = _items(slices, folder, weights, output / "previews", names, note)
+    keep_slices(output / "slices", list(names.values()))
+    items = _items(slices, folder, weights, output, names, note, html or dicom)
     for item in items:
         item |= {"engine": engine, "device": device}
         item["rows"] = [{**row, "file": behind.get(row["file"], row["file"])} for row in item["rows"]]
@@ -206,6 +221,14 @@ def predict_folder(
     slices.loc[slices["item"].ne(""), "error"] = errors
     slices.attrs["note"] = note
     totals = _per_series(slices, series, classes)
+    drawn = found["drawn"].dropna().to_dict() if "drawn" in found else {}
+    scores, shown = results_of(slices, drawn, classes)
+    exams = exams_of(slices, scores, shown, note, {GIVEN: GIVEN, GREY: GREY})
+    named, made = origin(weights, metadata), None
+    if html:
+        write_study_pages(exams, output, named, ABOUT)
+    if dicom:
+        made = write_study_results(scores, shown, folder, output, maker_of(weights), CODES)
     if hash_ids:
         slices, totals = _hide(slices), _hide(totals)
     columns = ["file", "patient_id", "study", "series", "image_id", "frame", "place", "position_mm", *classes,
@@ -215,6 +238,7 @@ def predict_folder(
     write_csv(output / "per_series.csv", safe_cells(totals))
     failed, known = result["error"].ne(""), result["cnn_any"].notna()
     result.attrs |= {"weights": str(weights), "series": len(totals), "note": note, "computed": names_in(found),
+                     "origin": named, "exams": exams, "dicom": made, "html": html,
                      "counts": {"slices": len(result), "series": len(totals), "predicted": int(known.sum()),
                                 "failed": int(failed.sum())}}
     return result
@@ -246,6 +270,7 @@ def print_predictions(
         print(f"failed {row.file}: {row.error}")
     print(f"{known.sum()} slices of {len(series)} series predicted with {result.attrs['weights']}, {failed.sum()} "
           f"failed, {(~known & ~failed).sum()} without prediction -> {output}")
+    print_results(result, output)
     if result.attrs["note"]:
         print(result.attrs["note"])
     return int(failed.sum())

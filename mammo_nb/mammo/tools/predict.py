@@ -6,10 +6,9 @@
 __all__ = ['PER_IMAGE', 'INNER', 'predict_file', 'hide_row', 'predict_hidden', 'with_caution', 'predict_items', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #c314f572
+# %% ../../../nbs/mammo/tools/predict.ipynb #5773b724
 import re
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pandas as pd
 
 from ...core.calibration import corrected
 from ...core.dicom import find_files, folder_of
+from ...core.dicom_results import check_dicom
 from ...core.engines import NotFinite, finite
 from ...core.errors import cell, shown
 from ...core.files import inside, owned, write_csv, write_json
@@ -39,7 +39,7 @@ from ..reading.names import packed_files
 from ..reading.sides import frame_entries, identify, read_sides
 from ..recipes import Crops
 from .breasts import breasts_of, counts, mark_repeated
-from .exams import exams_of, known_notes, view_term, write_pages
+from .exams import exams_of, known_notes, view_term, write_exams
 from .networks import NEEDED, PredictError, detector_of, fast_weights, words_of
 
 # %% ../../../nbs/mammo/tools/predict.ipynb #381a830c
@@ -109,7 +109,7 @@ def predict_hidden(
     "As `predict_file`, with digests in place of ids."
     return hide_row(predict_file({**item, "file": item["path"]}), item["key"])
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #2972696f
+# %% ../../../nbs/mammo/tools/predict.ipynb #862b1e43
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -174,11 +174,8 @@ def predict_folder(
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     frames = check_frames(frames)
-    if dicom and hash_ids:
-        raise PredictError("A DICOM result belongs to its patient and has the ids that --hash-ids hides. Leave one of "
-                           "--dicom and --hash-ids out.")
-    if dicom and find_spec("highdicom") is None:
-        raise PredictError("--dicom needs highdicom, which is not installed: pip install 'mammo_nb[clinic]'.")
+    if dicom:
+        check_dicom(hash_ids)
     folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
     metadata = read_entries(place / "ensemble.json", NEEDED)
     if not weights:
@@ -236,7 +233,7 @@ def predict_folder(
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
     exams = exams_of(result.assign(name=names, counts=counts(result)), metadata)
     if html:
-        write_pages(exams, output, named)
+        write_exams(exams, output, named)
     computed, result = names_in(result), result.drop(columns=INNER)
     failed = result["error"].fillna("").ne("")
     about["counts"] = {"files": len(result), "predicted": int(result["probability"].notna().sum()), "failed": int(

@@ -5,24 +5,19 @@
 # %% auto #0
 __all__ = ['findings_of', 'write_results']
 
-# %% ../../../nbs/mammo/tools/results.ipynb #807faaa9
+# %% ../../../nbs/mammo/tools/results.ipynb #8e147d4c
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from pydicom import Dataset
 
 from ...core.dicom_results import (BREAST, CAUTION, PROBABILITY_OF_CANCER, SIDES, DicomResultError, Finding,
-                                         Maker, read_source, secondary_capture, structured_report)
-from ...core.files import inside, replacing, sha256, short_hash
+                                         Maker, read_source, save_result, secondary_capture, structured_report)
+from ...core.files import inside, sha256, short_hash
 from ...core.sidecars import read_entries
 
-# %% ../../../nbs/mammo/tools/results.ipynb #f8de67e2
-def _save(made: Dataset, path: Path):
-    with replacing(path) as temporary:
-        made.save_as(temporary)
-
+# %% ../../../nbs/mammo/tools/results.ipynb #60349153
 def findings_of(
     images: pd.DataFrame,          # patient_id, laterality, probability, source; the images that count, of one study
 ) -> list[Finding]:                # in the order of the images
@@ -53,13 +48,13 @@ def write_results(
             picture = cv2.imread(str(output / "previews" / f"{row.name}.png"), cv2.IMREAD_COLOR_RGB)
             side = row.laterality if row.laterality in SIDES else ""
             made = secondary_capture(source, picture, maker, side, str(row.instance))
-            _save(made, output / "dicom" / f"{row.name}.dcm")
+            save_result(made, output / "dicom" / f"{row.name}.dcm")
         sources.append(source)
     images = images.assign(source=sources)
     images = images[images["source"].notna()]
     studies, reports = images["source"].map(lambda s: str(s.StudyInstanceUID)), 0
     for study, rows in images[images["counts"]].groupby(studies, sort=False):
         if findings := findings_of(rows):
-            _save(structured_report(findings, maker), output / "dicom" / f"report_{short_hash(study)}.dcm")
+            save_result(structured_report(findings, maker), output / "dicom" / f"report_{short_hash(study)}.dcm")
             reports += 1
     return {"pictures": len(images), "reports": reports, "problems": problems}

@@ -30,7 +30,9 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom import folder_of
+from mammo_nb.core.dicom_results import check_dicom
 from mammo_nb.core.errors import ProjectError, safe_cells
+from mammo_nb.core.exams import captioned
 from mammo_nb.core.files import owned, write_csv
 from mammo_nb.core.parallel import map_files
 from mammo_nb.core.pictures import fit_resize, keep_pictures, picture_names, write_png
@@ -38,12 +40,14 @@ from mammo_nb.core.processes import quiet
 from mammo_nb.core.providers import check_engine, computed_by, names_in, print_refused
 from mammo_nb.core.series import names_behind
 from mammo_nb.core.settings import hidden_id, id_key, parts_of
-from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights
+from mammo_nb.core.studies import exams_of, keep_slices, print_results, write_study_pages, write_study_results
+from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, by_row, caution, find_weights, origin
 from mammo_nb.core.volumes import LOCALIZER
 from mammo_nb.ich.learning.graphs import BOTH, check_bag, predict_series, process_bag
 from mammo_nb.ich.reading.inputs import (Seen, encoder_inputs, find_pictures, find_slices, read_picture,
                                          read_series_pictures)
 from mammo_nb.ich.recipes import CLASSES
+from mammo_nb.ich.tools.results import ABOUT, CODES, draw_slices, maker_of, results_of
 
 # %%
 #| hide
@@ -106,10 +110,7 @@ def montage(
         tiles.append(tile)
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[k:k + columns]) for k in range(0, len(tiles), columns)]
-    head = np.zeros((18 * len(lines) + 6, rows[0].shape[1], 3), np.uint8)
-    for k, line in enumerate(lines):
-        cv2.putText(head, line, (4, 15 + 18 * k), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230, 230, 230), 1, cv2.LINE_AA)
-    return np.vstack([head, *rows])
+    return captioned(np.vstack(rows), lines)
 
 # %%
 drawn = [cv2.circle(np.zeros((96, 80, 3), np.uint8), (40, 48), 30 - abs(k - 5), (90, 90, 90), -1) for k in range(11)]
@@ -126,8 +127,10 @@ plt.axis("off");
 # %%
 #| export
 def predict_item(
-    item: dict,  # folder, rows, weights, engine, device, previews: folder or "", name: of the preview, lines: above it
-) -> dict:       # probabilities: a list of values for each class and for cnn_any; error: a list
+    # folder, rows, weights, engine, device; previews and slices: folders or ""; name: of its pictures; lines: above the
+    # preview; note: words about the weights
+    item: dict,
+) -> dict:       # a list of probabilities for each class and for cnn_any; drawn: from `draw_slices`; error: a list
     "Predict one series and draw its picture."
     cv2.setNumThreads(1)
     drawn = Path(item["previews"] or ".", f"{item['name']}.png")
@@ -151,6 +154,11 @@ def predict_item(
         found[column] = [of_rows.get(k) for k in range(len(errors))]
     if item["previews"] and pictures:
         write_png(drawn, montage(pictures, values[:, len(classes) - 1], item["lines"]))
+        if item["slices"]:
+            places = [int(item["rows"][k]["place"]) for k in kept]
+            shown = draw_slices(Path(item["slices"]) / item["name"], pictures, pd.DataFrame(
+                values[:, :len(classes)], columns=classes), places, item["note"])
+            found["drawn"] = [{**s, "at": kept[s["at"]]} for s in shown]
     return found | ({"error": errors} if any(errors) else {})
 
 # %% [markdown]
@@ -191,15 +199,17 @@ def _is_slice(table: pd.DataFrame) -> pd.Series:
     left = table["note"].str.contains(LOCALIZER, regex=False) | table["note"].str.contains("duplicate of .*; left out")
     return table["place"].ne("") | readable & ~left
 
-def _items(table: pd.DataFrame, folder: Path, weights: Path, previews: Path, names: dict, note: str) -> list[dict]:
+def _items(table: pd.DataFrame, folder: Path, weights: Path, output: Path, names: dict, note: str,
+           draw: bool) -> list[dict]:
     "A series each; a slice outside of a series is one alone, without a picture."
     items = []
     for key, rows in table[table["item"].ne("")].groupby("item", sort=False):
         placed = rows["place"].iloc[0] != ""
         lines = [f"{names[key]}   {len(rows)} slices; frames: the most suspicious, with the probability", note]
         items.append({"file": key, "folder": str(folder), "weights": str(weights), "name": names[key],
-                      "rows": rows[["file", "frame", "note"]].to_dict("records"), "lines": list(filter(None, lines)),
-                      "previews": str(previews) if placed else ""})
+                      "rows": rows[["file", "frame", "note", "place"]].to_dict("records"), "note": note,
+                      "lines": list(filter(None, lines)), "previews": str(output / "previews") if placed else "",
+                      "slices": str(output / "slices") if placed and draw else ""})
     return items
 
 def _per_series(table: pd.DataFrame, series: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
@@ -232,10 +242,14 @@ def predict_folder(
     table: Path | None = None,    # not used: headers say what belongs together
     hash_ids: bool = False,       # whether ids and names of files are replaced by digests
     workers: int | None = None,   # processes; None means one a core
+    dicom: bool = False,          # whether pictures and reports are also written as DICOM, to dicom/
+    html: bool = False,           # whether a page for each study is written, to html/
     engine: str = "auto",         # as in `check_engine`
     device: str = "cpu",
 ) -> pd.DataFrame:                # the rows of per_slice.csv
     "Predict every slice of a folder."
+    if dicom:
+        check_dicom(hash_ids)
     folder, output, weights = Path(folder), Path(output), find_weights("encoder", weights)
     check_engine(weights, BOTH, engine, device)
     metadata = check_bag(weights)
@@ -251,7 +265,8 @@ def predict_folder(
     keys = slices["item"][slices["item"].ne("")].unique()
     names = dict(zip(keys, picture_names(list(keys))))
     keep_pictures(output / "previews", list(names.values()))
-    items = _items(slices, folder, weights, output / "previews", names, note)
+    keep_slices(output / "slices", list(names.values()))
+    items = _items(slices, folder, weights, output, names, note, html or dicom)
     for item in items:
         item |= {"engine": engine, "device": device}
         item["rows"] = [{**row, "file": behind.get(row["file"], row["file"])} for row in item["rows"]]
@@ -267,6 +282,14 @@ def predict_folder(
     slices.loc[slices["item"].ne(""), "error"] = errors
     slices.attrs["note"] = note
     totals = _per_series(slices, series, classes)
+    drawn = found["drawn"].dropna().to_dict() if "drawn" in found else {}
+    scores, shown = results_of(slices, drawn, classes)
+    exams = exams_of(slices, scores, shown, note, {GIVEN: GIVEN, GREY: GREY})
+    named, made = origin(weights, metadata), None
+    if html:
+        write_study_pages(exams, output, named, ABOUT)
+    if dicom:
+        made = write_study_results(scores, shown, folder, output, maker_of(weights), CODES)
     if hash_ids:
         slices, totals = _hide(slices), _hide(totals)
     columns = ["file", "patient_id", "study", "series", "image_id", "frame", "place", "position_mm", *classes,
@@ -276,6 +299,7 @@ def predict_folder(
     write_csv(output / "per_series.csv", safe_cells(totals))
     failed, known = result["error"].ne(""), result["cnn_any"].notna()
     result.attrs |= {"weights": str(weights), "series": len(totals), "note": note, "computed": names_in(found),
+                     "origin": named, "exams": exams, "dicom": made, "html": html,
                      "counts": {"slices": len(result), "series": len(totals), "predicted": int(known.sum()),
                                 "failed": int(failed.sum())}}
     return result
@@ -307,6 +331,7 @@ def print_predictions(
         print(f"failed {row.file}: {row.error}")
     print(f"{known.sum()} slices of {len(series)} series predicted with {result.attrs['weights']}, {failed.sum()} "
           f"failed, {(~known & ~failed).sum()} without prediction -> {output}")
+    print_results(result, output)
     if result.attrs["note"]:
         print(result.attrs["note"])
     return int(failed.sum())

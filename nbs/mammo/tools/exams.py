@@ -15,18 +15,14 @@
 # > The predictions of a folder as one page for each exam, that opens anywhere and names nobody.
 #
 # A table is for a program. A reader wants the four views of an exam side by side, in the order of a viewing station:
-# right breast on the left, CC above MLO. `mammo-nb predict --html` writes such a page for each exam and a list of all.
-# A page is one file with its pictures inside, and makes no request.
-#
-# Headers have free text in unexpected places, and a name may stand in any of them. So a page shows the patient's id,
-# and of everything else only the terms that the project knows, numbers, and the classes of errors.
+# right breast on the left, CC above MLO. The parts of a page, and what it may show, are in
+# [Exams of core](../../core/81_exams.py).
 
 # %%
 #| default_exp mammo.tools.exams
 
 # %%
 #| export
-import base64
 import re
 from html import escape
 from pathlib import Path
@@ -35,8 +31,8 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.calibration import corrected
-from mammo_nb.core.errors import page
-from mammo_nb.core.files import short_hash, write_text
+from mammo_nb.core.exams import NOTICE, exam_page, figure_of, list_page, number_of, table_of, write_pages
+from mammo_nb.core.files import short_hash
 from mammo_nb.mammo.reading.blank import NO_BREAST
 from mammo_nb.mammo.reading.inputs import NO_STANDARD
 from mammo_nb.mammo.reading.views import TERMS
@@ -126,36 +122,18 @@ def exams_of(
 # %%
 #| export
 _SIDE = {"L": "Left", "R": "Right", "unknown": "Unknown side"}
-_CSS = """
-figure { margin: 0 } figure img { width: 100%; height: auto } figcaption { padding: .3rem 0 1rem }
-.views { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
-.above { font-weight: 700 } h1, p { overflow-wrap: anywhere } table.wraps { white-space: normal }
-@media (max-width: 600px) { th, td { padding: .2rem .3rem } }"""
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    "A table; its cells are HTML."
-    lines = ["".join(f"<th scope='col'>{h}</th>" for h in head), *("".join(f"<td>{c}</td>" for c in r) for r in rows)]
-    return ("<div class='wide' tabindex='0'><table class='wraps'>" + "".join(f"<tr>{line}</tr>" for line in lines)
-            + "</table></div>")
-
-def _number(value) -> str:
-    return "none" if value is None else f"{value:.3f}"
 
 def _figure(image: dict, previews: Path) -> str:
     "A view with its picture, if there is one."
     name = f"{_SIDE[image['laterality']]} {image['view']}"
-    words = [f"<b>{name}</b>, probability {_number(image['probability'])}"]
+    words = [f"<b>{name}</b>, probability {number_of(image['probability'])}"]
     if image["box"]:
         words.append(f"box of the breast: {escape(image['box_source'])}")
     words += [escape(w) for w in (image["note"], image["error"] and f"failed: {image['error']}") if w]
-    drawn, picture = previews / f"{image['preview']}.png", ""
-    if image["preview"] and drawn.is_file():
-        data = base64.b64encode(drawn.read_bytes()).decode()
-        picture = (f"<img alt='{name}: the frame with the box of the breast, and the input of the network' "
-                   f"src='data:image/png;base64,{data}'>")
-    return f"<figure>{picture}<figcaption>{', '.join(words)}</figcaption></figure>"
+    return figure_of(previews / f"{image['preview']}.png" if image["preview"] else None,
+                     f"{name}: the frame with the box of the breast, and the input of the network", ", ".join(words))
 
-def exam_page(
+def breasts_page(
     exam: dict,       # of `exams_of`
     previews: Path,   # folder of the previews
     origin: str,      # of the weights, in one sentence
@@ -163,25 +141,21 @@ def exam_page(
     "The page of an exam."
     head = ["breast", "images", "probability", *(["corrected"] if any("calibrated" in b for b in exam["breasts"]) else
                                                  []), f"threshold {exam['threshold']:.3f}"]
-    rows = [[_SIDE[b["laterality"]], str(b["images"]), _number(b["probability"]),
-             *([_number(b["calibrated"])] if "calibrated" in b else []),
+    rows = [[_SIDE[b["laterality"]], str(b["images"]), number_of(b["probability"]),
+             *([number_of(b["calibrated"])] if "calibrated" in b else []),
              "<span class='above'>above</span>" if b["above_threshold"] else "not above"] for b in exam["breasts"]]
-    table = _table(head, rows) if rows else "<p>No breast of this exam has a probability.</p>"
+    table = table_of(head, rows) if rows else "<p>No breast of this exam has a probability.</p>"
     views = "".join(_figure(i, previews) for i in exam["images"])
-    title = f"Exam {exam['exam']}"
-    who = f"<p>Patient id: {escape(exam['patient_id'])}</p>" if exam["patient_id"] else ""
-    main = (f"<h1>{title}</h1>{who}<h2>Breasts</h2>{table}<h2>Views</h2><div class='views'>{views}</div>"
-            f"<h2>Weights</h2><p>{escape(origin)}.</p><p>{escape(exam['note'])}</p>")
-    return page(title, _notice(exam), "<a href='index.html'>All exams</a>", main, _CSS)
+    return exam_page(exam, [("Breasts", table), ("Views", f"<div class='views'>{views}</div>")], origin, _notice(exam))
 
 def _notice(exam: dict) -> str:
     fast = exam["note"].partition("fast: ")[2]
-    return "Not a medical device. For learning and research." + (f" Fast: {fast}." if fast else "")
+    return NOTICE + (f" Fast: {fast}." if fast else "")
 
 def _highest(exam: dict) -> float:
     return max((b["probability"] for b in exam["breasts"]), default=-1.)
 
-def list_page(
+def breasts_list(
     exams: list[dict],   # of `exams_of`
 ) -> str:                # HTML
     "The list of all exams, the highest probability first."
@@ -190,25 +164,19 @@ def list_page(
         of = {b["laterality"]: f"<span class='{'above' if b['above_threshold'] else ''}'>{b['probability']:.3f}</span>"
               for b in exam["breasts"]}
         failed = sum(bool(i["error"]) for i in exam["images"])
-        rows.append([f"<a href='{exam['exam']}.html'>{exam['exam']}</a>", escape(exam["patient_id"] or "unknown"),
-                     str(len(exam["images"])), of.get("R", "none"), of.get("L", "none"), str(failed)])
-    head = ["exam", "patient id", "files", "right breast", "left breast", "failed files"]
+        rows.append((exam, [str(len(exam["images"])), of.get("R", "none"), of.get("L", "none"), str(failed)]))
     above = f"<p>Bold: above the threshold {exams[0]['threshold']:.3f}.</p>" if exams else ""
-    return page("Exams", _notice(exams[0]) if exams else "Not a medical device.", "",
-                f"<h1>{len(exams)} exams</h1>{above}{_table(head, rows)}", _CSS)
+    return list_page(["files", "right breast", "left breast", "failed files"], rows, above,
+                     _notice(exams[0]) if exams else NOTICE)
 
-def write_pages(
+def write_exams(
     exams: list[dict],   # of `exams_of`
     output: Path,        # has previews/, gets html/
     origin: str,         # of the weights
 ):
-    "Write a page for each exam and index.html. Pages of exams that are no longer there are removed."
-    folder = Path(output) / "html"
-    for exam in exams:
-        write_text(folder / f"{exam['exam']}.html", exam_page(exam, Path(output) / "previews", origin))
-    write_text(folder / "index.html", list_page(exams))
-    for old in set(folder.glob("*.html")) - {folder / f"{n}.html" for n in ("index", *(e["exam"] for e in exams))}:
-        old.unlink()
+    "Write a page for each exam and index.html."
+    pages = {exam["exam"]: breasts_page(exam, Path(output) / "previews", origin) for exam in exams}
+    write_pages(pages, breasts_list(exams), output)
 
 # %% [markdown]
 # ## What came out
@@ -227,7 +195,7 @@ with tempfile.TemporaryDirectory() as folder:
     for name in "ab":
         write_png(Path(folder) / "previews" / f"{name}.png", np.full((*size, 3), 90, np.uint8))
     exams = exams_of(example, about)
-    write_pages(exams, folder, "drawn example")
+    write_exams(exams, folder, "drawn example")
     pages = [p.read_text() for p in sorted(Path(folder, "html").glob("*.html"))]
 assert len(pages) == 3 and "JANE" not in "".join(pages) and all("Not a medical device" in p for p in pages)
 pd.DataFrame(exams[0]["images"])

@@ -25,7 +25,6 @@
 #| export
 import re
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ import pandas as pd
 
 from mammo_nb.core.calibration import corrected
 from mammo_nb.core.dicom import find_files, folder_of
+from mammo_nb.core.dicom_results import check_dicom
 from mammo_nb.core.engines import NotFinite, finite
 from mammo_nb.core.errors import cell, shown
 from mammo_nb.core.files import inside, owned, write_csv, write_json
@@ -55,7 +55,7 @@ from mammo_nb.mammo.reading.names import packed_files
 from mammo_nb.mammo.reading.sides import frame_entries, identify, read_sides
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.tools.breasts import breasts_of, counts, mark_repeated
-from mammo_nb.mammo.tools.exams import exams_of, known_notes, view_term, write_pages
+from mammo_nb.mammo.tools.exams import exams_of, known_notes, view_term, write_exams
 from mammo_nb.mammo.tools.networks import NEEDED, PredictError, detector_of, fast_weights, words_of
 
 # %%
@@ -234,11 +234,8 @@ def predict_folder(
 ) -> pd.DataFrame:                # the rows of per_image.csv
     "Predict every mammogram of a folder."
     frames = check_frames(frames)
-    if dicom and hash_ids:
-        raise PredictError("A DICOM result belongs to its patient and has the ids that --hash-ids hides. Leave one of "
-                           "--dicom and --hash-ids out.")
-    if dicom and find_spec("highdicom") is None:
-        raise PredictError("--dicom needs highdicom, which is not installed: pip install 'mammo_nb[clinic]'.")
+    if dicom:
+        check_dicom(hash_ids)
     folder, output, place = Path(folder), Path(output), find_weights("ensemble", weights)
     metadata = read_entries(place / "ensemble.json", NEEDED)
     if not weights:
@@ -296,7 +293,7 @@ def predict_folder(
     write_json(output / "predict.json", {**about, "trained": metadata.get("trained")})
     exams = exams_of(result.assign(name=names, counts=counts(result)), metadata)
     if html:
-        write_pages(exams, output, named)
+        write_exams(exams, output, named)
     computed, result = names_in(result), result.drop(columns=INNER)
     failed = result["error"].fillna("").ne("")
     about["counts"] = {"files": len(result), "predicted": int(result["probability"].notna().sum()), "failed": int(

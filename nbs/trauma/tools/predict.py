@@ -35,6 +35,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mammo_nb.core.dicom import folder_of
+from mammo_nb.core.dicom_results import check_dicom
 from mammo_nb.core.errors import ProjectError, safe_cells
 from mammo_nb.core.files import owned, replacing, short_hash, write_csv
 from mammo_nb.core.parallel import map_files
@@ -44,12 +45,16 @@ from mammo_nb.core.series import read_series as read_files
 from mammo_nb.core.series import names_behind, tables_of
 from mammo_nb.core.providers import check_engine, computed_by, names_in, print_refused
 from mammo_nb.core.settings import id_key, parts_of
-from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights
+from mammo_nb.core.studies import (SHOWN, exams_of, keep_slices, print_results, suspicious, write_study_pages,
+                                   write_study_results)
+from mammo_nb.core.sidecars import read_entries
+from mammo_nb.core.submission import DEMONSTRATION, NOT_A_DEVICE, caution, find_weights, origin
 from mammo_nb.trauma.learning.inference import (NAMES, Reading, Seen, check_weights, patient_probabilities,
                                                 process_engines, read_series, submitted)
 from mammo_nb.trauma.reading.organs import visibility
 from mammo_nb.trauma.reading.volumes import levels_of, write_levels, write_volume
 from mammo_nb.trauma.recipes import ORGANS, SUBMITTED
+from mammo_nb.trauma.tools.results import ABOUT, CODES, draw_slices, injured, maker_of, results_of
 
 # %%
 #| hide
@@ -87,19 +92,6 @@ NOT_AXIAL = "no axial volume; not predicted"
 # %%
 #| export
 COLORS = dict(zip(ORGANS, ("#d62728", "#9467bd", "#2ca02c", "#17becf", "#ff7f0e")))
-SHOWN = 6   # slices in a picture
-
-def suspicious(
-    slices: pd.DataFrame,  # from `Reading.slices`
-    count: int = SHOWN,
-) -> list[tuple[int, str, float]]:  # place, column, probability; no place twice
-    "The slices with the largest probability of each column, then the next ones of the most probable column."
-    long = slices.stack().sort_values(ascending=False, kind="stable")
-    first = long[~long.index.get_level_values(1).duplicated()]
-    found = {}
-    for (place, column), p in [*first.items(), *long.items()]:
-        found.setdefault(place, (int(place), column, float(p)))
-    return list(found.values())[:count]
 
 def draw_series(
     volume: np.ndarray,   # uint8 (slices, rows, columns)
@@ -166,7 +158,7 @@ def find_volumes(
     seen: Seen,
     workers: int | None,
     key: str = "",          # as for `read_series` of core
-) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # volumes: patient_id, series, path; slices; series
+) -> tuple[list[dict], pd.DataFrame, pd.DataFrame]:  # volumes: patient_id, study, series, path; slices; series
     "Read a folder and write its axial volumes."
     waiting, settings = output / "volumes", {"window": seen.window, "faithful": seen.faithful}
     volumes, rest = read_files(folder, output, workers, partial(write_levels, folder=waiting, **settings), settings,
@@ -182,7 +174,7 @@ def find_volumes(
         path = waiting / f"{short_hash(first.patient_id + volume.name)}_volume.npy"
         write_volume(path, volume.slices, lambda s: levels_of(
             s, folder, waiting, **settings, file=names.get(s.file, "")))
-        found.append({"patient_id": first.patient_id, "series": volume.name, "path": str(path)})
+        found.append({"patient_id": first.patient_id, "study": first.study, "series": volume.name, "path": str(path)})
     slices["note"] = slices["note"].str.strip("; ")
     return found, slices, series
 
@@ -193,28 +185,35 @@ def find_volumes(
 # %%
 #| export
 def predict_item(
-    item: dict,  # patient_id, volumes: series, path, name; weights, engine, device, previews: folder, note
-) -> dict:       # SUBMITTED; slices and series: numbers; places: rows of per_slice.csv
+    # patient_id, volumes: study, series, path, name; weights, engine, device, previews: folder, slices: folder or "",
+    # note: words about the weights
+    item: dict,
+) -> dict:       # SUBMITTED; slices, series: numbers; places: rows of per_slice.csv; drawn, studies: for `results_of`
     "Predict one patient and draw the pictures of the series."
     cv2.setNumThreads(1)
     for own in item["volumes"]:
         Path(item["previews"], f"{own['name']}.png").unlink(missing_ok=True)   # of an earlier state of the series
     engines = process_engines(item["weights"], item["engine"], item["device"])
-    readings, rows = [], []
+    readings, rows, drawn = defaultdict(list), [], []
     for own in item["volumes"]:
         volume = np.load(own["path"], mmap_mode="r")
         reading = read_series(engines, volume)
-        readings.append(reading)
+        readings[own["study"]].append(reading)
         figure = draw_series(volume, reading, f"{own['name']}, {len(volume)} slices", item["note"])
         with replacing(Path(item["previews"]) / f"{own['name']}.png") as temporary:
             figure.savefig(temporary, dpi=110)
+        if item["slices"]:
+            shown = draw_slices(Path(item["slices"]) / own["name"], volume, reading, item["note"])
+            drawn += [{**s, "study": own["study"], "series": own["series"]} for s in shown]
         shares = pd.DataFrame(visibility(reading.masks), columns=[f"visibility_{o}" for o in ORGANS])
         table = pd.concat([shares, reading.slices()], axis=1).astype(float).round(6)
         rows += [{"series": own["series"], "place": k, **{c: v for c, v in row.items() if v == v}}
                  for k, row in enumerate(table.to_dict("records"))]
-    values = submitted(patient_probabilities(readings), engines.seen.scaling).iloc[0].round(6)
-    return {"series": len(readings), "slices": sum(len(r.masks) for r in readings), **values.to_dict(), "places": rows,
-            **computed_by(engines)}
+    values = lambda own: submitted(patient_probabilities(own), engines.seen.scaling).iloc[0].round(6).to_dict()
+    every = [r for own in readings.values() for r in own]
+    studies = [{"study": study, "values": values(own)} for study, own in readings.items()]
+    return {"series": len(every), "slices": sum(len(r.masks) for r in every), **values(every), "places": rows,
+            "drawn": drawn, "studies": studies, **computed_by(engines)}
 
 # %% [markdown]
 # ## A folder
@@ -232,10 +231,14 @@ def predict_folder(
     table: Path | None = None,    # not used: headers say what belongs together
     hash_ids: bool = False,       # whether ids and names of files are replaced by digests
     workers: int | None = None,   # processes; None means one a core
+    dicom: bool = False,          # whether pictures and reports are also written as DICOM, to dicom/
+    html: bool = False,           # whether a page for each study is written, to html/
     engine: str = "auto",         # as in `check_engine`
     device: str = "cpu",
 ) -> pd.DataFrame:                # the rows of per_slice.csv
     "Predict every patient of a folder."
+    if dicom:
+        check_dicom(hash_ids)
     folder, output, weights = Path(folder), Path(output), find_weights("classifier", weights)
     check_engine(weights, NAMES, engine, device)
     seen = check_weights(weights)
@@ -248,23 +251,31 @@ def predict_folder(
     for own, name in zip(volumes, names):
         own["name"] = name
     keep_pictures(output / "previews", names)
+    keep_slices(output / "slices", names)
     of_patient = defaultdict(list)
     for own in volumes:
         of_patient[own["patient_id"]].append(own)
     items = [{"patient_id": p, "volumes": own, "weights": str(weights), "previews": str(output / "previews"),
-              "note": note, "engine": engine, "device": device} for p, own in of_patient.items()]
+              "slices": str(output / "slices") if html or dicom else "", "note": note, "engine": engine,
+              "device": device} for p, own in of_patient.items()]
     found = map_files(partial(quiet, predict_item) if key else predict_item, items, table=output / "per_patient.csv",
                       key="patient_id", params={"hidden": bool(key), **parts_of(weights)},
                       reads=lambda item: [Path(v["path"]) for v in item["volumes"]], writes=output, workers=workers,
                       label="predict")
     print_refused(found)
     shutil.rmtree(output / "volumes", ignore_errors=True)
-    rows = [row | {"patient_id": p} for p, places in zip(found["patient_id"], found.get("places", []))
-            if isinstance(places, list) for row in places]
+    rows = _of_patients(found, "places")
     slices = _with_places(slices, pd.DataFrame(rows, columns=None if rows else ["patient_id", "series", "place"]))
     slices = slices.merge(found[["patient_id", "error"]].rename(columns={"error": "lost"}), "left", "patient_id")
     slices["error"] = slices["error"].where(slices["error"].ne("") | slices["place"].eq(""), slices["lost"].fillna(""))
     slices = slices.drop(columns="lost")
+    scores, shown = results_of(slices, _of_patients(found, "studies"), _of_patients(found, "drawn"))
+    exams = exams_of(slices, scores, shown, note, {NOT_AXIAL: NOT_AXIAL}, injured)
+    named, made = origin(weights, read_entries(weights / "classifier.json")), None
+    if html:
+        write_study_pages(exams, output, named, ABOUT)
+    if dicom:
+        made = write_study_results(scores, shown, folder_of(folder), output, maker_of(weights), CODES)
     totals = found.reindex(columns=["patient_id", "series", "slices", *SUBMITTED, "error"])
     of_series = series.groupby("patient_id")["note"].agg(list).to_dict()
     notes = {p: "; ".join(filter(None, [*of_series.get(p, []), note])) for p in of_patient}
@@ -273,10 +284,16 @@ def predict_folder(
         slices, totals = _hide(slices), _hide(totals)
     write_csv(output / "per_patient.csv", safe_cells(totals))
     write_csv(output / "per_slice.csv", safe_cells(slices))
-    slices.attrs |= {"weights": str(weights), "note": note, "computed": names_in(found),
+    slices.attrs |= {"weights": str(weights), "note": note, "computed": names_in(found), "origin": named,
+                     "exams": exams, "dicom": made, "html": html,
                      "counts": {"slices": len(slices), "patients": len(totals), "predicted": int(slices["place"].ne(
                          "").sum()), "failed": int(slices["error"].ne("").sum())}}
     return slices
+
+def _of_patients(found: pd.DataFrame, column: str) -> list[dict]:
+    "The entries of a column of lists, each with its patient."
+    return [entry | {"patient_id": p} for p, entries in zip(found["patient_id"], found.get(column, []))
+            if isinstance(entries, list) for entry in entries]
 
 def _with_places(slices: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     "Give slices their place in the volume and what was found there."
@@ -315,6 +332,7 @@ def print_predictions(
         print(f"failed {row.file}: {row.error}")
     print(f"{len(patients)} patients predicted with {result.attrs['weights']}, {failed.sum()} files failed, "
           f"{(result['place'].eq('') & ~failed).sum()} without prediction -> {output}")
+    print_results(result, output)
     if result.attrs["note"]:
         print(result.attrs["note"])
     return int(failed.sum())
