@@ -409,6 +409,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mammo_nb.core.estimates.threshold_scores': ( 'core/estimates.html#threshold_scores',
                                                                                        'mammo_nb/core/estimates.py')},
             'mammo_nb.core.exams': { 'mammo_nb.core.exams.captioned': ('core/exams.html#captioned', 'mammo_nb/core/exams.py'),
+                                     'mammo_nb.core.exams.enlarged': ('core/exams.html#enlarged', 'mammo_nb/core/exams.py'),
                                      'mammo_nb.core.exams.exam_page': ('core/exams.html#exam_page', 'mammo_nb/core/exams.py'),
                                      'mammo_nb.core.exams.figure_of': ('core/exams.html#figure_of', 'mammo_nb/core/exams.py'),
                                      'mammo_nb.core.exams.list_page': ('core/exams.html#list_page', 'mammo_nb/core/exams.py'),

@@ -58,7 +58,7 @@ def read_source(
         source.SpecificCharacterSet = "ISO_IR 192"
     return source
 
-# %% ../../nbs/core/76_dicom_results.ipynb #d60b9d49
+# %% ../../nbs/core/76_dicom_results.ipynb #29351509
 @dataclass(frozen=True)
 class Maker:
     "What made a result."
@@ -89,6 +89,8 @@ def secondary_capture(
         manufacturer="mammo_nb", laterality=laterality or None, patient_orientation=("L", "F"),
         contributing_equipment=[])
     made.PatientOrientation = ""   # several pictures side by side have none
+    if not laterality:
+        made.Laterality = ""   # unknown, or of both sides; the standard wants the tag
     made.SeriesDescription, made.BurnedInAnnotation = maker.description, "YES"
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID

@@ -75,7 +75,7 @@ def remarks_of(
     kinds = rows["error"][rows["error"].ne("")].str.split(":").str[0].value_counts()
     return found | {f"failed: {kind}": int(n) for kind, n in kinds.items()}
 
-# %% ../../nbs/core/82_studies.ipynb #7c15723e
+# %% ../../nbs/core/82_studies.ipynb #91bdae93
 @dataclass(frozen=True)
 class Score:
     "A probability, and the slices that it rests on."
@@ -84,7 +84,7 @@ class Score:
     series: str            # "": of the whole study
     name: str              # of the class, as a reader understands it
     probability: float
-    slices: tuple          # rows with file, frame ("" or a number from 1), place: the first has the largest
+    slices: tuple          # rows with series, file, frame ("" or a number from 1), place: the first has the largest
 
 @dataclass(frozen=True)
 class Shown:
@@ -126,12 +126,13 @@ def exams_of(
             "failed": int(own["error"].ne("").sum()), "remarks": remarks_of(own, {**TERMS, **terms}),
             "summary": summary(scored),
             "scores": [{"series": s.series, "name": s.name, "probability": s.probability,
+                        "slice_series": s.slices[0]["series"] if s.slices else "",
                         "slice": int(s.slices[0]["place"]) if s.slices else None} for s in scored],
             "slices": [{"series": s.series, "slice": s.place, "picture": s.picture, "words": s.words,
                         "instance": s.instance} for s in slices]})
     return found
 
-# %% ../../nbs/core/82_studies.ipynb #58ad5f30
+# %% ../../nbs/core/82_studies.ipynb #01502d09
 def study_page(
     exam: dict,       # of `exams_of`
     folder: Path,     # slices/
@@ -142,7 +143,8 @@ def study_page(
     named = list(dict.fromkeys(s["series"] for s in exam["scores"] + exam["slices"] if s["series"]))
     number = {series: f"series {k}, " if len(named) > 1 else "" for k, series in enumerate(named, 1)} | {"": ""}
     rows = [[escape(number[s["series"]] + s["name"]), number_of(s["probability"]),
-             "" if s["slice"] is None else str(s["slice"])] for s in exam["scores"]]
+             "" if s["slice"] is None else escape(
+                 f"{number.get(s['slice_series'], '') if not s['series'] else ''}{s['slice']}")] for s in exam["scores"]]
     scores = table_of(["class", "probability", "slice"], rows) if rows else "<p>Nothing of this exam was predicted.</p>"
     figures = []
     for s in exam["slices"]:

@@ -125,6 +125,8 @@ def secondary_capture(
         manufacturer="mammo_nb", laterality=laterality or None, patient_orientation=("L", "F"),
         contributing_equipment=[])
     made.PatientOrientation = ""   # several pictures side by side have none
+    if not laterality:
+        made.Laterality = ""   # unknown, or of both sides; the standard wants the tag
     made.SeriesDescription, made.BurnedInAnnotation = maker.description, "YES"
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID

@@ -132,6 +132,14 @@ def write_pages(
 
 # %%
 #| export
+def enlarged(
+    picture: np.ndarray,   # uint8 (rows, columns, 3)
+    side: int = 256,       # pixels that its longer side has at least
+) -> np.ndarray:           # uint8 (n rows, n columns, 3)
+    "Repeat the pixels of a small picture, so that it can be seen beside its words."
+    n = max(1, -(-side // max(picture.shape[:2])))
+    return picture.repeat(n, 0).repeat(n, 1)
+
 def captioned(
     picture: np.ndarray,    # uint8 (rows, columns, 3), BGR
     lines: Sequence[str],   # ASCII, above it
@@ -162,6 +170,7 @@ with tempfile.TemporaryDirectory() as folder:
     write_pages({exam["exam"]: made}, list_page(["any"], [(exam, ["0.250"])]), folder)
     assert len(list(Path(folder, "html").iterdir())) == 2
 assert "&lt;b&gt;" in made and "<b>" not in made and "0.250" in made and NOTICE in made
+assert enlarged(drawn).shape[1] >= 256 and enlarged(enlarged(drawn)).shape == enlarged(drawn).shape
 assert drawn.shape[0] == size[0] + 24 and drawn.shape[1] > size[1]
 print(len(made), "characters")
 

@@ -137,7 +137,7 @@ class Score:
     series: str            # "": of the whole study
     name: str              # of the class, as a reader understands it
     probability: float
-    slices: tuple          # rows with file, frame ("" or a number from 1), place: the first has the largest
+    slices: tuple          # rows with series, file, frame ("" or a number from 1), place: the first has the largest
 
 @dataclass(frozen=True)
 class Shown:
@@ -179,6 +179,7 @@ def exams_of(
             "failed": int(own["error"].ne("").sum()), "remarks": remarks_of(own, {**TERMS, **terms}),
             "summary": summary(scored),
             "scores": [{"series": s.series, "name": s.name, "probability": s.probability,
+                        "slice_series": s.slices[0]["series"] if s.slices else "",
                         "slice": int(s.slices[0]["place"]) if s.slices else None} for s in scored],
             "slices": [{"series": s.series, "slice": s.place, "picture": s.picture, "words": s.words,
                         "instance": s.instance} for s in slices]})
@@ -199,7 +200,8 @@ def study_page(
     named = list(dict.fromkeys(s["series"] for s in exam["scores"] + exam["slices"] if s["series"]))
     number = {series: f"series {k}, " if len(named) > 1 else "" for k, series in enumerate(named, 1)} | {"": ""}
     rows = [[escape(number[s["series"]] + s["name"]), number_of(s["probability"]),
-             "" if s["slice"] is None else str(s["slice"])] for s in exam["scores"]]
+             "" if s["slice"] is None else escape(
+                 f"{number.get(s['slice_series'], '') if not s['series'] else ''}{s['slice']}")] for s in exam["scores"]]
     scores = table_of(["class", "probability", "slice"], rows) if rows else "<p>Nothing of this exam was predicted.</p>"
     figures = []
     for s in exam["slices"]:
@@ -300,7 +302,7 @@ def print_results(
 # %%
 rows = pd.DataFrame({"patient_id": ["p1"] * 3 + [""], "study": ["1.2"] * 3 + [""], "note": "", "error": [""] * 3 + [
     "NotDicom: JANE ROE.dcm"]})
-at = ({"file": "2.dcm", "frame": "", "place": 1},)
+at = ({"series": "1.2.3", "file": "2.dcm", "frame": "", "place": 1},)
 scores = [Score("p1", "1.2", "1.2.3", name, p, at) for name, p in (("subdural", .7), ("any", .8))]
 shown = [Shown("p1", "1.2", "1.2.3", 1, "a/1.png", "any 0.80", "2.dcm", "", "1.2.3.4")]
 exams = exams_of(rows, scores, shown, "not a medical device")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEME', 'HEAD', 'CODES', 'ABOUT', 'maker_of', 'draw_slices', 'results_of']
 
-# %% ../../../nbs/ich/tools/results.ipynb #d2b9b7a6
+# %% ../../../nbs/ich/tools/results.ipynb #a7f4f18b
 import shutil
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.dicom_results import CAUTION, Maker
-from ...core.exams import captioned
+from ...core.exams import captioned, enlarged
 from ...core.files import sha256
 from ...core.pictures import write_png
 from ...core.studies import Reported, Score, Shown, suspicious
@@ -34,7 +34,7 @@ def maker_of(
     return Maker("mammo_nb ich", sha256(weights / "encoder.onnx") + sha256(weights / "sequence.onnx"),
                  f"mammo_nb, {CAUTION}")
 
-# %% ../../../nbs/ich/tools/results.ipynb #37f96493
+# %% ../../../nbs/ich/tools/results.ipynb #ee1b9719
 def draw_slices(
     folder: Path,                # gets a PNG for each slice; what it has is removed
     pictures: list[np.ndarray],  # uint8 (rows, columns, 3), a window each channel
@@ -52,11 +52,12 @@ def draw_slices(
         windows = channels[:1] if (channels == channels[0]).all() else channels
         drawn = np.repeat(np.hstack(list(windows))[..., None], 3, 2)
         names = f", windows: {', '.join(WINDOWS)}" if len(windows) > 1 else ""
-        write_png(folder / f"{places[k]}.png", captioned(drawn, [f"slice {places[k]}{names}", words, note or CAUTION]))
+        lines = [f"slice {places[k]}{names}", words, note or CAUTION]
+        write_png(folder / f"{places[k]}.png", captioned(enlarged(drawn), lines))
         found.append({"at": k, "picture": f"{folder.name}/{places[k]}.png", "words": words})
     return found
 
-# %% ../../../nbs/ich/tools/results.ipynb #6cbb76cf
+# %% ../../../nbs/ich/tools/results.ipynb #978bde8a
 def results_of(
     table: pd.DataFrame,    # as from `read_folder`, with a column for each class, and item
     drawn: dict[str, list], # item -> from `draw_slices`; at: number of the row among those of the item
@@ -71,7 +72,7 @@ def results_of(
             values = pd.to_numeric(own[c]).reset_index(drop=True)
             if values.notna().any():
                 row = rows[values.idxmax()]
-                at = {name: row[name] for name in ("file", "frame", "place")}
+                at = {name: row[name] for name in ("series", "file", "frame", "place")}
                 scores.append(Score(*about, c, float(values.max()), (at,)))
         for s in drawn.get(item, []):
             row = rows[s["at"]]

@@ -6,7 +6,7 @@
 __all__ = ['SCHEME', 'SITES', 'CODES', 'COLORS', 'ABOUT', 'class_name', 'maker_of', 'chosen', 'outlined', 'draw_slices',
            'results_of', 'injured']
 
-# %% ../../../nbs/trauma/tools/results.ipynb #12b35f62
+# %% ../../../nbs/trauma/tools/results.ipynb #99d43239
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.dicom_results import CAUTION, Maker
-from ...core.exams import captioned
+from ...core.exams import captioned, enlarged
 from ...core.files import sha256
 from ...core.pictures import write_png
 from ...core.studies import Reported, Score, Shown, suspicious
@@ -54,7 +54,7 @@ def maker_of(
     return Maker("mammo_nb trauma", "".join(sha256(weights / f"{name}.onnx") for name in NAMES),
                  f"mammo_nb, {CAUTION}")
 
-# %% ../../../nbs/trauma/tools/results.ipynb #58198cee
+# %% ../../../nbs/trauma/tools/results.ipynb #fec42d0a
 def chosen(
     reading: Reading,
 ) -> dict[int, str]:   # place -> words about it
@@ -96,12 +96,12 @@ def draw_slices(
     for place, words in chosen(reading).items():
         seen = [f"{o} {COLORS[o]}".replace("_", " ") for o, m in zip(ORGANS, reading.masks[place]) if m.any()]
         lines = [f"slice {place}: {words}", f"outlines: {', '.join(seen) or 'none'}", note or CAUTION]
-        drawn = captioned(outlined(np.array(volume[place]), reading.masks[place]), lines)
+        drawn = captioned(enlarged(outlined(np.array(volume[place]), reading.masks[place])), lines)
         write_png(folder / f"{place}.png", drawn)
         found.append({"place": place, "picture": f"{folder.name}/{place}.png", "words": words})
     return found
 
-# %% ../../../nbs/trauma/tools/results.ipynb #4892e498
+# %% ../../../nbs/trauma/tools/results.ipynb #bc7ec0d3
 def results_of(
     table: pd.DataFrame,     # rows of per_slice.csv
     studies: list[dict],     # patient_id, study, values: column of SUBMITTED -> probability
@@ -123,8 +123,8 @@ def results_of(
             values = own[columns].apply(pd.to_numeric).max(axis=1).dropna()
             best = values.groupby(own["series"]).idxmax() if len(values) else []
             rows = sorted((own.loc[k] for k in best), key=lambda row: -values[row.name])
-            rows = tuple({name: row[name] for name in ("file", "frame", "place")} for row in rows)
-            others = [{"file": w.file, "frame": w.frame, "place": w.place} for w in shown
+            rows = tuple({name: row[name] for name in ("series", "file", "frame", "place")} for row in rows)
+            others = [{"series": w.series, "file": w.file, "frame": w.frame, "place": w.place} for w in shown
                       if (w.patient_id, w.study) == (s["patient_id"], s["study"])]
             scores += [Score(s["patient_id"], s["study"], "", class_name(organ, grade), s["values"][f"{organ}_{grade}"],
                              rows or tuple(others)) for grade in grades]

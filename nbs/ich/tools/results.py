@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom_results import CAUTION, Maker
-from mammo_nb.core.exams import captioned
+from mammo_nb.core.exams import captioned, enlarged
 from mammo_nb.core.files import sha256
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.studies import Reported, Score, Shown, suspicious
@@ -91,7 +91,8 @@ def draw_slices(
         windows = channels[:1] if (channels == channels[0]).all() else channels
         drawn = np.repeat(np.hstack(list(windows))[..., None], 3, 2)
         names = f", windows: {', '.join(WINDOWS)}" if len(windows) > 1 else ""
-        write_png(folder / f"{places[k]}.png", captioned(drawn, [f"slice {places[k]}{names}", words, note or CAUTION]))
+        lines = [f"slice {places[k]}{names}", words, note or CAUTION]
+        write_png(folder / f"{places[k]}.png", captioned(enlarged(drawn), lines))
         found.append({"at": k, "picture": f"{folder.name}/{places[k]}.png", "words": words})
     return found
 
@@ -114,7 +115,7 @@ def results_of(
             values = pd.to_numeric(own[c]).reset_index(drop=True)
             if values.notna().any():
                 row = rows[values.idxmax()]
-                at = {name: row[name] for name in ("file", "frame", "place")}
+                at = {name: row[name] for name in ("series", "file", "frame", "place")}
                 scores.append(Score(*about, c, float(values.max()), (at,)))
         for s in drawn.get(item, []):
             row = rows[s["at"]]

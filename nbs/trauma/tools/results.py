@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from mammo_nb.core.dicom_results import CAUTION, Maker
-from mammo_nb.core.exams import captioned
+from mammo_nb.core.exams import captioned, enlarged
 from mammo_nb.core.files import sha256
 from mammo_nb.core.pictures import write_png
 from mammo_nb.core.studies import Reported, Score, Shown, suspicious
@@ -132,7 +132,7 @@ def draw_slices(
     for place, words in chosen(reading).items():
         seen = [f"{o} {COLORS[o]}".replace("_", " ") for o, m in zip(ORGANS, reading.masks[place]) if m.any()]
         lines = [f"slice {place}: {words}", f"outlines: {', '.join(seen) or 'none'}", note or CAUTION]
-        drawn = captioned(outlined(np.array(volume[place]), reading.masks[place]), lines)
+        drawn = captioned(enlarged(outlined(np.array(volume[place]), reading.masks[place])), lines)
         write_png(folder / f"{place}.png", drawn)
         found.append({"place": place, "picture": f"{folder.name}/{place}.png", "words": words})
     return found
@@ -164,8 +164,8 @@ def results_of(
             values = own[columns].apply(pd.to_numeric).max(axis=1).dropna()
             best = values.groupby(own["series"]).idxmax() if len(values) else []
             rows = sorted((own.loc[k] for k in best), key=lambda row: -values[row.name])
-            rows = tuple({name: row[name] for name in ("file", "frame", "place")} for row in rows)
-            others = [{"file": w.file, "frame": w.frame, "place": w.place} for w in shown
+            rows = tuple({name: row[name] for name in ("series", "file", "frame", "place")} for row in rows)
+            others = [{"series": w.series, "file": w.file, "frame": w.frame, "place": w.place} for w in shown
                       if (w.patient_id, w.study) == (s["patient_id"], s["study"])]
             scores += [Score(s["patient_id"], s["study"], "", class_name(organ, grade), s["values"][f"{organ}_{grade}"],
                              rows or tuple(others)) for grade in grades]
