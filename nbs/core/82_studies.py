@@ -199,9 +199,11 @@ def study_page(
     "The page of a study."
     named = list(dict.fromkeys(s["series"] for s in exam["scores"] + exam["slices"] if s["series"]))
     number = {series: f"series {k}, " if len(named) > 1 else "" for k, series in enumerate(named, 1)} | {"": ""}
-    rows = [[escape(number[s["series"]] + s["name"]), number_of(s["probability"]),
-             "" if s["slice"] is None else escape(
-                 f"{number.get(s['slice_series'], '') if not s['series'] else ''}{s['slice']}")] for s in exam["scores"]]
+    rows = []
+    for s in exam["scores"]:
+        where = "" if s["series"] else number.get(s["slice_series"], "")   # a score of a study names the series, too
+        at = "" if s["slice"] is None else f"{where}{s['slice']}"
+        rows.append([escape(number[s["series"]] + s["name"]), number_of(s["probability"]), escape(at)])
     scores = table_of(["class", "probability", "slice"], rows) if rows else "<p>Nothing of this exam was predicted.</p>"
     figures = []
     for s in exam["slices"]:
