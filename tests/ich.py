@@ -2,7 +2,9 @@
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import generate_uid
 from torch import nn, Generator
 
 from mammo_nb.core.engines import export_checked, load_engine
@@ -49,6 +51,15 @@ def write_bag(folder: Path, classes=CLASSES, **entries) -> tuple:
         "each": [{"place": k % 2, "cell": c, "deltas": d} for k, (c, d) in enumerate(CELLS)],
         "weights": [f"sequence/r{k}_fold0_epoch0_1.safetensors" for k in range(len(CELLS))]}}, 1e-4)
     return both, three
+
+
+def give_uids(path: Path):
+    "Valid UIDs in place of the ids of the competition, which are none."
+    ds = pydicom.dcmread(path)
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(ds, name, generate_uid(entropy_srcs=[str(ds[name].value)]))
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.save_as(path)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from ich import bag  # noqa: F401  the fixture
+from ich import bag, give_uids  # noqa: F401  bag is a fixture
 from test_dicom_results import walk
 from test_ich_predict import drawn  # noqa: F401  fixture
 from test_ich_predict import scans as heads  # noqa: F401  fixture
@@ -37,6 +37,8 @@ def prepare(system: str, request) -> tuple[Path, Path]:
     scans, place = map(request.getfixturevalue, {"ich": ("heads", "bag"), "trauma": ("bodies", "weights")}[system])
     patients = {}
     for path in sorted(scans.rglob("*.dcm")):
+        if system == "ich":
+            give_uids(path)
         try:
             ds = pydicom.dcmread(path)
             ds.StudyInstanceUID = f"1.2.{patients.setdefault(ds.PatientID, len(patients) + 1)}"

@@ -19,7 +19,7 @@ import pydicom
 import pydicom.examples
 import pytest
 from conftest import ROOT
-from ich import bag  # noqa: F401  the fixture
+from ich import bag, give_uids  # noqa: F401  bag is a fixture
 from test_ich_predict import drawn  # noqa: F401  fixture
 from test_ich_predict import scans as heads  # noqa: F401  fixture
 from test_predict import scans, weights  # noqa: F401  fixtures
@@ -414,6 +414,7 @@ def test_damaged_images_get_the_status_of_the_standard(exams, served):
 def test_a_study_of_head_ct_has_one_result(heads, bag, tmp_path):   # noqa: F811
     studies = {}
     for path in sorted(heads.glob("*.dcm")):
+        give_uids(path)
         plant(path)
         studies.setdefault(pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID, []).append(path)
     study, files = next(iter(studies.items()))
