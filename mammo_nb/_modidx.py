@@ -398,6 +398,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mammo_nb/core/estimates.py'),
                                          'mammo_nb.core.estimates.plot_plateau': ( 'core/estimates.html#plot_plateau',
                                                                                    'mammo_nb/core/estimates.py'),
+                                         'mammo_nb.core.estimates.plot_reliabilities': ( 'core/estimates.html#plot_reliabilities',
+                                                                                         'mammo_nb/core/estimates.py'),
                                          'mammo_nb.core.estimates.plot_thresholds': ( 'core/estimates.html#plot_thresholds',
                                                                                       'mammo_nb/core/estimates.py'),
                                          'mammo_nb.core.estimates.score_row': ( 'core/estimates.html#score_row',

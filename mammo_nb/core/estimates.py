@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SPECIFICITY', 'GROUP_SCORES', 'OUTCOME_SCORES', 'POINTS', 'COLOURS', 'READING', 'sensitivity_at', 'Scores',
            'estimates', 'score_row', 'by_outcome', 'in_words', 'number_in_words', 'plot_plateau', 'threshold_scores',
-           'plot_thresholds', 'show_thresholds']
+           'plot_thresholds', 'show_thresholds', 'plot_reliabilities']
 
-# %% ../../nbs/core/73_estimates.ipynb #c9afce36
+# %% ../../nbs/core/73_estimates.ipynb #16ca7248
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .calibration import Reliability
+from .calibration import Reliability, plot_reliability
 from .metrics import GRID, threshold_curve
 from .reports import chart
 from .uncertainty import DRAWS, Ranked, auc_of, average_precision_of, bootstrap, interval
@@ -142,7 +142,7 @@ def number_in_words(
         return ""
     return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
-# %% ../../nbs/core/73_estimates.ipynb #5e57c694
+# %% ../../nbs/core/73_estimates.ipynb #ea3cc51d
 POINTS = 1000   # drawn items of each label of an outcome
 COLOURS = ("#636efa", "#ef553b", "#00cc96", "#ab63fa", "#ffa15a", "#19a3b8", "#d6338a")   # five scores, two labels
 
@@ -227,3 +227,18 @@ def show_thresholds(
     if len(items):
         display(Markdown(READING))
         display(chart(plot_thresholds(items, kinds)), raw=True)
+
+def plot_reliabilities(
+    items: pd.DataFrame,   # outcome, label, probability: the outcomes of a run
+    columns: int = 4,      # figures in a row
+):
+    "The reliability curve of each outcome that has a positive."
+    groups = [(name, own) for name, own in items.groupby("outcome", sort=False) if own["label"].any()]
+    rows = max(1, -(-len(groups) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(2.8 * columns, 2.7 * rows), squeeze=False)
+    for axis in axes.flat[len(groups):]:
+        axis.axis("off")
+    for axis, (name, own) in zip(axes.flat, groups):
+        plot_reliability(axis, own["label"], own["probability"], name)
+        axis.set(title=f"{name}, {own['label'].sum()} of {len(own)}", ylabel="share of positives", ylim=(-.03, 1.03))
+    figure.tight_layout()

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from mammo_nb.core.calibration import Reliability
+from mammo_nb.core.calibration import Reliability, plot_reliability
 from mammo_nb.core.metrics import GRID, threshold_curve
 from mammo_nb.core.reports import chart
 from mammo_nb.core.uncertainty import DRAWS, Ranked, auc_of, average_precision_of, bootstrap, interval
@@ -290,6 +290,21 @@ def show_thresholds(
         display(Markdown(READING))
         display(chart(plot_thresholds(items, kinds)), raw=True)
 
+def plot_reliabilities(
+    items: pd.DataFrame,   # outcome, label, probability: the outcomes of a run
+    columns: int = 4,      # figures in a row
+):
+    "The reliability curve of each outcome that has a positive."
+    groups = [(name, own) for name, own in items.groupby("outcome", sort=False) if own["label"].any()]
+    rows = max(1, -(-len(groups) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(2.8 * columns, 2.7 * rows), squeeze=False)
+    for axis in axes.flat[len(groups):]:
+        axis.axis("off")
+    for axis, (name, own) in zip(axes.flat, groups):
+        plot_reliability(axis, own["label"], own["probability"], name)
+        axis.set(title=f"{name}, {own['label'].sum()} of {len(own)}", ylabel="share of positives", ylim=(-.03, 1.03))
+    figure.tight_layout()
+
 # %%
 by_hand = threshold_scores([0, 0, 1, 1], [.1, .6, .4, .9]).set_index("threshold").loc[.5]
 assert by_hand.to_dict() == {"pF1": .5, "precision": .5, "sensitivity": .5, "specificity": .5, "recall rate": .5}
@@ -317,7 +332,9 @@ plt.gca().invert_yaxis()
 
 # %%
 items = pd.DataFrame({"outcome": "cancer", "item": who.astype(str), "label": y, "probability": p, "threshold": .3})
-show_thresholds(pd.concat([items, items.iloc[:400].assign(outcome="cancer of few", threshold=np.nan)]))
+items = pd.concat([items, items.iloc[:400].assign(outcome="cancer of few", threshold=np.nan)])
+show_thresholds(items)
+plot_reliabilities(items, columns=2)
 
 # %% [markdown]
 # ---

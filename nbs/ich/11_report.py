@@ -34,7 +34,7 @@ from mammo_nb.ich.recipes import CLASSES
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words, show_thresholds
+from mammo_nb.core.estimates import OUTCOME_SCORES, by_outcome, in_words, plot_reliabilities, show_thresholds
 from mammo_nb.core.explanations import beside, colour_scale
 from mammo_nb.core.files import read_json
 from mammo_nb.core.pictures import sheet, show_pictures
@@ -179,6 +179,14 @@ if len(ladder):
 if len(ladder):
     display(in_words(by_outcome(outcomes(run)), OUTCOME_SCORES).set_index("outcome"))
     show_thresholds(outcomes(run))
+
+# %% [markdown]
+# The reliability of the probabilities: on the grey line, as many are positive as the probability says. The numbers are
+# the positives, and all items.
+
+# %%
+if len(ladder):
+    plot_reliabilities(outcomes(run))
 
 # %% [markdown]
 # ## Slices with and without a hemorrhage
