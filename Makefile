@@ -37,7 +37,7 @@ export PYTHONWARNINGS := ignore:IProgress not found
 .DEFAULT_GOAL := help
 # a folder such as tests/ is no target either, though make would call it up to date
 TARGETS := $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' Makefile)
-WRONG   := $(filter-out $(TARGETS) test-% $(VENV)/.installed nbs/.exported,$(MAKECMDGOALS))
+WRONG   := $(filter-out $(TARGETS) test-rest test-runs test-notebooks $(VENV)/.installed nbs/.exported,$(MAKECMDGOALS))
 ifneq ($(WRONG),)
 $(error There is no target $(firstword $(WRONG)).$(call MEANT,$(call NEAR,$(firstword $(WRONG)),$(TARGETS))) \
   `make help` lists all)

@@ -97,7 +97,7 @@ def predict_scans(
     result.attrs["record"] = record
     return result
 
-# %% ../nbs/81_predicting.ipynb #64b976c2
+# %% ../nbs/81_predicting.ipynb #04314a72
 app = typer.Typer(add_completion=False)
 
 def _watch(folder: Path, output: Path, system: str, wait: float, workers: int, allow_errors: bool, **how) -> int:
@@ -146,7 +146,8 @@ def predict(
     report: Path = typer.Option(None, help="write versions, digests, counts, kinds of errors and seconds to this JSON"),
     system: str = typer.Option("", help="the system, see `mammo-nb systems`; default: see there"),
 ):
-    "Predict every scan of a folder. Exit code 0: all predicted, 1: some files failed, 2: nothing could be predicted."
+    """Predict every scan of a folder. Exit code 0: each file was predicted or has a note why not, 1: some files failed,
+    2: wrong use, or there was nothing to predict."""
     how = {"force": force, "all_views": all_views, "frames": frames, "dicom": dicom, "html": html, "fast": fast,
            "heat_maps": heat_maps,
            "engine": engine if engine != "auto" else "", "device": device if device != "cpu" else ""}

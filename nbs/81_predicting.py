@@ -22,7 +22,7 @@
 # |---|---|
 # | 0 | every file was predicted, or has a note why not |
 # | 1 | some files failed; their rows have an error (`--allow-errors` gives 0) |
-# | 2 | wrong use, or nothing could be predicted; one sentence says why |
+# | 2 | wrong use, or there was nothing to predict; one sentence says why |
 # | 130, 143 | ended by Ctrl-C, by SIGTERM; the same command continues |
 #
 # `--watch` [waits for exams](82_watching.py). Ctrl-C is its usual end, and the code is 0 or 1 as above.
@@ -213,7 +213,8 @@ def predict(
     report: Path = typer.Option(None, help="write versions, digests, counts, kinds of errors and seconds to this JSON"),
     system: str = typer.Option("", help="the system, see `mammo-nb systems`; default: see there"),
 ):
-    "Predict every scan of a folder. Exit code 0: all predicted, 1: some files failed, 2: nothing could be predicted."
+    """Predict every scan of a folder. Exit code 0: each file was predicted or has a note why not, 1: some files failed,
+    2: wrong use, or there was nothing to predict."""
     how = {"force": force, "all_views": all_views, "frames": frames, "dicom": dicom, "html": html, "fast": fast,
            "heat_maps": heat_maps,
            "engine": engine if engine != "auto" else "", "device": device if device != "cpu" else ""}

@@ -11,6 +11,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 from mammo_nb.core.headers import DicomError
+from mammo_nb.core.pictures import write_png
 from mammo_nb.mammo.drawing.machines import write_dicom
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.tools import check
@@ -386,3 +387,12 @@ def test_real_scans(real_scans):
     assert problems["dbt_4frames_128.dcm"].startswith("multi-frame")
     assert "ge_senographe_RMLO_GH133.dcm" not in problems or "MLO" not in problems["ge_senographe_RMLO_GH133.dcm"]
     assert table.loc["ge_senographe_RMLO_GH133.dcm", ["laterality", "view", "windows"]].tolist() == ["R", "MLO", 3]
+
+
+def test_pictures_without_a_side_are_told_of_the_table_and_no_hidden_file_is_named(tmp_path, capsys):
+    write_png(tmp_path / "in/a.png", np.full((64, 48), 90, np.uint8))
+    (tmp_path / "in/b.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    print_check(check_folder(tmp_path / "in", workers=1))
+    printed = capsys.readouterr().out
+    assert "without a known side: 1. Name them in a CSV" in printed and "--table sides.csv" in printed
+    assert "files: 1 of 2 without a result\n" in printed and "check.csv" not in printed

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import torch
 from conftest import ROOT
+from pydicom.data import get_testdata_file
 
 from mammo_nb import cli
 from mammo_nb.core import parallel
@@ -393,6 +394,8 @@ def test_unknown_pictures_are_no_breast_and_the_table_is_pointed_to(weights, tmp
                     tmp_path / "sides.csv", "--hash-ids", "--workers", 1)
     breasts = pd.read_csv(tmp_path / "b/per_breast.csv")
     assert "known patient or side: 2" in done.stdout and breasts[["laterality", "images"]].values.tolist() == [["L", 1]]
+    done = mammo_nb("predict", get_testdata_file("CT_small.dcm"), "-o", tmp_path / "c", "--weights", weights)
+    assert "no standard mammogram: CT" in done.stdout and "--table" not in done.stdout  # a CT has no side to be named
 
 
 # ---- networks that give no numbers, and weights that are not as they were written

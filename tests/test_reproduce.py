@@ -118,6 +118,7 @@ def _descendants(pid: int) -> list[int]:
     (["MODE=trained", "WEIGHTS=nbs"], "Mode trained needs ensemble.onnx"),
     (["RUN=two words"], "must be the name of one folder"),
     (["recipe=tiny"], "no variable recipe. Did you mean RECIPE?"),
+    (["test-foo"], "There is no target test-foo."),
     (["WEIGHT=nbs"], "Did you mean WEIGHTS?"),
     (["tests"], "no target tests. Did you mean test?"),
 ])

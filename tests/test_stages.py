@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from mammo_nb.core import files
+from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import sha256, write_text
 from mammo_nb.core.notebooks import build
 from mammo_nb.core.recipes import Recipe, bounded
@@ -168,6 +169,41 @@ def test_the_log_of_a_kernel_that_ends_is_not_printed(tmp_path, capfd):
     execute(source, tmp_path / "r/01_work.ipynb", {})
     printed = capfd.readouterr()
     assert "done" in printed.out and "KeyboardInterrupt" not in printed.out + printed.err
+
+
+def test_what_the_processes_of_a_stage_print_is_printed_once_and_progress_is_one_line(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")   # with it ipykernel does not collect what processes print
+    source = tmp_path / "nbs/x/01_work.py"
+    code = "import sys\nfor n in range(1, 4): print(f'\\rfold 0: {n} of 3', end='', file=sys.stderr, flush=True)\n"
+    code += "print(file=sys.stderr)"
+    write_text(source, f"# %%\nimport subprocess, sys\ncode = {code!r}\n"
+               "assert not subprocess.run([sys.executable, '-c', code]).returncode\nprint('done')\n")
+    build(tmp_path)
+    execute(source, tmp_path / "r/01_work.ipynb", {})
+    printed = capfd.readouterr()
+    assert printed.err.split("\n") == ["fold 0: 3 of 3", ""] and printed.out == "done\n"
+    assert "fold 0: 3 of 3" in (tmp_path / "r/01_work.ipynb").read_text()
+
+
+def test_a_kernel_that_breaks_down_leaves_its_last_words(tmp_path, capfd):
+    source = tmp_path / "nbs/x/01_break.py"
+    write_text(source, "# %%\nimport os\nos.write(2, b'double free\\n')\nos.abort()\n")
+    build(tmp_path)
+    with pytest.raises(StageError, match="01_break.py: its process was ended"):
+        execute(source, tmp_path / "r/01_break.ipynb", {})
+    assert "double free" in capfd.readouterr().err
+
+
+def test_a_data_set_that_is_nowhere_is_told_before_the_first_stage(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MAMMO_NB_RAW", str(tmp_path / "raw"))
+    monkeypatch.setenv("MAMMO_NB_SAMPLES", str(tmp_path / "samples"))
+    for system, recipe, said in (("ich", "phe", "figshare.com/articles/dataset/PHE-SICH-CT-IDS/23957937"),
+                                 ("ich", "full", "kaggle.com/competitions/rsna-intracranial-hemorrhage-detection"),
+                                 ("trauma", "coatmed384fullseed", "kaggle.com/competitions/rsna-2023-abdominal-trauma"),
+                                 ("mammo", "winner", "kaggle.com/competitions/rsna-breast-cancer-detection")):
+        run = Run.create(tmp_path / system / recipe, find_system(system), recipe)
+        with pytest.raises(ProjectError, match=said):
+            check_run(run)
 
 
 def test_a_kernel_of_another_python_is_not_taken(notebook, tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ def of_package(
         return all(of_package(f) for f in (fn.func, *fn.args, *fn.keywords.values()) if callable(f))
     return (getattr(fn, "__module__", "") or "").startswith(f"{PACKAGE}.")
 
-# %% ../../nbs/core/35_parallel.ipynb #b233a00d
+# %% ../../nbs/core/35_parallel.ipynb #a43e7ab6
 UNREACHED = "NotReached: the time ended before this item was started. Repeat the call to continue with it"
 
 def _keys(items: list[dict], key: str, table: Path) -> list:
@@ -193,6 +193,7 @@ def collect(
     reads=own_file,        # item -> list of the files that it reads; a change of one computes the item again
     remember: bool = False,  # whether the journal is kept beside the finished table
     label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
+    scratch: bool = False,   # whether the caller removes or hides the table, so that no message names it
 ) -> pd.DataFrame:         # as from `map_files`
     """Write a table with one row per item, with rows from any source. Continues where an earlier call stopped.
     Raises ValueError if two items have the same key, and StorageError if another process writes to the folder or the
@@ -221,8 +222,8 @@ def collect(
             path.unlink()
     failed = int((result["error"] != "").sum())
     if failed and label is not None:
-        tqdm.write(
-            f"{label or table.stem}: {failed} of {len(result)} without a result, see column 'error' of {table.name}")
+        kept = "" if scratch else f", see column 'error' of {table.name}"
+        tqdm.write(f"{label or table.stem}: {failed} of {len(result)} without a result{kept}")
     return result.infer_objects()
 
 def shared_paths(
@@ -251,6 +252,7 @@ def map_files(
     # processes of this machine; 1: in this process, for debugging; None: one per core; a cluster uses all its workers
     workers: int | None = None,
     label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
+    scratch: bool = False,   # as in `collect`
     writes: Path | None = None,     # folder of the files that `fn` writes, which the workers of a cluster must see
     scheduler: str | None = None,   # address of a cluster's scheduler; "": this machine; None: as the settings say
 ) -> pd.DataFrame:         # in the order of `items`: key, columns of the rows, `error` ("" or "Class: message")
@@ -265,9 +267,9 @@ def map_files(
             processes = max(1, min(workers or joblib.cpu_count(), len(todo)))
             return rows_in_processes(fn, todo, processes if processes > 1 else 0)
         return collect(rows_of, items, table=table, key=key, params=params, code=code, reads=reads,
-                       remember=remember and bool(code or of_package(fn)), label=label)
+                       remember=remember and bool(code or of_package(fn)), label=label, scratch=scratch)
 
-# %% ../../nbs/core/35_parallel.ipynb #c977c0a6
+# %% ../../nbs/core/35_parallel.ipynb #c4b4b872
 def group_kinds(
     table: pd.DataFrame,  # file; problems: separated by "; "; error
     column: str,          # problems or error
@@ -275,8 +277,10 @@ def group_kinds(
     "Group files by their problem. The name of a group omits what differs: names of files, of series, numbers of rows."
     kinds = defaultdict(list)
     for file, text in zip(table["file"], table[column]):
-        parts = text.split("; ") if column == "problems" else [text.replace(f"{Path(file).name}: ", "").rstrip(".")]
-        for part in filter(None, parts):
+        # a note may say after a semicolon what was done; two passes may have the same note
+        parts = re.split("; (?!left out|read as )", text) if column == "problems" else [
+            text.replace(f"{Path(file).name}: ", "").rstrip(".")]
+        for part in filter(None, dict.fromkeys(parts)):
             kind = re.sub(r"^(same \w+ as|named by) .+", r"\1 ...", part)
             kinds[re.sub(r"^series \S+", "series ...", kind)].append((part, file))
     found = sorted(kinds.items(), key=lambda kind: -len(kind[1]))

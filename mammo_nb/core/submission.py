@@ -231,7 +231,7 @@ def read_submission(
             f"{weights} has no manifest.json that names a system. Make the folder with make kaggle-weights.")
     return find_submission(system)
 
-# %% ../../nbs/core/62_submission.ipynb #25c9d765
+# %% ../../nbs/core/62_submission.ipynb #771077b5
 def find_weights(
     engine: str,                  # the weights are <engine>.onnx and <engine>.json
     weights: Path | None = None,  # a folder, or the folder of a run; None or "" searches
@@ -252,8 +252,8 @@ def find_weights(
             f"{weights} has no {engine}.onnx with its {engine}.json. `make reproduce` of the system writes such a "
             "folder, named `weights`, into the folder of the run.")
     raise MissingWeights(
-        f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
-        "weights go to assets/trained or are named with --weights.")
+        f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes. Other "
+        "weights go to assets/trained, or are named: --weights folder, with make WEIGHTS=folder.")
 
 # %% ../../nbs/core/62_submission.ipynb #b5389e0f
 class WeakWeights(SubmissionError):

@@ -97,7 +97,7 @@ def outcomes(
         outcome="cancer", item=breasts["patient_id"] + " " + breasts["laterality"],
         threshold=read_json(run.path("selection.json"))["threshold"])
 
-# %% ../../nbs/mammo/07_select.ipynb #656f7264
+# %% ../../nbs/mammo/07_select.ipynb #a54b1edc
 def run_stage(
     run: Run,
 ) -> dict:                           # selection.json
@@ -121,9 +121,12 @@ def run_stage(
             for suffix in (".safetensors", ".json"):
                 shutil.copyfile(checkpoints / f"fold_{r.fold}" / f"epoch_{r.epoch}{suffix}",
                                 final / f"fold_{r.fold}{suffix}")
+        labels = [per_breast(predictions[r.fold, r.epoch])["cancer"] for r in chosen.itertuples()]
+        folds = chosen[["fold", "epoch", "auc", "pf1"]].assign(
+            breasts=[len(each) for each in labels], cancers=[int(each.sum()) for each in labels])
         result = {
-            "folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried),
-            **summarise(oof), "calibration": correction_of(oof)
+            "folds": folds.to_dict("records"), "combinations": len(tried), **summarise(oof),
+            "calibration": correction_of(oof)
         }
         write_json(run.path("selection.json"), result)
     return result

@@ -141,6 +141,7 @@ del os.environ[variable]
 def find_dataset(
     name: str,                     # name of the set's folder
     settings: Path | None = None,  # a settings.ini; None: the nearest one
+    origin: str = "",              # how to get the set, a sentence for the error
 ) -> str:                          # such as raw/vindr or samples/ct/head_ge_28: where `locate` finds it
     "Find the folder of a data set. Raises NoDataset with the folders that were searched."
     if any(c in name for c in "/\\\0*?[") or name in ("", ".", ".."):
@@ -154,7 +155,8 @@ def find_dataset(
     if found is None:
         raise NoDataset(
             f"No folder {name} in {paths.raw} (raw of settings.ini) or in {paths.samples} and its sub-folders "
-            f"(samples). Put the set there, or set its folder: MAMMO_NB_RAW=/data make ...")
+            "(samples). Put the set there, or set its folder, such as MAMMO_NB_RAW=/data make reproduce."
+            + f"\n{origin}" * bool(origin))
     return found
 
 # %%

@@ -28,9 +28,11 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
@@ -210,6 +212,24 @@ def _engine() -> str:
     papermill_engines.register("sections", Sections)
     return "sections"
 
+@contextmanager
+def _kernels(log: Path):
+    """Give the class of kernels whose own streams go to a file. What their processes print reaches the notebook, and
+    ipykernel repeats it on these streams. The end of the file is shown if a kernel does not start or breaks down."""
+    from jupyter_client.manager import AsyncKernelManager
+    with open(log, "wb") as file:
+        class Quiet(AsyncKernelManager):
+            "Kernels that print to the file."
+            async def start_kernel(self, **options):
+                "Start one."
+                return await super().start_kernel(stdout=file, stderr=file, **options)
+        try:
+            yield Quiet
+        except RuntimeError:
+            lines = re.split(r"[\r\n]+", log.read_text(errors="replace"))
+            print(*[line for line in lines if line and "%|" not in line][-20:], sep="\n", file=sys.stderr)
+            raise
+
 def _failure(source: Path, failed: Path, error) -> str:
     "What a failed cell means to the user; `error` is papermill's."
     import builtins
@@ -241,14 +261,15 @@ def execute(
     parameters = {name: value for name, value in parameters.items() if name in accepted}
     try:
         # only this user can open these sockets; a port would be open to every user. Their path has at most 107 bytes
-        with tempfile.TemporaryDirectory(dir="/tmp" if len(tempfile.gettempdir()) > 64 else None) as sockets:
-            papermill.execute_notebook(
-                source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
-                progress_bar=False, coalesce_streams=True, engine_name=_engine(),
-                stdout_file=Printed(sys.stdout), stderr_file=Printed(sys.stderr),
-                # a kernel that is told to end may log that it was interrupted, as if a stage had failed
-                extra_arguments=["--log-level=CRITICAL"],
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}))
+        with tempfile.TemporaryDirectory(dir="/tmp" if len(tempfile.gettempdir()) > 64 else None) as scratch:
+            with _kernels(Path(scratch) / "printed") as kernels:
+                papermill.execute_notebook(
+                    source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
+                    progress_bar=False, coalesce_streams=True, engine_name=_engine(), kernel_manager_class=kernels,
+                    stdout_file=Printed(sys.stdout), stderr_file=Printed(sys.stderr),
+                    # a kernel that is told to end may log that it was interrupted, as if a stage had failed
+                    extra_arguments=["--log-level=CRITICAL"],
+                    config=Config(KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel"}))
     except papermill.PapermillExecutionError as e:
         os.replace(running, failed)
         raise StageError(_failure(source, failed, e)) from e  # with its traceback, which --debug shows
@@ -290,6 +311,8 @@ def check_run(
     if free < LEAST_FREE:
         raise StageError(f"{run.folder} has {free / 1e6:.0f} MB of free disk, and a run needs at least "
                          f"{LEAST_FREE / 1e6:.0f}. Make room, or set another folder: MAMMO_NB_RUNS=/elsewhere make ...")
+    for stage in run.plan:
+        run.names(stage.reads)  # a data set that is nowhere is an error here, not in the first stage that reads it
     if run.system.ready:
         import_module(f"mammo_nb.{run.system.name}.{run.system.ready}").check_run(run)
 

@@ -266,6 +266,7 @@ def collect(
     reads=own_file,        # item -> list of the files that it reads; a change of one computes the item again
     remember: bool = False,  # whether the journal is kept beside the finished table
     label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
+    scratch: bool = False,   # whether the caller removes or hides the table, so that no message names it
 ) -> pd.DataFrame:         # as from `map_files`
     """Write a table with one row per item, with rows from any source. Continues where an earlier call stopped.
     Raises ValueError if two items have the same key, and StorageError if another process writes to the folder or the
@@ -294,8 +295,8 @@ def collect(
             path.unlink()
     failed = int((result["error"] != "").sum())
     if failed and label is not None:
-        tqdm.write(
-            f"{label or table.stem}: {failed} of {len(result)} without a result, see column 'error' of {table.name}")
+        kept = "" if scratch else f", see column 'error' of {table.name}"
+        tqdm.write(f"{label or table.stem}: {failed} of {len(result)} without a result{kept}")
     return result.infer_objects()
 
 def shared_paths(
@@ -324,6 +325,7 @@ def map_files(
     # processes of this machine; 1: in this process, for debugging; None: one per core; a cluster uses all its workers
     workers: int | None = None,
     label: str | None = "",  # text beside the progress bar; "": the name of the table; None: no bar
+    scratch: bool = False,   # as in `collect`
     writes: Path | None = None,     # folder of the files that `fn` writes, which the workers of a cluster must see
     scheduler: str | None = None,   # address of a cluster's scheduler; "": this machine; None: as the settings say
 ) -> pd.DataFrame:         # in the order of `items`: key, columns of the rows, `error` ("" or "Class: message")
@@ -338,7 +340,7 @@ def map_files(
             processes = max(1, min(workers or joblib.cpu_count(), len(todo)))
             return rows_in_processes(fn, todo, processes if processes > 1 else 0)
         return collect(rows_of, items, table=table, key=key, params=params, code=code, reads=reads,
-                       remember=remember and bool(code or of_package(fn)), label=label)
+                       remember=remember and bool(code or of_package(fn)), label=label, scratch=scratch)
 
 # %% [markdown]
 # The example has a dozen files, one of which is empty. The function is defined in this notebook and runs in other
@@ -423,8 +425,10 @@ def group_kinds(
     "Group files by their problem. The name of a group omits what differs: names of files, of series, numbers of rows."
     kinds = defaultdict(list)
     for file, text in zip(table["file"], table[column]):
-        parts = text.split("; ") if column == "problems" else [text.replace(f"{Path(file).name}: ", "").rstrip(".")]
-        for part in filter(None, parts):
+        # a note may say after a semicolon what was done; two passes may have the same note
+        parts = re.split("; (?!left out|read as )", text) if column == "problems" else [
+            text.replace(f"{Path(file).name}: ", "").rstrip(".")]
+        for part in filter(None, dict.fromkeys(parts)):
             kind = re.sub(r"^(same \w+ as|named by) .+", r"\1 ...", part)
             kinds[re.sub(r"^series \S+", "series ...", kind)].append((part, file))
     found = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
@@ -439,8 +443,11 @@ def print_kinds(
 
 # %%
 found = pd.DataFrame([("a.dcm", "same pixels as b.dcm", ""), ("b.dcm", "same pixels as a.dcm", ""),
-                      ("c.dcm", "", "NotDicom: c.dcm: no DICOM file.")], columns=["file", "problems", "error"])
-assert group_kinds(found, "problems") == {"same pixels as ...": ["a.dcm", "b.dcm"]}
+                      ("c.dcm", "", "NotDicom: c.dcm: no DICOM file."),
+                      ("d.dcm", "8 bytes too many; left out; 8 bytes too many; left out", "")],
+                     columns=["file", "problems", "error"])
+assert group_kinds(found, "problems") == {"same pixels as ...": ["a.dcm", "b.dcm"],
+                                          "8 bytes too many; left out": ["d.dcm"]}
 print_kinds(found)
 
 # %% [markdown]

@@ -311,8 +311,8 @@ def find_weights(
             f"{weights} has no {engine}.onnx with its {engine}.json. `make reproduce` of the system writes such a "
             "folder, named `weights`, into the folder of the run.")
     raise MissingWeights(
-        f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes; other "
-        "weights go to assets/trained or are named with --weights.")
+        f"There is no {engine}.onnx yet. `make reproduce` of the system trains demonstration weights in minutes. Other "
+        "weights go to assets/trained, or are named: --weights folder, with make WEIGHTS=folder.")
 
 # %% [markdown]
 # ## Where weights come from

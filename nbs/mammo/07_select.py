@@ -40,6 +40,7 @@ import matplotlib.pyplot as plt
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mammo_nb.core.practice import practice
+from mammo_nb.core.train import from_one
 from mammo_nb.mammo.system import system
 
 # %% tags=["parameters"]
@@ -198,9 +199,12 @@ def run_stage(
             for suffix in (".safetensors", ".json"):
                 shutil.copyfile(checkpoints / f"fold_{r.fold}" / f"epoch_{r.epoch}{suffix}",
                                 final / f"fold_{r.fold}{suffix}")
+        labels = [per_breast(predictions[r.fold, r.epoch])["cancer"] for r in chosen.itertuples()]
+        folds = chosen[["fold", "epoch", "auc", "pf1"]].assign(
+            breasts=[len(each) for each in labels], cancers=[int(each.sum()) for each in labels])
         result = {
-            "folds": chosen[["fold", "epoch", "auc", "pf1"]].to_dict("records"), "combinations": len(tried),
-            **summarise(oof), "calibration": correction_of(oof)
+            "folds": folds.to_dict("records"), "combinations": len(tried), **summarise(oof),
+            "calibration": correction_of(oof)
         }
         write_json(run.path("selection.json"), result)
     return result
@@ -216,9 +220,15 @@ print(f"pF1 {selection['pf1']:.3f} at threshold {selection['threshold']:.2f}, pl
 # %% [markdown]
 # ## What came out
 
+# %% [markdown]
+# Epochs are shown from 1, as in the training; in the files, and in their names, the first epoch is 0.
+
 # %%
-display(pd.DataFrame(selection["folds"]).round(3))
+folds = pd.DataFrame(selection["folds"])
+assert folds[["breasts", "cancers"]].sum().tolist() == [selection["breasts"], selection["cancers"]]
+display(from_one(folds).round(3))
 tried = pd.read_csv(run.path("combinations.csv"))
+tried[tried.filter(like="fold_").columns] += 1
 tried.iloc[[*range(min(4, len(tried))), -1]].round(3)   # the best and the worst
 
 # %%

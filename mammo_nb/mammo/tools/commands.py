@@ -69,7 +69,7 @@ def detector(
     difference = convert_detector(checkpoint, output, size)
     print(f"{output}/detector.onnx, at most {difference:.1g} pixels from torch")
 
-# %% ../../../nbs/mammo/tools/commands.ipynb #9df4814c
+# %% ../../../nbs/mammo/tools/commands.ipynb #d32daa8d
 @app.command()
 def data(
     name: str = typer.Argument("", help="rsna, vindr, miniddsm, cmmd, cddcesm, bmcd or cbis; none: list all"),
@@ -82,7 +82,7 @@ def data(
     if name:
         raise typer.Exit(print_set(fetch_set(name, raw)))
     for short, each in SETS.items():
-        print(f"{short:9} {'has a folder' if (raw / each).is_dir() else 'is not there'}: mammo-nb data {short}")
+        print(f"{short:9} {'has a folder' if (raw / each).is_dir() else 'is not there'}: make data DATASET={short}")
 
 @app.command()
 def weights(

@@ -109,7 +109,7 @@ def predict_hidden(
     "As `predict_file`, with digests in place of ids."
     return hide_row(predict_file({**item, "file": item["path"]}), item["key"])
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #862b1e43
+# %% ../../../nbs/mammo/tools/predict.ipynb #c5bd568f
 PER_IMAGE = [
     "file", "patient_id", "image_id", "laterality", "view", "rows", "columns", "decoder", "x0", "y0", "x1", "y1",
     "box_source", "probability", "error"
@@ -238,6 +238,7 @@ def predict_folder(
     failed = result["error"].fillna("").ne("")
     about["counts"] = {"files": len(result), "predicted": int(result["probability"].notna().sum()), "failed": int(
         failed.sum()), "withheld": int((result["probability"].isna() & ~failed).sum()), "other_files": others}
+    nameless &= result["probability"].notna()   # other pictures than mammograms have no side
     result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed,
                      "unmatched": unmatched, "dicom": made, "computed": computed, "exams": exams}
     return result

@@ -33,7 +33,7 @@ from mammo_nb.core.files import TableError, read_csv
 from mammo_nb.core.runs import Run
 from mammo_nb.core.settings import find_dataset
 from mammo_nb.ich.reading import phe
-from mammo_nb.ich.recipes import CLASSES
+from mammo_nb.ich.recipes import CLASSES, COMPETITION
 
 # %%
 #| hide
@@ -146,12 +146,19 @@ images_folder(folder, "train").name
 
 # %%
 #| export
+ORIGINS = {  # data set -> how to get it
+    COMPETITION: f"{COMPETITION} is at https://www.kaggle.com/competitions/{COMPETITION}, with rules to accept.",
+    "head_ich_phe_256":
+        "head_ich_phe_256 is made from PHE-SICH-CT-IDS, https://figshare.com/articles/dataset/PHE-SICH-CT-IDS/23957937 "
+        "(non-commercial research use): labels.csv with patient, slice, file and positive, and slices of one window in "
+        "img/, as PNG of 256x256 pixels."}
+
 def place_of(
     run: Run,
 ) -> str:       # a name for `run.path`, without / at the end
     "Where the data set of a run is. Raises NoDataset."
     name = run.section("prepare").dataset
-    return "competition" if name == "phantom" else find_dataset(name)
+    return "competition" if name == "phantom" else find_dataset(name, origin=ORIGINS.get(name, ""))
 
 def training_files(
     run: Run,

@@ -184,7 +184,8 @@ def check_data(
     of = {file: image for image, file in named.items()}
     items = [{"file": f, "folder": str(folder)} for f in sorted({*files, *of})]
     with kept_beside(output) as scratch:
-        rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
+        rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files",
+                         scratch=True)
         for column in [*COLUMNS, "uid", "digest"]:
             rows[column] = rows[column].astype(object).fillna("") if column in rows else ""
         absent = [not (folder / f).is_file() for f in rows["file"]]
@@ -193,7 +194,7 @@ def check_data(
         if not everything:
             good = good[np.sort(np.random.default_rng(0).permutation(len(good))[:sample])]
         timed = map_files(measure_file, [items[k] for k in good], table=Path(scratch) / "sample.csv", workers=workers,
-                          label="sample")
+                          label="sample", scratch=True)
     rows.loc[good, "error"] = timed["error"].to_numpy()
     rows["image_id"] = [of.get(f, Path(f).stem) for f in rows["file"]]
     rows["any"] = [positive.get(i, "") for i in rows["image_id"]]

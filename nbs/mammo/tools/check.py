@@ -156,7 +156,8 @@ def check_folder(
     tables = {file: sorted({name for name, *_ in rows}) for file, rows in (named or {}).items()}
     items = [{"file": f, "folder": str(folder), "tables": tables.get(f, [])} for f in sorted({*files, *tables})]
     with kept_beside(output) as scratch:
-        rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
+        rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files",
+                         scratch=True)
         rows = rows.reindex(columns=[*COLUMNS, "failure", "uid", "patient", "study", "pixels", "bare"])
         rows = rows.astype({c: "Int64" for c in NUMBERS})
         texts = [c for c in rows if c not in NUMBERS]
@@ -172,7 +173,8 @@ def check_folder(
                  "patient_id": "sample"}
         items = [{**place, "file": row.file, "syntax": row.syntax, "image_id": str(row.Index)}
                  for row in ready.itertuples()]
-        crops = map_files(measure_crop, items, table=Path(scratch) / "sample.csv", workers=workers, label="sample")
+        crops = map_files(measure_crop, items, table=Path(scratch) / "sample.csv", workers=workers,
+                          label="sample", scratch=True)
     crops = crops.reindex(columns=["decoder", "seconds", "size", "note", "error"]).set_index(ready.index)
     for column in ("decoder", "error"):
         rows.loc[crops.index, column] = crops[column].fillna("")
@@ -272,6 +274,10 @@ def print_check(
         if len(kinds) > MANY // 2:
             print(f"{kinds[MANY // 2:].sum():7,}  of {len(kinds) - MANY // 2:,} other kinds")
     print_kinds(table)
+    bare = good[good["syntax"].isin(["PNG", "JPEG"]) & good["laterality"].eq("unknown")]
+    if len(bare):
+        print(f"PNG and JPEG files without a known side: {len(bare)}. Name them in a CSV with the columns file, "
+              "patient_id, laterality and view: --table sides.csv")
     if cost := table.attrs.get("estimate"):
         print(estimate_text(cost))
     short = False

@@ -109,7 +109,7 @@ def data(
     if name:
         raise typer.Exit(print_set(fetch_set(name, raw)))
     for short, each in SETS.items():
-        print(f"{short:9} {'has a folder' if (raw / each).is_dir() else 'is not there'}: mammo-nb data {short}")
+        print(f"{short:9} {'has a folder' if (raw / each).is_dir() else 'is not there'}: make data DATASET={short}")
 
 @app.command()
 def weights(

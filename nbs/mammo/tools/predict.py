@@ -298,6 +298,7 @@ def predict_folder(
     failed = result["error"].fillna("").ne("")
     about["counts"] = {"files": len(result), "predicted": int(result["probability"].notna().sum()), "failed": int(
         failed.sum()), "withheld": int((result["probability"].isna() & ~failed).sum()), "other_files": others}
+    nameless &= result["probability"].notna()   # other pictures than mammograms have no side
     result.attrs |= {**about, "nameless": int(nameless.sum()), "others": others, "packed": packed,
                      "unmatched": unmatched, "dicom": made, "computed": computed, "exams": exams}
     return result

@@ -31,7 +31,7 @@ from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import TableError, read_csv
 from mammo_nb.core.runs import Run
 from mammo_nb.core.settings import find_dataset
-from mammo_nb.trauma.recipes import GRADES, SUBMITTED
+from mammo_nb.trauma.recipes import COMPETITION, GRADES, SUBMITTED
 
 # %%
 #| hide
@@ -167,12 +167,15 @@ list_series(folder / "train_images")
 
 # %%
 #| export
+ORIGINS = {  # data set -> how to get it
+    COMPETITION: f"{COMPETITION} is at https://www.kaggle.com/competitions/{COMPETITION}, with rules to accept."}
+
 def place_of(
     run: Run,
 ) -> str:       # a name for `run.path`, without / at the end
     "Where the data set of a run is. Raises NoDataset."
     name = run.section("volumes").dataset
-    return "competition" if name == "phantom" else find_dataset(name)
+    return "competition" if name == "phantom" else find_dataset(name, origin=ORIGINS.get(name, ""))
 
 def grade_files(
     run: Run,

@@ -144,14 +144,15 @@ def check_data(
     folder, (files, others) = folder_of(scans), find_files(scans)
     items = [{"file": f, "folder": str(folder)} for f in sorted(files)]
     with kept_beside(output) as scratch:
-        rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files")
+        rows = map_files(inspect_file, items, table=Path(scratch) / "check.csv", workers=workers, label="files",
+                         scratch=True)
         for column in [*COLUMNS, "header_series", "position"]:
             rows[column] = rows[column].astype(object).fillna("") if column in rows else ""
         good = rows.index[rows["error"].eq("")]
         if not everything:
             good = good[np.sort(np.random.default_rng(0).permutation(len(good))[:sample])]
         timed = map_files(measure_file, [items[k] for k in good], table=Path(scratch) / "sample.csv", workers=workers,
-                          label="sample")
+                          label="sample", scratch=True)
     rows.loc[good, "error"] = timed["error"].to_numpy()
     parts = [Path(f).parts for f in rows["file"]]
     own = [p if len(p) == 4 and p[0] in ("train_images", "test_images") else ("", "", "", p[-1]) for p in parts]
