@@ -17,7 +17,7 @@ from mammo_nb.core.recipes import Recipe, bounded
 from mammo_nb.core.runs import Run, StageError
 from mammo_nb.core.stages import (changed_files, check_run, code_digest, execute, modules_of, refresh_inputs,
                                    stage_inputs)
-from mammo_nb.core.systems import Mode, Stage, System, find_system
+from mammo_nb.core.systems import Mode, Stage, System, find_system, system_names
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,8 @@ def test_a_data_set_that_is_nowhere_is_told_before_the_first_stage(tmp_path, mon
         run = Run.create(tmp_path / system / recipe, find_system(system), recipe)
         with pytest.raises(ProjectError, match=said):
             check_run(run)
+    for system in system_names():   # what a run draws itself is not there before its first stage
+        check_run(Run.create(tmp_path / system / "tiny", find_system(system), "tiny"))
 
 
 def test_a_kernel_of_another_python_is_not_taken(notebook, tmp_path, monkeypatch):

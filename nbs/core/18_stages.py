@@ -311,8 +311,7 @@ def check_run(
     if free < LEAST_FREE:
         raise StageError(f"{run.folder} has {free / 1e6:.0f} MB of free disk, and a run needs at least "
                          f"{LEAST_FREE / 1e6:.0f}. Make room, or set another folder: MAMMO_NB_RUNS=/elsewhere make ...")
-    for stage in run.plan:
-        run.names(stage.reads)  # a data set that is nowhere is an error here, not in the first stage that reads it
+    run.names(run.plan[0].reads)  # from outside: a data set that is nowhere is an error here. Others are not yet drawn
     if run.system.ready:
         import_module(f"mammo_nb.{run.system.name}.{run.system.ready}").check_run(run)
 

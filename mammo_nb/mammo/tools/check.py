@@ -72,7 +72,7 @@ def estimate(
         "dicom": int(wanted["bytes"].sum()), "free": shutil.disk_usage(target).free
     }
 
-# %% ../../../nbs/mammo/tools/check.ipynb #e4ba6aca
+# %% ../../../nbs/mammo/tools/check.ipynb #d13fc617
 NUMBERS = ["bytes", "rows", "columns", "frames", "bits_stored", "windows"]
 COLUMNS = [
     "file", "bytes", "syntax", *NUMBERS[1:5], "photometric", "windows", "voi_function", "laterality", "view", "decoder",
@@ -130,7 +130,8 @@ def check_folder(
     cost = estimate(rows, timed["seconds"], timed["size"], workers)
     for column in ("file", "problems", "error"):
         rows[column] = rows[column].map(cell)
-    rows.attrs = {"others": others, "packed": packed_files(scans), "estimate": cost}
+    sideless = rows["syntax"].isin(["PNG", "JPEG"]) & rows["laterality"].eq("unknown")
+    rows.attrs = {"others": others, "packed": packed_files(scans), "estimate": cost, "sideless": int(sideless.sum())}
     return rows[COLUMNS]
 
 def check_dataset(
@@ -158,7 +159,7 @@ def check_data(
     how["settings"] = Crops(height=height, width=width)
     return check_dataset(dataset, **how) if dataset else check_folder(folder, table, **how)
 
-# %% ../../../nbs/mammo/tools/check.ipynb #3bd7afa9
+# %% ../../../nbs/mammo/tools/check.ipynb #4539e029
 MANY = 40  # number of files above which they are counted instead of listed
 
 def _amount(size: float) -> str:
@@ -205,9 +206,8 @@ def print_check(
         if len(kinds) > MANY // 2:
             print(f"{kinds[MANY // 2:].sum():7,}  of {len(kinds) - MANY // 2:,} other kinds")
     print_kinds(table)
-    bare = good[good["syntax"].isin(["PNG", "JPEG"]) & good["laterality"].eq("unknown")]
-    if len(bare):
-        print(f"PNG and JPEG files without a known side: {len(bare)}. Name them in a CSV with the columns file, "
+    if sideless := table.attrs.get("sideless"):
+        print(f"PNG and JPEG files without a known side: {sideless}. Name them in a CSV with the columns file, "
               "patient_id, laterality and view: --table sides.csv")
     if cost := table.attrs.get("estimate"):
         print(estimate_text(cost))

@@ -188,7 +188,8 @@ def check_folder(
     cost = estimate(rows, timed["seconds"], timed["size"], workers)
     for column in ("file", "problems", "error"):
         rows[column] = rows[column].map(cell)
-    rows.attrs = {"others": others, "packed": packed_files(scans), "estimate": cost}
+    sideless = rows["syntax"].isin(["PNG", "JPEG"]) & rows["laterality"].eq("unknown")
+    rows.attrs = {"others": others, "packed": packed_files(scans), "estimate": cost, "sideless": int(sideless.sum())}
     return rows[COLUMNS]
 
 def check_dataset(
@@ -274,9 +275,8 @@ def print_check(
         if len(kinds) > MANY // 2:
             print(f"{kinds[MANY // 2:].sum():7,}  of {len(kinds) - MANY // 2:,} other kinds")
     print_kinds(table)
-    bare = good[good["syntax"].isin(["PNG", "JPEG"]) & good["laterality"].eq("unknown")]
-    if len(bare):
-        print(f"PNG and JPEG files without a known side: {len(bare)}. Name them in a CSV with the columns file, "
+    if sideless := table.attrs.get("sideless"):
+        print(f"PNG and JPEG files without a known side: {sideless}. Name them in a CSV with the columns file, "
               "patient_id, laterality and view: --table sides.csv")
     if cost := table.attrs.get("estimate"):
         print(estimate_text(cost))
