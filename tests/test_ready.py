@@ -59,6 +59,8 @@ def test_a_folder_without_a_test_set_needs_the_mode_for_labelled_images(mine):
     with pytest.raises(DatasetError, match="mine has no test set .*Add MODE=labelled"):
         check_run(Run.create(mine / "a", system, "tiny", overrides={"datasets.name": "mine"}))
     check_run(Run.create(mine / "b", system, "tiny", "labelled", overrides={"datasets.name": "mine"}))
+    with pytest.raises(DatasetError, match='Name their folder.*SET="datasets.name=my_folder"'):
+        check_run(Run.create(mine / "d", system, "tiny", "labelled"))
     with pytest.raises(DatasetError, match='n_folds=4'):
         check_run(Run.create(mine / "c", system, "tiny", "labelled",
                              overrides={"datasets.name": "mine", "folds.n_folds": 5}))

@@ -226,7 +226,7 @@ def execute(
     os.replace(running, output)
     failed.unlink(missing_ok=True)
 
-# %% ../../nbs/core/18_stages.ipynb #cbd792ec
+# %% ../../nbs/core/18_stages.ipynb #682875d5
 LEAST_FREE = 1e9  # bytes; the demos write a fraction of it, `mammo-nb check` estimates what a data set needs
 
 def check_run(
@@ -237,9 +237,9 @@ def check_run(
     if free < LEAST_FREE:
         raise StageError(f"{run.folder} has {free / 1e6:.0f} MB of free disk, and a run needs at least "
                          f"{LEAST_FREE / 1e6:.0f}. Make room, or set another folder: MAMMO_NB_RUNS=/elsewhere make ...")
-    run.names(run.plan[0].reads)  # from outside: a data set that is nowhere is an error here. Others are not yet drawn
     if run.system.ready:
         import_module(f"mammo_nb.{run.system.name}.{run.system.ready}").check_run(run)
+    run.names(run.plan[0].reads)  # from outside: a data set that is nowhere is an error here. Others are not yet drawn
 
 def reproduce(
     run: Run,

@@ -63,6 +63,9 @@ def check_run(
     "Check the data of a run before its first stage. Raises DatasetError."
     if run.has("phantom") or not run.has("folds"):
         return  # drawn data fits the recipe, and a detector needs no labels
+    if run.section("datasets").name == "phantom" and not run.path("competition/").is_dir():
+        raise DatasetError(f"The mode {run.mode} trains on labelled images and draws none. Name their folder "
+                           'below raw of settings.ini: SET="datasets.name=my_folder".')
     if run.has("submit") and not all(find_files(run.folder, f) for f in test_set(run)):
         raise DatasetError(f"{run.section('datasets').name} has no test set (test.csv, sample_submission.csv, "
                            "test_images/), and the mode of the run predicts one. Add MODE=labelled.")
