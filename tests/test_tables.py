@@ -8,6 +8,7 @@ from test_predict import mammo_nb, weights  # noqa: F401  (a fixture)
 from mammo_nb.mammo.reading import sides
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.sides import _pairs, match_rows, parts_of_path, plain_id
+from mammo_nb.mammo.tools.crops import crop_folder, print_crops
 
 HEADER = ["file", "patient_id", "laterality", "view"]
 
@@ -79,6 +80,30 @@ def test_predict_tells_rows_without_a_file_and_keeps_a_patient_called_na(weights
     assert done.returncode == 0 and "1 of 3 rows of t.csv match no file" in done.stdout
     breasts = pd.read_csv(tmp_path / "out/per_breast.csv", keep_default_na=False)
     assert breasts[["patient_id", "laterality"]].values.tolist() == [["NA", "L"], ["NA", "R"]]
+
+
+def test_what_a_table_says_of_side_and_view_is_checked(weights, tmp_path):  # noqa: F811
+    for name in "abcd":
+        save(dataset(ImageLaterality=None, ViewPosition=None), tmp_path / "in" / f"{name}.dcm")
+    path = table(tmp_path / "t.csv", [["a", "p", "L", "CC"], ["b", "p", "Q", "unknown"], ["c", "p", "R", "oblique"],
+                                      ["d", "p", "R", "CCID"]])
+    done = mammo_nb("predict", tmp_path / "in", "-o", tmp_path / "out", "--weights", weights, "--workers", 1,
+                    "--table", path)
+    assert done.returncode == 0, done.stderr
+    assert "the laterality of 1 of 4 files is neither left nor right in t.csv" in done.stdout
+    rows = pd.read_csv(tmp_path / "out/per_image.csv").set_index("file")
+    assert rows["probability"].notna().tolist() == [True, True, False, False]
+    assert rows.at["c.dcm", "note"].startswith("no standard mammogram: view OBLIQUE")
+    assert rows.at["d.dcm", "note"].startswith("no standard mammogram: implant displaced")
+
+
+def test_crops_names_what_is_no_mammogram(tmp_path, capsys):
+    save(dataset(), tmp_path / "in/a.dcm")
+    save(dataset(SOPClassUID="1.2.840.10008.5.1.4.1.1.2", Modality="CT"), tmp_path / "in/b.dcm")
+    found = crop_folder(tmp_path / "in", tmp_path / "out", workers=1)
+    assert print_crops(found, tmp_path / "out") == 0
+    assert "1 cropped: no standard mammogram: CT slice\n2 of 2 files cropped" in capsys.readouterr().out
+    assert found.set_index("file")["note"].str.contains("no standard").to_dict() == {"a.dcm": False, "b.dcm": True}
 
 
 def compared_one_by_one(wanted, files):

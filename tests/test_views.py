@@ -8,7 +8,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from test_predict import mammo_nb, weights  # noqa: F401  (a fixture)
 
-from mammo_nb.mammo.reading.inputs import NO_STANDARD
+from mammo_nb.mammo.reading.mammograms import NO_STANDARD
 from mammo_nb.mammo.reading.mammograms import read_header
 
 CLASS = "1.2.840.10008.5.1.4.1.1."

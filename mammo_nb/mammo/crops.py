@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'scaling_of', 'crop_size', 'crop', 'Breast', 'cut_breast', 'faithful_floats', 'preview', 'crop_path',
            'cut_mask', 'crop_file', 'write_crops', 'crop_files', 'make_crops', 'run_stage']
 
-# %% ../../nbs/mammo/04_crops.ipynb #e39ee88f
+# %% ../../nbs/mammo/04_crops.ipynb #52bdf321
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from ..core.backends import Graph, read_sidecar
-from ..core.dicom import Frame, Image, read_frame
+from ..core.dicom import Frame, Image
 from ..core.files import inside, owned, write_csv
 from ..core.grey import decode_grey, grey_levels
 from ..core.headers import BadHeader, Header
@@ -32,6 +32,7 @@ from .reading import faithful
 from .reading.blank import NO_BREAST, why_blank
 from .reading.boxes import Box, find_box, open_detector
 from .reading.frames import frame_note
+from .reading.mammograms import no_standard, read_frame
 from .recipes import Crops
 
 # %% ../../nbs/mammo/04_crops.ipynb #a102c353
@@ -172,7 +173,7 @@ def preview(
                     cv2.LINE_AA)
     return picture
 
-# %% ../../nbs/mammo/04_crops.ipynb #06b8ebd7
+# %% ../../nbs/mammo/04_crops.ipynb #aa0ca969
 def crop_path(
     images: Path,      # cleaned_images/
     patient_id: str,
@@ -215,15 +216,13 @@ def crop_file(
         text = f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")
         write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]),
                   preview(breast, fit_resize(breast.grey, 512, 256), [Path(item["file"]).name, text, NOT_A_DEVICE]))
-    return {
-        "patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
-        "decoder": breast.image.decoder, "scale": breast.image.scale,
-        "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-        "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        **dict(zip(("window_center", "window_width"), breast.window or (None, None))),
-        "note": "; ".join(filter(None, [frame_note(header, frame.index), breast.told()])),
-        "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
-    }
+    return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows,
+            "columns": header.columns, "decoder": breast.image.decoder, "scale": breast.image.scale,
+            "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
+            "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
+            **dict(zip(("window_center", "window_width"), breast.window or (None, None))),
+            "note": "; ".join(filter(None, [no_standard(header), frame_note(header, frame.index), breast.told()])),
+            "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)}
 
 # %% ../../nbs/mammo/04_crops.ipynb #2b713e15
 def _sources(item: dict) -> list[Path]:

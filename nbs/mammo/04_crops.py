@@ -35,7 +35,7 @@ import pandas as pd
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 
 from mammo_nb.core.backends import Graph, read_sidecar
-from mammo_nb.core.dicom import Frame, Image, read_frame
+from mammo_nb.core.dicom import Frame, Image
 from mammo_nb.core.files import inside, owned, write_csv
 from mammo_nb.core.grey import decode_grey, grey_levels
 from mammo_nb.core.headers import BadHeader, Header
@@ -49,6 +49,7 @@ from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.blank import NO_BREAST, why_blank
 from mammo_nb.mammo.reading.boxes import Box, find_box, open_detector
 from mammo_nb.mammo.reading.frames import frame_note
+from mammo_nb.mammo.reading.mammograms import no_standard, read_frame
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -356,15 +357,13 @@ def crop_file(
         text = f"box: {box.source}" + (f" {box.score:.2f}" if box.score else "")
         write_png(crop_path(item["previews"], item["patient_id"], item["image_id"]),
                   preview(breast, fit_resize(breast.grey, 512, 256), [Path(item["file"]).name, text, NOT_A_DEVICE]))
-    return {
-        "patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows, "columns": header.columns,
-        "decoder": breast.image.decoder, "scale": breast.image.scale,
-        "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
-        "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
-        **dict(zip(("window_center", "window_width"), breast.window or (None, None))),
-        "note": "; ".join(filter(None, [frame_note(header, frame.index), breast.told()])),
-        "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)
-    }
+    return {"patient_id": item["patient_id"], "image_id": item["image_id"], "rows": header.rows,
+            "columns": header.columns, "decoder": breast.image.decoder, "scale": breast.image.scale,
+            "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,
+            "box_source": box.source, "box_score": None if box.score is None else round(box.score, 4),
+            **dict(zip(("window_center", "window_width"), breast.window or (None, None))),
+            "note": "; ".join(filter(None, [no_standard(header), frame_note(header, frame.index), breast.told()])),
+            "voi_function": header.voi_function, "sha256": sha, "seconds": round(time.perf_counter() - started, 3)}
 
 # %% [markdown]
 # ## Many files

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'FEW', 'NO_HEADER', 'read_text_table', 'plain_id', 'parts_of_path', 'match_rows', 'read_sides',
-           'identify', 'identify_file', 'identify_files', 'picture_ids', 'ids_of_files', 'frame_entries']
+           'with_table_view', 'identify', 'identify_file', 'identify_files', 'picture_ids', 'ids_of_files',
+           'frame_entries']
 
-# %% ../../../nbs/mammo/reading/sides.ipynb #a2e660e4
+# %% ../../../nbs/mammo/reading/sides.ipynb #ae8f9987
 import csv
 import io
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -28,7 +30,7 @@ from ...core.processes import rows_in_processes
 from .frames import frame_id, frame_indices
 from .labels import DatasetError
 from .mammograms import Mammogram, read_header
-from .views import parse_side, parse_view
+from .views import parse_side, parse_view, special_view
 
 # %% ../../../nbs/mammo/reading/sides.ipynb #c0951155
 SEPARATORS = ",;\t"
@@ -135,7 +137,7 @@ def match_rows(
         found[files[at]] = _merged(chosen, files[at], path.name)
     return found, len(rows) - len({r for matched in pairs.values() for r in matched}), len(rows)
 
-# %% ../../../nbs/mammo/reading/sides.ipynb #1b8b489e
+# %% ../../../nbs/mammo/reading/sides.ipynb #3027a9a6
 def read_sides(
     folder: Path,               # folder of the scans; train.csv and test.csv of a competition may lie in it or above it
     files: list[str],           # paths below the folder
@@ -144,7 +146,11 @@ def read_sides(
     "Read the ids, lateralities and views of files from tables. Raises DatasetError."
     if table:
         sides, lost, rows = match_rows(Path(table), files)
-        return sides, f"{lost} of {rows} rows of {Path(table).name} match no file" if lost else ""
+        lines = [f"{lost} of {rows} rows of {Path(table).name} match no file"] if lost else []
+        if wrong := sum(bool(row.get("laterality")) and not parse_side(row["laterality"]) for row in sides.values()):
+            lines.append(f"the laterality of {wrong} of {len(sides)} files is neither left nor right in "
+                         f"{Path(table).name}")
+        return sides, "; ".join(lines)
     folder = Path(folder).resolve()
     names = [(folder.parent, folder.name), (folder.parent.parent, folder.parent.name)]
     beside = [above / f"{images.removesuffix('_images')}.csv" for above, images in names]
@@ -154,7 +160,17 @@ def read_sides(
             sides |= match_rows(found, files)[0]
     return sides, ""
 
-# %% ../../../nbs/mammo/reading/sides.ipynb #d900d0a6
+# %% ../../../nbs/mammo/reading/sides.ipynb #3bfb85ae
+def with_table_view(
+    header: Mammogram,
+    item: dict,        # row, its row of a table or None
+) -> Mammogram:        # `special` is what the table says, where the header has no view
+    "Complete a header by the view of the table, which may be no standard one."
+    text = (item.get("row") or {}).get("view", "")
+    if header.special or header.view or text.strip().lower() in ("", "unknown"):
+        return header
+    return replace(header, special=special_view(*parse_view(text)[1:]))
+
 FEW = 500   # headers that one process reads before another one could start
 NO_HEADER = SimpleNamespace(patient_id="", study="", instance="", laterality="", view="", frames=1)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'NAMES', 'KNOWN', 'MODIFIERS', 'VIEWS', 'MODIFIER_CODES', 'TERMS', 'MODALITIES', 'STANDARD', 'SECONDARY',
-           'TOMOSYNTHESIS', 'CLASSES', 'MAGNIFIED', 'parse_side', 'parse_view', 'modifiers_of', 'why_special']
+           'TOMOSYNTHESIS', 'CLASSES', 'MAGNIFIED', 'parse_side', 'parse_view', 'modifiers_of', 'special_view',
+           'why_special']
 
 # %% ../../../nbs/mammo/reading/views.ipynb #04558686
 import re
@@ -75,7 +76,7 @@ def modifiers_of(
     found.append(parse_view(text_of(ds, "ViewPosition"))[2])
     return sorted({name if name in _MODIFIED else "another modifier" for name in found if name})   # it may be a name
 
-# %% ../../../nbs/mammo/reading/views.ipynb #fe808244
+# %% ../../../nbs/mammo/reading/views.ipynb #055cd3a8
 MODALITIES = ("", "MG", "CR", "DX", "RG")   # of pictures of a breast by X-rays; an absent tag, as at Kaggle
 STANDARD = ("", "CC", "MLO")                # views that the networks were trained on; an unknown view is one of them
 SECONDARY = "1.2.840.10008.5.1.4.1.1.7"     # SOP classes, PS3.4 B.5
@@ -98,6 +99,13 @@ def _secondary(ds: pydicom.Dataset) -> str:
     if "DOSE" in about or "REPORT" in about or (modality := text_of(ds, "Modality")) not in MODALITIES:
         return "secondary capture" if "DOSE" in about or "REPORT" in about else f"secondary capture of {modality}"
     return ""
+
+def special_view(
+    view: str,            # from `parse_view`
+    modifier: str = "",   # from `parse_view`
+) -> str:                 # such as 'view ML' or 'magnification'; '' for a standard view
+    "Say why a view is no standard one."
+    return modifier or ("" if view in STANDARD else f"view {view}")
 
 def why_special(
     ds: pydicom.Dataset,  # header
@@ -124,4 +132,4 @@ def why_special(
         return ", ".join(modifiers)
     if (number_of(ds, "EstimatedRadiographicMagnificationFactor") or 1) >= MAGNIFIED:
         return "magnification"
-    return "" if view in STANDARD else f"view {view}"
+    return special_view(view)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['REPEATED', 'mark_repeated', 'counts', 'breasts_of']
 
-# %% ../../../nbs/mammo/tools/breasts.ipynb #0ddc3cc9
+# %% ../../../nbs/mammo/tools/breasts.ipynb #dfb3e4e1
 import pandas as pd
 
 from ..datasets import per_breast
-from ..reading.inputs import NO_STANDARD
+from ..reading.mammograms import NO_STANDARD
 
 # %% ../../../nbs/mammo/tools/breasts.ipynb #b241bedd
 REPEATED = "the same SOP instance as"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['crop_folder', 'print_crops']
 
-# %% ../../../nbs/mammo/tools/crops.ipynb #72985c4a
+# %% ../../../nbs/mammo/tools/crops.ipynb #28fae468
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +15,12 @@ from ...core.errors import cell
 from ...core.files import owned
 from ..crops import make_crops, write_crops
 from ..reading.frames import check_frames
+from ..reading.mammograms import NO_STANDARD
 from ..reading.names import packed_files
 from ..reading.sides import ids_of_files
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/tools/crops.ipynb #4869e80a
+# %% ../../../nbs/mammo/tools/crops.ipynb #f6766517
 @owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files; or a single file
@@ -55,6 +56,8 @@ def print_crops(
     for row in failed.head(20).itertuples():
         print(f"failed {row.file}: {row.error}")
     found = ", ".join(f"{source} {n}" for source, n in table["box_source"].value_counts().items() if source)
+    for note, n in table.loc[table["note"].fillna("").str.startswith(NO_STANDARD), "note"].value_counts().items():
+        print(f"{n} cropped: {cell(note)}")
     line = f"{len(table) - len(failed)} of {len(table)} files cropped (boxes: {found or 'none'}) -> {output}"
     if len(failed):
         line += f"; {len(failed)} failed, see {Path(output) / 'crop_errors.csv'}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['view_term', 'known_notes', 'exams_of', 'breasts_page', 'breasts_list', 'write_exams']
 
-# %% ../../../nbs/mammo/tools/exams.ipynb #8f6a6623
+# %% ../../../nbs/mammo/tools/exams.ipynb #22b20b67
 import re
 from html import escape
 from pathlib import Path
@@ -17,7 +17,7 @@ from ...core.calibration import corrected
 from ...core.exams import NOTICE, exam_page, figure_of, list_page, number_of, table_of, write_pages
 from ...core.files import short_hash
 from ..reading.blank import NO_BREAST
-from ..reading.inputs import NO_STANDARD
+from ..reading.mammograms import NO_STANDARD
 from ..reading.views import TERMS
 from .breasts import REPEATED
 from .networks import words_of

@@ -6,7 +6,7 @@
 __all__ = ['PER_IMAGE', 'INNER', 'predict_file', 'hide_row', 'predict_hidden', 'with_caution', 'predict_items', 'predict_folder',
            'print_predictions']
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #5773b724
+# %% ../../../nbs/mammo/tools/predict.ipynb #ec3c1fbc
 import re
 from functools import partial
 from pathlib import Path
@@ -32,17 +32,17 @@ from ...core.submission import check_score, find_weights, origin
 from ..crops import WHOLE, preview
 from ..learning.decision import image_means
 from ..reading.frames import check_frames, frame_id, frame_indices, several
-from ..reading.inputs import no_standard, row_of, see
-from ..reading.mammograms import read_header
+from ..reading.inputs import row_of, see
+from ..reading.mammograms import no_standard, read_header
 from ..reading.labels import DatasetError
 from ..reading.names import packed_files
-from ..reading.sides import frame_entries, identify, read_sides
+from ..reading.sides import frame_entries, identify, read_sides, with_table_view
 from ..recipes import Crops
 from .breasts import breasts_of, counts, mark_repeated
 from .exams import exams_of, known_notes, view_term, write_exams
 from .networks import NEEDED, PredictError, detector_of, fast_weights, words_of
 
-# %% ../../../nbs/mammo/tools/predict.ipynb #381a830c
+# %% ../../../nbs/mammo/tools/predict.ipynb #6daa9909
 def predict_file(
     # folder, file, weights, detector, and perhaps engine and device; row of a table; previews: folder or ""; name: stem
     # of the preview, and title its first line; force: whether a picture without a breast gets a probability, too;
@@ -56,7 +56,7 @@ def predict_file(
         drawn = Path(item["previews"]) / f"{item['name']}.png"
         drawn.unlink(missing_ok=True)   # of an earlier file
     try:
-        header = read_header(inside(item["folder"], item["file"]))
+        header = with_table_view(read_header(inside(item["folder"], item["file"])), item)
     except NotImage as e:
         return {"note": e.problem}
     index, = frame_indices(header.frames, item.get("frames", ""))

@@ -37,8 +37,8 @@ from mammo_nb.mammo.crops import Breast, crop_path, cut_breast, faithful_floats
 from mammo_nb.mammo.reading import faithful
 from mammo_nb.mammo.reading.boxes import open_detector
 from mammo_nb.mammo.reading.frames import frame_indices, frame_note
-from mammo_nb.mammo.reading.mammograms import Mammogram, read_frame, read_header
-from mammo_nb.mammo.reading.sides import identify
+from mammo_nb.mammo.reading.mammograms import no_standard, read_frame, read_header
+from mammo_nb.mammo.reading.sides import identify, with_table_view
 from mammo_nb.mammo.recipes import Crops
 
 # %%
@@ -129,21 +129,13 @@ for ax, s in zip(axes, both):
 
 # %%
 #| export
-NO_STANDARD = "no standard mammogram"
-
-def no_standard(
-    header: Mammogram,
-) -> str:              # a note; "" for a standard mammogram
-    "Say why an image is no standard mammogram."
-    return f"{NO_STANDARD}: {header.special}" if header.special else ""
-
 def row_of(
     seen: Seen,
     item: dict,  # file; row, its row of a table or None
 ) -> dict:       # a row of per_image.csv, without the probability; withheld: whether it must not get one
     "Record the patient, the side and the view of a picture, and how it was made."
     box = seen.breast.box
-    header = seen.frame.header
+    header = with_table_view(seen.frame.header, item)
     notes = [no_standard(header), frame_note(header, seen.frame.index), seen.breast.told()]
     return {**identify(header, {**item, "frame": seen.frame.index}), "rows": header.rows, "columns": header.columns,
             "decoder": seen.breast.image.decoder, "x0": box.x0, "y0": box.y0, "x1": box.x1, "y1": box.y1,

@@ -145,6 +145,14 @@ class Mammogram(Header):
                 "special": why_special(ds, view), "instance": text_of(ds, "SOPInstanceUID"),
                 "exam": text_of(ds, "StudyDate") or text_of(ds, "StudyInstanceUID")}
 
+NO_STANDARD = "no standard mammogram"
+
+def no_standard(
+    header: Mammogram,
+) -> str:              # a note; "" for a standard mammogram
+    "Say why an image is no standard mammogram."
+    return f"{NO_STANDARD}: {header.special}" if header.special else ""
+
 read_header = partial(dicom.read_header, kind=Mammogram)
 
 def read_frame(

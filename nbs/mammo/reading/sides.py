@@ -28,6 +28,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -44,7 +45,7 @@ from mammo_nb.core.processes import rows_in_processes
 from mammo_nb.mammo.reading.frames import frame_id, frame_indices
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.mammograms import Mammogram, read_header
-from mammo_nb.mammo.reading.views import parse_side, parse_view
+from mammo_nb.mammo.reading.views import parse_side, parse_view, special_view
 
 # %%
 #| hide
@@ -191,7 +192,11 @@ def read_sides(
     "Read the ids, lateralities and views of files from tables. Raises DatasetError."
     if table:
         sides, lost, rows = match_rows(Path(table), files)
-        return sides, f"{lost} of {rows} rows of {Path(table).name} match no file" if lost else ""
+        lines = [f"{lost} of {rows} rows of {Path(table).name} match no file"] if lost else []
+        if wrong := sum(bool(row.get("laterality")) and not parse_side(row["laterality"]) for row in sides.values()):
+            lines.append(f"the laterality of {wrong} of {len(sides)} files is neither left nor right in "
+                         f"{Path(table).name}")
+        return sides, "; ".join(lines)
     folder = Path(folder).resolve()
     names = [(folder.parent, folder.name), (folder.parent.parent, folder.parent.name)]
     beside = [above / f"{images.removesuffix('_images')}.csv" for above, images in names]
@@ -209,6 +214,16 @@ def read_sides(
 
 # %%
 #| export
+def with_table_view(
+    header: Mammogram,
+    item: dict,        # row, its row of a table or None
+) -> Mammogram:        # `special` is what the table says, where the header has no view
+    "Complete a header by the view of the table, which may be no standard one."
+    text = (item.get("row") or {}).get("view", "")
+    if header.special or header.view or text.strip().lower() in ("", "unknown"):
+        return header
+    return replace(header, special=special_view(*parse_view(text)[1:]))
+
 FEW = 500   # headers that one process reads before another one could start
 NO_HEADER = SimpleNamespace(patient_id="", study="", instance="", laterality="", view="", frames=1)
 

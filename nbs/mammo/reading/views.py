@@ -147,6 +147,13 @@ def _secondary(ds: pydicom.Dataset) -> str:
         return "secondary capture" if "DOSE" in about or "REPORT" in about else f"secondary capture of {modality}"
     return ""
 
+def special_view(
+    view: str,            # from `parse_view`
+    modifier: str = "",   # from `parse_view`
+) -> str:                 # such as 'view ML' or 'magnification'; '' for a standard view
+    "Say why a view is no standard one."
+    return modifier or ("" if view in STANDARD else f"view {view}")
+
 def why_special(
     ds: pydicom.Dataset,  # header
     view: str,            # from `view_of`
@@ -172,7 +179,7 @@ def why_special(
         return ", ".join(modifiers)
     if (number_of(ds, "EstimatedRadiographicMagnificationFactor") or 1) >= MAGNIFIED:
         return "magnification"
-    return "" if view in STANDARD else f"view {view}"
+    return special_view(view)
 
 # %% [markdown]
 # ## What came out

@@ -22,7 +22,7 @@
 import pandas as pd
 
 from mammo_nb.mammo.datasets import per_breast
-from mammo_nb.mammo.reading.inputs import NO_STANDARD
+from mammo_nb.mammo.reading.mammograms import NO_STANDARD
 
 # %%
 #| export

@@ -32,6 +32,7 @@ from mammo_nb.core.errors import cell
 from mammo_nb.core.files import owned
 from mammo_nb.mammo.crops import make_crops, write_crops
 from mammo_nb.mammo.reading.frames import check_frames
+from mammo_nb.mammo.reading.mammograms import NO_STANDARD
 from mammo_nb.mammo.reading.names import packed_files
 from mammo_nb.mammo.reading.sides import ids_of_files
 from mammo_nb.mammo.recipes import Crops
@@ -97,6 +98,8 @@ def print_crops(
     for row in failed.head(20).itertuples():
         print(f"failed {row.file}: {row.error}")
     found = ", ".join(f"{source} {n}" for source, n in table["box_source"].value_counts().items() if source)
+    for note, n in table.loc[table["note"].fillna("").str.startswith(NO_STANDARD), "note"].value_counts().items():
+        print(f"{n} cropped: {cell(note)}")
     line = f"{len(table) - len(failed)} of {len(table)} files cropped (boxes: {found or 'none'}) -> {output}"
     if len(failed):
         line += f"; {len(failed)} failed, see {Path(output) / 'crop_errors.csv'}"

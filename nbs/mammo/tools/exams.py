@@ -34,7 +34,7 @@ from mammo_nb.core.calibration import corrected
 from mammo_nb.core.exams import NOTICE, exam_page, figure_of, list_page, number_of, table_of, write_pages
 from mammo_nb.core.files import short_hash
 from mammo_nb.mammo.reading.blank import NO_BREAST
-from mammo_nb.mammo.reading.inputs import NO_STANDARD
+from mammo_nb.mammo.reading.mammograms import NO_STANDARD
 from mammo_nb.mammo.reading.views import TERMS
 from mammo_nb.mammo.tools.breasts import REPEATED
 from mammo_nb.mammo.tools.networks import words_of

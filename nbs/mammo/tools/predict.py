@@ -48,11 +48,11 @@ from mammo_nb.core.submission import check_score, find_weights, origin
 from mammo_nb.mammo.crops import WHOLE, preview
 from mammo_nb.mammo.learning.decision import image_means
 from mammo_nb.mammo.reading.frames import check_frames, frame_id, frame_indices, several
-from mammo_nb.mammo.reading.inputs import no_standard, row_of, see
-from mammo_nb.mammo.reading.mammograms import read_header
+from mammo_nb.mammo.reading.inputs import row_of, see
+from mammo_nb.mammo.reading.mammograms import no_standard, read_header
 from mammo_nb.mammo.reading.labels import DatasetError
 from mammo_nb.mammo.reading.names import packed_files
-from mammo_nb.mammo.reading.sides import frame_entries, identify, read_sides
+from mammo_nb.mammo.reading.sides import frame_entries, identify, read_sides, with_table_view
 from mammo_nb.mammo.recipes import Crops
 from mammo_nb.mammo.tools.breasts import breasts_of, counts, mark_repeated
 from mammo_nb.mammo.tools.exams import exams_of, known_notes, view_term, write_exams
@@ -99,7 +99,7 @@ def predict_file(
         drawn = Path(item["previews"]) / f"{item['name']}.png"
         drawn.unlink(missing_ok=True)   # of an earlier file
     try:
-        header = read_header(inside(item["folder"], item["file"]))
+        header = with_table_view(read_header(inside(item["folder"], item["file"])), item)
     except NotImage as e:
         return {"note": e.problem}
     index, = frame_indices(header.frames, item.get("frames", ""))
