@@ -9,14 +9,14 @@
 The first three rows are yardsticks. `plain torch` has our folds, initial weights and light augmentation, and nothing
 else of ours: pictures of 256x256 as they are, shuffled, AdamW with one cycle to 8e-4, no EMA. The next row has our
 crops at 256x144 instead. From `plain fine-tune` on each row changes something against the row above it. The rows after
-`cbis_long` change one thing of `cbis`: another seed, which shows what a repetition alone does, and crops that are made
-smaller where a turn would push the breast out of the picture. AUC is per breast, the mean over its views, malignant
-against benign, of the folds held back, after the last epoch, so that nothing is chosen on what is scored; with its 95 %
-interval, bootstrapped over patients, and for comparison the AUC per image, without averaging, and with the best epoch
-of each fold. One thread. A row that trains by our stages goes on where it was stopped, in runs/cbis/ablation, where the
-predictions of each row are kept, too. If those of `cbis` are there for the same folds, the difference of the AUC from
-`cbis` has an interval from the same draws of patients, and a p by DeLong. Results are added to
-tests/bench/results/cbis.csv.
+`cbis_long` change one thing of `cbis`: another seed, which shows what a repetition alone does, weights without EMA,
+crops that are made smaller where a turn would push the breast out of the picture, and larger inputs for fewer epochs.
+AUC is per breast, the mean over its views, malignant against benign, of the folds held back, after the last epoch, so
+that nothing is chosen on what is scored; with its 95 % interval, bootstrapped over patients, and for comparison the AUC
+per image, without averaging, and with the best epoch of each fold. One thread. A row that trains by our stages goes on
+where it was stopped, in runs/cbis/ablation, where the predictions of each row are kept, too. If those of `cbis` are
+there for the same folds, the difference of the AUC from `cbis` has an interval from the same draws of patients, and a p
+by DeLong. Results are added to tests/bench/results/cbis.csv.
 """
 import argparse
 import platform
@@ -66,7 +66,8 @@ STEPS = {
                                                                 height=448, width=256, epochs=6)
 }
 CBIS, INSIDE = "320x192, 7 epochs (cbis)", "cbis, turned breasts kept inside"
-OTHERS = {"cbis, another seed": {"seed": 43}, "cbis, without EMA": {"ema_decay": 0.0}, INSIDE: {}}
+OTHERS = {"cbis, another seed": {"seed": 43}, "cbis, without EMA": {"ema_decay": 0.0}, INSIDE: {},
+          "cbis, 448x256, 4 epochs": {"height": 448, "width": 256, "epochs": 4}}
 ROWS = ["frozen features", "plain torch", "plain torch, our crops", *STEPS, *OTHERS, "this run"]
 
 
