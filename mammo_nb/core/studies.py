@@ -6,9 +6,10 @@
 __all__ = ['SHOWN', 'TERMS', 'suspicious', 'keep_slices', 'remarks_of', 'Score', 'Shown', 'largest', 'exams_of', 'study_page',
            'write_study_pages', 'Reported', 'write_study_results', 'print_results']
 
-# %% ../../nbs/core/82_studies.ipynb #4d498e5b
+# %% ../../nbs/core/82_studies.ipynb #2e058087
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -75,7 +76,7 @@ def remarks_of(
     kinds = rows["error"][rows["error"].ne("")].str.split(":").str[0].value_counts()
     return found | {f"failed: {kind}": int(n) for kind, n in kinds.items()}
 
-# %% ../../nbs/core/82_studies.ipynb #91bdae93
+# %% ../../nbs/core/82_studies.ipynb #7874364a
 @dataclass(frozen=True)
 class Score:
     "A probability, and the slices that it rests on."
@@ -117,10 +118,12 @@ def exams_of(
     summary=largest,            # scores of an exam -> column in the list -> probability
 ) -> list[dict]:                # exam, patient_id, note, files, failed, remarks, summary, scores, slices; no file names
     "The exams of a folder, in the order of the files."
-    found = []
-    for (patient, study), own in rows.groupby(["patient_id", "study"], sort=False):
-        mine = lambda s: (s.patient_id, s.study) == (patient, study)
-        scored, slices = [s for s in scores if mine(s)], [s for s in shown if mine(s)]
+    scored_of, shown_of, found = defaultdict(list), defaultdict(list), []
+    for parts, of in ((scores, scored_of), (shown, shown_of)):
+        for part in parts:
+            of[part.patient_id, part.study].append(part)
+    for key, own in rows.groupby(["patient_id", "study"], sort=False):
+        (patient, study), scored, slices = key, scored_of[key], shown_of[key]
         found.append({
             "exam": short_hash(f"{patient} {study}"), "patient_id": patient, "note": note, "files": len(own),
             "failed": int(own["error"].ne("").sum()), "remarks": remarks_of(own, {**TERMS, **terms}),

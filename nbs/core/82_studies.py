@@ -24,6 +24,7 @@
 #| export
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -170,10 +171,12 @@ def exams_of(
     summary=largest,            # scores of an exam -> column in the list -> probability
 ) -> list[dict]:                # exam, patient_id, note, files, failed, remarks, summary, scores, slices; no file names
     "The exams of a folder, in the order of the files."
-    found = []
-    for (patient, study), own in rows.groupby(["patient_id", "study"], sort=False):
-        mine = lambda s: (s.patient_id, s.study) == (patient, study)
-        scored, slices = [s for s in scores if mine(s)], [s for s in shown if mine(s)]
+    scored_of, shown_of, found = defaultdict(list), defaultdict(list), []
+    for parts, of in ((scores, scored_of), (shown, shown_of)):
+        for part in parts:
+            of[part.patient_id, part.study].append(part)
+    for key, own in rows.groupby(["patient_id", "study"], sort=False):
+        (patient, study), scored, slices = key, scored_of[key], shown_of[key]
         found.append({
             "exam": short_hash(f"{patient} {study}"), "patient_id": patient, "note": note, "files": len(own),
             "failed": int(own["error"].ne("").sum()), "remarks": remarks_of(own, {**TERMS, **terms}),

@@ -6,8 +6,9 @@
 __all__ = ['SCHEME', 'SITES', 'CODES', 'COLORS', 'ABOUT', 'class_name', 'maker_of', 'chosen', 'outlined', 'draw_slices',
            'results_of', 'injured']
 
-# %% ../../../nbs/trauma/tools/results.ipynb #99d43239
+# %% ../../../nbs/trauma/tools/results.ipynb #3566cdce
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def draw_slices(
         found.append({"place": place, "picture": f"{folder.name}/{place}.png", "words": words})
     return found
 
-# %% ../../../nbs/trauma/tools/results.ipynb #bc7ec0d3
+# %% ../../../nbs/trauma/tools/results.ipynb #843d2fa9
 def results_of(
     table: pd.DataFrame,     # rows of per_slice.csv
     studies: list[dict],     # patient_id, study, values: column of SUBMITTED -> probability
@@ -110,24 +111,25 @@ def results_of(
     "The scores of each study, and the slices that are shown."
     placed = table[table["place"].ne("")]
     at = {(r["patient_id"], r["series"], int(r["place"])): r for r in placed.to_dict("records")}
-    shown = []
+    of_study = dict(list(placed.groupby(["patient_id", "study"], sort=False)))
+    shown, shown_of = [], defaultdict(list)
     for s in drawn:
         row = at[s["patient_id"], s["series"], s["place"]]
         shown.append(Shown(s["patient_id"], s["study"], s["series"], s["place"], s["picture"], s["words"], row["file"],
                            str(row["frame"]), str(row["image_id"])))
+        shown_of[s["patient_id"], s["study"]].append({name: row[name] for name in ("series", "file", "frame", "place")})
     scores = []
     for s in studies:
-        own = placed[placed["patient_id"].eq(s["patient_id"]) & placed["study"].eq(s["study"])]
+        key = s["patient_id"], s["study"]
+        own = of_study.get(key, placed.iloc[:0])
         for organ, grades in GRADES.items():
             columns = [c for c in COLUMNS if c in own and c.startswith(organ)]
             values = own[columns].apply(pd.to_numeric).max(axis=1).dropna()
             best = values.groupby(own["series"]).idxmax() if len(values) else []
             rows = sorted((own.loc[k] for k in best), key=lambda row: -values[row.name])
             rows = tuple({name: row[name] for name in ("series", "file", "frame", "place")} for row in rows)
-            others = [{"series": w.series, "file": w.file, "frame": w.frame, "place": w.place} for w in shown
-                      if (w.patient_id, w.study) == (s["patient_id"], s["study"])]
-            scores += [Score(s["patient_id"], s["study"], "", class_name(organ, grade), s["values"][f"{organ}_{grade}"],
-                             rows or tuple(others)) for grade in grades]
+            scores += [Score(*key, "", class_name(organ, grade), s["values"][f"{organ}_{grade}"],
+                             rows or tuple(shown_of[key])) for grade in grades]
     return scores, shown
 
 def injured(

@@ -24,6 +24,7 @@
 # %%
 #| export
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,24 +152,25 @@ def results_of(
     "The scores of each study, and the slices that are shown."
     placed = table[table["place"].ne("")]
     at = {(r["patient_id"], r["series"], int(r["place"])): r for r in placed.to_dict("records")}
-    shown = []
+    of_study = dict(list(placed.groupby(["patient_id", "study"], sort=False)))
+    shown, shown_of = [], defaultdict(list)
     for s in drawn:
         row = at[s["patient_id"], s["series"], s["place"]]
         shown.append(Shown(s["patient_id"], s["study"], s["series"], s["place"], s["picture"], s["words"], row["file"],
                            str(row["frame"]), str(row["image_id"])))
+        shown_of[s["patient_id"], s["study"]].append({name: row[name] for name in ("series", "file", "frame", "place")})
     scores = []
     for s in studies:
-        own = placed[placed["patient_id"].eq(s["patient_id"]) & placed["study"].eq(s["study"])]
+        key = s["patient_id"], s["study"]
+        own = of_study.get(key, placed.iloc[:0])
         for organ, grades in GRADES.items():
             columns = [c for c in COLUMNS if c in own and c.startswith(organ)]
             values = own[columns].apply(pd.to_numeric).max(axis=1).dropna()
             best = values.groupby(own["series"]).idxmax() if len(values) else []
             rows = sorted((own.loc[k] for k in best), key=lambda row: -values[row.name])
             rows = tuple({name: row[name] for name in ("series", "file", "frame", "place")} for row in rows)
-            others = [{"series": w.series, "file": w.file, "frame": w.frame, "place": w.place} for w in shown
-                      if (w.patient_id, w.study) == (s["patient_id"], s["study"])]
-            scores += [Score(s["patient_id"], s["study"], "", class_name(organ, grade), s["values"][f"{organ}_{grade}"],
-                             rows or tuple(others)) for grade in grades]
+            scores += [Score(*key, "", class_name(organ, grade), s["values"][f"{organ}_{grade}"],
+                             rows or tuple(shown_of[key])) for grade in grades]
     return scores, shown
 
 def injured(
