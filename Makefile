@@ -21,6 +21,9 @@ ifneq ($(UNKNOWN),)
 $(error There is no variable $(firstword $(UNKNOWN)).$(call MEANT,$(call NEAR,$(firstword $(UNKNOWN)),$(VARIABLES))) \
   There are $(VARIABLES))
 endif
+ifneq ($(word 2,$(RUN)),)
+$(error RUN=$(RUN) must be the name of one folder, without blanks)
+endif
 
 # glibc hands freed tensors back to the system and fetches them again page by page; kept, a training
 # step on a CPU takes about a third less time and gives the same result (tests/bench/malloc.py; other systems ignore

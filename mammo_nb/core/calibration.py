@@ -63,7 +63,7 @@ class Reliability:
             return float(values.mean()) if len(values) else float("nan")
         return float(times @ values / times.sum()) if times.sum() else float("nan")
 
-# %% ../../nbs/core/72_calibration.ipynb #5fbe32d2
+# %% ../../nbs/core/72_calibration.ipynb #d5e1ffb1
 def plot_reliability(
     axis: plt.Axes,
     labels,         # (rows,) 0 or 1
@@ -74,7 +74,8 @@ def plot_reliability(
     table = Reliability(labels, probabilities).table()
     axis.plot([0, 1], [0, 1], color="lightgrey")
     axis.plot(table["predicted"], table["observed"], marker="o")
-    axis.set(title="reliability", xlabel="probability, mean of a bin", ylabel=f"share with {name}")
+    axis.set(title=f"reliability, {name} in {int(np.sum(labels))} of {len(labels)}", ylabel=f"share with {name}",
+             xlabel="probability, mean of a bin")
 
 # %% ../../nbs/core/72_calibration.ipynb #dea20011
 SMALLEST = 1e-7  # distance from 0 and 1 to which probabilities are clipped before log-odds are taken

@@ -142,7 +142,7 @@ def number_in_words(
         return ""
     return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
-# %% ../../nbs/core/73_estimates.ipynb #ea3cc51d
+# %% ../../nbs/core/73_estimates.ipynb #f5af7799
 POINTS = 1000   # drawn items of each label of an outcome
 COLOURS = ("#636efa", "#ef553b", "#00cc96", "#ab63fa", "#ffa15a", "#19a3b8", "#d6338a")   # five scores, two labels
 
@@ -158,7 +158,7 @@ def plot_plateau(
     axis.plot(curve["threshold"], curve["score"])
     axis.axvline(threshold, color="orange")
     axis.axvspan(*plateau, alpha=.2, color="orange")
-    axis.set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+    axis.set(title=f"pF1 of {len(labels)} by threshold, and its plateau", xlabel="threshold")
 
 def threshold_scores(
     labels,          # (n,) 0 or 1

@@ -111,7 +111,8 @@ def plot_reliability(
     table = Reliability(labels, probabilities).table()
     axis.plot([0, 1], [0, 1], color="lightgrey")
     axis.plot(table["predicted"], table["observed"], marker="o")
-    axis.set(title="reliability", xlabel="probability, mean of a bin", ylabel=f"share with {name}")
+    axis.set(title=f"reliability, {name} in {int(np.sum(labels))} of {len(labels)}", ylabel=f"share with {name}",
+             xlabel="probability, mean of a bin")
 
 # %%
 four = Reliability([1, 0, 0, 0], [.8, .8, .2, .2])

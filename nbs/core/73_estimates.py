@@ -220,7 +220,7 @@ def plot_plateau(
     axis.plot(curve["threshold"], curve["score"])
     axis.axvline(threshold, color="orange")
     axis.axvspan(*plateau, alpha=.2, color="orange")
-    axis.set(title="pF1 by threshold, and its plateau", xlabel="threshold")
+    axis.set(title=f"pF1 of {len(labels)} by threshold, and its plateau", xlabel="threshold")
 
 def threshold_scores(
     labels,          # (n,) 0 or 1
