@@ -1076,6 +1076,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mammo_nb.core.stages._failure': ('core/stages.html#_failure', 'mammo_nb/core/stages.py'),
                                       'mammo_nb.core.stages._imported': ('core/stages.html#_imported', 'mammo_nb/core/stages.py'),
                                       'mammo_nb.core.stages._kernels': ('core/stages.html#_kernels', 'mammo_nb/core/stages.py'),
+                                      'mammo_nb.core.stages._unsaid': ('core/stages.html#_unsaid', 'mammo_nb/core/stages.py'),
                                       'mammo_nb.core.stages.changed_files': ('core/stages.html#changed_files', 'mammo_nb/core/stages.py'),
                                       'mammo_nb.core.stages.check_run': ('core/stages.html#check_run', 'mammo_nb/core/stages.py'),
                                       'mammo_nb.core.stages.code_digest': ('core/stages.html#code_digest', 'mammo_nb/core/stages.py'),

@@ -139,7 +139,7 @@ def train_part(folder, cut, part=0, parts=1):
 
 def wait_for_parent(folder, part, parts):
     "Say that it runs, and wait for longer than any test."
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())   # one write: the lines of two processes do not mix
     signal.pause()
 
 
@@ -180,8 +180,10 @@ def test_every_name_that_a_notebook_hands_to_other_processes_can_be_imported():
 def test_processes_end_with_a_parent_that_is_killed(importable, tmp_path):
     code = f"import test_ranks as t; t.side_by_side('test_ranks:wait_for_parent', [{str(tmp_path)!r}], 2)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        children = [int(parent.stdout.readline()) for _ in range(2)]
-        parent.kill()
+        try:
+            children = [int(parent.stdout.readline()) for _ in range(2)]
+        finally:
+            parent.kill()   # a failure here must not wait for it
         assert parent.stdout.read() == ""   # which ends when the last of them has ended
     assert not any(os.path.exists(f"/proc/{child}/cmdline") and Path(f"/proc/{child}/cmdline").read_bytes()
                    for child in children)

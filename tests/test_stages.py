@@ -185,6 +185,21 @@ def test_what_the_processes_of_a_stage_print_is_printed_once_and_progress_is_one
     assert "fold 0: 3 of 3" in (tmp_path / "r/01_work.ipynb").read_text()
 
 
+@pytest.mark.parametrize("collected", [True, False])
+def test_the_last_words_of_a_process_are_shown_when_its_cell_fails(tmp_path, capfd, monkeypatch, collected):
+    if collected:
+        monkeypatch.delenv("PYTEST_CURRENT_TEST")   # with it ipykernel does not collect what processes print
+    source = tmp_path / "nbs/x/01_work.py"
+    code = "import sys; print('one of many', file=sys.stderr); sys.exit('no such package')"
+    write_text(source, f"# %%\nimport subprocess, sys\nprint('begun')\n"
+               f"subprocess.run([sys.executable, '-c', {code!r}], check=True)\n")
+    build(tmp_path)
+    with pytest.raises(StageError, match="cell 0, failed: CalledProcessError"):
+        execute(source, tmp_path / "r/01_work.ipynb", {})
+    printed = capfd.readouterr()
+    assert (printed.out + printed.err).count("no such package") == 1 and "one of many" in printed.out + printed.err
+
+
 def test_a_kernel_that_breaks_down_leaves_its_last_words(tmp_path, capfd):
     source = tmp_path / "nbs/x/01_break.py"
     write_text(source, "# %%\nimport os\nos.write(2, b'double free\\n')\nos.abort()\n")

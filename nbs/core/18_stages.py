@@ -212,11 +212,21 @@ def _engine() -> str:
     papermill_engines.register("sections", Sections)
     return "sections"
 
+def _unsaid(log: Path, notebook: Path) -> list[str]:
+    "The last lines of a kernel's own streams that its notebook does not have, without progress bars."
+    cells = json.loads(notebook.read_text())["cells"] if notebook.is_file() else []
+    said = {line for cell in cells for output in cell.get("outputs", [])
+            for line in "".join(output.get("text", "")).splitlines()}
+    lines = re.split(r"[\r\n]+", log.read_text(errors="replace"))
+    return [line for line in lines if line and "%|" not in line and line not in said][-20:]
+
 @contextmanager
-def _kernels(log: Path):
+def _kernels(log: Path, notebook: Path):
     """Give the class of kernels whose own streams go to a file. What their processes print reaches the notebook, and
-    ipykernel repeats it on these streams. The end of the file is shown if a kernel does not start or breaks down."""
+    ipykernel repeats it on these streams. If a kernel or a cell fails, the last words of a process may have come too
+    late for the notebook; they are shown then."""
     from jupyter_client.manager import AsyncKernelManager
+    from papermill import PapermillExecutionError
     with open(log, "wb") as file:
         class Quiet(AsyncKernelManager):
             "Kernels that print to the file."
@@ -225,9 +235,9 @@ def _kernels(log: Path):
                 return await super().start_kernel(stdout=file, stderr=file, **options)
         try:
             yield Quiet
-        except RuntimeError:
-            lines = re.split(r"[\r\n]+", log.read_text(errors="replace"))
-            print(*[line for line in lines if line and "%|" not in line][-20:], sep="\n", file=sys.stderr)
+        except (RuntimeError, PapermillExecutionError):
+            for line in _unsaid(log, notebook):
+                print(line, file=sys.stderr)
             raise
 
 def _failure(source: Path, failed: Path, error) -> str:
@@ -262,7 +272,7 @@ def execute(
     try:
         # only this user can open these sockets; a port would be open to every user. Their path has at most 107 bytes
         with tempfile.TemporaryDirectory(dir="/tmp" if len(tempfile.gettempdir()) > 64 else None) as scratch:
-            with _kernels(Path(scratch) / "printed") as kernels:
+            with _kernels(Path(scratch) / "printed", running) as kernels:
                 papermill.execute_notebook(
                     source.with_suffix(".ipynb"), running, parameters, kernel_name="python3", cwd=str(source.parent),
                     progress_bar=False, coalesce_streams=True, engine_name=_engine(), kernel_manager_class=kernels,
