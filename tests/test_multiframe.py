@@ -18,6 +18,7 @@ from mammo_nb.mammo.reading.inputs import see_item
 from mammo_nb.mammo.reading.mammograms import read_frame, read_header
 from mammo_nb.mammo.recipes import Crops
 
+SPECIAL = "no standard mammogram: tomosynthesis"
 TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian,
             RLELossless, JPEG2000Lossless, JPEGLSLossless]
@@ -176,9 +177,10 @@ def test_crops_name_the_option_and_take_it(study, tmp_path):
     assert table["file"].value_counts().to_dict() == {"bto.dcm": 5, "two.dcm": 2, "mg.dcm": 1, "synthetic.dcm": 1}
     assert table["sha256"].nunique() == 5   # five breasts are drawn
     assert all((tmp_path / "all/cleaned_images" / p).is_file() for p in table["picture"])
-    assert table["image_id"].is_unique and table.loc[0, "note"] == "frame 1 of 5"
-    assert cropped(tmp_path / "middle", "--frames", "middle")[1]["note"].tolist() == ["frame 3 of 5", "", "",
-                                                                                     "frame 1 of 2"]
+    assert "5 cropped: no standard mammogram: tomosynthesis\n" in done.stdout
+    assert table["image_id"].is_unique and table.loc[0, "note"] == f"{SPECIAL}; frame 1 of 5"
+    assert cropped(tmp_path / "middle", "--frames", "middle")[1]["note"].tolist() == [
+        f"{SPECIAL}; frame 3 of 5", "", "", "frame 1 of 2"]
 
 
 @pytest.mark.parametrize("choice", ["first", "0", "-1", "1.5"])

@@ -20,7 +20,7 @@ from ..reading.names import packed_files
 from ..reading.sides import ids_of_files
 from ..recipes import Crops
 
-# %% ../../../nbs/mammo/tools/crops.ipynb #f6766517
+# %% ../../../nbs/mammo/tools/crops.ipynb #ceb36eb0
 @owned
 def crop_folder(
     folder: Path,             # DICOM files, at any depth; if there are none, PNG and JPEG files; or a single file
@@ -56,7 +56,8 @@ def print_crops(
     for row in failed.head(20).itertuples():
         print(f"failed {row.file}: {row.error}")
     found = ", ".join(f"{source} {n}" for source, n in table["box_source"].value_counts().items() if source)
-    for note, n in table.loc[table["note"].fillna("").str.startswith(NO_STANDARD), "note"].value_counts().items():
+    odd = table["note"].fillna("").str.split("; ").str[0]
+    for note, n in odd[odd.str.startswith(NO_STANDARD)].value_counts().items():
         print(f"{n} cropped: {cell(note)}")
     line = f"{len(table) - len(failed)} of {len(table)} files cropped (boxes: {found or 'none'}) -> {output}"
     if len(failed):

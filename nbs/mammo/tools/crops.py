@@ -98,7 +98,8 @@ def print_crops(
     for row in failed.head(20).itertuples():
         print(f"failed {row.file}: {row.error}")
     found = ", ".join(f"{source} {n}" for source, n in table["box_source"].value_counts().items() if source)
-    for note, n in table.loc[table["note"].fillna("").str.startswith(NO_STANDARD), "note"].value_counts().items():
+    odd = table["note"].fillna("").str.split("; ").str[0]
+    for note, n in odd[odd.str.startswith(NO_STANDARD)].value_counts().items():
         print(f"{n} cropped: {cell(note)}")
     line = f"{len(table) - len(failed)} of {len(table)} files cropped (boxes: {found or 'none'}) -> {output}"
     if len(failed):
