@@ -299,7 +299,9 @@ def test_a_thousand_files_with_twenty_broken_killed_twice(thousand, tmp_path):
         assert finished.get("rows", set()) <= done
         pictures = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "b/cleaned_images").glob("[!.]*.png")}
         redone = [name for name, when in finished.get("pictures", {}).items() if pictures[name] != when]
-        assert len(redone) <= 4, redone  # files in progress, whose picture existed and whose row did not
+        # in progress: their pictures existed, and their rows did not. Two processes and the caller hold four tasks at
+        # most, and a task ends after 0.05 s, which is about ten of these files
+        assert len(redone) <= 48, redone
         finished = {"rows": done, "pictures": pictures}
     last = command(folder, tmp_path / "b", "--allow-errors")
     printed = last.communicate()[0]
