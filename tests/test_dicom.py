@@ -1,5 +1,6 @@
 "core/dicom: stored values of every transfer syntax, the header, and one typed error for each kind of bad file."
 import hashlib
+import logging
 import math
 import pickle
 import warnings
@@ -18,7 +19,7 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Ex
                          RLELossless)
 
 from mammo_nb.core.headers import (BadHeader, CorruptPixels, DicomError, MissingTag, MultiFrame, NotDicom,
-                                   UnsupportedSyntax)
+                                   UnsupportedSyntax, typed_errors)
 from mammo_nb.mammo.reading.mammograms import read_header, read_image
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -415,6 +416,22 @@ def test_messages_hold_no_name_and_no_date(tmp_path, ramp, caplog):
         read_image(tmp_path / "a.dcm")
     assert not seen and not caplog.records and not any(word in str(caught.value)
                                                        for word in ("DOE", "1950", "20230212"))
+
+@pytest.mark.parametrize("name", ["pydicom", "pydicom.pixels.decoders.base"])
+def test_pydicom_logs_nothing_while_a_file_is_read_and_as_before_afterwards(name, tmp_path, caplog, capfd):
+    own, top = logging.getLogger(name), logging.getLogger("pydicom")
+    handler, before = logging.StreamHandler(), list(top.handlers)
+    top.addHandler(handler)   # as pydicom.config.debug does
+    try:
+        with pytest.raises(CorruptPixels), typed_errors(CorruptPixels, tmp_path, "it fails"):
+            own.error("DOE^JANE")
+            raise ValueError
+        assert not caplog.records and not capfd.readouterr().err
+        own.error("heard")
+        assert [r.message for r in caplog.records] == ["heard"] and "heard" in capfd.readouterr().err
+    finally:
+        top.removeHandler(handler)
+    assert top.handlers == before
 
 SMALL = [
     "MR_small_RLE", "MR_small_bigendian", "MR_small_implicit", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless",

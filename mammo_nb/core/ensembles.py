@@ -123,7 +123,7 @@ def drawn_ensemble(
         nn.init.normal_(model.get_classifier().weight, std=2, generator=torch.Generator().manual_seed(folds))
     return Ensemble(models, **models[0].normalization)
 
-# %% ../../nbs/core/54_ensembles.ipynb #95eb342d
+# %% ../../nbs/core/54_ensembles.ipynb #01ea5e00
 def weights_digest(
     module: nn.Module,
 ) -> str:               # 64 hexadecimal digits
@@ -141,7 +141,8 @@ def place_of(
     return next((t.device for t in (*module.buffers(), *module.parameters())), torch.device("cpu"))
 
 def export_module(
-    module: nn.Module,          # takes the inputs in their order; set to evaluation
+    # takes the inputs in their order; set to evaluation, its activations no longer in place
+    module: nn.Module,
     path: Path,                 # NAME.onnx
     inputs: Sequence[Tensor],   # words in their shapes stay free
     outputs: Sequence[Tensor],  # in the order in which the module gives them; their shapes are taken from the graph
@@ -149,6 +150,9 @@ def export_module(
 ) -> dict:                      # NAME.json
     "Write any module as NAME.onnx and NAME.json. Raises EngineError."
     module.eval()
+    for part in module.modules():
+        if getattr(part, "inplace", False):
+            part.inplace = False   # the graph is the same, and torch would need twice the time for it
     place = place_of(module)
     words = list(dict.fromkeys(n for t in inputs for n in t.shape if isinstance(n, str)))
     free = {word: torch.export.Dim(word) for word in words}

@@ -54,7 +54,7 @@ class CorruptPixels(DicomError):
 class MultiFrame(DicomError):
     "The file has several frames and the caller named none, or one that does not exist."
 
-# %% ../../nbs/core/21_headers.ipynb #e063af45
+# %% ../../nbs/core/21_headers.ipynb #393c7df1
 def tag_name(
     keyword: str,  # 'Rows'
 ) -> str:          # 'Rows 0028,0010'
@@ -73,9 +73,10 @@ def typed_errors(
     """Turn any exception inside the block into one typed error. pydicom's warnings and log are muted, because they
     quote the patient's data."""
     log = logging.getLogger("pydicom")
-    level = log.level
+    before = log.handlers, log.propagate
     try:
-        log.setLevel(logging.CRITICAL + 1)
+        # not the level, which would be computed anew for all loggers of the process, many times a file
+        log.handlers, log.propagate = [logging.NullHandler()], False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -86,7 +87,7 @@ def typed_errors(
         cause = f"{type(e).__name__} {detail}" if detail else type(e).__name__
         raise error(path, f"{problem}: {cause}", tag_name(keyword) if keyword else "", remedy) from e
     finally:
-        log.setLevel(level)
+        log.handlers, log.propagate = before
 
 # %% ../../nbs/core/21_headers.ipynb #9f8dbe17
 @dataclass(frozen=True)

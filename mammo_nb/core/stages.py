@@ -120,7 +120,7 @@ def refresh_inputs(
         write_json(target, inputs)
     return why
 
-# %% ../../nbs/core/18_stages.ipynb #9f6bfa19
+# %% ../../nbs/core/18_stages.ipynb #e19fc370
 def parameter_names(
     source: Path,  # notebook source
 ) -> set[str]:
@@ -224,7 +224,9 @@ def execute(
                     stdout_file=Printed(sys.stdout), stderr_file=Printed(sys.stderr),
                     # a kernel that is told to end may log that it was interrupted, as if a stage had failed
                     extra_arguments=["--log-level=CRITICAL"],
-                    config=Config(KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel"}))
+                    # ipykernel's threads may wait for one another at the end; it is told again after half of this time
+                    config=Config(KernelManager={"transport": "ipc", "ip": f"{scratch}/kernel",
+                                                 "shutdown_wait_time": 2.0}))
     except papermill.PapermillExecutionError as e:
         os.replace(running, failed)
         raise StageError(_failure(source, failed, e)) from e  # with its traceback, which --debug shows
