@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ..core.optimisation import Optimisation
 from ..core.recipes import Recipe, bounded
 
-# %% ../../nbs/mammo/recipes.ipynb #e5fa05c2
+# %% ../../nbs/mammo/recipes.ipynb #110024fd
 @dataclass(frozen=True)
 class Phantom:
     "The synthetic competition; recipes for real data skip its stage."
@@ -31,7 +31,7 @@ class Datasets:
 
 @dataclass(frozen=True)
 class Detector:
-    "YOLOX-nano, which finds the breast; the defaults train in two minutes on two cores."
+    "YOLOX-nano, which finds the breast; the defaults train in about a minute on two cores."
     # folder below `raw` with boxes in YOLOv5 text for the data set that is read; "": frames are drawn
     annotations: str = ""
     patients: int = bounded(250, low=2)               # number of drawn patients, four frames each
@@ -41,16 +41,16 @@ class Detector:
     # side of the network's input, pixels; the winner's: 416
     size: int = bounded(96, low=32, multiple=32, pixels=True)
     weights: str = "none"       # initial weights: none, or a .pth of YOLOX in assets/trained
-    loop: Optimisation = Optimisation(epochs=9, batch_size=8, optimizer="adamw", lr=5e-3, min_lr=2e-4, schedule="yolox",
-                                      warmup_epochs=0.2, weight_decay=1e-2, clip_norm=10.0, ema_decay=0.98,
-                                      precision="fp32", checkpoint_every=50)
+    loop: Optimisation = Optimisation(epochs=9, batch_size=16, optimizer="adamw", lr=5e-3, min_lr=2e-4,
+                                      schedule="yolox", warmup_epochs=0.2, weight_decay=1e-2, clip_norm=10.0,
+                                      ema_decay=0.98, precision="fp32", checkpoint_every=50)
     # last epochs with the L1 loss of the sides; used in all epochs, it halves the time that is needed
     l1_epochs: int = bounded(9, low=0)
-    # of batch normalisation; YOLOX's 0.03 needs more steps than fit into two minutes
+    # of batch normalisation; YOLOX's 0.03 needs more steps than that
     norm_momentum: float = bounded(0.1, low=0, high=1)
     # last epochs in which batch normalisation keeps its statistics, which small batches estimate badly
     frozen_norm: int = bounded(5, low=0)
-    threads: int = bounded(1, low=0)           # of torch; 0: torch's default. Two are slower for such small layers
+    threads: int = bounded(2, low=0)           # of torch, on which the weights depend; 0: torch's default
     tolerance: float = bounded(0.05, low=0)    # largest allowed difference of a box against torch, pixels of the input
     faithful: bool = False      # frames, assignment of boxes to cells and split of patients as the winner had them
 
@@ -135,7 +135,7 @@ class Engines:
     # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, but not the GPU
     targets: str = ""
 
-# %% ../../nbs/mammo/recipes.ipynb #a290c423
+# %% ../../nbs/mammo/recipes.ipynb #efe04e6f
 _detector = Detector(
     annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", l1_epochs=5, norm_momentum=0.03,
     frozen_norm=0, threads=0, faithful=True,
@@ -173,7 +173,8 @@ def _cbis(about: str, height: int, width: int, epochs: int, **changes) -> Recipe
 
 RECIPES = {
     "demo": Recipe("synthetic competition, ImageNet EfficientNet-Lite0 at 256x128, 4 folds",
-                   Crops(height=256, width=128), Train(jobs=2, loop=replace(Train().loop, epochs=3)),
+                   Crops(height=256, width=128), Train(jobs=2, loop=replace(
+                       Train().loop, epochs=2, warmup_epochs=0.5, lr=1.5e-3, ema_decay=0.97)),
                    Engines(variants="2 1")),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
