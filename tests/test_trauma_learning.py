@@ -22,6 +22,7 @@ from mammo_nb.trauma.learning.scores import (compare, cost, crossfitted, fit_fac
                                              prior_submission, scaled, score)
 from mammo_nb.trauma.learning.segmenter import inflated, make_segmenter
 from mammo_nb.trauma.recipes import COLUMNS, GRADES, SUBMITTED, Model
+from mammo_nb.trauma.segment import Windows, organ_dice
 
 NETWORK, SIZE = "test_resnet", 32
 
@@ -217,3 +218,34 @@ def test_the_graph_of_two_kinds_of_models_is_rebuilt_from_its_json(tmp_path):
     assert found.shape == (3, 2, 2, len(COLUMNS)) and torch.allclose(found[:, 1][..., places], alone, atol=1e-6)
     rest = [k for k in range(len(COLUMNS)) if k not in places]
     assert found[:, 1][..., rest].max() < 1e-12
+
+
+# ---- Dice of the 3D network
+class Bright(torch.nn.Module):
+    "Finds a liver where it is bright, and nothing else."
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        organs = torch.full((5,), -9.).scatter(0, torch.tensor([0]), 0.)
+        return organs[None, :, None, None, None] + (self.weight * x - .5)[:, None] * torch.tensor(
+            [9., 0, 0, 0, 0])[None, :, None, None, None]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_dice_over_windows_is_that_of_a_hand_calculation(tmp_path, batch_size):
+    files = []
+    for k, (bright, liver, spleen) in enumerate([(slice(0, 4), slice(0, 2), None), (slice(0, 0), slice(4, 8), None),
+                                                 (slice(2, 4), slice(2, 4), slice(0, 1))]):
+        window = np.zeros((2, 8, 8, 8), np.uint8)
+        window[0, bright] = 255
+        window[1, liver] = 1
+        if spleen:
+            window[1, spleen] = 2
+        files.append(tmp_path / f"{k}.npy")
+        np.save(files[-1], window)
+    dice = organ_dice(Bright(), Windows(files), [0, 1, 2], batch_size)
+    # in slices of 64 voxels: found 4 + 0 + 2, drawn 2 + 4 + 2, both 2 + 0 + 2
+    assert dice["liver"] == pytest.approx(2 * 4 / (6 + 8)) and dice["spleen"] == 0
+    assert all(np.isnan(dice[organ]) for organ in ("left_kidney", "right_kidney", "bowel"))

@@ -181,9 +181,9 @@ PUBLISHED = {  # name of the script -> window of its volumes, models
                 crop=False, flips="horizontal", folds="0", best="loss", loop=_loop(1e-4, 9, 1, 1.05)),)),
 }
 
-# %% ../../nbs/trauma/recipes.ipynb #1dce816c
+# %% ../../nbs/trauma/recipes.ipynb #55ffef8c
 _DEMO = Segment(network="test_resnet", widths="48 32 16 8", depth=16, size=48, every=1, n_folds=4, repeat=1,
-                loop=replace(Segment().loop, epochs=12, batch_size=2, lr=6e-3, ema_decay=0.95, workers=0))
+                loop=replace(Segment().loop, epochs=12, batch_size=4, lr=8e-3, ema_decay=0.95, workers=0))
 _SHORT = Blocks(step=20, keep=18, cutoff=60)
 _SMALL_MODEL = Model(backbone="tf_efficientnet_lite0", weights="imagenet_lite", freeze=46, flips="horizontal",
                      folds="0", best="last", loop=replace(Model().loop, epochs=4, batch_size=4, accumulate=1, lr=1.5e-3,

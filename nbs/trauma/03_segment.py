@@ -243,15 +243,17 @@ def organ_dice(
     network: Segmenter,
     dataset: Windows,
     rows: list[int],        # of the data set
+    batch_size: int = 1,
     threshold: float = 0.5, # probability from which a voxel belongs to an organ
 ) -> dict[str, float]:      # organ -> Dice over all windows; nan for an organ that none of them shows
     "Dice of each organ."
     both, sizes = torch.zeros(len(ORGANS)), torch.zeros(len(ORGANS))
-    for row in rows:
-        levels, masks = dataset[row, 0]
+    for start in range(0, len(rows), batch_size):
+        samples = [dataset[row, 0] for row in rows[start:start + batch_size]]
+        levels, masks = (torch.stack(part) for part in zip(*samples))
         found = torch.from_numpy(organ_probabilities(network, levels.numpy()) > threshold).float()
-        both += (found * masks).sum((1, 2, 3))
-        sizes += (found + masks).sum((1, 2, 3)) * (masks.sum((1, 2, 3)) + found.sum((1, 2, 3)) > 0)
+        both += (found * masks).sum((0, 2, 3, 4))
+        sizes += (found + masks).sum((0, 2, 3, 4))
     return dict(zip(ORGANS, (2 * both / sizes).tolist()))
 
 def train_segmenter(
@@ -269,7 +271,7 @@ def train_segmenter(
                              settings.loop.seed)
 
     def validate(model: Segmenter, epoch: int) -> dict:
-        dice = organ_dice(model, dataset, held)
+        dice = organ_dice(model, dataset, held, settings.loop.batch_size)
         return {"dice": float(np.nanmean(list(dice.values()))), **{f"dice_{k}": v for k, v in dice.items()},
                 "patients": patients}
 
@@ -332,7 +334,7 @@ ax.legend(fontsize=8);
 # %%
 network, about = open_segmenter(run.path("weights"))
 levels, organs = np.load(max(held["file"], key=lambda f: len(np.unique(np.load(f)[1]))))
-found = organ_probabilities(network, levels.astype(np.float32) / 255)
+found = organ_probabilities(network, levels[None].astype(np.float32) / 255)[0]
 best = np.where(found.max(0) > 0.5, found.argmax(0) + 1, 0)
 fig, axes = plt.subplots(2, 8, figsize=(12, 3.2))
 for row, labels in zip(axes, (organs, best)):

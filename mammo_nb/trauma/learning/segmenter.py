@@ -6,9 +6,9 @@
 __all__ = ['STRIDE', 'SMALL', 'inflated', 'Segmenter', 'make_segmenter', 'open_segmenter', 'organ_probabilities',
            'process_segmenter']
 
-# %% ../../../nbs/trauma/learning/segmenter.ipynb #3fc62c0c
+# %% ../../../nbs/trauma/learning/segmenter.ipynb #172b497e
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def make_segmenter(
         load_weights(made, Path(weights))
     return made
 
-# %% ../../../nbs/trauma/learning/segmenter.ipynb #46acca23
+# %% ../../../nbs/trauma/learning/segmenter.ipynb #a2857b2e
 def open_segmenter(
     folder: Path | str,         # has segment.safetensors and segment.json
 ) -> tuple[Segmenter, dict]:    # in evaluation mode; segment.json, with depth and size of a window
@@ -119,22 +119,23 @@ SMALL = 2**18   # voxels
 @torch.inference_mode()
 def organ_probabilities(
     network: Segmenter,
-    window: np.ndarray,   # float32 (depth, size, size), 0 to 1
-) -> np.ndarray:          # float32 (organs, depth, size, size)
-    "What the network finds in one window."
+    windows: np.ndarray,  # float32 (n, depth, size, size), 0 to 1
+) -> np.ndarray:          # float32 (n, organs, depth, size, size)
+    "What the network finds in windows."
     device = next(network.parameters()).device
+    volumes = torch.from_numpy(windows)
     # on a CPU torch convolves one small window alone by a slow way: two of them take less than half its time
-    copies = 2 if device.type == "cpu" and window.size <= SMALL else 1
-    volume = torch.from_numpy(window)[None].expand(copies, -1, -1, -1)
-    return torch.sigmoid(network(volume.to(device)))[0].float().cpu().numpy()
+    if device.type == "cpu" and len(volumes) == 1 and volumes.numel() <= SMALL:
+        volumes = volumes.expand(2, -1, -1, -1)
+    return torch.sigmoid(network(volumes.to(device)))[:len(windows)].float().cpu().numpy()
 
-# %% ../../../nbs/trauma/learning/segmenter.ipynb #664c57a4
+# %% ../../../nbs/trauma/learning/segmenter.ipynb #b93e19f9
 @lru_cache(maxsize=1)
 def process_segmenter(
     folder: str,   # has segment.safetensors and segment.json
     digest: str,   # of segment.safetensors
-) -> tuple[Callable, int, int]:   # window -> `organ_probabilities`; depth and size of a window
+) -> tuple[Callable, int, int]:   # window -> probabilities (organs, depth, size, size); depth and size of a window
     "The network of this process, on the GPU if there is one. Raises WeightsError."
     network, about = open_segmenter(folder)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    return partial(organ_probabilities, network), about["depth"], about["size"]
+    return lambda window: organ_probabilities(network, window[None])[0], about["depth"], about["size"]

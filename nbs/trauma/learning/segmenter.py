@@ -26,7 +26,7 @@ depth, size = 16, 32   # slices of the window below, and side of a slice in pixe
 # %%
 #| export
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -184,14 +184,15 @@ SMALL = 2**18   # voxels
 @torch.inference_mode()
 def organ_probabilities(
     network: Segmenter,
-    window: np.ndarray,   # float32 (depth, size, size), 0 to 1
-) -> np.ndarray:          # float32 (organs, depth, size, size)
-    "What the network finds in one window."
+    windows: np.ndarray,  # float32 (n, depth, size, size), 0 to 1
+) -> np.ndarray:          # float32 (n, organs, depth, size, size)
+    "What the network finds in windows."
     device = next(network.parameters()).device
+    volumes = torch.from_numpy(windows)
     # on a CPU torch convolves one small window alone by a slow way: two of them take less than half its time
-    copies = 2 if device.type == "cpu" and window.size <= SMALL else 1
-    volume = torch.from_numpy(window)[None].expand(copies, -1, -1, -1)
-    return torch.sigmoid(network(volume.to(device)))[0].float().cpu().numpy()
+    if device.type == "cpu" and len(volumes) == 1 and volumes.numel() <= SMALL:
+        volumes = volumes.expand(2, -1, -1, -1)
+    return torch.sigmoid(network(volumes.to(device)))[:len(windows)].float().cpu().numpy()
 
 # %% [markdown]
 # Many series go through one network, and each process opens it once. The digest tells a network that was trained again
@@ -203,11 +204,11 @@ def organ_probabilities(
 def process_segmenter(
     folder: str,   # has segment.safetensors and segment.json
     digest: str,   # of segment.safetensors
-) -> tuple[Callable, int, int]:   # window -> `organ_probabilities`; depth and size of a window
+) -> tuple[Callable, int, int]:   # window -> probabilities (organs, depth, size, size); depth and size of a window
     "The network of this process, on the GPU if there is one. Raises WeightsError."
     network, about = open_segmenter(folder)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    return partial(organ_probabilities, network), about["depth"], about["size"]
+    return lambda window: organ_probabilities(network, window[None])[0], about["depth"], about["size"]
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -215,7 +216,7 @@ save_weights(network, folder / "segment.safetensors", {"network": "resnet18d", "
                                                        "depth": depth, "size": size})
 again, about = open_segmenter(folder)
 # torch's two ways to convolve round differently: each is within 2e-5 of the same network in 64 bits
-assert np.allclose(organ_probabilities(again, x[0].numpy()), torch.sigmoid(made[0]), atol=1e-4)
+assert np.allclose(organ_probabilities(again, x[:1].numpy()), torch.sigmoid(made[:1]), atol=1e-4)
 digest = sha256(folder / "segment.safetensors")
 segment, *shape = process_segmenter(str(folder), digest)
 assert np.allclose(segment(x[0].numpy()), torch.sigmoid(made[0]), atol=1e-4) and shape == [depth, size]
