@@ -15,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import psutil
 
 RESULT = Path(__file__).parent / "results" / "scale.csv"
 WORKERS = 2
@@ -213,20 +215,42 @@ TABLES = {"unify": unify, "folds": folds, "select": select, "bootstrap": bootstr
           "sides": sides}
 
 
+@contextmanager
+def largest_child():
+    """Give a list whose only number is the peak memory of the largest process started, MB. `getrusage` would count the
+    memory that a process had before it replaced itself, which is its parent's."""
+    peak, ended = [0.0], Event()
+
+    def watch():
+        while not ended.wait(0.2):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(OSError, IndexError):   # it has ended
+                    status = Path(f"/proc/{child.pid}/status").read_text()
+                    peak[0] = max(peak[0], int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    thread = Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
 def measure(name: str, n: int, weights: str) -> dict:
     "First and second call in this process, and the memory of it and of its largest worker."
     prepare = {**FILES, **TABLES, "predict": predict_with(Path(weights or "."))}[name]
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         call, seconds, own = prepare(Path(scratch), n), [], []
-        for _ in range(2):
-            started, before = time.perf_counter(), time.process_time()
-            call()
-            seconds.append(time.perf_counter() - started)
-            own.append(time.process_time() - before)
-        peak = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        with largest_child() as worker:
+            for _ in range(2):
+                started, before = time.perf_counter(), time.process_time()
+                call()
+                seconds.append(time.perf_counter() - started)
+                own.append(time.process_time() - before)
+        parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"what": name, "items": n, "seconds": round(seconds[0], 3), "second": round(seconds[1], 3),
             "parent_cpu": round(own[0], 3), "us_an_item": round(seconds[0] / n * 1e6, 1),
-            "parent_MB": round(peak[0]), "worker_MB": round(peak[1])}
+            "parent_MB": round(parent), "worker_MB": round(worker[0])}
 
 
 def store(rows: list[dict]):
