@@ -115,7 +115,8 @@ def plain_image(pixels: np.ndarray) -> Image:
     "Grey levels as the picture of a file without windows."
     fields = dict.fromkeys(Header.__dataclass_fields__)
     rows, columns = pixels.shape
-    return Image(Header(**{**fields, "rows": rows, "columns": columns, "photometric": "MONOCHROME2", "windows": ()}),
+    return Image(Header(**{**fields, "rows": rows, "columns": columns, "aspect": 1.0, "photometric": "MONOCHROME2",
+                           "windows": ()}),
                  pixels, "none")
 
 
