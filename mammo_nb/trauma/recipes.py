@@ -181,7 +181,7 @@ PUBLISHED = {  # name of the script -> window of its volumes, models
                 crop=False, flips="horizontal", folds="0", best="loss", loop=_loop(1e-4, 9, 1, 1.05)),)),
 }
 
-# %% ../../nbs/trauma/recipes.ipynb #55ffef8c
+# %% ../../nbs/trauma/recipes.ipynb #22c776ee
 _DEMO = Segment(network="test_resnet", widths="48 32 16 8", depth=16, size=48, every=1, n_folds=4, repeat=1,
                 loop=replace(Segment().loop, epochs=12, batch_size=4, lr=8e-3, ema_decay=0.95, workers=0))
 _SHORT = Blocks(step=20, keep=18, cutoff=60)
@@ -203,7 +203,7 @@ RECIPES = {
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, lengths="18 20 26"),
-        replace(_DEMO, n_folds=2, loop=replace(_DEMO.loop, epochs=1)), _SHORT, Folds(n_folds=2),
+        replace(_DEMO, n_folds=2, loop=replace(_DEMO.loop, epochs=1, lr=1e-3)), _SHORT, Folds(n_folds=2),
         Train((_TINY, replace(_TINY, **_WHOLE)))),
 } | {name: Recipe(
     f"the published script {name} on the competition's data, on GPUs", Volumes(COMPETITION, window), Train(models, 3),

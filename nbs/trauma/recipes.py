@@ -261,7 +261,7 @@ RECIPES = {
     "tiny": Recipe(
         "the same stages in seconds; its scores mean nothing",
         Phantom(patients=8, test_patients=2, size=64, lengths="18 20 26"),
-        replace(_DEMO, n_folds=2, loop=replace(_DEMO.loop, epochs=1)), _SHORT, Folds(n_folds=2),
+        replace(_DEMO, n_folds=2, loop=replace(_DEMO.loop, epochs=1, lr=1e-3)), _SHORT, Folds(n_folds=2),
         Train((_TINY, replace(_TINY, **_WHOLE)))),
 } | {name: Recipe(
     f"the published script {name} on the competition's data, on GPUs", Volumes(COMPETITION, window), Train(models, 3),
