@@ -28,6 +28,7 @@
 import re
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -95,6 +96,7 @@ def stored_answer(
 
 STUDY, RESULT = re.compile(r"[0-9.]{1,64}"), re.compile(r"[\w.@~-]+\.dcm")
 IDLE = 60   # seconds without a byte after which an upload is given up
+LINGER = 30   # seconds for which the rest of a refused upload is read
 
 def exam_state(
     received: Path,   # folder of the images of an exam
@@ -123,6 +125,7 @@ def make_app(
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import parse_options_header
     from starlette.concurrency import run_in_threadpool
+    from starlette.requests import ClientDisconnect
     from mammo_nb.core.files import StorageError, read_json
     from mammo_nb.receiving import NO_ROOM, Refused, TooLarge, Upload
     from mammo_nb.watching import exam_name
@@ -139,6 +142,14 @@ def make_app(
         except (StorageError, OSError):
             refused.append(NO_ROOM)
 
+    async def too_large(chunks, words: str):
+        "Refuse what is too large after its rest has arrived: until then many senders do not look for an answer."
+        with suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(LINGER):
+                async for _ in chunks:
+                    pass
+        return failure(413, words)
+
     @app.post("/studies")
     @app.post("/studies/{study}")
     async def store(request: Request, study: str = ""):
@@ -146,17 +157,17 @@ def make_app(
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         if kind != b"multipart/related" or options.get(b"type") != b"application/dicom" or not options.get(b"boundary"):
             return failure(415, "send multipart/related; type=\"application/dicom\"; boundary=...")
-        length = request.headers.get("content-length", "")
+        length, chunks = request.headers.get("content-length", ""), aiter(request.stream())
         if length.isdecimal() and int(length) > most:
-            return failure(413, f"a request has at most {most} bytes")
+            return await too_large(chunks, f"a request has at most {most} bytes")
         kept, refused, upload = [], [], None
         try:
-            upload, chunks = Upload(inbox, options[b"boundary"], most), aiter(request.stream())
+            upload = Upload(inbox, options[b"boundary"], most)
             while chunk := await asyncio.wait_for(anext(chunks, b""), IDLE):
                 for path in upload.take(chunk):
                     await run_in_threadpool(keep, path, study, kept, refused)
         except TooLarge:
-            return failure(413, f"an image has at most {inbox.largest} bytes, and a request {most}")
+            return await too_large(chunks, f"an image has at most {inbox.largest} bytes, and a request {most}")
         except FormParserError:
             return failure(400, "the body is not multipart/related")
         except asyncio.TimeoutError:
