@@ -135,7 +135,7 @@ class Engines:
     # kinds of GPU that TensorRT-RTX engines are built for, such as "SM75 SM86"; needs the package, but not the GPU
     targets: str = ""
 
-# %% ../../nbs/mammo/recipes.ipynb #efe04e6f
+# %% ../../nbs/mammo/recipes.ipynb #2df80792
 _detector = Detector(
     annotations="roi_det_yolov5_format", size=416, weights="yolox_nano.pth", l1_epochs=5, norm_momentum=0.03,
     frozen_norm=0, threads=0, faithful=True,
@@ -178,7 +178,7 @@ RECIPES = {
                    Engines(variants="2 1")),
     "tiny": Recipe("the same stages in seconds; its scores mean nothing",
                    Phantom(patients=12, test_patients=3, rows=320, columns=256, prevalence=0.5, conspicuity=2.0),
-                   Detector(patients=4, held_back=0.25, size=64, l1_epochs=2, frozen_norm=0,
+                   Detector(patients=4, held_back=0.25, size=64, l1_epochs=2, frozen_norm=0, threads=1,
                             loop=replace(Detector().loop, epochs=2, batch_size=4, checkpoint_every=2)),
                    Crops(height=128, width=64), Folds(n_folds=2),
                    Train(height=128, width=64, loop=replace(Train().loop, epochs=2, batch_size=8, checkpoint_every=2)),

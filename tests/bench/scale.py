@@ -248,6 +248,9 @@ def measure(name: str, n: int, weights: str) -> dict:
                 seconds.append(time.perf_counter() - started)
                 own.append(time.process_time() - before)
         parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if name == "predict":
+        folds = json.loads((Path(weights) / "ensemble.json").read_text())["folds"]
+        name = f"predict with {folds} networks"
     return {"what": name, "items": n, "seconds": round(seconds[0], 3), "second": round(seconds[1], 3),
             "parent_cpu": round(own[0], 3), "us_an_item": round(seconds[0] / n * 1e6, 1),
             "parent_MB": round(parent), "worker_MB": round(worker[0])}
