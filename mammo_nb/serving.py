@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-# %% ../nbs/84_serving.ipynb #788ababf
+# %% ../nbs/84_serving.ipynb #51cdc69d
 class Guard:
     "ASGI middleware: refuses other addresses and requests without the token."
     def __init__(self, app, token: str, allowed):
@@ -97,24 +97,26 @@ def make_app(
         except (StorageError, OSError):
             refused.append(NO_ROOM)
 
-    async def too_large(chunks, words: str):
-        "Refuse what is too large after its rest has arrived: until then many senders do not look for an answer."
-        with suppress(TimeoutError, ClientDisconnect):
-            async with asyncio.timeout(LINGER):
-                async for _ in chunks:
-                    pass
-        return failure(413, words)
-
     @app.post("/studies")
     @app.post("/studies/{study}")
     async def store(request: Request, study: str = ""):
         "STOW-RS."
+        chunks = aiter(request.stream())
+        answer = await take(request, study, chunks)
+        with suppress(TimeoutError, ClientDisconnect):   # many senders look for an answer only after their last byte
+            async with asyncio.timeout(LINGER):
+                async for _ in chunks:
+                    pass
+        return answer
+
+    async def take(request: Request, study: str, chunks) -> JSONResponse:
+        "Keep the images of an upload, whose bytes are `chunks`."
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         if kind != b"multipart/related" or options.get(b"type") != b"application/dicom" or not options.get(b"boundary"):
             return failure(415, "send multipart/related; type=\"application/dicom\"; boundary=...")
-        length, chunks = request.headers.get("content-length", ""), aiter(request.stream())
+        length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > most:
-            return await too_large(chunks, f"a request has at most {most} bytes")
+            return failure(413, f"a request has at most {most} bytes")
         kept, refused, upload = [], [], None
         try:
             upload = Upload(inbox, options[b"boundary"], most)
@@ -122,7 +124,7 @@ def make_app(
                 for path in upload.take(chunk):
                     await run_in_threadpool(keep, path, study, kept, refused)
         except TooLarge:
-            return await too_large(chunks, f"an image has at most {inbox.largest} bytes, and a request {most}")
+            return failure(413, f"an image has at most {inbox.largest} bytes, and a request {most}")
         except FormParserError:
             return failure(400, "the body is not multipart/related")
         except asyncio.TimeoutError:

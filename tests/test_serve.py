@@ -370,6 +370,9 @@ def test_too_large_images_and_requests_are_cut_off(exams, served, tmp_path):
         assert http(server, "/studies", body(big.read_bytes()))[0] == 413
         assert http(server, "/studies", body(*[path.read_bytes()] * 12))[0] in (200, 413)
         assert http(server, "/studies", iter([body(path.read_bytes()), b" " * 3_000_000]))[0] == 413   # no length given
+        # whatever it is refused for, the answer comes after the last byte
+        assert http(server, "/studies", iter([b" " * 100_000] * 18), kind="text/plain")[0] == 415
+        assert http(server, "/studies", iter([b"no parts"] + [b" " * 100_000] * 18))[0] == 400
         assert send(server, path) == 0x0000   # and it still serves
     files = list((tmp_path / "clinic/received").rglob("*"))
     assert len([f for f in files if f.suffix == ".dcm"]) == 1 and not list(
