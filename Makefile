@@ -36,11 +36,12 @@ export MALLOC_TOP_PAD_ := 67108864
 export PYTHONWARNINGS := ignore:IProgress not found
 
 .PHONY: help lint docs data weights reproduce systems kaggle-wheels kaggle-weights kaggle-push kaggle-rehearse test \
-        test-rest test-runs test-notebooks notebooks export sync lab check-export install clean
+        test-first test-second test-runs test-notebooks notebooks export sync lab check-export install clean
 .DEFAULT_GOAL := help
 # a folder such as tests/ is no target either, though make would call it up to date
 TARGETS := $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' Makefile)
-WRONG   := $(filter-out $(TARGETS) test-rest test-runs test-notebooks $(VENV)/.installed nbs/.exported,$(MAKECMDGOALS))
+PARTS   := test-first test-second test-runs test-notebooks  # of `make test`
+WRONG   := $(filter-out $(TARGETS) $(PARTS) $(VENV)/.installed nbs/.exported,$(MAKECMDGOALS))
 ifneq ($(WRONG),)
 $(error There is no target $(firstword $(WRONG)).$(call MEANT,$(call NEAR,$(firstword $(WRONG)),$(TARGETS))) \
   `make help` lists all)
@@ -137,15 +138,20 @@ kaggle-rehearse: nbs/.exported  ## run the submission of SYSTEM as Kaggle would;
 	@$(NB) kaggle-rehearse $(if $(WEIGHTS),'$(WEIGHTS)') $(if $(SYSTEM),--system $(SYSTEM)) $(if $(EXACT),--exact $(EXACT))
 
 # ---- tests ---------------------------------------------------------------------------------------
-# three parts, two at a time with one thread each. The notebooks of stages run in test-runs, as `make reproduce` runs
-# them; test-notebooks has all others
-RUNS := $(addprefix tests/test_,reproduce.py systems.py contracts.py)
+# four parts, two at a time with one thread each, the longest first. The notebooks of stages run in test-runs, as
+# `make reproduce` runs them; test-notebooks has all others. Tests that edit or build notebooks are in test-second
+RUNS   := $(addprefix tests/test_,reproduce.py systems.py contracts.py)
+FIRST  := $(filter-out $(RUNS),$(wildcard tests/test_[a-h]*.py))
+SECOND := $(filter-out $(RUNS) $(FIRST),$(wildcard tests/test_*.py))
 
 test: nbs/.exported  ## the notebooks' own tests, then pytest
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-rest test-runs test-notebooks
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 test-second test-runs test-first test-notebooks
 
-test-rest:
-	@$(PY) -m pytest $(addprefix --ignore ,$(RUNS))
+test-first:
+	@$(PY) -m pytest $(FIRST)
+
+test-second:
+	@$(PY) -m pytest $(SECOND)
 
 test-runs:
 	@env -u MAKEFLAGS $(PY) -m pytest $(RUNS)  # they call make themselves
