@@ -20,12 +20,12 @@ def real_scans():
     return SHARED / "mammo"
 
 
-def copy_checkout(to: Path) -> Path:
-    "The sources of the checkout in another folder, as git would see them, built notebooks left out."
+def copy_checkout(to: Path, without: list[str] = ()) -> Path:
+    "The sources of the checkout in another folder, as git would see them, without built notebooks and some systems."
     for name in ("nbs", "mammo_nb", "assets"):
         shutil.copytree(
             ROOT / name, to / name, ignore=shutil.ignore_patterns("*.ipynb", "__pycache__", "trained", ".exported",
-                                                                  ".ipynb_checkpoints"))
+                                                                  ".ipynb_checkpoints", *without))
     for name in ("pyproject.toml", "settings.ini", "Makefile", "requirements.lock", "README.md"):
         shutil.copy(ROOT / name, to / name)
     return to

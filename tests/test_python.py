@@ -18,6 +18,15 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.parametrize("module, absent", [
+    ("mammo_nb.mammo.tools.predict", "sklearn timm torchvision"), ("mammo_nb.mammo.submit", "sklearn timm torchvision"),
+    ("mammo_nb.core.reports", "torch")])
+def test_a_module_loads_no_library_that_it_may_not_need(module, absent):
+    "Each of them takes a second or more to load, in each process that only predicts or writes a page."
+    code = f"import sys, {module}; print(sorted(set({absent.split()}) & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_predict_returns_the_table_and_keeps_nothing_unless_asked(scans, weights, tmp_path):  # noqa: F811
     table = mammo_nb.predict(str(scans / "train_images"), weights=str(weights), workers=1)
     truth = pd.read_csv(scans / "train.csv", dtype=str)

@@ -6,13 +6,11 @@
 __all__ = ['BINS', 'SMALLEST', 'WARMEST', 'METHODS', 'Reliability', 'plot_reliability', 'fit_temperature', 'fit_isotonic',
            'corrected', 'calibrated', 'best_correction']
 
-# %% ../../nbs/core/72_calibration.ipynb #5984288f
+# %% ../../nbs/core/72_calibration.ipynb #e41a92fd
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from .metrics import checked
 
@@ -77,7 +75,7 @@ def plot_reliability(
     axis.set(title=f"reliability, {name} in {int(np.sum(labels))} of {len(labels)}", ylabel=f"share with {name}",
              xlabel="probability, mean of a bin")
 
-# %% ../../nbs/core/72_calibration.ipynb #dea20011
+# %% ../../nbs/core/72_calibration.ipynb #2e100b7f
 SMALLEST = 1e-7  # distance from 0 and 1 to which probabilities are clipped before log-odds are taken
 
 def _log_odds(probabilities) -> np.ndarray:
@@ -91,6 +89,7 @@ def fit_temperature(
     probabilities,  # (n,)
 ) -> dict:          # method, temperature
     "Temperature scaling: a logistic regression on the log-odds without an intercept, whose weight is 1 / temperature."
+    from sklearn.linear_model import LogisticRegression  # here, as it takes a second; `predict` needs none
     model = LogisticRegression(C=np.inf, fit_intercept=False).fit(_log_odds(probabilities)[:, None], labels)
     return {"method": "temperature", "temperature": float(1 / max(model.coef_[0, 0], 1 / WARMEST))}
 
@@ -99,6 +98,7 @@ def fit_isotonic(
     probabilities,  # (n,)
 ) -> dict:          # method, and the corners of the curve: before and after, two lists
     "Isotonic regression; beyond the probabilities that it has seen it stays at its first or last value."
+    from sklearn.isotonic import IsotonicRegression
     model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(probabilities, labels)
     return {"method": "isotonic", "before": model.X_thresholds_.tolist(), "after": model.y_thresholds_.tolist()}
 

@@ -5,29 +5,30 @@
 # %% auto #0
 __all__ = ['placements', 'Difference', 'delong']
 
-# %% ../../nbs/core/74_delong.ipynb #3ef05d82
+# %% ../../nbs/core/74_delong.ipynb #65f0f9a1
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, ndtri
 
 from .metrics import checked
 
-# %% ../../nbs/core/74_delong.ipynb #03669b17
+# %% ../../nbs/core/74_delong.ipynb #df1d0d2d
 def placements(
     labels,         # (n,) 0 or 1, both classes
     probabilities,  # (n,)
 ) -> np.ndarray:    # float64 (n,) in [0, 1]; the mean of the positives is the AUC, and so is that of the negatives
     "For each item the share of the other class on the right side of it; equal probabilities count half."
     y, p = checked(labels, probabilities)
-    ill, well, ranks = y == 1, y == 0, rankdata(p)
+    p = pd.Series(p)
+    ill, well, ranks = y == 1, y == 0, p.rank()
     found = np.empty(len(y))
-    found[ill] = (ranks[ill] - rankdata(p[ill])) / well.sum()
-    found[well] = 1 - (ranks[well] - rankdata(p[well])) / ill.sum()
+    found[ill] = (ranks[ill] - p[ill].rank()) / well.sum()
+    found[well] = 1 - (ranks[well] - p[well].rank()) / ill.sum()
     return found
 
-# %% ../../nbs/core/74_delong.ipynb #8e6dcca8
+# %% ../../nbs/core/74_delong.ipynb #2120640a
 @dataclass(frozen=True)
 class Difference:
     "Two AUCs on the same items."
@@ -50,11 +51,11 @@ class Difference:
         "Two-sided p value of no difference; 1 if the models are the same, nan where the variance is unknown."
         if not self.error:
             return float("nan") if self.value else 1.
-        return float(2 * norm.sf(abs(self.value) / self.error))
+        return float(2 * ndtr(-abs(self.value) / self.error))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         "Normal interval of the difference."
-        half = float(norm.ppf((1 + level) / 2) * self.error)
+        half = float(ndtri((1 + level) / 2) * self.error)
         return self.value - half, self.value + half
 
 def delong(

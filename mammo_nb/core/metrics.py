@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['GRID', 'checked', 'pfbeta', 'above', 'threshold_curve', 'best_threshold', 'auc', 'average_precision']
 
-# %% ../../nbs/core/42_metrics.ipynb #6aa57c51
+# %% ../../nbs/core/42_metrics.ipynb #b3c9edcb
 import numpy as np
 import pandas as pd
-from sklearn.metrics import auc as area
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 # %% ../../nbs/core/42_metrics.ipynb #ff39838c
 def checked(
@@ -83,14 +81,15 @@ def best_threshold(
     row = best.loc[(best["threshold"] - 0.5).abs().idxmin()]
     return float(row["threshold"]), float(row["score"])
 
-# %% ../../nbs/core/42_metrics.ipynb #553766b1
+# %% ../../nbs/core/42_metrics.ipynb #248188f3
 def auc(
     labels,         # (n,) 0 or 1
     probabilities,  # (n,)
 ) -> float:         # 0 to 1
     "Area under the ROC curve; nan if there is only one class."
+    from sklearn import metrics  # here, as it takes a second and most programs that import this module need none of it
     y, p = checked(labels, probabilities)
-    return float(roc_auc_score(y, p)) if 0 < y.sum() < len(y) else float("nan")
+    return float(metrics.roc_auc_score(y, p)) if 0 < y.sum() < len(y) else float("nan")
 
 def average_precision(
     labels,         # (n,) 0 or 1
@@ -98,10 +97,11 @@ def average_precision(
     straight: bool = False,  # straight lines between the points of the curve in place of steps
 ) -> float:         # 0 to 1
     "Area under the precision-recall curve as a step function; nan without a positive."
+    from sklearn import metrics
     y, p = checked(labels, probabilities)
     if not y.sum():
         return float("nan")
     if straight:
-        precision, recall, _ = precision_recall_curve(y, p)
-        return float(area(recall, precision))
-    return float(average_precision_score(y, p))
+        precision, recall, _ = metrics.precision_recall_curve(y, p)
+        return float(metrics.auc(recall, precision))
+    return float(metrics.average_precision_score(y, p))

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'FOLDED', 'CHART', 'DRAW', 'stages_table', 'environment_tabl
            'size_in_words', 'show_files', 'plot_history', 'plot_probabilities', 'plot_ladder', 'extremes', 'most_wrong',
            'chart', 'report_page', 'write_report']
 
-# %% ../../nbs/core/69_reports.ipynb #1268c962
+# %% ../../nbs/core/69_reports.ipynb #82085ca5
 import json
 import re
 from html import escape
@@ -20,7 +20,6 @@ import pandas as pd
 from .errors import page
 from .files import write_text
 from .runs import Run
-from .train import plot_epochs
 
 # %% ../../nbs/core/69_reports.ipynb #a7363a78
 def stages_table(
@@ -103,12 +102,13 @@ def show_files(
         if len(errors):
             display(errors.set_index(errors.columns[0]))
 
-# %% ../../nbs/core/69_reports.ipynb #a35e8409
+# %% ../../nbs/core/69_reports.ipynb #1a619ec0
 def plot_history(
     axis: plt.Axes,
     history: pd.DataFrame,  # fold, epoch (from 0, as stored), loss
 ):
     "Training loss over the epochs, a line for each fold."
+    from mammo_nb.core.train import plot_epochs  # here, as it loads torch, and the page is made without
     for fold, rows in history.groupby("fold"):
         plot_epochs(axis, rows["epoch"], rows["loss"], f"fold {fold}")
     axis.set_title("training loss")

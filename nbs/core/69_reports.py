@@ -34,7 +34,6 @@ import pandas as pd
 from mammo_nb.core.errors import page
 from mammo_nb.core.files import write_text
 from mammo_nb.core.runs import Run
-from mammo_nb.core.train import plot_epochs
 
 # %%
 #| hide
@@ -155,6 +154,7 @@ def plot_history(
     history: pd.DataFrame,  # fold, epoch (from 0, as stored), loss
 ):
     "Training loss over the epochs, a line for each fold."
+    from mammo_nb.core.train import plot_epochs  # here, as it loads torch, and the page is made without
     for fold, rows in history.groupby("fold"):
         plot_epochs(axis, rows["epoch"], rows["loss"], f"fold {fold}")
     axis.set_title("training loss")

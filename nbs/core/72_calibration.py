@@ -27,8 +27,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from mammo_nb.core.metrics import checked
 
@@ -140,6 +138,7 @@ def fit_temperature(
     probabilities,  # (n,)
 ) -> dict:          # method, temperature
     "Temperature scaling: a logistic regression on the log-odds without an intercept, whose weight is 1 / temperature."
+    from sklearn.linear_model import LogisticRegression  # here, as it takes a second; `predict` needs none
     model = LogisticRegression(C=np.inf, fit_intercept=False).fit(_log_odds(probabilities)[:, None], labels)
     return {"method": "temperature", "temperature": float(1 / max(model.coef_[0, 0], 1 / WARMEST))}
 
@@ -148,6 +147,7 @@ def fit_isotonic(
     probabilities,  # (n,)
 ) -> dict:          # method, and the corners of the curve: before and after, two lists
     "Isotonic regression; beyond the probabilities that it has seen it stays at its first or last value."
+    from sklearn.isotonic import IsotonicRegression
     model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(probabilities, labels)
     return {"method": "isotonic", "before": model.X_thresholds_.tolist(), "after": model.y_thresholds_.tolist()}
 
