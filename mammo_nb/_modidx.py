@@ -841,6 +841,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mammo_nb.core.processes.end_with': ('core/processes.html#end_with', 'mammo_nb/core/processes.py'),
                                          'mammo_nb.core.processes.ends_with_this': ( 'core/processes.html#ends_with_this',
                                                                                      'mammo_nb/core/processes.py'),
+                                         'mammo_nb.core.processes.in_processes': ( 'core/processes.html#in_processes',
+                                                                                   'mammo_nb/core/processes.py'),
                                          'mammo_nb.core.processes.marked': ('core/processes.html#marked', 'mammo_nb/core/processes.py'),
                                          'mammo_nb.core.processes.package_digest': ( 'core/processes.html#package_digest',
                                                                                      'mammo_nb/core/processes.py'),

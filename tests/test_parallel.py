@@ -553,3 +553,20 @@ def test_nothing_of_dask_is_imported_without_need(tmp_path):
     code = ("import sys; from mammo_nb.core.parallel import map_files; map_files(dict, [{'file': 'a'}, {'file': "
         "'b'}], table=sys.argv[1], workers=2); assert not {'dask', 'distributed'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code, tmp_path / "t.csv"], check=True, timeout=120)
+
+
+def test_a_child_that_drew_in_processes_ends_with_its_work():
+    "A child of multiprocessing waits for its processes at its end, and joblib would keep them for five minutes."
+    code = """import multiprocessing, os
+from joblib import delayed
+from mammo_nb.core.processes import in_processes
+def draw():
+    while len(set(in_processes((delayed(os.getpid)() for _ in range(100)), 2))) < 2:
+        pass   # until both have started
+child = multiprocessing.get_context("fork").Process(target=draw)
+child.start()
+child.join(120)
+print(child.exitcode)
+child.kill()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'PACKAGE', 'LOST', 'TOGETHER', 'MOST', 'plain', 'marked', 'as_row', 'quiet', 'package_digest', 'end_with',
-           'ends_with_this', 'ProcessError', 'Processes', 'rows_in_processes']
+           'ends_with_this', 'in_processes', 'ProcessError', 'Processes', 'rows_in_processes']
 
 # %% ../../nbs/core/33_processes.ipynb #a5120bd0
 import hashlib
@@ -90,7 +90,7 @@ def package_digest() -> str:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
-# %% ../../nbs/core/33_processes.ipynb #c8c3bf28
+# %% ../../nbs/core/33_processes.ipynb #f2a1a66f
 def end_with(
     parent: int,  # process id
 ):
@@ -104,6 +104,14 @@ def end_with(
 def ends_with_this() -> dict:  # arguments of joblib's `Parallel` and of loky's pools
     "Make processes end with this one."
     return {"initializer": end_with, "initargs": (os.getpid(),)}
+
+def in_processes(
+    jobs,                 # of `joblib.delayed`
+    workers: int | None,  # number of processes; None: one for each core
+):                        # yields the results in the order of the jobs
+    "Compute jobs in joblib's processes. They end after ten seconds without work; joblib would keep them for minutes."
+    return joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator", idle_worker_timeout=10,
+                           **ends_with_this())(jobs)
 
 # %% ../../nbs/core/33_processes.ipynb #d0d53261
 LOST = ("WorkerLost: the process ended without an error message, and again when it worked on this item alone. "

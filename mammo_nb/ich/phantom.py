@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['VISIBLE', 'AREA', 'shared_out', 'plan', 'make_patient', 'label_rows', 'make_competition', 'run_stage']
 
-# %% ../../nbs/ich/01_phantom.ipynb #fb08f815
+# %% ../../nbs/ich/01_phantom.ipynb #8f702a51
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from ..core.files import write_csv, write_json, write_text
 from ..core.pictures import write_png
-from ..core.processes import ends_with_this
+from ..core.processes import in_processes
 from ..core.runs import Run
 from .drawing.face import AIR, draw_tissue
 from .drawing.head import cut_head, draw_head
@@ -126,7 +125,7 @@ def make_patient(
     write_json(note, rows)
     return rows
 
-# %% ../../nbs/ich/01_phantom.ipynb #915b82a7
+# %% ../../nbs/ich/01_phantom.ipynb #2ca13f0c
 def label_rows(
     table: pd.DataFrame,   # one row per slice, with the classes as columns
 ) -> pd.DataFrame:         # ID, Label: six rows per slice
@@ -160,7 +159,7 @@ def make_competition(
     planned = [p for split, n in (("train", patients), ("test", test_patients))
                for p in plan(split, n, prevalence, slices, seed)]
     jobs = (delayed(make_patient)(root, patient, size, contrast) for patient in planned)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
+    drawn = in_processes(jobs, workers)
     rows = [row for found in tqdm(drawn, total=len(planned), desc="phantoms", unit="patient") for row in found]
     table = pd.DataFrame(rows)
     rng = np.random.default_rng([seed, 2])

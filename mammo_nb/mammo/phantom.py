@@ -6,9 +6,8 @@
 __all__ = ['TRAIN_COLUMNS', 'TEST_COLUMNS', 'add_marks', 'shared_out', 'plan_patient', 'plan', 'make_image', 'CompetitionError',
            'make_competition', 'run_stage']
 
-# %% ../../nbs/mammo/01_phantom.ipynb #3a695b5b
+# %% ../../nbs/mammo/01_phantom.ipynb #0f724bba
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from ..core.errors import ProjectError
 from ..core.files import replacing, write_csv, write_text
-from ..core.processes import ends_with_this
+from ..core.processes import in_processes
 from ..core.runs import Run
 from .drawing.anatomy import draw_anatomy, other_breast
 from .drawing.breast import BREAST, make_breast, mask_box
@@ -177,7 +176,7 @@ def make_image(
         mask = cv2.imread(str(truth), cv2.IMREAD_GRAYSCALE)
     return mask_box(mask > 0), [(kind, mask_box(mask == grey)) for kind, grey in KINDS.items() if (mask == grey).any()]
 
-# %% ../../nbs/mammo/01_phantom.ipynb #49b335a4
+# %% ../../nbs/mammo/01_phantom.ipynb #b869b19a
 class CompetitionError(ProjectError):
     "The folder already holds a competition with other parameters."
 
@@ -209,7 +208,7 @@ def make_competition(
     write_text(note, about)
     images = plan("train", patients, prevalence, seed) + plan("test", test_patients, prevalence, seed)
     jobs = (delayed(make_image)(root, image, tuple(frame), conspicuity) for image in images)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
+    drawn = in_processes(jobs, workers)
     truths = list(tqdm(drawn, total=len(images), desc="phantoms", unit="img"))
     table = pd.DataFrame(images).drop(columns=["breast", "machine", "entropy", "number"])
     table["BIRADS"] = table["BIRADS"].astype("float64")

@@ -6,9 +6,8 @@
 __all__ = ['VISIBLE', 'AREA', 'SLAB', 'MARKED', 'dealt', 'plan', 'write_injuries', 'make_series', 'make_patient', 'patient_row',
            'make_competition', 'run_stage']
 
-# %% ../../nbs/trauma/01_phantom.ipynb #284c3ce4
+# %% ../../nbs/trauma/01_phantom.ipynb #165f9c94
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from ..core.files import replacing, write_csv, write_json, write_text
-from ..core.processes import ends_with_this
+from ..core.processes import in_processes
 from ..core.runs import Run
 from .drawing.body import PHASES, Grid, draw_body, draw_phase
 from .drawing.injuries import INJURIES, add_injuries, draw_injury
@@ -149,7 +148,7 @@ def make_patient(
     write_json(note, made)
     return made
 
-# %% ../../nbs/trauma/01_phantom.ipynb #1bc1f6a4
+# %% ../../nbs/trauma/01_phantom.ipynb #2d68407c
 def patient_row(
     patient: dict,          # from `plan`
 ) -> dict:                  # patient_id, SUBMITTED, any_injury
@@ -210,7 +209,7 @@ def make_competition(
     planned = [p for split, n in (("train", patients), ("test", test_patients))
                for p in plan(split, n, prevalence, [int(n) for n in lengths.split()], seed)]
     jobs = (delayed(make_patient)(root, patient, size, contrast) for patient in planned)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
+    drawn = in_processes(jobs, workers)
     made = list(tqdm(drawn, total=len(planned), desc="phantoms", unit="patient"))
     return _write_tables(root, planned, made)
 

@@ -152,6 +152,14 @@ def ends_with_this() -> dict:  # arguments of joblib's `Parallel` and of loky's 
     "Make processes end with this one."
     return {"initializer": end_with, "initargs": (os.getpid(),)}
 
+def in_processes(
+    jobs,                 # of `joblib.delayed`
+    workers: int | None,  # number of processes; None: one for each core
+):                        # yields the results in the order of the jobs
+    "Compute jobs in joblib's processes. They end after ten seconds without work; joblib would keep them for minutes."
+    return joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator", idle_worker_timeout=10,
+                           **ends_with_this())(jobs)
+
 # %% [markdown]
 # ## Processes
 # The caller starts items and takes their results, both in its own time. An item runs only after it was started, so a

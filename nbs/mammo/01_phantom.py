@@ -29,7 +29,6 @@ workers = 0                                   # number of processes; 0: one per 
 # %%
 #| export
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -37,12 +36,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from mammo_nb.core.errors import ProjectError
 from mammo_nb.core.files import replacing, write_csv, write_text
-from mammo_nb.core.processes import ends_with_this
+from mammo_nb.core.processes import in_processes
 from mammo_nb.core.runs import Run
 from mammo_nb.mammo.drawing.anatomy import draw_anatomy, other_breast
 from mammo_nb.mammo.drawing.breast import BREAST, make_breast, mask_box
@@ -285,7 +284,7 @@ def make_competition(
     write_text(note, about)
     images = plan("train", patients, prevalence, seed) + plan("test", test_patients, prevalence, seed)
     jobs = (delayed(make_image)(root, image, tuple(frame), conspicuity) for image in images)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
+    drawn = in_processes(jobs, workers)
     truths = list(tqdm(drawn, total=len(images), desc="phantoms", unit="img"))
     table = pd.DataFrame(images).drop(columns=["breast", "machine", "entropy", "number"])
     table["BIRADS"] = table["BIRADS"].astype("float64")

@@ -28,7 +28,6 @@ workers = 0                                   # number of processes; 0: one per 
 # %%
 #| export
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -36,11 +35,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from mammo_nb.core.files import replacing, write_csv, write_json, write_text
-from mammo_nb.core.processes import ends_with_this
+from mammo_nb.core.processes import in_processes
 from mammo_nb.core.runs import Run
 from mammo_nb.trauma.drawing.body import PHASES, Grid, draw_body, draw_phase
 from mammo_nb.trauma.drawing.injuries import INJURIES, add_injuries, draw_injury
@@ -267,7 +266,7 @@ def make_competition(
     planned = [p for split, n in (("train", patients), ("test", test_patients))
                for p in plan(split, n, prevalence, [int(n) for n in lengths.split()], seed)]
     jobs = (delayed(make_patient)(root, patient, size, contrast) for patient in planned)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
+    drawn = in_processes(jobs, workers)
     made = list(tqdm(drawn, total=len(planned), desc="phantoms", unit="patient"))
     return _write_tables(root, planned, made)
 

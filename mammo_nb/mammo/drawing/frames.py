@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'stretch', 'visible', 'draw_scene', 'draw_frame', 'plan_frames', 'make_frame_file', 'draw_frames']
 
-# %% ../../../nbs/mammo/drawing/frames.ipynb #215deeb6
+# %% ../../../nbs/mammo/drawing/frames.ipynb #ba2cc454
 import json
-import os
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from ...core.files import write_text
 from ...core.pictures import write_png
-from ...core.processes import ends_with_this
+from ...core.processes import in_processes
 from .anatomy import Anatomy, other_breast
 from .appearance import air, contents, light, neighbours
 from .breast import mask_box
@@ -81,7 +80,7 @@ def draw_frame(
     s = draw_scene(rng, breast, laterality, view, size, tuple(f for f in FAMILIES if chance(rng, strangeness)))
     return stretch(s.picture), mask_box(s.cover > 0.5)
 
-# %% ../../../nbs/mammo/drawing/frames.ipynb #def5bc3f
+# %% ../../../nbs/mammo/drawing/frames.ipynb #a7020466
 def plan_frames(
     patients: int,        # number of patients
     held_back: float,     # share of the patients in val
@@ -148,7 +147,7 @@ def draw_frames(
         write_text(note, about)
     frames = plan_frames(patients, held_back, seed)
     jobs = (delayed(make_frame_file)(folder, frame, size, strangeness) for frame in frames)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
+    drawn = in_processes(jobs, workers)
     found = list(tqdm(drawn, total=len(frames), desc="frames", unit="img"))
     table = pd.DataFrame(frames)[["patient_id", "image_id", "split"]]
     table[["x0", "y0", "x1", "y1", "rows", "columns"]] = found

@@ -28,19 +28,18 @@ seed = 67       # of the random generator
 # %%
 #| export
 import json
-import os
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from mammo_nb.core.files import write_text
 from mammo_nb.core.pictures import write_png
-from mammo_nb.core.processes import ends_with_this
+from mammo_nb.core.processes import in_processes
 from mammo_nb.mammo.drawing.anatomy import Anatomy, other_breast
 from mammo_nb.mammo.drawing.appearance import air, contents, light, neighbours
 from mammo_nb.mammo.drawing.breast import mask_box
@@ -214,7 +213,7 @@ def draw_frames(
         write_text(note, about)
     frames = plan_frames(patients, held_back, seed)
     jobs = (delayed(make_frame_file)(folder, frame, size, strangeness) for frame in frames)
-    drawn = Parallel(n_jobs=workers or os.cpu_count(), return_as="generator", **ends_with_this())(jobs)
+    drawn = in_processes(jobs, workers)
     found = list(tqdm(drawn, total=len(frames), desc="frames", unit="img"))
     table = pd.DataFrame(frames)[["patient_id", "image_id", "split"]]
     table[["x0", "y0", "x1", "y1", "rows", "columns"]] = found
