@@ -148,11 +148,15 @@ def make_app(
         "STOW-RS."
         chunks = aiter(request.stream())
         answer = await take(request, study, chunks)
-        with suppress(TimeoutError, ClientDisconnect):   # many senders look for an answer only after their last byte
-            async with asyncio.timeout(LINGER):
-                async for _ in chunks:
-                    pass
+        # many senders look for an answer only after their last byte
+        with suppress(asyncio.TimeoutError, ClientDisconnect):
+            await asyncio.wait_for(read_rest(chunks), LINGER)
         return answer
+
+    async def read_rest(chunks):
+        "Read an upload to its end."
+        async for _ in chunks:
+            pass
 
     async def take(request: Request, study: str, chunks) -> JSONResponse:
         "Keep the images of an upload, whose bytes are `chunks`."

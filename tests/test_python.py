@@ -1,4 +1,7 @@
 "`import mammo_nb`: quick to load; a folder becomes a table, a file a picture with its header."
+import ast
+import json
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +19,37 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, mammo_nb; print(sorted({'torch', 'pandas', 'numpy', 'cv2', 'pydicom'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def taken_from_the_standard_library() -> set[tuple[str, str]]:
+    "Module and name of all that the package imports from the standard library or reads as `module.name`."
+    taken = set()
+    for path in (ROOT / "mammo_nb").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        modules = {}   # name in the file -> module
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                modules |= {a.asname or a.name: a.name for a in node.names if a.asname or "." not in a.name}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                taken |= {(node.module, a.name) for a in node.names}
+        taken |= {(modules[node.value.id], node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+                  and isinstance(node.value, ast.Name) and node.value.id in modules}
+    return {(module, name) for module, name in taken if module.split(".")[0] in sys.stdlib_module_names}
+
+
+def test_the_oldest_python_has_all_that_is_taken_from_the_standard_library():
+    oldest = "python3.10"   # of `requires-python`
+    if not shutil.which(oldest) or subprocess.run([oldest, "-c", ""], capture_output=True).returncode:
+        pytest.skip(f"needs {oldest}")
+    taken = sorted(taken_from_the_standard_library())
+    assert ("asyncio", "wait_for") in taken
+    code = """import importlib.util, json, sys
+for module, name in json.load(sys.stdin):
+    found = importlib.import_module(module)
+    if not hasattr(found, name) and not (hasattr(found, "__path__") and importlib.util.find_spec(f"{module}.{name}")):
+        print(module, name)"""
+    done = subprocess.run([oldest, "-c", code], input=json.dumps(taken), capture_output=True, text=True, check=True)
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("module, absent", [
